@@ -1,0 +1,161 @@
+"""The disk contract: what every artifact says about itself, and how files are written.
+
+A checkpoint keeps its facts as JSON under `dyvit` in the safetensors header, an ONNX file
+under `dyvit` in its metadata properties.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import JsonConfig, ModelConfig, PruneConfig
+from .errors import ArtifactError, ConfigError
+
+METADATA_KEY = "dyvit"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ArtifactFacts(JsonConfig):
+    """What an artifact knows about itself.
+
+    `prune` is None for a dense backbone. The fields from `precision` on are set by the exporter:
+    `keep_counts` are patch tokens per stage, `parent` names the file exported from (`file`,
+    `sha256`, `weights`), `versions` the libraries that did it.
+    """
+
+    model: ModelConfig
+    prune: PruneConfig | None = None
+    class_names: tuple[str, ...] | None = None
+    training: dict[str, Any] | None = None
+    precision: str = "float32"
+    input: str = "float32"
+    keep_counts: tuple[int, ...] | None = None
+    parent: dict[str, Any] | None = None
+    versions: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Mapping):
+            object.__setattr__(self, "model", ModelConfig.from_dict(self.model))
+        if isinstance(self.prune, Mapping):
+            object.__setattr__(self, "prune", PruneConfig.from_dict(self.prune))
+
+    def to_json(self) -> str:
+        """One line of JSON, the text stored in the artifact."""
+        return json.dumps({"format": FORMAT, **self.to_dict()}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> ArtifactFacts:
+        """Raises ArtifactError, naming the file `where`, when the text is not ours."""
+        try:
+            values = json.loads(text)
+            version = values.pop("format")
+            if version != FORMAT:
+                raise ArtifactError(f"{where} was written in format {version}, this dyvit reads format {FORMAT}; "
+                                    "use the dyvit version that wrote it, or export again.")
+            return cls.from_dict(values)
+        except (ValueError, KeyError, AttributeError, TypeError, ConfigError) as error:
+            raise ArtifactError(f"The dyvit metadata in {where} cannot be read ({error}); export it again.") from error
+
+    @property
+    def dense(self) -> bool:
+        """True when no token is dropped."""
+        return self.prune is None or self.prune.is_dense(self.model.patches)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()                                              # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def require_file(path: str | Path) -> Path:
+    """`path` as a Path when it is a readable, non-empty file; ArtifactError otherwise."""
+    path = Path(path)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; name a file in it.")
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; check the path.")
+    if path.stat().st_size == 0:
+        raise ArtifactError(f"{path} is empty; it was probably not written to the end, make or copy it again.")
+    if not os.access(path, os.R_OK):
+        raise ArtifactError(f"{path} may not be read; change its permissions.")
+    return path
+
+
+def make_folder(path: str | Path) -> Path:
+    """Creates folder `path` when it is missing, and makes sure that it can be written to."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ArtifactError(f"Nothing can be written to {path} ({error.strerror}); choose another folder.") from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which replaces it only when the block succeeds.
+
+    An existing file survives any failure, a full disk included; nothing half-written is left.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; name the file to write.")
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)                                    # mkstemp makes private files
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ArtifactError(f"{path} could not be written ({error.strerror or error}); "
+                            "free space or choose another place.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def library_versions(*distributions: str) -> dict[str, str]:
+    """Versions of this package, Python and those of `distributions` that are installed."""
+    versions = {"dyvit-deploy": own_version(), "python": platform.python_version()}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def own_version() -> str:
+    try:
+        return importlib.metadata.version("dyvit-deploy")
+    except importlib.metadata.PackageNotFoundError:                        # a source tree that was not installed
+        return "unknown"

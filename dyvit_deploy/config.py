@@ -1,0 +1,243 @@
+"""Frozen descriptions of models, pruning and export, with a JSON round trip.
+
+Letters used throughout the package: B batch, N patch tokens, P prefix tokens (class,
+distillation, registers), C channels, H heads, D channels of a head, K kept, S stages.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import ConfigError, did_you_mean
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+BUILDERS = ("vit", "lvvit", "timm")
+STEMS = ("linear", "conv")
+INPUTS = ("float32", "uint8")
+
+T = TypeVar("T", bound="JsonConfig")
+
+
+class JsonConfig:
+    """Adds a JSON round trip to a frozen dataclass; lists become tuples on the way back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+        """Raises ConfigError when a field is missing, unknown or of the wrong form."""
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"{cls.__name__} has no field {name!r}.{did_you_mean(name, known)}")
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__} cannot be read: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Preprocess(JsonConfig):
+    """How a photo becomes model input: resize, centre crop, scale to 0..1, normalise.
+
+    `short_side` is the length of the shorter edge before the centre crop, in pixels; None
+    resizes straight to the input size. `mean` and `std` apply to RGB scaled to 0..1.
+    """
+
+    short_side: int | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(f"Unknown interpolation {self.interpolation!r}."
+                              f"{did_you_mean(self.interpolation, INTERPOLATIONS)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
+
+
+@dataclass(frozen=True)
+class ModelConfig(JsonConfig):
+    """One architecture, unpruned.
+
+    `builder` picks the constructor: "vit" and "lvvit" use the sizes below, "timm" creates
+    the model that timm knows as `timm_name` (the sizes are then read from it).
+    `image_size` is (height, width) in pixels.
+    """
+
+    name: str
+    builder: str
+    image_size: tuple[int, int]
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    classes: int = 1000
+    stem: str = "linear"
+    timm_name: str | None = None
+    preprocess: Preprocess = Preprocess()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.preprocess, Mapping):
+            object.__setattr__(self, "preprocess", Preprocess.from_dict(self.preprocess))
+        for field, choices in (("builder", BUILDERS), ("stem", STEMS)):
+            value = getattr(self, field)
+            if value not in choices:
+                raise ConfigError(f"Unknown {field} {value!r}.{did_you_mean(str(value), choices)}")
+        for side in self.image_size:
+            if side < self.patch_size or side % self.patch_size:
+                raise ConfigError(f"Image side {side} is not a multiple of the patch size {self.patch_size}; "
+                                  f"choose e.g. {max(1, round(side / self.patch_size)) * self.patch_size}.")
+        if self.classes < 1:
+            raise ConfigError(f"A classifier needs at least one class, not {self.classes}.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patch tokens before any is dropped."""
+        return math.prod(self.grid)
+
+    def with_image_size(self, size: tuple[int, int]) -> ModelConfig:
+        """The same model for another input; the crop keeps its fraction of the resized image,
+        and from 384 px on the image is resized straight to the input, as the published code does."""
+        if size == self.image_size:
+            return self
+        short = self.preprocess.short_side
+        if short is not None:
+            short = None if min(size) >= 384 else int(short / min(self.image_size) * min(size))
+        return dataclasses.replace(self, image_size=size,
+                                   preprocess=dataclasses.replace(self.preprocess, short_side=short))
+
+
+def default_stages(depth: int) -> tuple[int, ...]:
+    """Three stages at a quarter, half and three quarters of the depth, as published."""
+    return tuple(sorted({depth * s // 4 for s in (1, 2, 3)} - {0}))
+
+
+def check_stages(stages: Sequence[int], depth: int) -> None:
+    """Raises ConfigError unless `stages` ascend strictly within 0 .. depth - 1."""
+    if any(not 0 <= stage < depth for stage in stages):
+        raise ConfigError(f"Stages {list(stages)} must be blocks of the model, 0 to {depth - 1}.")
+    if any(b <= a for a, b in zip(stages, stages[1:])):
+        raise ConfigError(f"Stages {list(stages)} must ascend, each block once.")
+
+
+@dataclass(frozen=True)
+class PruneConfig(JsonConfig):
+    """How many patch tokens survive each stage: `keep_ratios` of the INITIAL count, or `keep_counts`.
+
+    Exactly one of the two is set; both are per stage and never increase.
+    """
+
+    stages: tuple[int, ...]
+    keep_ratios: tuple[float, ...] | None = None
+    keep_counts: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.keep_ratios is None) == (self.keep_counts is None):
+            raise ConfigError("Give either keep ratios or keep counts, not both and not neither.")
+        values: Sequence[float] = self.schedule
+        if len(values) != len(self.stages):
+            raise ConfigError(f"{len(values)} keep values for {len(self.stages)} stages {list(self.stages)}; "
+                              "give one per stage.")
+        if self.keep_ratios is not None and any(not 0 < r <= 1 for r in values):
+            raise ConfigError(f"Keep ratios {list(values)} must lie above 0 and at most at 1.")
+        if self.keep_counts is not None and any(k < 1 for k in values):
+            raise ConfigError(f"Keep counts {list(values)} must be at least 1.")
+        if any(b > a for a, b in zip(values, values[1:])):
+            raise ConfigError(f"Keep values {list(values)} must not increase: dropped tokens do not come back.")
+
+    @classmethod
+    def from_ratio(cls, ratio: float, stages: Sequence[int]) -> PruneConfig:
+        """The published schedule: stage s (from 1) keeps ratio**s of the patches."""
+        if not 0 < ratio <= 1:
+            raise ConfigError(f"Keep ratio {ratio} must lie above 0 and at most at 1 (1 is the dense model).")
+        return cls(tuple(stages), keep_ratios=tuple(ratio ** (s + 1) for s in range(len(stages))))
+
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """The ratios or the counts, whichever is set."""
+        return self.keep_ratios if self.keep_ratios is not None else self.keep_counts or ()
+
+    def counts(self, patches: int) -> tuple[int, ...]:
+        """K per stage for N = `patches`: int(N * ratio), the truncation of the published code.
+
+        Raises:
+            ConfigError: a stage would keep no token, or more than there are.
+        """
+        if self.keep_counts is not None:
+            counts = self.keep_counts
+        else:
+            counts = tuple(int(patches * ratio) for ratio in self.keep_ratios or ())
+        if any(k < 1 for k in counts):
+            raise ConfigError(f"Keep ratios {[round(float(r), 4) for r in self.schedule]} of {patches} patches "
+                              "leave 0 tokens; choose larger ratios.")
+        if any(k > patches for k in counts):
+            raise ConfigError(f"Keep counts {list(counts)} exceed the {patches} patches of the model.")
+        return counts
+
+    def ratios(self, patches: int) -> tuple[float, ...]:
+        """The training target per stage, as a fraction of N = `patches`."""
+        return self.keep_ratios or tuple(k / patches for k in self.counts(patches))
+
+    def is_dense(self, patches: int) -> bool:
+        """True when no stage drops a token."""
+        return all(k == patches for k in self.counts(patches))
+
+
+@dataclass(frozen=True)
+class KeepRequest:
+    """What a user asked of the pruning; at most one of `ratio`, `ratios`, `counts`. All None asks nothing."""
+
+    ratio: float | None = None
+    ratios: tuple[float, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    stages: tuple[int, ...] | None = None
+
+    def resolve(self, depth: int, default: PruneConfig | None) -> PruneConfig | None:
+        """The request laid over what the checkpoint records (`default`, None when it records nothing).
+
+        Raises:
+            ConfigError: contradictory values, or stages that the model does not have.
+        """
+        given = [value for value in (self.ratio, self.ratios, self.counts) if value is not None]
+        if len(given) > 1:
+            raise ConfigError("Give only one of --keep-ratio, --keep-ratios and --keep-counts.")
+        stages = self.stages or (default.stages if default else default_stages(depth))
+        check_stages(stages, depth)
+        if self.ratio is not None:
+            return PruneConfig.from_ratio(self.ratio, stages)
+        if given:
+            return PruneConfig(stages, self.ratios, self.counts)
+        return default and PruneConfig(stages, default.keep_ratios, default.keep_counts)
+
+
+@dataclass(frozen=True)
+class ExportConfig(JsonConfig):
+    """What the exported graph offers besides `logits`.
+
+    `with_tokens` adds `kept_0` .. `kept_{S-1}`; `input` "uint8" takes raw RGB [B, height, width, 3]
+    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit of 3840 on TopK.
+    """
+
+    with_tokens: bool = False
+    input: str = "float32"
+    allow_large_k: bool = False
+    opset: int = 20
+
+    def __post_init__(self) -> None:
+        if self.input not in INPUTS:
+            raise ConfigError(f"Unknown input type {self.input!r}.{did_you_mean(self.input, INPUTS)}")

@@ -1,0 +1,1 @@
+"""Images in: folders, the digit scenes, noise, and the preprocessing that checkpoints demand."""

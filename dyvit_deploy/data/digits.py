@@ -1,0 +1,119 @@
+"""Scenes with one handwritten digit in clutter, made on the spot: the demo data set.
+
+scikit-learn ships 1,797 real 8x8 handwritten digits. Each scene shows one of them, scaled,
+tilted and coloured, at a random place on a noisy background with fragments of other digits, so
+that most patches carry nothing and the box of the digit is known. No digit is in two splits.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..config import ModelConfig
+from ..errors import DataError, did_you_mean
+from ..optional import require
+from .images import Batch
+
+SIDE = 64                                   # pixels of a scene
+DIGIT_SIDE = (22, 33)                       # smallest, one past the largest
+TILT = 12.0                                 # degrees to either side
+FRAGMENTS, FRAGMENT_SIDE = 6, 8
+SPLITS = {"train": (0.0, 0.75), "val": (0.75, 0.8), "test": (0.8, 1.0)}
+COUNTS = {"train": 30_000, "val": 1_000, "test": 2_000}
+INK = 0.15                                  # opacity from which a pixel counts as part of the digit
+
+
+@functools.cache
+def glyphs(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The digits of a split: uint8 [count, 8, 8] with 0 as paper and 255 as ink, and labels int64."""
+    data = require("sklearn.datasets", extra="demo").load_digits()
+    order = np.random.default_rng(1797).permutation(len(data.target))
+    low, high = (round(edge * len(order)) for edge in SPLITS[split])
+    chosen = order[low:high]
+    return (data.images[chosen] * (255 / 16)).astype(np.uint8), data.target[chosen].astype(np.int64)
+
+
+class DigitScenes:
+    """`limit` scenes of a split; scene i is the same in every run. An epoch number makes new ones."""
+
+    class_names: tuple[str, ...] | None = tuple("0123456789")
+
+    def __init__(self, config: ModelConfig, split: str = "test", limit: int | None = None) -> None:
+        if split not in SPLITS:
+            raise DataError(f"Unknown split {split!r}.{did_you_mean(split, SPLITS)}")
+        self.name, self.skipped = f"digits:{split}", []  # type: ignore[var-annotated]
+        self._split, self._count, self._size = split, limit or COUNTS[split], config.image_size
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
+        for start in range(0, self._count, size):
+            indices = range(start, min(start + size, self._count))
+            scenes = [draw_scene(self._split, i, 0 if epoch is None else epoch + 1) for i in indices]
+            images = np.stack([scene[0] for scene in scenes])
+            boxes = np.asarray([scene[2] for scene in scenes], np.float32)
+            if self._size != (SIDE, SIDE):
+                height, width = self._size
+                images = np.stack([np.asarray(Image.fromarray(i).resize((width, height), Image.Resampling.BICUBIC))
+                                   for i in images])
+                boxes = boxes * np.asarray([height, width, height, width], np.float32) / SIDE
+            labels = np.asarray([scene[1] for scene in scenes], np.int64)
+            yield Batch(images, labels, boxes, [f"{self.name} {i}" for i in indices])
+
+
+def draw_scene(split: str, index: int, variant: int = 0) -> tuple[NDArray[np.uint8], int, tuple[int, int, int, int]]:
+    """Scene `index` of a split: uint8 [64, 64, 3], its label and the digit's box (top, left, bottom, right)."""
+    shapes, labels = glyphs(split)
+    rng = np.random.default_rng([variant, list(SPLITS).index(split), index])
+    canvas, paper = _background(rng)
+    for _ in range(FRAGMENTS):
+        opacity = _stamp(shapes[rng.integers(len(shapes))], int(rng.integers(*DIGIT_SIDE)), 0.0)
+        row, column = rng.integers(0, opacity.shape[0] - FRAGMENT_SIDE + 1, 2)
+        opacity = opacity[row:row + FRAGMENT_SIDE, column:column + FRAGMENT_SIDE]
+        _blend(canvas, opacity, _ink(rng, paper), *rng.integers(0, SIDE - FRAGMENT_SIDE + 1, 2))
+    which = int(rng.integers(len(shapes)))
+    opacity = _stamp(shapes[which], int(rng.integers(*DIGIT_SIDE)), float(rng.uniform(-TILT, TILT)))
+    top, left = (int(edge) for edge in rng.integers(0, SIDE - opacity.shape[0] + 1, 2))
+    _blend(canvas, opacity, _ink(rng, paper), top, left)
+    canvas += 10 * rng.standard_normal(canvas.shape, np.float32)
+    rows, columns = (np.flatnonzero((opacity > INK).any(axis)) for axis in (1, 0))
+    box = (top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1)
+    return canvas.clip(0, 255).astype(np.uint8), int(labels[which]), box
+
+
+def _background(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cloudy paper float32 [64, 64, 3] and its mean colour [3]."""
+    colour = rng.uniform(40, 215, 3).astype(np.float32)
+    clouds = (colour + rng.normal(0, 25, (8, 8, 3))).clip(0, 255).astype(np.uint8)
+    soft = Image.fromarray(clouds).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(soft, np.float32).copy(), colour
+
+
+def _ink(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A colour [3] that stands out: of 24 tries the first whose brightness differs from the paper's by
+    at least 70 of 255, else the one that differs most."""
+    colours = rng.uniform(0, 255, (24, 3)).astype(np.float32)
+    difference = abs(colours.mean(axis=1) - paper.mean())
+    colour: NDArray[np.float32] = colours[(difference.clip(max=70)).argmax()]
+    return colour
+
+
+def _stamp(shape: NDArray[np.uint8], side: int, degrees: float) -> NDArray[np.float32]:
+    """A digit as opacity, float32 [side, side] in 0..1."""
+    image = Image.fromarray(shape).resize((side, side), Image.Resampling.BICUBIC)
+    if degrees:
+        image = image.rotate(degrees, Image.Resampling.BICUBIC)
+    return np.asarray(image, np.float32) / 255
+
+
+def _blend(canvas: NDArray[np.float32], opacity: NDArray[np.float32], colour: NDArray[np.float32],
+           top: int, left: int) -> None:
+    """Paints `colour` onto `canvas` in place."""
+    height, width = opacity.shape
+    window = canvas[top:top + height, left:left + width]
+    window += (colour - window) * opacity[..., None]

@@ -1,0 +1,39 @@
+"""From an image file to model input, as the checkpoint was evaluated."""
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..config import ModelConfig, Preprocess
+
+RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+              "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+
+
+def resize_and_crop(image: Image.Image, config: ModelConfig) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] of the model's size: short side resized, centre cropped.
+
+    The order and rounding are those of torchvision's Resize and CenterCrop on a Pillow image,
+    which the published evaluation uses.
+    """
+    preprocess, (height, width) = config.preprocess, config.image_size
+    resampling = RESAMPLING[preprocess.interpolation]
+    image = image.convert("RGB")
+    if preprocess.short_side is None:
+        return np.asarray(image.resize((width, height), resampling))
+    short = min(image.size)
+    scaled = tuple(side if side == short else int(preprocess.short_side * side / short) for side in image.size)
+    scaled = tuple(preprocess.short_side if side == short else side for side in scaled)
+    image = image.resize((scaled[0], scaled[1]), resampling)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    # A crop larger than the resized image (wide non-square inputs) pads with black, as Pillow does.
+    return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
+    """uint8 [B, height, width, 3] -> float32 [B, 3, height, width], scaled to 0..1, then normalised."""
+    mean = np.asarray(preprocess.mean, np.float32)
+    std = np.asarray(preprocess.std, np.float32)
+    scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

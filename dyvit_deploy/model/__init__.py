@@ -1,0 +1,1 @@
+"""DynamicViT in PyTorch: token maths, predictors, timm adapter, checkpoints."""

@@ -1,0 +1,285 @@
+"""Reads published and own checkpoints safely, writes own ones.
+
+Own format: safetensors whose header metadata holds the facts as JSON. Published `.pth` and
+`.pth.tar` files are unpickled with nothing but tensors and argparse.Namespace allowed, so
+that no code in them can run.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from .. import zoo
+from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, require_file, sha256
+from ..config import KeepRequest, ModelConfig, PruneConfig
+from ..errors import CheckpointError, ConfigError, did_you_mean
+from . import vit
+from .dynamicvit import DynamicViT
+
+WEIGHTS = ("auto", "model", "ema")
+PREDICTOR = "score_predictor."
+RESUME = "resume."          # tensors of an interrupted training run, no part of the model
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """What a user may override when a checkpoint is opened.
+
+    `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
+    `image_size` is (height, width) in pixels.
+    """
+
+    model: str | None = None
+    weights: str = "auto"
+    image_size: tuple[int, int] | None = None
+    keep: KeepRequest = KeepRequest()
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"Unknown weights {self.weights!r}.{did_you_mean(self.weights, WEIGHTS)}")
+
+
+@dataclass(frozen=True)
+class RawCheckpoint:
+    """The tensors of a file under their published names, and what the file says about them.
+
+    `weights` tells which set was taken, "model" or "ema"; `arguments` are those of the published
+    training script.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    facts: ArtifactFacts | None
+    weights: str
+    arguments: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
+    """Reads the tensors of `path` without running any code from it.
+
+    Raises:
+        CheckpointError: damaged, not a checkpoint, or it holds more than plain data.
+        ArtifactError: missing or empty.
+    """
+    path = require_file(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, weights)
+    saved = _unpickle(path)
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a dictionary of tensors; "
+                              "save the model's state_dict().")
+    state, taken = _choose_weights(path, saved, weights)
+    arguments = saved.get("args")
+    return RawCheckpoint(path, state, None, taken, vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
+
+
+def _read_safetensors(path: Path, weights: str) -> RawCheckpoint:
+    if weights == "ema":
+        raise CheckpointError(f"{path} holds one set of weights; leave out --weights ema.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(RESUME)}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); make or copy it again.") from error
+    text = metadata.get(METADATA_KEY)
+    facts = ArtifactFacts.from_json(text, str(path)) if text else None
+    return RawCheckpoint(path, state, facts, "model", {})
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"[Uu]nsupported (?:global|class|operand)\S* (\S+)",
+                                                                   str(error))
+        if found:
+            raise CheckpointError(f"{path} wants to run {found.group(1)}, which a checkpoint has no need to; "
+                                  "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
+        raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
+                              "it is damaged or of another kind, make or copy it again.") from error
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError, IndexError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
+                              "it is damaged or of another kind, make or copy it again.") from error
+
+
+def _choose_weights(path: Path, saved: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:
+    has_ema = isinstance(saved.get("model_ema"), Mapping)
+    if weights == "ema" and not has_ema:
+        raise CheckpointError(f"{path} holds no EMA weights; leave out --weights ema.")
+    # A file saved at the best EMA epoch keeps the raw weights of that epoch under "model".
+    if weights == "ema" or (weights == "auto" and has_ema and saved.get("epoch") == "best-ema"):
+        taken, state = "ema", saved["model_ema"]
+    else:
+        taken = "model"
+        state = next((saved[key] for key in ("model", "state_dict") if isinstance(saved.get(key), Mapping)), saved)
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(state) and state is saved:
+        raise CheckpointError(f"{path} holds no state dict; expected tensors under 'model' or at the top level.")
+    if all(name.startswith("module.") for name in tensors):                # saved from DataParallel
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors, taken
+
+
+def infer_model(state: Mapping[str, Tensor], where: str) -> ModelConfig:
+    """The architecture that published tensor names and shapes belong to.
+
+    Raises:
+        CheckpointError: no known model has this width, depth and stem.
+    """
+    for name in ("pos_embed", "head.weight", "blocks.0.attn.qkv.weight"):
+        if name not in state:
+            raise CheckpointError(f"{where} has no tensor {name!r}, so it is no ViT checkpoint; "
+                                  "name its architecture with --model if it is one of timm's.")
+    width = state["pos_embed"].shape[-1]
+    depth = 1 + max(int(m.group(1)) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
+    builder = "lvvit" if "patch_embed.conv1.weight" in state else "vit"
+    stem = "conv" if "patch_embed.layers.0.weight" in state else "linear"
+    matches = [c for c in zoo.MODELS.values() if (c.builder, c.width, c.depth, c.stem) == (builder, width, depth, stem)]
+    if not matches:
+        raise CheckpointError(f"{where} has width {width} and depth {depth}, which no known model has; "
+                              "name its architecture with --model timm:NAME (dyvit models lists the others).")
+    patches = state["pos_embed"].shape[1] - 1
+    config = next((c for c in matches if c.patches == patches), matches[0])
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise CheckpointError(f"{where} has {patches} patch positions, which make no square grid; "
+                              "give the image size with --image-size HEIGHTxWIDTH.")
+    classes = state["head.weight"].shape[0]
+    return dataclasses.replace(config.with_image_size((side * config.patch_size,) * 2), classes=classes)
+
+
+def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
+               like: ArtifactFacts | None = None) -> tuple[DynamicViT, ArtifactFacts]:
+    """Opens a checkpoint as a model in evaluation mode.
+
+    Args:
+        path: own `.safetensors`, or a published `.pth` / `.pth.tar`.
+        load: overrides.
+        like: take model, pruning and weights from this artifact instead, to compare with it.
+
+    Returns:
+        the model, and its facts with `parent` filled in: the file, its sha256, the weights taken.
+
+    Raises:
+        CheckpointError: tensors missing, unexpected or of the wrong shape.
+        ConfigError: overrides that the model cannot have.
+    """
+    weights = load.weights
+    if like and weights == "auto" and like.parent and Path(path).suffix != ".safetensors":
+        weights = like.parent.get("weights", "auto")
+    raw = read_checkpoint(path, weights)
+    facts = like or _resolve(raw, load)
+    model = DynamicViT(facts.model, facts.prune)
+    _load_state(model, raw)
+    parent = {"file": raw.path.name, "sha256": sha256(raw.path), "weights": raw.weights}
+    return model.eval(), dataclasses.replace(facts, parent=parent)
+
+
+def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
+    where = str(raw.path)
+    if load.model:
+        model = vit.resolve(load.model)
+        if "head.weight" in raw.state:
+            model = dataclasses.replace(model, classes=raw.state["head.weight"].shape[0])
+    else:
+        model = raw.facts.model if raw.facts else infer_model(raw.state, where)
+    if load.image_size:
+        model = model.with_image_size(load.image_size)
+    predictors = 1 + max((int(name.split(".")[1]) for name in raw.state if name.startswith(PREDICTOR)), default=-1)
+    recorded = raw.facts.prune if raw.facts else None
+    if recorded is None and predictors and isinstance(rate := raw.arguments.get("base_rate"), float):
+        recorded = KeepRequest(ratio=rate).resolve(model.depth, None)
+    prune = load.keep.resolve(model.depth, recorded)
+    if predictors == 0:
+        if prune is not None and not prune.is_dense(model.patches):
+            raise CheckpointError(f"{where} is a dense backbone without predictors, so it cannot drop tokens; train it "
+                                  f"first (dyvit train --backbone {raw.path.name}) or pass --keep-ratio 1.0.")
+        prune = None
+    elif prune is None:
+        raise CheckpointError(f"{where} does not record its keep ratio; pass the one it was trained for, "
+                              "e.g. --keep-ratio 0.7.")
+    elif len(prune.stages) != predictors:
+        raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were asked for "
+                              f"{list(prune.stages)}; give --stages with {predictors} blocks.")
+    base = raw.facts or ArtifactFacts(model)
+    return dataclasses.replace(base, model=model, prune=prune)
+
+
+def published_name(name: str) -> str:
+    """The tensor's name in published checkpoints: the backbone has no prefix there."""
+    return name.removeprefix("backbone.")
+
+
+def _load_state(model: DynamicViT, raw: RawCheckpoint) -> None:
+    wanted = {published_name(name): tensor for name, tensor in model.state_dict().items()}
+    state = dict(raw.state)
+    if "pos_embed" in wanted and "pos_embed" in state and state["pos_embed"].shape != wanted["pos_embed"].shape:
+        state["pos_embed"] = _resample(model, state["pos_embed"], wanted["pos_embed"])
+    for name in wanted:
+        if name not in state:
+            raise CheckpointError(f"{raw.path} lacks the tensor {name!r} of {model.config.name}; "
+                                  "it is incomplete or of another model.")
+    for name, tensor in state.items():
+        if name not in wanted:
+            raise CheckpointError(f"{raw.path} has the tensor {name!r}, which {model.config.name} does not; "
+                                  "it is of another model.")
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(f"{raw.path}: tensor {name!r} has shape {list(tensor.shape)}, "
+                                  f"{model.config.name} needs {list(wanted[name].shape)}.")
+    own = model.state_dict().keys()
+    model.load_state_dict({name: state[published_name(name)] for name in own})
+
+
+def _resample(model: DynamicViT, stored: Tensor, wanted: Tensor) -> Tensor:
+    """Positional embedding [1, P + N, C] interpolated to the model's grid."""
+    prefix = 0 if model.backbone.no_embed_class else model.prefix
+    side = math.isqrt(stored.shape[1] - prefix)
+    if side * side != stored.shape[1] - prefix or stored.shape[-1] != wanted.shape[-1]:
+        return stored                                                      # the shape check names it
+    resampled: Tensor = resample_abs_pos_embed(stored, new_size=list(model.config.grid), old_size=[side, side],
+                                               num_prefix_tokens=prefix)
+    return resampled
+
+
+def save_checkpoint(path: str | Path, model: DynamicViT, facts: ArtifactFacts,
+                    resume: Mapping[str, Tensor] | None = None) -> None:
+    """Writes own format, atomically. `resume` adds tensors that only training reads."""
+    state = {published_name(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state |= {RESUME + name: tensor.detach().cpu().contiguous() for name, tensor in (resume or {}).items()}
+    with atomic_write(path) as temporary:
+        try:
+            safetensors.torch.save_file(state, temporary, metadata={METADATA_KEY: facts.to_json()})
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_resume(path: str | Path) -> dict[str, Tensor]:
+    """The tensors that `save_checkpoint` got as `resume`."""
+    with safetensors.safe_open(require_file(path), framework="pt") as file:
+        return {name.removeprefix(RESUME): file.get_tensor(name) for name in file.keys() if name.startswith(RESUME)}
+
+
+def dense_copy(facts: ArtifactFacts) -> ArtifactFacts:
+    """The unpruned backbone that `facts` prune."""
+    return dataclasses.replace(facts, prune=None, keep_counts=None)
+
+
+def prune_for(model: ModelConfig, keep: KeepRequest, default_ratio: float) -> PruneConfig:
+    """The schedule asked for, or `default_ratio` at the default stages."""
+    asked = keep.resolve(model.depth, None)
+    return asked or KeepRequest(ratio=default_ratio, stages=keep.stages).resolve(model.depth, None)  # type: ignore[return-value]

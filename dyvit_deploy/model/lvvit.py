@@ -1,0 +1,88 @@
+"""LV-ViT as a timm VisionTransformer: its stem, halved residual branches and auxiliary head.
+
+Jiang et al., "All Tokens Matter: Token Labeling for Training Better Vision Transformers", 2021;
+tensor names are those of the published checkpoints.
+"""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+
+
+class GridStem(nn.Module):
+    """Base of patch embeddings that timm's VisionTransformer can take: knows its grid."""
+
+    def __init__(self, img_size: tuple[int, int], patch_size: int) -> None:
+        super().__init__()
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+
+class LVStem(GridStem):
+    """Three convolutions at half resolution, then 8x8 patches of their output."""
+
+    def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int,
+                 **_timm_options: Any) -> None:
+        super().__init__(img_size, patch_size)
+        convolution = partial(nn.Conv2d, out_channels=64, bias=False)
+        self.conv1 = convolution(in_chans, kernel_size=7, stride=2, padding=3)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = convolution(64, kernel_size=3, padding=1)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.conv3 = convolution(64, kernel_size=3, padding=1)
+        self.bn3 = nn.BatchNorm2d(64)
+        self.proj = nn.Conv2d(64, embed_dim, kernel_size=patch_size // 2, stride=patch_size // 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, 3, height, width] -> [B, N, C]."""
+        x = self.bn1(self.conv1(images)).relu()                            # [B, 64, height/2, width/2]
+        x = self.bn2(self.conv2(x)).relu()
+        x = self.bn3(self.conv3(x)).relu()
+        tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)           # [B, N, C]
+        return tokens
+
+
+class Halve(nn.Module):
+    """LV-ViT divides every residual branch by 2 (`skip_lam` of its code)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.5
+
+
+class LVViT(VisionTransformer):
+    """The LV-ViT backbone; only stem, residual scale and head differ from timm's ViT."""
+
+    def __init__(self, config: ModelConfig, drop_path_rate: float = 0.0) -> None:
+        super().__init__(
+            img_size=config.image_size, patch_size=config.patch_size, num_classes=config.classes,
+            embed_dim=config.width, depth=config.depth, num_heads=config.heads, mlp_ratio=config.mlp_ratio,
+            qkv_bias=False, norm_layer=partial(nn.LayerNorm, eps=1e-5), embed_layer=LVStem,
+            drop_path_rate=drop_path_rate,
+        )
+        for block in self.blocks:
+            block.ls1, block.ls2 = Halve(), Halve()
+        self.aux_head = nn.Linear(config.width, config.classes)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class-token logits plus half the maximum over the patch tokens' auxiliary logits.
+
+        Args:
+            x: float [B, 1 + K, C], normalised tokens, class token first.
+            pre_logits: return the class token instead.
+
+        Returns:
+            float [B, classes].
+        """
+        if pre_logits:
+            return x[:, 0]
+        return self.join_heads(x[:, 0], self.aux_head(x[:, 1:]))
+
+    def join_heads(self, class_token: Tensor, auxiliary: Tensor) -> Tensor:
+        """[B, C] and [B, K, classes] -> [B, classes]."""
+        logits: Tensor = self.head(class_token) + 0.5 * auxiliary.amax(dim=1)
+        return logits

@@ -1,0 +1,66 @@
+"""The network that scores tokens, one per stage (paper, section 3.2; published code)."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pruning import masked_mean
+
+
+class ScorePredictor(nn.Module):
+    """Scores patch tokens from their own features and the mean of the others.
+
+    Tensor names are those of published checkpoints. Output index 0 means KEEP, as in the
+    published code (the paper writes index 1).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_conv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.out_conv = nn.Sequential(
+            nn.Linear(width, width // 2), nn.GELU(),
+            nn.Linear(width // 2, width // 4), nn.GELU(),
+            nn.Linear(width // 4, 2),
+        )
+
+    def _features(self, tokens: Tensor, decision: Tensor | None) -> Tensor:
+        """[B, N, C] -> [B, N, C/4], all but the last layer."""
+        local, others = self.in_conv(tokens).chunk(2, dim=-1)              # [B, N, C/2] twice
+        if decision is None:
+            mean = others.mean(dim=1, keepdim=True)                        # [B, 1, C/2]
+        else:
+            mean = masked_mean(others, decision)                           # [B, 1, C/2]
+        joined = torch.cat([local, mean.expand_as(local)], dim=-1)         # [B, N, C]
+        features: Tensor = self.out_conv[:-1](joined)
+        return features
+
+    def forward(self, tokens: Tensor, decision: Tensor) -> Tensor:
+        """Log-probabilities of keep and drop for training.
+
+        Args:
+            tokens: float [B, N, C], patch tokens of the raw residual stream.
+            decision: float [B, N], which of them are still kept.
+
+        Returns:
+            float [B, N, 2].
+        """
+        return F.log_softmax(self.out_conv[-1](self._features(tokens, decision)), dim=-1)
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """Keep scores for inference: z0 - z1, the logit of the keep probability.
+
+        The order is that of log p(keep) in the published code; unlike it, the difference does
+        not saturate, so confident tokens do not tie. It is computed as one linear output, so
+        that the exported graph has no softmax.
+
+        Args:
+            tokens: float [B, N, C], the patch tokens that are left.
+
+        Returns:
+            float [B, N].
+        """
+        last = self.out_conv[-1]
+        weight, bias = last.weight, last.bias
+        features = self._features(tokens, None)
+        return F.linear(features, weight[:1] - weight[1:], bias[:1] - bias[1:]).squeeze(-1)  # [B, N]

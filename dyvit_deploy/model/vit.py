@@ -1,0 +1,198 @@
+"""The only module that knows timm's ViT: builds backbones and runs their parts.
+
+timm's own blocks run the inference path unchanged. Training needs the masked attention inside
+them, which timm has no hook for; the block forms that support it are one small table below.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from torch import Tensor, nn
+
+from .. import zoo
+from ..config import ModelConfig, Preprocess
+from ..errors import ConfigError, did_you_mean
+from .lvvit import GridStem, LVViT
+from .pruning import ATTENTION_EPS, masked_attention, masked_mean
+
+TIMM_PREFIX = "timm:"
+
+
+class ConvStem(GridStem):
+    """Stride-2 convolutions down to the patch grid, each with batch norm and ReLU.
+
+    Early convolutions help small ViTs on small data (Xiao et al., 2021).
+    """
+
+    def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int,
+                 **_timm_options: Any) -> None:
+        super().__init__(img_size, patch_size)
+        steps = patch_size.bit_length() - 1
+        widths = [in_chans, *(embed_dim >> (steps - 1 - i) for i in range(steps))]
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(zip(widths, widths[1:])):
+            size = 2 if i == steps - 1 else 3
+            layers += [nn.Conv2d(before, after, size, stride=2, padding=size // 2 if size == 3 else 0, bias=False),
+                       nn.BatchNorm2d(after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, 3, height, width] -> [B, N, C]."""
+        tokens: Tensor = self.layers(images).flatten(2).transpose(1, 2)    # [B, N, C]
+        return tokens
+
+
+def _build_vit(config: ModelConfig, drop_path_rate: float) -> VisionTransformer:
+    stem = {"embed_layer": ConvStem} if config.stem == "conv" else {}
+    return VisionTransformer(
+        img_size=config.image_size, patch_size=config.patch_size, num_classes=config.classes,
+        embed_dim=config.width, depth=config.depth, num_heads=config.heads, mlp_ratio=config.mlp_ratio,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), drop_path_rate=drop_path_rate, **stem,
+    )
+
+
+def _build_timm(config: ModelConfig, drop_path_rate: float) -> VisionTransformer:
+    return _create_timm(str(config.timm_name), img_size=config.image_size, num_classes=config.classes,
+                        drop_path_rate=drop_path_rate)
+
+
+BUILD: dict[str, Callable[[ModelConfig, float], VisionTransformer]] = {
+    "vit": _build_vit, "lvvit": LVViT, "timm": _build_timm,
+}
+
+
+def build_backbone(config: ModelConfig, drop_path_rate: float = 0.0) -> VisionTransformer:
+    """A timm VisionTransformer with random weights, for `config`."""
+    return BUILD[config.builder](config, drop_path_rate)
+
+
+def _create_timm(name: str, **options: Any) -> VisionTransformer:
+    if name not in timm.list_models():
+        base = name.split(".")[0]
+        if base not in timm.list_models():
+            raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
+    model = timm.create_model(name, pretrained=False, **options)
+    if not isinstance(model, VisionTransformer):
+        raise ConfigError(f"timm:{name} is a {type(model).__name__}, not a VisionTransformer; "
+                          "only those can be pruned here.")
+    return model
+
+
+def resolve(name: str) -> ModelConfig:
+    """The config of a zoo model, or of any timm VisionTransformer written as `timm:NAME`.
+
+    Raises:
+        ConfigError: unknown name, or a timm model of another kind.
+    """
+    if not name.startswith(TIMM_PREFIX):
+        return zoo.get(name)
+    timm_name = name.removeprefix(TIMM_PREFIX)
+    with torch.device("meta"):
+        model = _create_timm(timm_name)
+    grid, facts = model.patch_embed.grid_size, model.pretrained_cfg
+    size = tuple(facts["input_size"][1:])
+    crop = facts.get("crop_pct") or 1.0
+    first = model.blocks[0]
+    return ModelConfig(
+        name=name, builder="timm", timm_name=timm_name, image_size=(size[0], size[1]),
+        patch_size=size[0] // grid[0], width=model.embed_dim, depth=len(model.blocks),
+        heads=getattr(getattr(first, "attn", first), "num_heads", 0),
+        classes=model.num_classes,
+        preprocess=Preprocess(short_side=None if crop == 1.0 else int(min(size) / crop),
+                              mean=tuple(facts["mean"]), std=tuple(facts["std"]),
+                              interpolation=facts["interpolation"]),
+    )
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """float [B, 3, height, width] -> tokens [B, P + N, C], as `vit` itself starts."""
+    tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+    return tokens
+
+
+Attend = Callable[[nn.Module, Tensor], Tensor]
+
+
+def _pre_norm(block: Any, x: Tensor, attend: Attend) -> Tensor:
+    x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(x))))
+    result: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return result
+
+
+def _post_norm(block: Any, x: Tensor, attend: Attend) -> Tensor:
+    x = x + block.drop_path1(block.norm1(attend(block.attn, x)))
+    result: Tensor = x + block.drop_path2(block.norm2(block.mlp(x)))
+    return result
+
+
+MASKED_BLOCKS: dict[type, Callable[[Any, Tensor, Attend], Tensor]] = {Block: _pre_norm, ResPostBlock: _post_norm}
+
+
+def _masked_attend(attn: Any, x: Tensor, decision: Tensor, eps: float) -> Tensor:
+    """timm's Attention with the masked softmax in place of the plain one."""
+    batch, count, _ = x.shape
+    qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # each [B, H, T, D]
+    out = masked_attention(attn.q_norm(query), attn.k_norm(key), value, decision, attn.scale, eps)
+    out = attn.norm(out.transpose(1, 2).reshape(batch, count, attn.attn_dim))
+    if attn.gate is not None:
+        out = out * attn.gate(x).sigmoid()
+    result: Tensor = attn.proj_drop(attn.proj(out))
+    return result
+
+
+def masked_block(block: nn.Module, tokens: Tensor, decision: Tensor, eps: float = ATTENTION_EPS) -> Tensor:
+    """One transformer block in which dropped tokens are seen only by themselves.
+
+    Args:
+        tokens: float [B, T, C], prefix tokens included.
+        decision: float [B, T], 1 for every prefix token.
+        eps: smoothing of the masked softmax.
+
+    Raises:
+        ConfigError: a block or attention form without a masked version.
+    """
+    form = MASKED_BLOCKS.get(type(block))
+    if form is None or type(block.attn) is not Attention:
+        part = type(block).__name__ if form is None else type(block.attn).__name__
+        raise ConfigError(f"{part} has no masked attention here, so this model can be exported but not trained; "
+                          "choose a timm ViT with the standard block.")
+    return form(block, tokens, lambda attn, x: _masked_attend(attn, x, decision, eps))
+
+
+def masked_head(vit: VisionTransformer, tokens: Tensor, decision: Tensor) -> Tensor:
+    """Logits that dropped tokens do not reach.
+
+    Args:
+        tokens: float [B, P + N, C] after the final norm.
+        decision: float [B, N], 1 keeps.
+
+    Returns:
+        float [B, classes].
+
+    Raises:
+        ConfigError: pooling that has no masked form here.
+    """
+    prefix = vit.num_prefix_tokens
+    logits: Tensor
+    if isinstance(vit, LVViT):
+        hidden = (decision < 0.5).unsqueeze(-1)                            # [B, N, 1]
+        auxiliary = vit.aux_head(tokens[:, prefix:]).masked_fill(hidden, -torch.inf)
+        some = decision.amax(dim=1) > 0.5                                  # [B]
+        # An image that lost every token is judged by its class token alone.
+        return vit.join_heads(tokens[:, 0], torch.where(some[:, None, None], auxiliary, 0.0))
+    if vit.global_pool == "avg" and not vit.pool_include_prefix:
+        pooled = masked_mean(tokens[:, prefix:], decision).squeeze(1)      # [B, C]
+        logits = vit.head(vit.head_drop(vit.fc_norm(pooled)))
+    elif vit.global_pool == "token":
+        logits = vit.forward_head(tokens)
+    else:
+        raise ConfigError(f"Training with {vit.global_pool!r} pooling is not supported; "
+                          "choose a model that pools the class token or the average.")
+    return logits

@@ -1,0 +1,107 @@
+"""The shape of a runner: what it takes, what it gives, and a fake one for tests."""
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import ArtifactFacts
+from ..config import Preprocess
+from ..data.preprocess import normalise
+from ..errors import BackendError
+
+Self = TypeVar("Self", bound="Runner")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The one input: its name, "float32" or "uint8", and its shape with None for free dimensions."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def check(self, feed: NDArray[Any]) -> None:
+        """Raises BackendError when `feed` does not fit."""
+        fits = len(feed.shape) == len(self.shape) and all(w in (None, h) for w, h in zip(self.shape, feed.shape))
+        if not fits or feed.dtype != self.dtype:
+            wanted = ", ".join("any" if side is None else str(side) for side in self.shape)
+            raise BackendError(f"Input {self.name!r} takes {self.dtype} [{wanted}], "
+                               f"not {feed.dtype} {list(feed.shape)}.")
+
+
+class Outputs(NamedTuple):
+    """What a runner computes.
+
+    logits: float32 [B, classes].
+    kept: per stage int64 [B, K_s], patches in the original grid; empty when the artifact does not tell.
+    scores: per stage float32 [B, N]; empty when the backend does not tell.
+    """
+
+    logits: NDArray[np.float32]
+    kept: tuple[NDArray[np.int64], ...] = ()
+    scores: tuple[NDArray[np.float32], ...] = ()
+
+
+class Runner(abc.ABC):
+    """Runs one artifact on one backend; a context manager, because backends hold memory.
+
+    `name` is for tables, `backend` names library and device, `facts` is None for files that are
+    not ours.
+    """
+
+    name: str
+    backend: str
+    facts: ArtifactFacts | None
+    input: InputSpec
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees what the backend holds."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The artifact's own preprocessing; ImageNet's for files that are not ours."""
+        return self.facts.model.preprocess if self.facts else Preprocess()
+
+    def infer(self, feed: NDArray[Any]) -> Outputs:
+        """Runs one batch.
+
+        Args:
+            feed: as `input` says: float32 [B, 3, height, width] normalised, or uint8 [B, height, width, 3].
+
+        Raises:
+            BackendError: the feed does not fit, or the backend failed.
+        """
+        self.input.check(feed)
+        return self._infer(feed)
+
+    def predict(self, images: NDArray[np.uint8]) -> Outputs:
+        """Runs uint8 [B, height, width, 3] RGB images, normalised here unless the graph does it."""
+        return self.infer(images if self.input.dtype == "uint8" else normalise(images, self.preprocess))
+
+    @abc.abstractmethod
+    def _infer(self, feed: NDArray[Any]) -> Outputs: ...
+
+
+class FakeRunner(Runner):
+    """Answers with what a function returns: the seam for tests of parity, bench and services."""
+
+    def __init__(self, answer: Callable[[NDArray[Any]], Outputs], input: InputSpec, *,
+                 facts: ArtifactFacts | None = None, name: str = "fake") -> None:
+        self.name, self.backend, self.facts, self.input = name, "fake", facts, input
+        self._answer = answer
+
+    def _infer(self, feed: NDArray[Any]) -> Outputs:
+        return self._answer(feed)

@@ -1,0 +1,127 @@
+"""Accuracy of any artifact on labelled images, and whether it keeps the patches that matter."""
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.images import ImageSet, Track, no_track
+from ..errors import DataError
+from .base import Outputs, Runner
+
+
+@dataclass(frozen=True)
+class StageCoverage:
+    """How much of the object's box area the kept patches cover after one stage.
+
+    `box_coverage` is the mean fraction covered, `chance` what random patches would cover (K / N).
+    """
+
+    stage: int
+    kept: int
+    box_coverage: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """`top1` and `top5` are fractions; `images_per_sec` includes data loading and preprocessing."""
+
+    artifact: str
+    backend: str
+    data: str
+    images: int
+    top1: float
+    top5: float
+    images_per_sec: float
+    coverage: tuple[StageCoverage, ...]
+    skipped: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def box_coverage(kept: NDArray[np.int64], boxes: NDArray[np.float32], grid: tuple[int, int],
+                 image_size: tuple[int, int]) -> NDArray[np.float64]:
+    """Fraction of each box's area that lies on kept patches.
+
+    Args:
+        kept: int64 [B, K], patch numbers in row order.
+        boxes: float32 [B, 4], top, left, bottom, right in pixels.
+        grid: rows and columns of the patch grid.
+        image_size: height and width in pixels.
+
+    Returns:
+        float64 [B], 0..1.
+    """
+    def overlap(low: NDArray[Any], high: NDArray[Any], count: int, side: int) -> NDArray[Any]:
+        edges = np.arange(count + 1) * (side / count)
+        inside = np.minimum(high[:, None], edges[None, 1:]) - np.maximum(low[:, None], edges[None, :-1])
+        return inside.clip(min=0)                                          # [B, count] pixels
+
+    rows = overlap(boxes[:, 0], boxes[:, 2], grid[0], image_size[0])
+    columns = overlap(boxes[:, 1], boxes[:, 3], grid[1], image_size[1])
+    area = (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), -1)  # [B, N]
+    covered: NDArray[np.float64] = np.take_along_axis(area, kept, axis=1).sum(1) / area.sum(1)
+    return covered
+
+
+def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any] = no_track) -> EvalReport:
+    """Top-1 and top-5 of `runner` on labelled `images`, and box coverage where boxes are known.
+
+    Raises:
+        DataError: the images have no labels, or labels the model does not know.
+    """
+    if images.class_names is None:
+        raise DataError(f"{images.name} has no labels; put the images of each class in a subfolder of its own.")
+    right1 = right5 = count = 0
+    covered: list[list[float]] = []
+    started = time.perf_counter()
+    total = -(-len(images) // batch)
+    for data in track(images.batches(batch), "evaluating", total):
+        out = _whole_batch(runner, data.images, batch)
+        assert data.labels is not None
+        classes = out.logits.shape[1]
+        if data.labels.max() >= classes:
+            raise DataError(f"{images.name} has {len(images.class_names)} classes, the model {classes}; "
+                            "evaluate it on the data it was trained for.")
+        ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
+        hits = ranked == data.labels[:, None]                              # [B, 5]
+        right1 += int(hits[:, 0].sum())
+        right5 += int(hits.any(1).sum())
+        count += len(hits)
+        if data.boxes is not None and runner.facts:
+            model = runner.facts.model
+            covered += zip(*(box_coverage(k, data.boxes, model.grid, model.image_size) for k in out.kept))
+    seconds = time.perf_counter() - started
+    return EvalReport(runner.name, runner.backend, images.name, count, right1 / count, right5 / count, count / seconds,
+                      _coverage(runner, covered), tuple(images.skipped))
+
+
+def _whole_batch(runner: Runner, images: NDArray[np.uint8], batch: int) -> Outputs:
+    """A last, smaller batch is padded for artifacts whose batch size is fixed."""
+    fixed = runner.input.shape[0]
+    if fixed is None or len(images) == fixed:
+        return runner.predict(images)
+    outs = []
+    for start in range(0, len(images), fixed):
+        part = images[start:start + fixed]
+        padded = np.concatenate([part, np.zeros((fixed - len(part), *part.shape[1:]), np.uint8)])
+        out = runner.predict(padded)
+        outs.append(Outputs(out.logits[:len(part)], tuple(k[:len(part)] for k in out.kept)))
+    return Outputs(np.concatenate([o.logits for o in outs]),
+                   tuple(np.concatenate(stage) for stage in zip(*(o.kept for o in outs))))
+
+
+def _coverage(runner: Runner, covered: list[list[float]]) -> tuple[StageCoverage, ...]:
+    if not covered or not runner.facts or not runner.facts.prune:
+        return ()
+    patches = runner.facts.model.patches
+    counts = runner.facts.prune.counts(patches)
+    means = np.asarray(covered).mean(axis=0)
+    return tuple(StageCoverage(stage, kept, float(mean), kept / patches)
+                 for stage, (kept, mean) in enumerate(zip(counts, means)))

@@ -1,0 +1,1 @@
+"""Trains predictors and backbone together (paper, section 3.3)."""
