@@ -19,6 +19,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 BUILDERS = ("vit", "lvvit", "timm")
 STEMS = ("linear", "conv")
 INPUTS = ("float32", "uint8")
+WEIGHTS = ("auto", "model", "ema")
 
 T = TypeVar("T", bound="JsonConfig")
 
@@ -223,6 +224,24 @@ class KeepRequest:
         if given:
             return PruneConfig(stages, self.ratios, self.counts)
         return default and PruneConfig(stages, default.keep_ratios, default.keep_counts)
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """What a user may override when a checkpoint is opened.
+
+    `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
+    `image_size` is (height, width) in pixels.
+    """
+
+    model: str | None = None
+    weights: str = "auto"
+    image_size: tuple[int, int] | None = None
+    keep: KeepRequest = KeepRequest()
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"Unknown weights {self.weights!r}.{did_you_mean(self.weights, WEIGHTS)}")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ class NoiseImages:
     """Random pixels, for when there are no images. Good enough for speed, poor evidence for parity."""
 
     def __init__(self, config: ModelConfig, count: int, seed: int = 0) -> None:
-        self.name, self.class_names, self.skipped = "noise", None, []  # type: ignore[var-annotated]
+        self.name = "noise"
+        self.class_names: tuple[str, ...] | None = None
+        self.skipped: list[str] = []
         self._size, self._count, self._seed = config.image_size, count, seed
 
     def __len__(self) -> int:
@@ -86,10 +88,10 @@ def open_images(source: str | None, config: ModelConfig, split: str = "test", li
         raise DataError(f"At least 1 image is needed, not {limit}.")
     if source is None:
         return NoiseImages(config, limit or 32)
+    named: dict[str, Any] = {"digits": DigitScenes}
+    if source in named:                                                    # a folder of that name is ./digits
+        images: ImageSet = named[source](config, split, limit)
+        return images
     if Path(source).is_dir():
         return FolderImages(source, config, split, limit)
-    named: dict[str, Any] = {"digits": DigitScenes}
-    if source not in named:
-        raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, named)}")
-    images: ImageSet = named[source](config, split, limit)
-    return images
+    raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, named)}")

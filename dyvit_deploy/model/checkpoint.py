@@ -24,32 +24,13 @@ from torch import Tensor
 
 from .. import zoo
 from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, require_file, sha256
-from ..config import KeepRequest, ModelConfig, PruneConfig
-from ..errors import CheckpointError, ConfigError, did_you_mean
+from ..config import KeepRequest, LoadConfig, ModelConfig, PruneConfig
+from ..errors import CheckpointError
 from . import vit
 from .dynamicvit import DynamicViT
 
-WEIGHTS = ("auto", "model", "ema")
 PREDICTOR = "score_predictor."
 RESUME = "resume."          # tensors of an interrupted training run, no part of the model
-
-
-@dataclass(frozen=True)
-class LoadConfig:
-    """What a user may override when a checkpoint is opened.
-
-    `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
-    `image_size` is (height, width) in pixels.
-    """
-
-    model: str | None = None
-    weights: str = "auto"
-    image_size: tuple[int, int] | None = None
-    keep: KeepRequest = KeepRequest()
-
-    def __post_init__(self) -> None:
-        if self.weights not in WEIGHTS:
-            raise ConfigError(f"Unknown weights {self.weights!r}.{did_you_mean(self.weights, WEIGHTS)}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +109,7 @@ def _choose_weights(path: Path, saved: Mapping[str, Any], weights: str) -> tuple
         taken = "model"
         state = next((saved[key] for key in ("model", "state_dict") if isinstance(saved.get(key), Mapping)), saved)
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) < len(state) and state is saved:
+    if not tensors or (len(tensors) < len(state) and state is saved):
         raise CheckpointError(f"{path} holds no state dict; expected tensors under 'model' or at the top level.")
     if all(name.startswith("module.") for name in tensors):                # saved from DataParallel
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -200,10 +181,8 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
         model = raw.facts.model if raw.facts else infer_model(raw.state, where)
     if load.image_size:
         model = model.with_image_size(load.image_size)
-    predictors = 1 + max((int(name.split(".")[1]) for name in raw.state if name.startswith(PREDICTOR)), default=-1)
-    recorded = raw.facts.prune if raw.facts else None
-    if recorded is None and predictors and isinstance(rate := raw.arguments.get("base_rate"), float):
-        recorded = KeepRequest(ratio=rate).resolve(model.depth, None)
+    predictors = count_predictors(raw.state)
+    recorded = raw.facts.prune if raw.facts else recorded_prune(raw, model.depth)
     prune = load.keep.resolve(model.depth, recorded)
     if predictors == 0:
         if prune is not None and not prune.is_dense(model.patches):
@@ -218,6 +197,19 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
                               f"{list(prune.stages)}; give --stages with {predictors} blocks.")
     base = raw.facts or ArtifactFacts(model)
     return dataclasses.replace(base, model=model, prune=prune)
+
+
+def count_predictors(state: Mapping[str, Tensor]) -> int:
+    """How many stages the predictors in `state` serve."""
+    return len({name.split(".")[1] for name in state if name.startswith(PREDICTOR)})
+
+
+def recorded_prune(raw: RawCheckpoint, depth: int | None = None) -> PruneConfig | None:
+    """The schedule that a published training run noted (`base_rate`), or None."""
+    rate = raw.arguments.get("base_rate")
+    if not isinstance(rate, float) or not count_predictors(raw.state):
+        return None
+    return KeepRequest(ratio=rate).resolve(depth or infer_model(raw.state, str(raw.path)).depth, None)
 
 
 def published_name(name: str) -> str:
@@ -272,14 +264,3 @@ def read_resume(path: str | Path) -> dict[str, Tensor]:
     """The tensors that `save_checkpoint` got as `resume`."""
     with safetensors.safe_open(require_file(path), framework="pt") as file:
         return {name.removeprefix(RESUME): file.get_tensor(name) for name in file.keys() if name.startswith(RESUME)}
-
-
-def dense_copy(facts: ArtifactFacts) -> ArtifactFacts:
-    """The unpruned backbone that `facts` prune."""
-    return dataclasses.replace(facts, prune=None, keep_counts=None)
-
-
-def prune_for(model: ModelConfig, keep: KeepRequest, default_ratio: float) -> PruneConfig:
-    """The schedule asked for, or `default_ratio` at the default stages."""
-    asked = keep.resolve(model.depth, None)
-    return asked or KeepRequest(ratio=default_ratio, stages=keep.stages).resolve(model.depth, None)  # type: ignore[return-value]

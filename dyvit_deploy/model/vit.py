@@ -103,7 +103,7 @@ def resolve(name: str) -> ModelConfig:
         name=name, builder="timm", timm_name=timm_name, image_size=(size[0], size[1]),
         patch_size=size[0] // grid[0], width=model.embed_dim, depth=len(model.blocks),
         heads=getattr(getattr(first, "attn", first), "num_heads", 0),
-        classes=model.num_classes,
+        classes=model.num_classes or 1000,                                 # timm's feature extractors have no head
         preprocess=Preprocess(short_side=None if crop == 1.0 else int(min(size) / crop),
                               mean=tuple(facts["mean"]), std=tuple(facts["std"]),
                               interpolation=facts["interpolation"]),

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import ArtifactFacts
-from ..config import Preprocess
+from ..config import ModelConfig, Preprocess
 from ..data.preprocess import normalise
 from ..errors import BackendError
 
@@ -67,13 +67,30 @@ class Runner(abc.ABC):
                  trace: TracebackType | None) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most backends hold nothing
         """Frees what the backend holds."""
 
     @property
     def preprocess(self) -> Preprocess:
         """The artifact's own preprocessing; ImageNet's for files that are not ours."""
         return self.facts.model.preprocess if self.facts else Preprocess()
+
+    def image_config(self, image_size: tuple[int, int] | None = None) -> ModelConfig:
+        """What images must look like for this artifact.
+
+        A file that is not ours tells its input size at most; `image_size` helps where it is free.
+
+        Raises:
+            BackendError: the size is neither in the file nor given.
+        """
+        if self.facts:
+            return self.facts.model
+        shape = self.input.shape
+        sides = (shape[1:3] if self.input.dtype == "uint8" else shape[2:]) if len(shape) == 4 else ()
+        height, width = image_size or (*sides, None, None)[:2]
+        if height is None or width is None:
+            raise BackendError(f"{self.name} does not say what size its images have; pass --image-size.")
+        return ModelConfig(self.name, "vit", (height, width), 1, 0, 0, 0, preprocess=self.preprocess)
 
     def infer(self, feed: NDArray[Any]) -> Outputs:
         """Runs one batch.
@@ -93,6 +110,29 @@ class Runner(abc.ABC):
 
     @abc.abstractmethod
     def _infer(self, feed: NDArray[Any]) -> Outputs: ...
+
+
+def join_outputs(parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of consecutive batches as those of one."""
+    return Outputs(np.concatenate([part.logits for part in parts]),
+                   tuple(np.concatenate(stage) for stage in zip(*(part.kept for part in parts))),
+                   tuple(np.concatenate(stage) for stage in zip(*(part.scores for part in parts))))
+
+
+def run_in_batches(runner: Runner, images: NDArray[np.uint8], batch: int) -> Outputs:
+    """`runner.predict` on uint8 [B, height, width, 3] in batches of `batch`.
+
+    An artifact with a fixed batch size runs at that instead, its last part padded.
+    """
+    fixed = runner.input.shape[0]
+    parts = []
+    for start in range(0, len(images), fixed or batch):
+        part = images[start:start + (fixed or batch)]
+        padding = np.zeros(((fixed or len(part)) - len(part), *part.shape[1:]), np.uint8)
+        out = runner.predict(np.concatenate([part, padding]))
+        parts.append(Outputs(out.logits[:len(part)], tuple(k[:len(part)] for k in out.kept),
+                             tuple(s[:len(part)] for s in out.scores)))
+    return join_outputs(parts)
 
 
 class FakeRunner(Runner):

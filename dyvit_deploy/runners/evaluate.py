@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
 from ..data.images import ImageSet, Track, no_track
 from ..errors import DataError
-from .base import Outputs, Runner
+from .base import Runner, run_in_batches
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ class EvalReport:
     coverage: tuple[StageCoverage, ...]
     skipped: tuple[str, ...]
 
+    def table(self) -> Table:
+        """Accuracy, then one row per stage where the object's box is known."""
+        table = Table(title=f"{self.artifact} ({self.backend}) on {self.images} images of {self.data}",
+                      title_justify="left", show_header=False)
+        table.add_column(style="bold")
+        table.add_column(justify="right")
+        table.add_row("top-1", f"{self.top1:.2%}")
+        table.add_row("top-5", f"{self.top5:.2%}")
+        for stage in self.coverage:
+            table.add_row(f"box covered after stage {stage.stage} by {stage.kept} patches",
+                          f"{stage.box_coverage:.1%} (by chance {stage.chance:.1%})")
+        table.add_row("images/s, data loading included", f"{self.images_per_sec:.0f}")
+        return table
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -61,7 +76,8 @@ def box_coverage(kept: NDArray[np.int64], boxes: NDArray[np.float32], grid: tupl
     def overlap(low: NDArray[Any], high: NDArray[Any], count: int, side: int) -> NDArray[Any]:
         edges = np.arange(count + 1) * (side / count)
         inside = np.minimum(high[:, None], edges[None, 1:]) - np.maximum(low[:, None], edges[None, :-1])
-        return inside.clip(min=0)                                          # [B, count] pixels
+        pixels: NDArray[Any] = inside.clip(min=0)                          # [B, count]
+        return pixels
 
     rows = overlap(boxes[:, 0], boxes[:, 2], grid[0], image_size[0])
     columns = overlap(boxes[:, 1], boxes[:, 3], grid[1], image_size[1])
@@ -79,11 +95,11 @@ def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any
     if images.class_names is None:
         raise DataError(f"{images.name} has no labels; put the images of each class in a subfolder of its own.")
     right1 = right5 = count = 0
-    covered: list[list[float]] = []
+    covered: list[tuple[float, ...]] = []
     started = time.perf_counter()
     total = -(-len(images) // batch)
     for data in track(images.batches(batch), "evaluating", total):
-        out = _whole_batch(runner, data.images, batch)
+        out = run_in_batches(runner, data.images, batch)
         assert data.labels is not None
         classes = out.logits.shape[1]
         if data.labels.max() >= classes:
@@ -102,22 +118,7 @@ def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any
                       _coverage(runner, covered), tuple(images.skipped))
 
 
-def _whole_batch(runner: Runner, images: NDArray[np.uint8], batch: int) -> Outputs:
-    """A last, smaller batch is padded for artifacts whose batch size is fixed."""
-    fixed = runner.input.shape[0]
-    if fixed is None or len(images) == fixed:
-        return runner.predict(images)
-    outs = []
-    for start in range(0, len(images), fixed):
-        part = images[start:start + fixed]
-        padded = np.concatenate([part, np.zeros((fixed - len(part), *part.shape[1:]), np.uint8)])
-        out = runner.predict(padded)
-        outs.append(Outputs(out.logits[:len(part)], tuple(k[:len(part)] for k in out.kept)))
-    return Outputs(np.concatenate([o.logits for o in outs]),
-                   tuple(np.concatenate(stage) for stage in zip(*(o.kept for o in outs))))
-
-
-def _coverage(runner: Runner, covered: list[list[float]]) -> tuple[StageCoverage, ...]:
+def _coverage(runner: Runner, covered: list[tuple[float, ...]]) -> tuple[StageCoverage, ...]:
     if not covered or not runner.facts or not runner.facts.prune:
         return ()
     patches = runner.facts.model.patches

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..artifacts import ArtifactFacts
-from ..model.checkpoint import LoadConfig, load_model
+from ..config import LoadConfig
+from ..model.checkpoint import load_model
 from ..model.dynamicvit import DynamicViT
 from .base import InputSpec, Outputs, Runner
 

@@ -5,25 +5,28 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.table import Table
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..artifacts import ArtifactFacts, library_versions, make_folder, write_json
-from ..config import KeepRequest, PruneConfig
-from ..data.images import Batch, ImageSet, open_images
+from ..config import KeepRequest, LoadConfig, PruneConfig, default_stages
+from ..data.images import Batch, open_images
 from ..data.preprocess import normalise
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model import vit
-from ..model.checkpoint import LoadConfig, load_model, prune_for, published_name, read_checkpoint, read_resume
-from ..model.checkpoint import save_checkpoint
+from ..model.checkpoint import load_model, published_name, read_checkpoint, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
+from ..model.lvvit import LVViT
 from ..runners.evaluate import evaluate
 from ..runners.pytorch import PyTorchRunner
 from .losses import LossParts, LossWeights, kl_loss, ratio_loss, token_kl, token_mse, total_loss
@@ -31,6 +34,7 @@ from .recipe import DENSE, STUDENT, Recipe
 
 log = logging.getLogger(__name__)
 DEFAULT_RATIO = 0.7
+RECIPE_OPTIONS = ("epochs", "batch", "lr", "images", "seed", "bf16")   # what the command line offers of a Recipe
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class TrainConfig:
     """What to train on what.
 
     `backbone` is the checkpoint of the dense teacher; None trains one first, under `out`/dense.
-    `overrides` are Recipe fields that the user set. `keep` ratio 1.0 trains a dense backbone.
+    `overrides` are Recipe fields that the user set; the dense teacher takes all of them but `lr`, and
+    `dense_epochs` for its epochs. `keep` ratio 1.0 trains a dense backbone alone.
     """
 
     model: str
@@ -47,6 +52,7 @@ class TrainConfig:
     keep: KeepRequest = KeepRequest()
     backbone: str | Path | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
+    dense_epochs: int | None = None
     resume: bool = False
     device: str | None = None
 
@@ -90,6 +96,16 @@ class TrainReport:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def table(self) -> Table:
+        title = f"best {self.best} (validation top-1 {self.top1:.2%}), last {self.last}"
+        table = Table(title=title, title_justify="left")
+        for column in ("phase", "epoch", "top-1", "loss", *LossParts._fields, "seconds"):
+            table.add_column(column, justify="right")
+        for e in self.epochs:
+            table.add_row(e.phase, str(e.epoch), f"{e.top1:.2%}", f"{e.loss:.3f}",
+                          *(f"{e.parts[name]:.4f}" for name in LossParts._fields), f"{e.seconds:.0f}")
+        return table
+
 
 Watch = Callable[[Step | EpochReport], None]
 
@@ -108,9 +124,9 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     if train_set.class_names is None:
         raise ConfigError(f"{config.data} has no labels; put the images of each class in a subfolder of its own.")
     model_config = dataclasses.replace(model_config, classes=len(train_set.class_names))
-    prune: PruneConfig | None = prune_for(model_config, config.keep, DEFAULT_RATIO)
-    assert prune is not None
-    if prune.is_dense(model_config.patches):
+    default = PruneConfig.from_ratio(DEFAULT_RATIO, config.keep.stages or default_stages(model_config.depth))
+    prune = config.keep.resolve(model_config.depth, default)
+    if prune and prune.is_dense(model_config.patches):
         prune = None
     base = STUDENT if prune else DENSE
     try:
@@ -120,20 +136,24 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     out = make_folder(config.out)
     backbone = config.backbone
     if prune and backbone is None:
-        backbone = out / "dense" / "best.safetensors"
-        finished = backbone.exists() and config.resume and not _unfinished(out / "dense")
-        if not finished:
-            dense = dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=out / "dense",
-                                        resume=config.resume and (out / "dense" / "last.safetensors").exists(),
-                                        overrides=tuple((k, v) for k, v in config.overrides if k != "epochs"))
-            train(dense, watch)
+        backbone = _train_teacher(config, out / "dense", watch)
     facts = ArtifactFacts(model_config, prune, class_names=train_set.class_names)
     return _Run(config, recipe, facts, backbone, out, watch).run()
 
 
-def _unfinished(folder: Path) -> bool:
-    facts = read_checkpoint(folder / "last.safetensors").facts
-    return not facts or not facts.training or facts.training["epoch"] < facts.training["recipe"]["epochs"]
+def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:
+    """Trains the dense backbone in `folder`, or goes on with it, or finds it finished."""
+    last = folder / "last.safetensors"
+    started = config.resume and last.exists()
+    facts = read_checkpoint(last).facts if started else None
+    if facts and facts.training and facts.training["epoch"] >= facts.training["recipe"]["epochs"]:
+        return folder / "best.safetensors"
+    overrides = {k: v for k, v in config.overrides if k not in ("epochs", "lr")}
+    if config.dense_epochs:
+        overrides["epochs"] = config.dense_epochs
+    train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=started,
+                              overrides=tuple(overrides.items())), watch)
+    return folder / "best.safetensors"
 
 
 class _Run:
@@ -143,6 +163,7 @@ class _Run:
                  out: Path, watch: Watch) -> None:
         self.recipe, self.facts, self.out, self.watch = recipe, facts, out, watch
         self.phase = "student" if facts.prune else "dense"
+        self._last = out / "last.safetensors"
         self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.manual_seed(recipe.seed)
         self.model = DynamicViT(facts.model, facts.prune)
@@ -165,7 +186,8 @@ class _Run:
         self._make_optimizer()
         self.first_epoch, self.best = 0, -1.0
         self.reports: list[EpochReport] = []
-        if config.resume:
+        # A run interrupted in its teacher has no student to resume yet.
+        if config.resume and (config.backbone is not None or backbone is None or self._last.exists()):
             self._resume()
 
     def _adopt(self, teacher: DynamicViT) -> None:
@@ -206,7 +228,7 @@ class _Run:
         return self._report()
 
     def _report(self) -> TrainReport:
-        return TrainReport(str(self.out / "best.safetensors"), str(self.out / "last.safetensors"), self.best,
+        return TrainReport(str(self.out / "best.safetensors"), str(self._last), self.best,
                            tuple(self.reports), self.recipe)
 
     def _epoch(self, epoch: int) -> tuple[float, dict[str, float]]:
@@ -221,7 +243,7 @@ class _Run:
             named = {name: part.item() for name, part in parts._asdict().items()}
             self._check_finite(named, epoch, step)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
             self.optimizer.step()
             loss_sum += loss.item()
@@ -232,7 +254,7 @@ class _Run:
     def _step(self, batch: Batch) -> tuple[Tensor, LossParts, tuple[float, ...]]:
         images = torch.from_numpy(normalise(batch.images, self.facts.model.preprocess)).to(self.device)
         labels = torch.as_tensor(batch.labels, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+        with self._attention(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             if self.facts.prune is None:
                 logits = self.model(images).float()
                 zero = logits.new_zeros(())
@@ -242,11 +264,15 @@ class _Run:
         weights = LossWeights(1.0, self.recipe.ratio_weight, self.recipe.kl_weight, self.recipe.token_weight)
         return total_loss(parts, weights), parts, kept
 
+    def _attention(self) -> AbstractContextManager[None]:
+        # PyTorch's fused attention takes 45 % of a training step on a CPU, in its backward; plain products do not.
+        return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+
     def _check_finite(self, parts: dict[str, float], epoch: int, step: int) -> None:
         for name, value in parts.items():
             if value != value or abs(value) == float("inf"):
                 raise TrainingError(f"The {name} loss became {value} at epoch {epoch + 1}, step {step + 1}; lower --lr "
-                                    f"and start again from {self.out / 'last.safetensors'} with --resume.")
+                                    f"and start again from {self._last} with --resume.")
 
     def _save(self, report: EpochReport) -> None:
         better = report.top1 > self.best
@@ -255,7 +281,7 @@ class _Run:
         facts = dataclasses.replace(self.facts, training=training)
         if better:
             save_checkpoint(self.out / "best.safetensors", self.model, facts)
-        save_checkpoint(self.out / "last.safetensors", self.model, facts, resume=self._optimizer_tensors())
+        save_checkpoint(self._last, self.model, facts, resume=self._optimizer_tensors())
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = {}
@@ -265,7 +291,7 @@ class _Run:
         return tensors
 
     def _resume(self) -> None:
-        path = self.out / "last.safetensors"
+        path = self._last
         if not path.exists():
             raise TrainingError(f"{path} does not exist, so there is nothing to resume; leave out --resume.")
         restored, facts = load_model(path)
@@ -310,7 +336,7 @@ def student_losses(model: DynamicViT, teacher: DynamicViT | None, images: Tensor
             teacher_logits = teacher.backbone.forward_head(teacher_all).float()
         kl = kl_loss(logits, teacher_logits)
         theirs, ours = teacher_all[:, teacher.prefix:], out.tokens
-        if isinstance(model.backbone, vit.LVViT):
+        if isinstance(model.backbone, LVViT):
             token = token_kl(model.backbone.aux_head(ours).float(), teacher.backbone.aux_head(theirs).float(), decision)
         else:
             token = token_mse(ours.float(), theirs.float(), decision)

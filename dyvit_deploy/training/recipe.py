@@ -30,7 +30,7 @@ class Recipe(JsonConfig):
     ratio_weight: float = 2.0
     kl_weight: float = 0.5
     token_weight: float = 0.5
-    bf16: bool = False
+    bf16: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,5 +42,5 @@ class Recipe(JsonConfig):
                               "lower --batch or raise --images.")
 
 
-DENSE = Recipe(epochs=14, lr=2e-3, images=30_000)
+DENSE = Recipe(epochs=14, lr=1e-3, images=30_000)
 STUDENT = Recipe(epochs=8, lr=1e-3, images=30_000, backbone_lr=0.3, warmup_epochs=0.5)

@@ -1,0 +1,123 @@
+"""Which backends can run here, and what to install for the others."""
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from .artifacts import library_versions
+from .optional import installed, require
+
+READY, MISSING, UNUSABLE, UNUSED = "ready", "not installed", "installed, not usable", "installed, not used yet"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row: `state` is one of the constants above, `devices` what it found, `fix` what to type."""
+
+    name: str
+    state: str
+    version: str | None
+    devices: str
+    does: str
+    fix: str | None
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    backends: tuple[Backend, ...]
+    versions: dict[str, str]
+
+    def __bool__(self) -> bool:
+        """True when a checkpoint can be exported and run here."""
+        return all(b.state == READY for b in self.backends if b.name in ("PyTorch", "ONNX Runtime"))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ready": bool(self), **dataclasses.asdict(self)}
+
+    def table(self) -> Table:
+        table = Table(title="Backends", title_justify="left")
+        for column in ("backend", "state", "version", "devices", "what for", "to get it"):
+            table.add_column(column, overflow="fold")
+        style = {READY: "green", MISSING: "dim", UNUSABLE: "yellow", UNUSED: "yellow"}
+        for b in self.backends:
+            table.add_row(b.name, f"[{style[b.state]}]{b.state}[/]", b.version or "", b.devices, b.does, b.fix or "")
+        return table
+
+
+def _torch_devices() -> str:
+    torch = require("torch")
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(["cpu", *cuda])
+
+
+def _ort_devices() -> str:
+    cuda = require("dyvit_deploy.runners.ort").cuda_usable()
+    return "cpu, cuda" if cuda else "cpu"
+
+
+def _openvino_devices() -> str:
+    return ", ".join(require("openvino").Core().available_devices)
+
+
+def _nothing() -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Where a backend is found. `used` is False while this version of dyvit has no runner for it."""
+
+    name: str
+    module: str
+    distributions: tuple[str, ...]
+    does: str
+    fix: str
+    devices: Callable[[], str] = _nothing
+    used: bool = True
+
+
+PROBES = (
+    _Probe("PyTorch", "torch", ("torch",), "train, export, reference runs", "pip install dyvit-deploy", _torch_devices),
+    _Probe("ONNX Runtime", "onnxruntime", ("onnxruntime-gpu", "onnxruntime"), "run, check and bench ONNX",
+           "pip install dyvit-deploy", _ort_devices),
+    _Probe("digits data", "sklearn", ("scikit-learn",), "demo data set, quickstart",
+           "pip install 'dyvit-deploy[demo]'"),
+    _Probe("OpenVINO", "openvino", ("openvino",), "loads the exported ONNX; no runner yet",
+           "pip install 'dyvit-deploy[openvino]'", _openvino_devices, used=False),
+    _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",), "builds the exported ONNX; no builder yet",
+           "pip install 'dyvit-deploy[rtx]'", used=False),
+    _Probe("TensorRT", "tensorrt", ("tensorrt",), "no builder yet",
+           "pip install 'dyvit-deploy[trt]' --extra-index-url NVIDIA's package index", used=False),
+)
+
+
+def diagnose() -> DoctorReport:
+    """Looks for every backend and asks those that are there for their devices."""
+    return DoctorReport(tuple(_examine(probe) for probe in PROBES), library_versions("timm", "onnx", "onnxscript"))
+
+
+def _examine(probe: _Probe) -> Backend:
+    if not installed(probe.module):
+        return Backend(probe.name, MISSING, None, "", probe.does, probe.fix)
+    version = _version(probe.distributions)
+    try:
+        require(probe.module)
+        devices = probe.devices()
+    except Exception as error:                                             # a broken library fails in its own way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return Backend(probe.name, UNUSABLE, version, reason, probe.does, f"{probe.fix} --force-reinstall")
+    return Backend(probe.name, READY if probe.used else UNUSED, version, devices, probe.does, None)
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,48 @@
+"""The module that is exported, and how its attention is written out."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ExportConfig
+from ..model.dynamicvit import DynamicViT
+from .onnx import normalisation
+
+
+class InferenceGraph(nn.Module):
+    """The interface of the exported graph around a model: raw pixels in, kept tokens out, as asked."""
+
+    def __init__(self, model: DynamicViT, config: ExportConfig) -> None:
+        super().__init__()
+        self.model, self.with_tokens, self.raw = model, config.with_tokens, config.input == "uint8"
+        scale, shift = normalisation(model.config.preprocess)
+        device = next(model.parameters()).device
+        self.register_buffer("scale", torch.tensor(scale, device=device).reshape(1, 3, 1, 1))
+        self.register_buffer("shift", torch.tensor(shift, device=device).reshape(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """float32 [B, 3, height, width], or uint8 [B, height, width, 3] -> logits, then kept patches per stage."""
+        if self.raw:
+            images = images.permute(0, 3, 1, 2).float() * self.scale + self.shift  # [B, 3, height, width]
+        out = self.model.forward_pruned(images)
+        return (out.logits, *out.kept) if self.with_tokens else (out.logits,)
+
+
+@contextlib.contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Attention as MatMul, Softmax, MatMul while tracing.
+
+    The exporter's expansion of the fused operator transposes the key through reshapes of computed
+    shape, nine nodes a block; and no runtime needs the opset 23 Attention operator.
+    """
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True

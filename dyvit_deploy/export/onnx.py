@@ -1,0 +1,165 @@
+"""Exports a checkpoint to one ONNX file with a fixed number of tokens per stage."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, library_versions
+from ..config import ExportConfig, LoadConfig, Preprocess
+from ..errors import ConfigError, ExportError
+from ..optional import require
+
+if TYPE_CHECKING:
+    from ..model.dynamicvit import DynamicViT
+
+log = logging.getLogger(__name__)
+TENSORRT_MAX_K = 3840
+ONE_FILE_LIMIT = 2**31 - 1                  # bytes; protobuf's limit
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Where the graph was written and what it holds. `size_mib` is the file's size."""
+
+    path: str
+    facts: ArtifactFacts
+    outputs: tuple[str, ...]
+    nodes: int
+    size_mib: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        model, parent = self.facts.model, self.facts.parent or {}
+        table = Table(title=self.path, title_justify="left", show_header=False)
+        table.add_column(style="bold")
+        table.add_column()
+        shape = [BATCH, *model.image_size, 3] if self.facts.input == "uint8" else [BATCH, 3, *model.image_size]
+        for name, value in (
+            ("model", model.name), ("weights", f"{parent.get('weights')} of {parent.get('file')}"),
+            ("patches kept", " / ".join(map(str, (model.patches, *(self.facts.keep_counts or ()))))),
+            ("input", f"images {self.facts.input} [{', '.join(map(str, shape))}]"),
+            ("outputs", ", ".join(self.outputs)),
+            ("size", f"{self.size_mib:.1f} MiB, {self.nodes} nodes"),
+        ):
+            table.add_row(name, value)
+        return table
+
+
+def export_onnx(checkpoint: str | Path, path: str | Path, config: ExportConfig = ExportConfig(),
+                load: LoadConfig = LoadConfig()) -> ExportReport:
+    """Exports `checkpoint` to `path`, atomically.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint cannot be opened as asked.
+        ExportError: the graph is not what it should be (a baked-in batch, above 2 GB).
+    """
+    checkpoint_module = require("dyvit_deploy.model.checkpoint")
+    model, facts = checkpoint_module.load_model(checkpoint, load)
+    return export_model(model, facts, path, config)
+
+
+def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
+                 config: ExportConfig = ExportConfig()) -> ExportReport:
+    """Exports a model in memory; see `export_onnx`."""
+    onnx = require("onnx")
+    check_k(model.keep_counts, model.config.patches, config)
+    names = ["logits", *(f"kept_{s}" for s in range(len(model.keep_counts)) if config.with_tokens)]
+    proto = _trace(model, names, config)
+    facts = dataclasses.replace(
+        facts, precision="float32", input=config.input, keep_counts=model.keep_counts,
+        versions=library_versions("torch", "timm", "onnx", "onnxscript"))
+    onnx.helper.set_model_props(proto, {METADATA_KEY: facts.to_json()})
+    proto.producer_name, proto.producer_version = "dyvit-deploy", library_versions()["dyvit-deploy"]
+    _check_interface(proto, names, config)
+    size = proto.ByteSize()
+    if size > ONE_FILE_LIMIT:
+        raise ExportError(f"The graph has {size / 2**30:.1f} GiB, above the 2 GiB that one ONNX file can hold; "
+                          "export a smaller model.")
+    with atomic_write(path) as temporary:
+        onnx.save(proto, str(temporary))
+    return ExportReport(str(path), facts, tuple(names), len(proto.graph.node), size / 2**20)
+
+
+def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None:
+    """Raises ConfigError when a TopK would be beyond what TensorRT can run."""
+    for stage, (before, keep) in enumerate(zip((patches, *counts), counts)):
+        if TENSORRT_MAX_K < keep < before and not config.allow_large_k:
+            raise ConfigError(f"Stage {stage} keeps {keep} tokens, and TensorRT's TopK takes at most "
+                              f"{TENSORRT_MAX_K}; lower the keep ratio or image size, or pass --allow-large-k "
+                              "when the graph is for another runtime.")
+
+
+def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> Any:
+    """The ONNX ModelProto of `model`."""
+    torch = require("torch")
+    rewrites = require("dyvit_deploy.export.rewrites")
+    inference = require("dyvit_deploy.export.inference")
+    height, width = model.config.image_size
+    # Batch 2: an example batch of 1 would be baked in without a word.
+    example = (torch.zeros(2, height, width, 3, dtype=torch.uint8) if config.input == "uint8"
+               else torch.zeros(2, 3, height, width))
+    graph = inference.InferenceGraph(model, config).eval()
+    with inference.plain_attention(model), warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                graph, (example.to(next(model.parameters()).device),), dynamo=True, opset_version=config.opset,
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},), input_names=["images"], output_names=names,
+                verbose=False, external_data=False)
+        except (torch.onnx.OnnxExporterError, torch._dynamo.exc.UserError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ExportError(f"torch.onnx could not export {model.config.name}: {reason} "
+                              "Try another torch version, or report the model's name to us.") from error
+    ir_model, changed = rewrites.rewrite(program.model)
+    log.info("rewrites that applied: %s", ", ".join(changed) or "none")
+    return require("onnx_ir").to_proto(ir_model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's loggers report progress as warnings, which no user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def _check_interface(proto: Any, names: list[str], config: ExportConfig) -> None:
+    """Raises ExportError unless batch is symbolic everywhere, all else is fixed and no log-softmax is left."""
+    require("onnx").checker.check_model(proto)
+    values = [*proto.graph.input, *proto.graph.output]
+    if [v.name for v in values] != ["images", *names]:
+        raise ExportError(f"The graph has {[v.name for v in values]}, not {['images', *names]}; report this to us.")
+    for value in values:
+        first, *rest = value.type.tensor_type.shape.dim
+        if first.dim_param != BATCH:
+            raise ExportError(f"The batch of {value.name!r} was baked in as {first.dim_value}; this model computes "
+                              "with its batch size, which a graph for any batch cannot.")
+        if any(dim.dim_param for dim in rest):
+            raise ExportError(f"{value.name!r} has a free dimension besides the batch; report this to us.")
+    softmaxes = [node.name for node in proto.graph.node if node.op_type == "LogSoftmax"]
+    if softmaxes:
+        raise ExportError(f"The graph still computes {softmaxes[0]}; report this to us.")
+
+
+def normalisation(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and shift per channel that normalise raw 0..255 RGB: x * scale + shift."""
+    scale = tuple(1 / (255 * std) for std in preprocess.std)
+    shift = tuple(-mean / std for mean, std in zip(preprocess.mean, preprocess.std))
+    return scale, shift

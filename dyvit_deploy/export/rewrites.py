@@ -1,0 +1,88 @@
+"""Passes over the exported graph; each returns (model, modified).
+
+What needs no pass: the predictors score with one linear output, so no log-softmax is ever
+exported, and the inference path removes tokens, so there is no mask arithmetic to remove.
+"""
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+class NameNodesByModule(InPlacePass):
+    """Names nodes after the module they come from, so that messages and profiles of runtimes speak of it.
+
+    Rules:
+        1. A node that carries torch's module path is named `path/operator`, numbered when it repeats.
+        2. Wrapper and backbone prefixes are left out: the path is the one of published checkpoints.
+        3. A node without a path keeps its name.
+
+        node_MatMul_216   ->   score_predictor.0.in_conv.1/MatMul
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        seen: dict[str, int] = {}
+        modified = False
+        for node in model.graph:
+            path = _module_path(node.metadata_props.get(SCOPES, ""))
+            if not path:
+                continue
+            name = f"{path}/{node.op_type}"
+            seen[name] = seen.get(name, 0) + 1
+            node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+            modified = True
+        return PassResult(model, modified)
+
+
+def _module_path(scopes: str) -> str:
+    """The longest module path in torch's list of scopes, e.g. `blocks.0.attn.qkv`."""
+    try:
+        names = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError):
+        return ""
+    # The last scope is the operator itself, the one before it the innermost module.
+    path = names[-2] if len(names) > 1 else ""
+    return re.sub(r"^(model\.)?(backbone\.)?", "", path).removesuffix("model")
+
+
+class DropExporterNotes(InPlacePass):
+    """Removes what the exporter notes for its own debugging.
+
+    Rules:
+        1. Metadata of nodes and values goes: it holds source lines and paths of the exporting machine.
+        2. Documentation strings of nodes go, for the same reason.
+
+        MatMul {stack_trace: "File /home/..."}   ->   MatMul
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph = model.graph
+        holders: list[Any] = [graph, *graph.inputs, *graph.outputs, *graph.initializers.values()]
+        for node in graph:
+            node.doc_string = None
+            holders += [node, *node.outputs]
+        modified = False
+        for holder in holders:
+            modified |= bool(holder.metadata_props)
+            holder.metadata_props.clear()
+        return PassResult(model, modified)
+
+
+PASSES: tuple[type[InPlacePass], ...] = (NameNodesByModule, DropExporterNotes)
+
+
+def rewrite(model: ir.Model) -> tuple[ir.Model, list[str]]:
+    """Runs all passes; also returns the names of those that changed something."""
+    changed = []
+    for make in PASSES:
+        result = make()(model)
+        model = result.model
+        if result.modified:
+            changed.append(make.__name__)
+    return model, changed

@@ -1,0 +1,148 @@
+"""What is in an artifact: architecture, pruning, interface, where it comes from."""
+from __future__ import annotations
+
+import collections
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .artifacts import METADATA_KEY, ArtifactFacts, require_file, sha256
+from .config import PruneConfig
+from .errors import ArtifactError
+from .optional import require
+from .runners.open import CHECKPOINTS, is_checkpoint
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """`facts` is None for files that are not ours; `details` are what the file itself tells.
+
+    `gmacs` are 1e9 multiply-accumulates for one image; `keep_counts` patch tokens per stage.
+    """
+
+    path: str
+    kind: str
+    size_mib: float
+    sha256: str
+    facts: ArtifactFacts | None
+    keep_counts: tuple[int, ...]
+    gmacs: float | None
+    parameters: int | None
+    details: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        """Two columns: what, and its value."""
+        table = Table(title=f"{self.path} ({self.kind})", show_header=False, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in self._rows().items():
+            if value not in (None, "", (), [], {}):
+                table.add_row(name, str(value))
+        return table
+
+    def _rows(self) -> dict[str, Any]:
+        rows: dict[str, Any] = {"size": f"{self.size_mib:.1f} MiB", "sha256": self.sha256}
+        if facts := self.facts:
+            model, prune = facts.model, facts.prune
+            rows |= {
+                "model": f"{model.name}: {model.depth} blocks, width {model.width}, {model.heads} heads, "
+                         f"{model.classes} classes",
+                "image": f"{model.image_size[0]} x {model.image_size[1]} px, {model.grid[0]} x {model.grid[1]} patches "
+                         f"of {model.patch_size} px",
+                "preprocessing": _preprocessing(facts),
+                "stages": f"before blocks {', '.join(map(str, prune.stages))}" if prune else "none, dense",
+                "kept patches": " / ".join(map(str, (model.patches, *self.keep_counts))),
+                "precision": facts.precision,
+                "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")
+                if facts.class_names else None,
+                "parent": _pairs(facts.parent), "versions": _pairs(facts.versions),
+                "training": _pairs(_brief(facts.training)),
+            }
+        else:
+            rows["written by"] = "not dyvit: model, pruning and preprocessing are unknown"
+        if self.gmacs is not None:
+            rows["cost"] = f"{self.gmacs:.3f} GMACs an image, {(self.parameters or 0) / 1e6:.2f} M parameters"
+        return rows | self.details
+
+
+def _preprocessing(facts: ArtifactFacts) -> str:
+    model, steps = facts.model, facts.model.preprocess
+    resize = (f"short side to {steps.short_side} px, centre crop" if steps.short_side
+              else f"resize to {model.image_size[0]} x {model.image_size[1]}")
+    inside = ", inside the graph" if facts.input == "uint8" else ""
+    return f"{resize} ({steps.interpolation}), mean {list(steps.mean)}, std {list(steps.std)}{inside}"
+
+
+def _pairs(values: dict[str, Any] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (values or {}).items() if value is not None)
+
+
+def _brief(training: dict[str, Any] | None) -> dict[str, Any]:
+    """The recipe and versions belong in the JSON; a person wants the rest."""
+    return {k: v for k, v in (training or {}).items() if not isinstance(v, dict)}
+
+
+def inspect_artifact(path: str | Path) -> InspectReport:
+    """Reads what `path` says about itself; nothing is run.
+
+    Raises:
+        ArtifactError: missing, damaged, or of an unknown kind.
+    """
+    path = require_file(path)
+    if is_checkpoint(path):
+        return _inspect_checkpoint(path)
+    if path.suffix.lower() == ".onnx":
+        return _inspect_onnx(path)
+    raise ArtifactError(f"{path} is neither an ONNX file (.onnx) nor a checkpoint ({', '.join(CHECKPOINTS)}); "
+                        "rename it if it is one.")
+
+
+def _inspect_checkpoint(path: Path) -> InspectReport:
+    checkpoint = require("dyvit_deploy.model.checkpoint")
+    raw = checkpoint.read_checkpoint(path)
+    facts = raw.facts or ArtifactFacts(checkpoint.infer_model(raw.state, str(path)), checkpoint.recorded_prune(raw))
+    details = {"tensors": len(raw.state), "weights taken": raw.weights,
+               "predictors": checkpoint.count_predictors(raw.state)}
+    return _report(path, "checkpoint", facts, details, sum(t.numel() for t in raw.state.values()))
+
+
+def _inspect_onnx(path: Path) -> InspectReport:
+    onnx = require("onnx")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+        onnx.checker.check_model(proto)
+    except Exception as error:                                             # protobuf and onnx share no base class
+        raise ArtifactError(f"{path} is not a whole ONNX file ({str(error).splitlines()[0]}); "
+                            "make or copy it again.") from error
+    properties = {p.key: p.value for p in proto.metadata_props}
+    facts = ArtifactFacts.from_json(properties[METADATA_KEY], str(path)) if METADATA_KEY in properties else None
+    operators = collections.Counter(node.op_type for node in proto.graph.node)
+    details = {
+        "inputs": "; ".join(_value(v) for v in proto.graph.input),
+        "outputs": "; ".join(_value(v) for v in proto.graph.output),
+        "opset": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import),
+        "nodes": f"{len(proto.graph.node)}: " + ", ".join(f"{count} {name}" for name, count in operators.most_common()),
+    }
+    return _report(path, "ONNX", facts, details, None)
+
+
+def _value(value: Any) -> str:
+    onnx = require("onnx")
+    tensor = value.type.tensor_type
+    dims = ", ".join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)
+    return f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)} [{dims}]"
+
+
+def _report(path: Path, kind: str, facts: ArtifactFacts | None, details: dict[str, Any],
+            parameters: int | None) -> InspectReport:
+    prune: PruneConfig | None = facts.prune if facts else None
+    counts = prune.counts(facts.model.patches) if facts and prune else ()
+    cost = require("dyvit_deploy.model.macs").count_costs(facts.model, [prune])[0] if facts else None
+    return InspectReport(str(path), kind, path.stat().st_size / 2**20, sha256(path), facts, counts,
+                         cost.gmacs if cost else None, cost.parameters if cost else parameters, details)

@@ -1,0 +1,42 @@
+"""Multiply-accumulates and parameters, counted on the real forward pass without computing it."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..config import ModelConfig, PruneConfig
+from .dynamicvit import DynamicViT
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`gmacs` are 1e9 multiply-accumulates for one image; `parameters` include the predictors."""
+
+    gmacs: float
+    parameters: int
+
+
+def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None]) -> list[Cost]:
+    """Counts convolutions and matrix products of the inference path, predictors included, per schedule.
+
+    PyTorch's own counter runs the model on the meta device: shapes are computed, values are not.
+    """
+    costs = []
+    models: dict[tuple[int, ...], DynamicViT] = {}
+    for prune in prunes:
+        stages = prune.stages if prune else ()
+        with torch.device("meta"):
+            if stages not in models:
+                models[stages] = DynamicViT(config, prune).eval()
+            image = torch.empty(1, 3, *config.image_size)
+        model = models[stages]
+        model.keep_counts = prune.counts(config.patches) if prune else ()
+        counter = FlopCounterMode(display=False)
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(image)
+        costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters())))
+    return costs

@@ -1,0 +1,229 @@
+"""Do two artifacts compute the same? Logits, top-1, and which tokens they keep."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from .artifacts import ArtifactFacts
+from .config import LoadConfig
+from .data.images import ImageSet, Track, no_track, open_images
+from .errors import DataError
+from .overlap import near_cut, stage_overlaps
+from .runners.base import Outputs, Runner, join_outputs, run_in_batches
+from .runners.open import is_checkpoint, open_runner
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as the same, for float32.
+
+    `logits` is the largest absolute error, in units of the largest reference logit where that
+    exceeds 1. `tie` is the score difference below which two tokens count as equal, in units of the
+    largest score likewise. At most the fraction `tied_images` may owe their difference to a tie.
+    """
+
+    logits: float = 1e-4
+    tie: float = 1e-5
+    tied_images: float = 0.1
+
+
+@dataclass(frozen=True)
+class BatchParity:
+    """The comparison at one batch size. Errors are absolute, on logits, None when infinite; fractions are 0..1.
+
+    `overlap` is the mean fraction of the reference's kept tokens that the candidate keeps, per
+    stage; `overlap_forgiven` counts tokens at a tie as kept. Both are empty when one side does not
+    tell. `tied_images` differ only because of such a tie; they are left out of the verdict.
+    """
+
+    batch: int
+    images: int
+    max_error: float | None
+    mean_error: float | None
+    p99_error: float | None
+    min_cosine: float | None
+    non_finite: int
+    top1_agreement: float
+    overlap: tuple[float, ...]
+    overlap_forgiven: tuple[float, ...]
+    tied_images: int
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """True when the two agree. `notes` say what could not be compared."""
+
+    reference: str
+    candidate: str
+    data: str
+    tolerance: Tolerance
+    batches: tuple[BatchParity, ...]
+    notes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return tuple(f"batch {b.batch}: {reason}" for b in self.batches for reason in b.failures)
+
+    def table(self) -> Table:
+        """One row per batch size."""
+        stages = max((len(b.overlap) for b in self.batches), default=0)
+        title = f"{self.candidate} against {self.reference}, {self.batches[0].images} images of {self.data}"
+        table = Table(title=title, title_justify="left")
+        for column in ("batch", "max error", "p99", "mean", "cosine", "NaN/Inf", "top-1 agree",
+                       *(f"kept {s}" for s in range(stages)), "ties", "verdict"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for b in self.batches:
+            verdict = "[red]differs[/]" if b.failures else "[green]same[/]"
+            errors = (f"{e:.1e}" if e is not None else "inf" for e in (b.max_error, b.p99_error, b.mean_error))
+            cosine = f"{b.min_cosine:.7f}" if b.min_cosine is not None else "-"
+            table.add_row(str(b.batch), *errors, cosine, str(b.non_finite), f"{b.top1_agreement:.2%}",
+                          *(f"{share:.2%}" for share in b.overlap_forgiven or b.overlap), str(b.tied_images), verdict)
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
+
+
+def check_artifacts(reference: str | Path, candidate: str | Path, data: str | None = None, limit: int = 64,
+                    batches: Sequence[int] = (1, 8), tolerance: Tolerance = Tolerance(),
+                    load: LoadConfig = LoadConfig(), device: str | None = None,
+                    track: Track[Any] = no_track) -> ParityReport:
+    """Opens two files and compares them; see `compare`.
+
+    A checkpoint is opened as the other file was exported: same keep counts, image size and weights.
+    """
+    with contextlib.ExitStack() as stack:
+        def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
+            return stack.enter_context(open_runner(path, load=load, like=like, device=device))
+
+        if is_checkpoint(reference) and not is_checkpoint(candidate):
+            second = opened(candidate)
+            first = opened(reference, second.facts)
+        else:
+            first = opened(reference)
+            second = opened(candidate, first.facts if is_checkpoint(candidate) else None)
+        known = first if first.facts else second
+        images = open_images(data, known.image_config(load.image_size), limit=limit)
+        return compare(first, second, images, batches, tolerance, track)
+
+
+def compare(reference: Runner, candidate: Runner, images: ImageSet, batches: Sequence[int] = (1, 8),
+            tolerance: Tolerance = Tolerance(), track: Track[Any] = no_track) -> ParityReport:
+    """Runs the same images through both and compares, at every batch size.
+
+    The reference runs once, at the largest batch; the candidate at each: an artifact that is right
+    at batch 1 can be wrong at others.
+
+    Raises:
+        DataError: the artifacts take images of different size or know other numbers of classes.
+    """
+    largest = max(batches)
+    notes = _notes(reference, candidate, images)
+    wanted, pixels = [], []
+    total = -(-len(images) // largest)
+    for data in track(images.batches(largest), f"running {reference.name}", total):
+        wanted.append(run_in_batches(reference, data.images, largest))
+        pixels.append(data.images)
+    expected, everything = join_outputs(wanted), np.concatenate(pixels)
+    results = []
+    for batch in sorted({min(b, len(everything)) for b in batches}):
+        parts = [run_in_batches(candidate, everything[start:start + batch], batch) for start in
+                 track(range(0, len(everything), batch), f"running {candidate.name} at batch {batch}",
+                       -(-len(everything) // batch))]
+        results.append(compare_outputs(expected, join_outputs(parts), batch, tolerance))
+    return ParityReport(reference.name, candidate.name, images.name, tolerance, tuple(results), tuple(notes),
+                        tuple(images.skipped))
+
+
+def _notes(reference: Runner, candidate: Runner, images: ImageSet) -> list[str]:
+    notes = []
+    if images.name == "noise":
+        notes.append("Compared on noise, which real images may contradict; pass --data FOLDER or --data digits.")
+    for runner in (reference, candidate):
+        if runner.facts is None:
+            notes.append(f"{runner.name} was not written by dyvit: its kept tokens, classes and preprocessing are "
+                         "unknown (ImageNet's is assumed).")
+    origins = [runner.facts.parent if runner.facts else None for runner in (reference, candidate)]
+    if origins[0] and origins[1] and origins[0]["sha256"] != origins[1]["sha256"]:
+        notes.append(f"{candidate.name} comes from another file than {reference.name}: "
+                     f"{origins[1]['file']} with sha256 {origins[1]['sha256'][:12]}.")
+    return notes
+
+
+def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tolerance) -> BatchParity:
+    """The numbers and the verdict for outputs of the same images; see `BatchParity`.
+
+    Raises:
+        DataError: the outputs are not of the same model and schedule.
+    """
+    _check_comparable(expected, got)
+    count = len(expected.logits)
+    non_finite = int(count - np.isfinite(got.logits).all(axis=1).sum())
+    error = np.abs(got.logits.astype(np.float64) - expected.logits)        # [B, classes]
+    error = np.where(np.isfinite(error), error, np.inf)
+    per_image = error.max(axis=1)                                          # [B]
+    limit = tolerance.logits * np.maximum(1.0, np.abs(expected.logits).max(axis=1))
+    scores = expected.scores or got.scores
+    both_tell = bool(expected.kept and got.kept)
+    overlaps = stage_overlaps(expected.kept, got.kept, scores, tolerance.tie) if both_tell else []
+    wrong = per_image > limit
+    if both_tell:
+        differ = np.any([o.plain < 1 for o in overlaps], axis=0)
+        tied = differ & np.all([o.forgiven == 1 for o in overlaps], axis=0)
+        wrong |= differ
+    else:
+        kept = expected.kept if expected.scores else got.kept
+        tied = near_cut(kept, scores, tolerance.tie) if scores else np.zeros(count, bool)
+    excused = int((wrong & tied).sum())
+    wrong &= ~tied
+    failures = []
+    if non_finite:
+        failures.append(f"{non_finite} of {count} images give NaN or infinity")
+    if wrong.any():
+        worst = int(np.where(wrong, per_image, -1).argmax())
+        failures.append(f"{int(wrong.sum())} of {count} images differ, the worst (number {worst}) by a logit error of "
+                        f"{per_image[worst]:.1e} where {limit[worst]:.1e} is allowed"
+                        + (f" and kept-token overlap {min(o.plain[worst] for o in overlaps):.3f}" if overlaps else ""))
+    if excused > max(1, tolerance.tied_images * count):
+        failures.append(f"{excused} of {count} images differ by ties at a cut, more than chance explains")
+    return BatchParity(
+        batch, count, _finite(per_image.max()), _finite(error.mean()), _finite(np.quantile(error, 0.99)),
+        _finite(_cosine(expected.logits, got.logits).min()), non_finite,
+        float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean()),
+        tuple(float(o.plain.mean()) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
+        excused, tuple(failures))
+
+
+def _check_comparable(expected: Outputs, got: Outputs) -> None:
+    if expected.logits.shape != got.logits.shape:
+        raise DataError(f"The artifacts give logits of shape {list(expected.logits.shape)} and "
+                        f"{list(got.logits.shape)}; compare artifacts of the same model.")
+    ours, theirs = ([k.shape[1] for k in out.kept] for out in (expected, got))
+    if ours and theirs and ours != theirs:
+        raise DataError(f"The artifacts keep {ours} and {theirs} tokens; compare artifacts of one schedule.")
+
+
+def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[B]: cosine similarity of the rows."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    cosine: NDArray[np.float64] = (x * y).sum(axis=1) / np.where(norms > 0, norms, 1)
+    return cosine
+
+
+def _finite(value: Any) -> float | None:
+    """None for NaN and infinity, which JSON cannot hold."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,73 @@
+"""Progress on standard error, for the command line."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track as rich_track
+
+if TYPE_CHECKING:
+    from .training.loop import EpochReport, Step
+
+PIPE_WIDTH = 140                            # columns when the output is a file: wide enough for every table
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
+
+
+@functools.cache
+def console() -> Console:
+    """Standard output."""
+    return _console(stderr=False)
+
+
+@functools.cache
+def errors() -> Console:
+    """Standard error."""
+    return _console(stderr=True)
+
+
+def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """`items` behind a progress bar that vanishes when it is done."""
+    return rich_track(items, description, total, console=errors(), transient=True)
+
+
+class TrainingBar:
+    """One bar per epoch with loss parts and kept ratios, one line per finished epoch."""
+
+    def __init__(self, resume_hint: str) -> None:
+        self._hint = resume_hint
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
+                                  TimeRemainingColumn(), TextColumn("{task.fields[losses]}"), console=errors())
+        self._task = self._progress.add_task("starting", total=None, losses="")
+
+    def __enter__(self) -> TrainingBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._progress.stop()
+        if kind is KeyboardInterrupt:
+            errors().print(f"Interrupted. Finished epochs are safe in {self._hint}; add --resume to go on.")
+
+    def update(self, event: Step | EpochReport) -> None:
+        """Shows one step or one finished epoch."""
+        from .training.loop import EpochReport
+
+        parts = (f"{name} {part:.3f}" for name, part in event.parts.items() if part)
+        losses = " ".join((f"loss {event.loss:.3f}", *parts))
+        if isinstance(event, EpochReport):
+            self._progress.console.print(f"{event.phase} epoch {event.epoch}: top-1 {event.top1:.2%}, {losses}, "
+                                         f"{event.seconds:.0f} s")
+            return
+        kept = " ".join(f"{share:.2f}" for share in event.kept)
+        self._progress.update(
+            self._task, completed=event.step, total=event.steps,
+            description=f"{event.phase} epoch {event.epoch}/{event.epochs}",
+            losses=losses + (f" kept {kept}" if kept else ""))

@@ -1,0 +1,128 @@
+"""The main job on the shipped demo checkpoint: export, check, evaluate, bench."""
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .artifacts import atomic_write, make_folder, write_json
+from .bench import BenchConfig, BenchReport, benchmark
+from .config import ExportConfig
+from .data.images import Track, no_track, open_images
+from .export.onnx import export_onnx
+from .optional import require
+from .parity import ParityReport, compare
+from .runners.evaluate import EvalReport, evaluate
+from .runners.open import open_runner
+
+DEMO = Path(__file__).parent / "demo"
+STUDENT, TEACHER = DEMO / "digits-s.safetensors", DEMO / "digits-s-dense.safetensors"
+TABLE_BATCH = 32
+CHECK_IMAGES, EVAL_IMAGES = 256, 2000
+
+
+@dataclass(frozen=True)
+class QuickstartRow:
+    """One artifact. `agreement` is the share of images with PyTorch's top-1 class, `overlap` the mean
+    kept-token overlap over stages; both None for the checkpoint itself. `images_per_sec` and
+    `speedup` (over the dense ONNX model) are at batch TABLE_BATCH."""
+
+    artifact: str
+    size_mib: float
+    top1: float
+    agreement: float | None
+    overlap: float | None
+    images_per_sec: float
+    speedup: float | None
+
+
+@dataclass(frozen=True)
+class QuickstartReport:
+    """True when every exported artifact computes what its checkpoint does."""
+
+    folder: str
+    rows: tuple[QuickstartRow, ...]
+    evals: tuple[EvalReport, ...]
+    checks: tuple[ParityReport, ...]
+    bench: BenchReport
+
+    def __bool__(self) -> bool:
+        return all(self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": bool(self), "folder": self.folder, "rows": [dataclasses.asdict(row) for row in self.rows],
+                "evals": [e.to_json() for e in self.evals], "checks": [c.to_json() for c in self.checks],
+                "bench": self.bench.to_json()}
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.folder}: top-1 on {EVAL_IMAGES} held-out scenes, speed at batch {TABLE_BATCH} "
+                            f"against the dense ONNX model", title_justify="left")
+        table.add_column("artifact", overflow="fold")
+        for column in ("size MiB", "top-1", "agrees with PyTorch", "kept-token overlap", "images/s", "speed-up"):
+            table.add_column(column, justify="right")
+        for row in self.rows:
+            shares = ("-" if share is None else f"{share:.2%}" for share in (row.agreement, row.overlap))
+            table.add_row(row.artifact, f"{row.size_mib:.1f}", f"{row.top1:.2%}", *shares, f"{row.images_per_sec:.0f}",
+                          "-" if row.speedup is None else f"{row.speedup:.2f}x")
+        return table
+
+
+def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str], None] = lambda _: None,
+               track: Track[Any] = no_track) -> QuickstartReport:
+    """Runs every step that works on this machine and writes all results under `folder`.
+
+    `say` receives one line per step, with the command that does the same.
+    """
+    require("sklearn", extra="demo")                                       # before the first minute is spent
+    folder = make_folder(folder)
+    student, dense = _copy(STUDENT, folder), _copy(TEACHER, folder)
+    exports = (
+        (dense, folder / "digits-s-dense.onnx", ExportConfig(), "--format onnx"),
+        (student, folder / "digits-s.onnx", ExportConfig(with_tokens=True), "--format onnx --with-tokens"),
+        (student, folder / "digits-s-uint8.onnx", ExportConfig(with_tokens=True, input="uint8"),
+         "--format onnx --with-tokens --input uint8"),
+    )
+    for source, path, config, options in exports:
+        say(f"dyvit export {source} {options} -o {path}")
+        export_onnx(source, path, config)
+    checks = {}
+    for source, path, _, _ in exports:
+        say(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES}")
+        with open_runner(source) as reference, open_runner(path) as candidate:
+            images = open_images("digits", candidate.facts.model, limit=CHECK_IMAGES)  # type: ignore[union-attr]
+            checks[path] = compare(reference, candidate, images, (1, TABLE_BATCH), track=track)
+    artifacts = [dense, student, *(path for _, path, _, _ in exports)]
+    evals = []
+    for path in artifacts:
+        say(f"dyvit eval {path} --data digits")
+        with open_runner(path) as runner:
+            images = open_images("digits", runner.facts.model, limit=EVAL_IMAGES)  # type: ignore[union-attr]
+            evals.append(evaluate(runner, images, track=track))
+    baseline = exports[0][1]
+    others = [path for path in artifacts if path != baseline]
+    say(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH}")
+    timed = benchmark(others, BenchConfig(batches=(1, TABLE_BATCH), seconds=8, baseline=baseline), track=track)
+    rows = tuple(_row(path, result, checks.get(path), timed) for path, result in zip(artifacts, evals))
+    report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed)
+    write_json(folder / "quickstart.json", report.to_json())
+    return report
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    target = folder / source.name
+    with atomic_write(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target
+
+
+def _row(path: Path, result: EvalReport, check: ParityReport | None, timed: BenchReport) -> QuickstartRow:
+    timing = next(t for t in timed.timings if t.artifact == path.name and t.batch == TABLE_BATCH)
+    worst = min(check.batches, key=lambda b: b.top1_agreement) if check else None
+    overlap = worst.overlap_forgiven or worst.overlap if worst else ()
+    return QuickstartRow(path.name, path.stat().st_size / 2**20, result.top1, worst.top1_agreement if worst else None,
+                         sum(overlap) / len(overlap) if overlap else None, timing.images_per_sec, timing.speedup)
