@@ -44,7 +44,7 @@ class ArtifactFacts(JsonConfig):
     versions: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, Mapping):
+        if not isinstance(self.model, ModelConfig):
             object.__setattr__(self, "model", ModelConfig.from_dict(self.model))
         if isinstance(self.prune, Mapping):
             object.__setattr__(self, "prune", PruneConfig.from_dict(self.prune))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from .artifacts import ArtifactFacts, library_versions
 from .config import ExportConfig, LoadConfig
@@ -104,7 +105,7 @@ class BenchReport:
             table.add_column(column, justify="right", no_wrap=True)
         for t in self.timings:
             optional = ((t.peak_rss_mib, ".0f"), (t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f"))
-            table.add_row(f"{t.artifact} ({t.backend})", str(t.batch),
+            table.add_row(Text(f"{t.artifact} ({t.backend})"), str(t.batch),
                           f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", f"{t.latency_ms_p90:.2f}",
                           f"{t.latency_ms_p99:.2f}", f"{t.images_per_sec:.1f}",
                           *("-" if value is None else format(value, form) for value, form in optional),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from .artifacts import library_versions
 from .optional import installed, require
@@ -45,7 +46,7 @@ class DoctorReport:
             table.add_column(column, overflow="fold")
         style = {READY: "green", MISSING: "dim", UNUSABLE: "yellow", UNUSED: "yellow"}
         for b in self.backends:
-            table.add_row(b.name, f"[{style[b.state]}]{b.state}[/]", b.version or "", b.devices, b.does, b.fix or "")
+            table.add_row(b.name, Text(b.state, style[b.state]), b.version or "", b.devices, b.does, Text(b.fix or ""))
         return table
 
 
@@ -92,7 +93,7 @@ PROBES = (
     _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",), "builds the exported ONNX; no builder yet",
            "pip install 'dyvit-deploy[rtx]'", used=False),
     _Probe("TensorRT", "tensorrt", ("tensorrt",), "no builder yet",
-           "pip install 'dyvit-deploy[trt]' --extra-index-url NVIDIA's package index", used=False),
+           "pip install 'dyvit-deploy[trt]', with NVIDIA's package index as its documentation says", used=False),
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from .artifacts import METADATA_KEY, ArtifactFacts, require_file, sha256
 from .config import PruneConfig
@@ -38,12 +39,12 @@ class InspectReport:
 
     def table(self) -> Table:
         """Two columns: what, and its value."""
-        table = Table(title=f"{self.path} ({self.kind})", show_header=False, title_justify="left")
+        table = Table(title=Text(f"{self.path} ({self.kind})"), show_header=False, title_justify="left")
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in self._rows().items():
             if value not in (None, "", (), [], {}):
-                table.add_row(name, str(value))
+                table.add_row(name, Text(str(value)))             # brackets are no markup
         return table
 
     def _rows(self) -> dict[str, Any]:

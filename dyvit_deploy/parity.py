@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from .artifacts import ArtifactFacts
 from .config import LoadConfig
@@ -81,12 +82,12 @@ class ParityReport:
         """One row per batch size."""
         stages = max((len(b.overlap) for b in self.batches), default=0)
         title = f"{self.candidate} against {self.reference}, {self.batches[0].images} images of {self.data}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for column in ("batch", "max error", "p99", "mean", "cosine", "NaN/Inf", "top-1 agree",
                        *(f"kept {s}" for s in range(stages)), "ties", "verdict"):
             table.add_column(column, justify="right", no_wrap=True)
         for b in self.batches:
-            verdict = "[red]differs[/]" if b.failures else "[green]same[/]"
+            verdict = Text("differs", "red") if b.failures else Text("same", "green")
             errors = (f"{e:.1e}" if e is not None else "inf" for e in (b.max_error, b.p99_error, b.mean_error))
             cosine = f"{b.min_cosine:.7f}" if b.min_cosine is not None else "-"
             table.add_row(str(b.batch), *errors, cosine, str(b.non_finite), f"{b.top1_agreement:.2%}",

@@ -34,7 +34,7 @@ def errors() -> Console:
 
 def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """`items` behind a progress bar that vanishes when it is done."""
-    return rich_track(items, description, total, console=errors(), transient=True)
+    return rich_track(items, description, total, console=errors(), transient=True, disable=not errors().is_terminal)
 
 
 class TrainingBar:
@@ -43,7 +43,8 @@ class TrainingBar:
     def __init__(self, resume_hint: str) -> None:
         self._hint = resume_hint
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
-                                  TimeRemainingColumn(), TextColumn("{task.fields[losses]}"), console=errors())
+                                  TimeRemainingColumn(), TextColumn("{task.fields[losses]}"), console=errors(),
+                                  disable=not errors().is_terminal)
         self._task = self._progress.add_task("starting", total=None, losses="")
 
     def __enter__(self) -> TrainingBar:

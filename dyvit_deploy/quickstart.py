@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from .artifacts import atomic_write, make_folder, write_json
 from .bench import BenchConfig, BenchReport, benchmark
@@ -60,15 +61,16 @@ class QuickstartReport:
                 "bench": self.bench.to_json()}
 
     def table(self) -> Table:
-        table = Table(title=f"{self.folder}: top-1 on {EVAL_IMAGES} held-out scenes, speed at batch {TABLE_BATCH} "
-                            f"against the dense ONNX model", title_justify="left")
+        title = (f"{self.folder}: top-1 on {EVAL_IMAGES} held-out scenes, "
+                 f"speed at batch {TABLE_BATCH} against the dense ONNX model")
+        table = Table(title=Text(title), title_justify="left")
         table.add_column("artifact", overflow="fold")
         for column in ("size MiB", "top-1", "agrees with PyTorch", "kept-token overlap", "images/s", "speed-up"):
             table.add_column(column, justify="right")
         for row in self.rows:
             shares = ("-" if share is None else f"{share:.2%}" for share in (row.agreement, row.overlap))
-            table.add_row(row.artifact, f"{row.size_mib:.1f}", f"{row.top1:.2%}", *shares, f"{row.images_per_sec:.0f}",
-                          "-" if row.speedup is None else f"{row.speedup:.2f}x")
+            table.add_row(Text(row.artifact), f"{row.size_mib:.1f}", f"{row.top1:.2%}", *shares,
+                          f"{row.images_per_sec:.0f}", "-" if row.speedup is None else f"{row.speedup:.2f}x")
         return table
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, library_versions
 from ..config import ExportConfig, LoadConfig, Preprocess
@@ -41,7 +42,7 @@ class ExportReport:
 
     def table(self) -> Table:
         model, parent = self.facts.model, self.facts.parent or {}
-        table = Table(title=self.path, title_justify="left", show_header=False)
+        table = Table(title=Text(self.path), title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column()
         shape = [BATCH, *model.image_size, 3] if self.facts.input == "uint8" else [BATCH, 3, *model.image_size]
@@ -52,7 +53,7 @@ class ExportReport:
             ("outputs", ", ".join(self.outputs)),
             ("size", f"{self.size_mib:.1f} MiB, {self.nodes} nodes"),
         ):
-            table.add_row(name, value)
+            table.add_row(name, Text(value))                               # brackets are no markup
         return table
 
 

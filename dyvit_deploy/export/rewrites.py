@@ -21,9 +21,10 @@ class NameNodesByModule(InPlacePass):
     Rules:
         1. A node that carries torch's module path is named `path/operator`, numbered when it repeats.
         2. Wrapper and backbone prefixes are left out: the path is the one of published checkpoints.
-        3. A node without a path keeps its name.
+        3. An initializer loses the same prefixes; one that torch transposed is named after its node.
+        4. A node without a path keeps its name.
 
-        node_MatMul_216   ->   score_predictor.0.in_conv.1/MatMul
+        node_MatMul_216 (x, val_230)   ->   score_predictor.0.in_conv.1/MatMul (x, score_predictor.0.in_conv.1.weight.T)
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -37,7 +38,18 @@ class NameNodesByModule(InPlacePass):
             seen[name] = seen.get(name, 0) + 1
             node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
             modified = True
+            weight = node.inputs[1] if node.op_type == "MatMul" else None
+            if weight is not None and weight.is_initializer() and weight.name and weight.name.startswith("val_"):
+                weight.name = f"{path}.weight.T"
+        for value in list(model.graph.initializers.values()):
+            short = _short(value.name or "")
+            modified |= short != value.name
+            value.name = short
         return PassResult(model, modified)
+
+
+def _short(name: str) -> str:
+    return re.sub(r"^(model(\.|$))?(backbone\.)?", "", name)
 
 
 def _module_path(scopes: str) -> str:
@@ -48,7 +60,7 @@ def _module_path(scopes: str) -> str:
         return ""
     # The last scope is the operator itself, the one before it the innermost module.
     path = names[-2] if len(names) > 1 else ""
-    return re.sub(r"^(model\.)?(backbone\.)?", "", path).removesuffix("model")
+    return "" if path.startswith("_") else _short(path)
 
 
 class DropExporterNotes(InPlacePass):

@@ -86,8 +86,7 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"[Uu]nsupported (?:global|class|operand)\S* (\S+)",
-                                                                   str(error))
+        found = re.search(r"(?:GLOBAL|global|class)\S* ([A-Za-z_]\w*\.[\w.]+)", str(error))
         if found:
             raise CheckpointError(f"{path} wants to run {found.group(1)}, which a checkpoint has no need to; "
                                   "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error

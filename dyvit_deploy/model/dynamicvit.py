@@ -11,7 +11,7 @@ from ..config import ModelConfig, PruneConfig, check_stages
 from ..errors import ConfigError
 from . import vit
 from .predictor import ScorePredictor
-from .pruning import ATTENTION_EPS, sample_keep, select_tokens, straight_through
+from .pruning import ATTENTION_EPS, TokenSelector, sample_keep, straight_through
 
 
 class PrunedOutput(NamedTuple):
@@ -58,6 +58,7 @@ class DynamicViT(nn.Module):
         self.keep_counts = prune.counts(config.patches) if prune else ()
         self.stage_of = {block: stage for stage, block in enumerate(stages)}
         self.score_predictor = nn.ModuleList(ScorePredictor(config.width) for _ in stages)
+        self.selector = nn.ModuleList(TokenSelector() for _ in stages)
 
     def forward(self, images: Tensor) -> Tensor:
         """float [B, 3, height, width], normalised -> logits [B, classes]."""
@@ -83,7 +84,7 @@ class DynamicViT(nn.Module):
                     left = tokens[:, self.prefix:]
                     score = self.score_predictor[stage].scores(left)       # [B, N_s]
                     everywhere = torch.full_like(everywhere, -torch.inf).scatter(1, position, score)
-                    left, chosen = select_tokens(left, score, self.keep_counts[stage])
+                    left, chosen = self.selector[stage](left, score, self.keep_counts[stage])
                     position = position.gather(1, chosen)                  # [B, K]
                     tokens = torch.cat([tokens[:, :self.prefix], left], dim=1)  # [B, P + K, C]
                 kept.append(position)

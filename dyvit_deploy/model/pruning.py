@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 ATTENTION_EPS = 1e-6
 
@@ -26,6 +26,13 @@ def select_tokens(tokens: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Te
     """
     indices = scores.topk(keep, dim=1).indices                             # [B, K]
     return gather_tokens(tokens, indices), indices
+
+
+class TokenSelector(nn.Module):
+    """`select_tokens` as a module, so that exported nodes carry the name of their stage."""
+
+    def forward(self, tokens: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        return select_tokens(tokens, scores, keep)
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -78,7 +85,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, decision: Tensor
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of `hard` with the gradient of `soft`."""
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())                                   # the difference is exactly zero
 
 
 def sample_keep(log_probs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from ..data.images import ImageSet, Track, no_track
 from ..errors import DataError
@@ -44,8 +45,8 @@ class EvalReport:
 
     def table(self) -> Table:
         """Accuracy, then one row per stage where the object's box is known."""
-        table = Table(title=f"{self.artifact} ({self.backend}) on {self.images} images of {self.data}",
-                      title_justify="left", show_header=False)
+        title = f"{self.artifact} ({self.backend}) on {self.images} images of {self.data}"
+        table = Table(title=Text(title), title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
         table.add_row("top-1", f"{self.top1:.2%}")

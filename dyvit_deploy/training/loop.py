@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.table import Table
+from rich.text import Text
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
@@ -98,7 +99,7 @@ class TrainReport:
 
     def table(self) -> Table:
         title = f"best {self.best} (validation top-1 {self.top1:.2%}), last {self.last}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for column in ("phase", "epoch", "top-1", "loss", *LossParts._fields, "seconds"):
             table.add_column(column, justify="right")
         for e in self.epochs:

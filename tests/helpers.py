@@ -1,0 +1,82 @@
+"""Tiny models and where the reference numbers lie."""
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from dyvit_deploy.artifacts import ArtifactFacts
+from dyvit_deploy.config import ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.model.checkpoint import save_checkpoint
+from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+REFERENCE, PHOTOS = SHARED / "reference", SHARED / "images"
+
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the reference numbers are not at {REFERENCE}")
+needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photos are not at {PHOTOS}")
+
+
+def tiny_config(**changes) -> ModelConfig:
+    """16 patches of 8 px, 4 blocks; a forward takes a millisecond."""
+    values = dict(name="tiny", builder="vit", image_size=(32, 32), patch_size=8, width=32, depth=4, heads=2,
+                  classes=5, preprocess=Preprocess(short_side=36))
+    return ModelConfig(**(values | changes))
+
+
+def tiny_model(ratio: float | None = 0.5, seed: int = 0, **changes) -> tuple[DynamicViT, ArtifactFacts]:
+    """A tiny model with random weights large enough to matter; ratio None is dense."""
+    torch.manual_seed(seed)
+    config = tiny_config(**changes)
+    prune = None if ratio is None else PruneConfig.from_ratio(ratio, (1, 2, 3))
+    model = DynamicViT(config, prune).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, ArtifactFacts(config, prune)
+
+
+def tiny_checkpoint(folder: Path, ratio: float | None = 0.5, **changes) -> Path:
+    model, facts = tiny_model(ratio, **changes)
+    path = folder / ("tiny.safetensors" if ratio else "tiny-dense.safetensors")
+    save_checkpoint(path, model, facts)
+    return path
+
+
+def tiny_images(batch: int = 2, side: int = 32, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def fake_runner(logits, kept=(), scores=(), batch: int | None = None, facts: ArtifactFacts | None = None,
+                name: str = "fake") -> FakeRunner:
+    """Answers with the first rows of fixed arrays, whatever it is fed; 4 x 4 px images."""
+    def answer(feed):
+        cut = slice(0, len(feed))
+        return Outputs(np.asarray(logits, np.float32)[cut], tuple(np.asarray(k)[cut] for k in kept),
+                       tuple(np.asarray(s, np.float32)[cut] for s in scores))
+    return FakeRunner(answer, InputSpec("images", "float32", (batch, 3, 4, 4)), facts=facts, name=name)
+
+
+@functools.cache
+def recipe() -> ModuleType:
+    """The script that makes the reference's deterministic weights."""
+    spec = importlib.util.spec_from_file_location("reference_recipe", REFERENCE / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reference_checkpoint(folder: Path, name: str, salt: str = "", predictors: bool = True) -> Path:
+    """A published-format file with the reference's weights."""
+    state = {k: torch.from_numpy(np.array(v)) for k, v in recipe().state_dict(name, salt).items()
+             if predictors or not k.startswith("score_predictor.")}
+    path = folder / f"{salt}{name}.pth"
+    torch.save({"model": state}, path)
+    return path

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from dyvit_deploy.model.pruning import (
+    TokenSelector,
+    masked_attention,
+    masked_mean,
+    sample_keep,
+    select_tokens,
+    straight_through,
+)
+
+
+def test_the_best_tokens_are_kept_best_first():
+    tokens = torch.arange(12.0).reshape(1, 4, 3)
+    kept, indices = select_tokens(tokens, torch.tensor([[0.1, 3.0, -1.0, 2.0]]), 2)
+    assert indices.tolist() == [[1, 3]]
+    assert torch.equal(kept, tokens[:, [1, 3]])
+    assert all(map(torch.equal, TokenSelector()(tokens, torch.tensor([[0.1, 3.0, -1.0, 2.0]]), 2), (kept, indices)))
+
+
+def test_selection_is_per_image():
+    tokens = torch.randn(3, 5, 2)
+    scores = torch.eye(5)[:3]
+    kept, indices = select_tokens(tokens, scores, 1)
+    assert indices.squeeze(1).tolist() == [0, 1, 2]
+    assert torch.equal(kept[:, 0], tokens[torch.arange(3), torch.arange(3)])
+
+
+def test_masked_attention_without_smoothing_is_attention_over_the_kept_tokens():
+    query, key, value = torch.randn(3, 2, 4, 9, 8).unbind(0)
+    decision = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1, 1], [1, 0, 0, 0, 1, 1, 1, 0, 1.0]])
+    out = masked_attention(query, key, value, decision, 8 ** -0.5, eps=0)
+    for image in range(2):
+        left = decision[image].bool()
+        expected = scaled_dot_product_attention(query[image][:, left], key[image][:, left], value[image][:, left])
+        assert torch.allclose(out[image][:, left], expected, atol=1e-5)
+
+
+def test_a_dropped_token_sees_only_itself_and_the_kept_ones():
+    query, key, value = torch.randn(3, 1, 1, 3, 4).unbind(0)
+    decision = torch.tensor([[1.0, 0.0, 0.0]])
+    before = masked_attention(query, key, value, decision, 0.5, eps=0)
+    value[0, 0, 2] += 100                                          # another dropped token
+    after = masked_attention(query, key, value, decision, 0.5, eps=0)
+    assert torch.equal(before[0, 0, :2], after[0, 0, :2])
+
+
+def test_masked_attention_passes_gradient_to_the_decision():
+    query, key, value = torch.randn(3, 1, 2, 5, 4).unbind(0)
+    decision = torch.ones(1, 5, requires_grad=True)
+    masked_attention(query, key, value, decision, 0.5).square().sum().backward()
+    assert decision.grad.abs().min() > 0
+
+
+def test_masked_mean_of_nothing_is_zero_with_a_finite_gradient():
+    tokens = torch.randn(2, 4, 3, requires_grad=True)
+    decision = torch.tensor([[0.0, 0, 0, 0], [1, 0, 1, 0]], requires_grad=True)
+    mean = masked_mean(tokens, decision)
+    assert torch.equal(mean[0], torch.zeros(1, 3))
+    assert torch.allclose(mean[1, 0], tokens[1, [0, 2]].mean(0))
+    mean.sum().backward()
+    assert tokens.grad.isfinite().all() and decision.grad.abs().max() < 100
+
+
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
+    soft = torch.tensor([0.3], requires_grad=True)
+    out = straight_through(torch.tensor([1.0]), soft)
+    assert out.item() == pytest.approx(1.0)
+    out.backward()
+    assert soft.grad.item() == 1.0
+
+
+def test_samples_follow_the_keep_probability():
+    torch.manual_seed(0)
+    log_probs = torch.tensor([0.8, 0.2]).log().expand(1, 20_000, 2)
+    sample = sample_keep(log_probs)
+    assert set(sample.unique().tolist()) <= {0.0, 1.0}
+    assert sample.mean().item() == pytest.approx(0.8, abs=0.02)

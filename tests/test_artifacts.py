@@ -1,0 +1,78 @@
+import errno
+import json
+import os
+
+import pytest
+from helpers import tiny_config
+
+from dyvit_deploy.artifacts import ArtifactFacts, atomic_write, make_folder, require_file, sha256, write_json
+from dyvit_deploy.config import PruneConfig
+from dyvit_deploy.errors import ArtifactError
+
+
+def test_facts_survive_a_json_round_trip():
+    facts = ArtifactFacts(tiny_config(), PruneConfig.from_ratio(0.5, (1, 2)), class_names=("a", "b"),
+                          training={"epoch": 3, "recipe": {"lr": 0.1}}, keep_counts=(8, 4), parent={"file": "x"})
+    assert ArtifactFacts.from_json(facts.to_json(), "here") == facts
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "model": 3}', '{"format": 2}'])
+def test_foreign_metadata_is_refused_naming_the_file(text):
+    with pytest.raises(ArtifactError, match="some.onnx"):
+        ArtifactFacts.from_json(text, "some.onnx")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "model.onnx"
+    target.write_text("old")
+    with pytest.raises(ArtifactError, match="free space"), atomic_write(target) as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "x.json"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_creates_missing_folders_and_readable_files(tmp_path):
+    path = tmp_path / "a" / "b" / "report.json"
+    write_json(path, {"x": 1.5})
+    assert json.loads(path.read_text()) == {"x": 1.5}
+    assert path.stat().st_mode & 0o444 == 0o444 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="choose another folder"):
+        make_folder(tmp_path / "file" / "sub")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ArtifactError, match="choose another folder"):
+        make_folder(tmp_path)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda p: p / "missing.pth", "does not exist"), (lambda p: p, "is a folder"),
+    (lambda p: (p / "empty.pth").touch() or p / "empty.pth", "is empty"),
+])
+def test_unusable_files_are_told_apart(tmp_path, make, words):
+    with pytest.raises(ArtifactError, match=words):
+        require_file(make(tmp_path))
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
