@@ -40,8 +40,8 @@ def stage_overlaps(expected: Sequence[Indices], got: Sequence[Indices], scores: 
                    tie: float) -> list[StageOverlap]:
     """Compares kept tokens stage by stage.
 
-    A token is forgiven when the reference scores it within the tie of its own cut (the lowest
-    score it keeps). From the first forgiven difference on, the two artifacts see different
+    A lost token is forgiven when the reference scores it, and one that took its place, within the tie
+    of its cut (the lowest score it keeps). From the first forgiven difference on, the two artifacts see different
     tokens, so all later differences of that image are forgiven too.
 
     Args:
@@ -55,13 +55,14 @@ def stage_overlaps(expected: Sequence[Indices], got: Sequence[Indices], scores: 
         patches = scores[stage].shape[1] if scores else int(max(ours.max(), theirs.max())) + 1
         wanted, found = as_mask(ours, patches), as_mask(theirs, patches)
         missing, extra = wanted & ~found, found & ~wanted
-        plain = 1 - missing.sum(axis=1) / ours.shape[1]
+        plain = (wanted & found).sum(axis=1) / ours.shape[1]
         if scores:
             cut = np.where(wanted, scores[stage], np.inf).min(axis=1)      # [B]
             at_cut = np.abs(scores[stage] - cut[:, None]) <= tie_width(scores[stage], tie)[:, None]
-            harmless = ((missing | extra) <= at_cut).all(axis=1) | parted
-            forgiven = np.where(harmless, 1.0, 1 - (missing & ~at_cut).sum(axis=1) / ours.shape[1])
-            parted |= harmless & missing.any(axis=1)
+            # A tie is a swap: a token at the cut is gone, and another one at the cut took its place.
+            swapped = np.minimum((missing & at_cut).sum(axis=1), (extra & at_cut).sum(axis=1))
+            forgiven = np.where(parted, 1.0, plain + swapped / ours.shape[1])
+            parted |= missing.any(axis=1) & (missing.sum(axis=1) == swapped)
         else:
             forgiven = plain
         results.append(StageOverlap(plain, forgiven))

@@ -16,7 +16,7 @@ from rich.text import Text
 from .artifacts import ArtifactFacts
 from .config import LoadConfig
 from .data.images import ImageSet, Track, no_track, open_images
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .overlap import near_cut, stage_overlaps
 from .runners.base import Outputs, Runner, join_outputs, run_in_batches
 from .runners.open import is_checkpoint, open_runner
@@ -105,7 +105,13 @@ def check_artifacts(reference: str | Path, candidate: str | Path, data: str | No
     """Opens two files and compares them; see `compare`.
 
     A checkpoint is opened as the other file was exported: same keep counts, image size and weights.
+
+    Raises:
+        ConfigError: a batch size below 1.
+        ArtifactError, DataError: a file or the images cannot be used.
     """
+    if not batches or min(batches) < 1:
+        raise ConfigError(f"Batch sizes {list(batches)} must be at least 1.")
     with contextlib.ExitStack() as stack:
         def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
             return stack.enter_context(open_runner(path, load=load, like=like, device=device))
@@ -183,7 +189,7 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
     wrong = per_image > limit
     if both_tell:
         differ = np.any([o.plain < 1 for o in overlaps], axis=0)
-        tied = differ & np.all([o.forgiven == 1 for o in overlaps], axis=0)
+        tied = differ & np.all([o.forgiven > 1 - 1e-9 for o in overlaps], axis=0)
         wrong |= differ
     else:
         kept = expected.kept if expected.scores else got.kept
@@ -200,9 +206,11 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
                         + (f" and kept-token overlap {min(o.plain[worst] for o in overlaps):.3f}" if overlaps else ""))
     if excused > max(1, tolerance.tied_images * count):
         failures.append(f"{excused} of {count} images differ by ties at a cut, more than chance explains")
+    with np.errstate(invalid="ignore"):                                    # inf - inf within, None at the end
+        largest, mean, p99, cosine = (_finite(value) for value in (
+            error.max(), error.mean(), np.quantile(error, 0.99), _cosine(expected.logits, got.logits).min()))
     return BatchParity(
-        batch, count, _finite(per_image.max()), _finite(error.mean()), _finite(np.quantile(error, 0.99)),
-        _finite(_cosine(expected.logits, got.logits).min()), non_finite,
+        batch, count, largest, mean, p99, cosine, non_finite,
         float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean()),
         tuple(float(o.plain.mean()) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
         excused, tuple(failures))

@@ -8,13 +8,18 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "dyvit_deploy"
 LAYERS = [
-    {"errors"}, {"optional", "config"}, {"zoo"}, {"artifacts"}, {"data"}, {"model"}, {"runners"}, {"training", "export", "overlap"},
+    {"errors"}, {"optional", "config"}, {"zoo"}, {"artifacts"}, {"data"}, {"model"}, {"runners"},
+    {"training", "export", "overlap"},
     {"parity", "bench", "inspection", "doctor", "catalog"}, {"quickstart", "progress"}, {"cli", "__main__"},
 ]
 STAGES = {"training", "export"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "openvino", "sklearn")
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def short(path):
+    return str(path.relative_to(PACKAGE))
 
 
 def top(path):
@@ -40,7 +45,7 @@ def own_imports(path):
             yield node.value.split(".")[1]          # require("dyvit_deploy.model.vit")
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if f.name != "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [f for f in FILES if f.name != "__init__.py"], ids=short)
 def test_a_file_imports_only_from_lower_layers(path):
     mine = top(path)
     for other in own_imports(path):
@@ -48,7 +53,7 @@ def test_a_file_imports_only_from_lower_layers(path):
         assert not (mine in STAGES and other in STAGES and mine != other), "stages never import one another"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=short)
 def test_no_file_is_long_and_heavy_libraries_stay_out_of_the_top(path):
     text, relative = path.read_text(), path.relative_to(PACKAGE).as_posix()
     assert len(text.splitlines()) <= 400

@@ -102,7 +102,7 @@ def test_a_dense_backbone_loads_densely_and_is_refused_with_pruning(tmp_path):
     path, _ = published(tmp_path, predictors=False)
     assert load_model(path)[1].dense
     assert load_model(path, LoadConfig(keep=KeepRequest(ratio=1.0)))[1].dense
-    with pytest.raises(CheckpointError, match="--backbone published.pth"):
+    with pytest.raises(CheckpointError, match=r"--backbone published\.pth"):
         load_model(path, KEEP)
 
 
@@ -194,7 +194,7 @@ def test_a_timm_backbone_is_opened_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="--model timm:NAME"):
         load_model(path)
     torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict(), path)
-    model, facts = load_model(path, LoadConfig(model="timm:vit_tiny_patch16_224"))
+    _, facts = load_model(path, LoadConfig(model="timm:vit_tiny_patch16_224"))
     assert facts.model.classes == 7 and facts.dense
 
 

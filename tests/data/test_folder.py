@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from helpers import tiny_config
+from PIL import Image
+
+from dyvit_deploy.data.images import NoiseImages, open_images
+from dyvit_deploy.errors import DataError
+
+
+def picture(path, size=(40, 50), mode="RGB", value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def test_flat_folders_have_no_labels(tmp_path):
+    for name in ("b.jpg", "a.png"):
+        picture(tmp_path / name)
+    images = open_images(str(tmp_path), tiny_config())
+    [batch] = images.batches(8)
+    assert images.class_names is None and batch.labels is None
+    assert [n.rsplit("/", 1)[1] for n in batch.names] == ["a.png", "b.jpg"]
+    assert batch.images.shape == (2, 32, 32, 3) and batch.images.dtype == np.uint8
+
+
+def test_subfolders_are_classes_in_alphabetical_order(tmp_path):
+    for name in ("dog/1.png", "cat/1.png", "cat/2.png"):
+        picture(tmp_path / name)
+    images = open_images(str(tmp_path), tiny_config())
+    [batch] = images.batches(8)
+    assert images.class_names == ("cat", "dog") and batch.labels.tolist() == [0, 0, 1]
+
+
+def test_a_limit_still_sees_every_class(tmp_path):
+    for label in "abc":
+        for i in range(10):
+            picture(tmp_path / label / f"{i}.png", size=(8, 8))
+    [batch] = open_images(str(tmp_path), tiny_config(), limit=6).batches(8)
+    assert set(batch.labels.tolist()) == {0, 1, 2} and len(batch.labels) == 6
+
+
+def test_split_folders_are_entered_and_val_serves_as_test(tmp_path):
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png"):
+        picture(tmp_path / name)
+    for split, stem in (("train", "1"), ("val", "2"), ("test", "2")):
+        [batch] = open_images(str(tmp_path), tiny_config(), split).batches(8)
+        assert all(name.endswith(f"{stem}.png") for name in batch.names)
+
+
+def test_broken_images_are_named_skipped_and_counted(tmp_path):
+    picture(tmp_path / "good.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff not a jpeg")
+    (tmp_path / "empty.png").touch()
+    images = open_images(str(tmp_path), tiny_config())
+    [batch] = images.batches(8)
+    assert len(batch.images) == 1
+    assert [line.split(":")[0].rsplit("/", 1)[1] for line in images.skipped] == ["broken.jpg", "empty.png"]
+
+
+@pytest.mark.parametrize("mode, value", [("L", 9), ("RGBA", (1, 2, 3, 4)), ("CMYK", (1, 2, 3, 4)), ("P", 3),
+                                         ("I;16", 5)])
+def test_odd_modes_become_rgb(tmp_path, mode, value):
+    picture(tmp_path / ("x.tiff" if mode in ("CMYK", "I;16") else "x.png"), mode=mode, value=value)
+    [batch] = open_images(str(tmp_path), tiny_config()).batches(1)
+    assert batch.images.shape == (1, 32, 32, 3)
+
+
+def test_training_epochs_shuffle_differently_and_reproducibly(tmp_path):
+    for i in range(12):
+        picture(tmp_path / "ab"[i % 2] / f"{i}.png", size=(8, 8), value=i)
+    images = open_images(str(tmp_path), tiny_config())
+    def names(epoch):
+        return next(iter(images.batches(12, epoch))).names
+    assert names(0) == names(0) != names(1) and sorted(names(0)) == sorted(names(1))
+
+
+@pytest.mark.parametrize("prepare, words", [
+    (lambda p: None, "holds no images"),
+    (lambda p: (p / "notes.txt").write_text("x"), "holds no images"),
+    (lambda p: (picture(p / "a.png"), picture(p / "cat" / "b.png")), "beside and inside"),
+])
+def test_unusable_folders_are_refused(tmp_path, prepare, words):
+    prepare(tmp_path)
+    with pytest.raises(DataError, match=words):
+        open_images(str(tmp_path), tiny_config())
+
+
+def test_a_folder_with_only_broken_images_is_refused_naming_one(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"None of the 1 images .*broken\.jpg"):
+        list(open_images(str(tmp_path), tiny_config()).batches(2))
+
+
+def test_unknown_sources_are_refused_with_the_nearest_name():
+    with pytest.raises(DataError, match="Did you mean 'digits'"):
+        open_images("digist", tiny_config())
+
+
+def test_noise_is_the_same_every_time_and_sized_for_the_model():
+    one, two = (next(iter(NoiseImages(tiny_config(), 5).batches(8))) for _ in range(2))
+    assert np.array_equal(one.images, two.images) and one.images.shape == (5, 32, 32, 3)

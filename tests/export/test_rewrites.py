@@ -1,0 +1,41 @@
+import onnx_ir as ir
+import pytest
+
+from dyvit_deploy.export.rewrites import SCOPES, DropExporterNotes, NameNodesByModule, rewrite
+
+
+def graph(scopes: list[str]) -> ir.Model:
+    """One MatMul with a transposed weight and one Add per scope list, as the exporter leaves them."""
+    x = ir.Value(name="images", shape=ir.Shape(["batch", 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    weight = ir.Value(name="val_7", const_value=ir.tensor([[1.0] * 4] * 4, name="val_7"))
+    bias = ir.Value(name="model.backbone.blocks.0.attn.qkv.bias", const_value=ir.tensor([0.0] * 4))
+    product = ir.node("MatMul", [x, weight], name="node_MatMul_1")
+    total = ir.node("Add", [product.outputs[0], bias], name="node_linear")
+    nodes = [product, total]
+    for node in nodes:
+        node.metadata_props[SCOPES] = repr(scopes)
+        node.metadata_props["pkg.torch.onnx.stack_trace"] = 'File "/home/someone/model.py"'
+        node.outputs[0].metadata_props["note"] = "x"
+    return ir.Model(ir.Graph([x], [total.outputs[0]], nodes=nodes, initializers=[weight, bias],
+                             opset_imports={"": 20}), ir_version=10)
+
+
+def test_nodes_and_weights_get_the_names_of_published_checkpoints():
+    result = NameNodesByModule()(graph(["", "model", "model.backbone.blocks.0.attn.qkv", "linear"]))
+    assert result.modified
+    assert [node.name for node in result.model.graph] == ["blocks.0.attn.qkv/MatMul", "blocks.0.attn.qkv/Add"]
+    assert set(result.model.graph.initializers) == {"blocks.0.attn.qkv.weight.T", "blocks.0.attn.qkv.bias"}
+
+
+@pytest.mark.parametrize("scopes", [[], [""], ["", "linear"], ["", "_hook", "linear"]])
+def test_nodes_without_a_module_keep_their_names(scopes):
+    result = NameNodesByModule()(graph(scopes))
+    assert [node.name for node in result.model.graph] == ["node_MatMul_1", "node_linear"]
+
+
+def test_notes_of_the_exporter_go_and_a_second_run_changes_nothing():
+    model, changed = rewrite(graph(["", "model.backbone.norm", "linear"]))
+    assert changed == ["NameNodesByModule", "DropExporterNotes"]
+    assert not any(node.metadata_props or node.outputs[0].metadata_props for node in model.graph)
+    assert not DropExporterNotes()(model).modified
+    assert rewrite(model)[1] == []

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from helpers import fake_runner, tiny_model
+
+from dyvit_deploy.data.images import Batch, NoiseImages
+from dyvit_deploy.errors import DataError
+from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
+from dyvit_deploy.runners.evaluate import box_coverage, evaluate
+
+
+class Labelled:
+    """Four images labelled 0..3, each with the upper left quarter as its box."""
+
+    name, class_names, skipped = "four", tuple("abcde"), []
+
+    def __len__(self):
+        return 4
+
+    def batches(self, size, epoch=None):
+        for start in range(0, 4, size):
+            labels = np.arange(start, min(4, start + size))
+            boxes = np.tile(np.array([[0, 0, 16, 16]], np.float32), (len(labels), 1))
+            yield Batch(np.zeros((len(labels), 32, 32, 3), np.uint8), labels, boxes, ["x"] * len(labels))
+
+
+def answers(logits, kept, facts):
+    """A runner that answers image i of a run of four with row i."""
+    state = {"next": 0}
+
+    def answer(feed):
+        rows = slice(state["next"], state["next"] + len(feed))
+        state["next"] += len(feed)
+        return Outputs(np.asarray(logits, np.float32)[rows], tuple(np.asarray(k)[rows] for k in kept))
+    return FakeRunner(answer, InputSpec("images", "float32", (None, 3, 32, 32)), facts=facts)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_top1_and_coverage_are_counted_over_all_images(batch):
+    _, facts = tiny_model(0.5)                     # 4 x 4 grid, keeps 8 / 4 / 2
+    logits = np.eye(4, 5)
+    logits[3] = np.eye(5)[4]                       # the last is wrong
+    corner = np.array([0, 1, 4, 5])                # the patches of the box
+    first = np.tile(np.r_[corner, 10:14], (4, 1))
+    report = evaluate(answers(logits, [first, first[:, :4], first[:, :2]], facts), Labelled(), batch)
+    assert report.images == 4 and report.top1 == 0.75 and report.top5 == 1.0
+    assert [stage.box_coverage for stage in report.coverage] == [1.0, 1.0, 0.5]
+    assert [stage.chance for stage in report.coverage] == [0.5, 0.25, 0.125]
+
+
+def test_box_coverage_weighs_patches_by_their_share_of_the_box():
+    boxes = np.array([[4.0, 0, 12, 8]], np.float32)     # half of patch 0, half of patch 4 of an 8 px grid
+    assert box_coverage(np.array([[0]]), boxes, (4, 4), (32, 32)) == pytest.approx([0.5])
+    assert box_coverage(np.array([[0, 4]]), boxes, (4, 4), (32, 32)) == pytest.approx([1.0])
+    assert box_coverage(np.array([[3, 15]]), boxes, (4, 4), (32, 32)) == pytest.approx([0.0])
+
+
+def test_images_without_labels_are_refused():
+    _, facts = tiny_model()
+    with pytest.raises(DataError, match="has no labels"):
+        evaluate(fake_runner(np.zeros((4, 5)), facts=facts), NoiseImages(facts.model, 4))
+
+
+def test_labels_that_the_model_does_not_know_are_refused():
+    _, facts = tiny_model()
+    with pytest.raises(DataError, match="5 classes, the model 2"):
+        evaluate(answers(np.zeros((4, 2)), [], facts), Labelled(), 4)

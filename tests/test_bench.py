@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+from helpers import fake_runner, tiny_checkpoint
+
+from dyvit_deploy import bench as bench_module
+from dyvit_deploy.bench import BenchConfig, alternate, benchmark, is_stable, make_feed, peak_memory
+from dyvit_deploy.config import ExportConfig, LoadConfig
+from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.export.onnx import export_onnx
+from dyvit_deploy.runners.open import open_runner
+
+QUICK = dict(seconds=0.2, warmup=1, min_runs=3)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    checkpoint = tiny_checkpoint(folder)
+    export_onnx(checkpoint, folder / "tiny.onnx")
+    export_onnx(checkpoint, folder / "raw.onnx", ExportConfig(input="uint8"))
+    return checkpoint, folder / "tiny.onnx", folder / "raw.onnx"
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_dense_backbone_is_timed_beside_the_artifact(files, which):
+    report = benchmark([files[which]], BenchConfig(batches=(1, 2), **QUICK))
+    assert [(t.artifact, t.batch) for t in report.timings] == [
+        (name, batch) for batch in (1, 2) for name in ("dense baseline", files[which].name)]
+    dense, pruned = report.timings[:2]
+    assert dense.backend == pruned.backend and dense.speedup is None and dense.ceiling is None
+    assert pruned.speedup == pytest.approx(dense.latency_ms_p50 / pruned.latency_ms_p50)
+    assert pruned.ceiling == pytest.approx(dense.gmacs / pruned.gmacs) and pruned.ceiling > 1
+    assert pruned.latency_ms_p50 <= pruned.latency_ms_p90 <= pruned.latency_ms_p99
+    assert pruned.images_per_sec == pytest.approx(1e3 / pruned.latency_ms_p50)
+    assert pruned.runs == dense.runs >= 3
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_a_given_baseline_replaces_the_dense_backbone(files):
+    report = benchmark([files[1]], BenchConfig(batches=(1,), baseline=files[2], **QUICK))
+    assert [t.artifact for t in report.timings] == ["raw.onnx", "tiny.onnx"]
+    assert report.timings[1].ceiling == pytest.approx(1.0)
+
+
+def test_models_of_others_are_timed_and_what_is_missing_is_said(tmp_path):
+    import onnx
+    from onnx import helper
+    x, y = (helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["b", 3, 4, 4]), ("y", ["b", 3])))
+    axes = helper.make_tensor("axes", 7, [2], [2, 3])
+    graph = helper.make_graph([helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)], "g", [x], [y], [axes])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "f.onnx")
+    report = benchmark([tmp_path / "f.onnx"], BenchConfig(batches=(1,), **QUICK))
+    assert len(report.timings) == 1 and report.timings[0].gmacs is None
+    assert any("--baseline FILE" in note for note in report.notes)
+
+
+def test_candidates_take_turns():
+    order = []
+    alternate([lambda: order.append("a"), lambda: order.append("b")], BenchConfig(warmup=0, min_runs=4, seconds=1e-9))
+    assert order == ["a", "b"] * 4
+
+
+def test_timing_goes_on_until_stable_and_stops_then():
+    samples = alternate([lambda: None], BenchConfig(seconds=5, min_runs=10, stable=10.0))
+    assert len(samples[0]) == 10
+
+
+def test_stability_is_about_the_median_not_the_tail():
+    steady = [1.0] * 50 + [9.0] * 5
+    assert is_stable(steady, 0.02)
+    assert not is_stable(list(np.linspace(1, 2, 20)), 0.02)
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(files):
+    alone = peak_memory(str(files[1]), 1, LoadConfig(), "cpu", 1)
+    assert 20 < alone < 2000
+    assert peak_memory(None, 1, LoadConfig(), None, 0) is None
+
+
+def test_feeds_fit_the_artifact(files):
+    for path, dtype, shape in ((files[1], "float32", (3, 3, 32, 32)), (files[2], "uint8", (3, 32, 32, 3))):
+        with open_runner(path) as runner:
+            feed = make_feed(runner, 3)
+            assert feed.dtype == dtype and feed.shape == shape
+
+
+def test_a_fixed_batch_size_is_respected():
+    with pytest.raises(ConfigError, match="pass --batch 4"):
+        make_feed(fake_runner(np.zeros((4, 2)), batch=4), 8)
+
+
+@pytest.mark.parametrize("values, words", [(dict(batches=(0,)), "at least 1"), (dict(batches=()), "at least 1"),
+                                           (dict(seconds=0), "positive"), (dict(threads=-1), "0 .all cores.")])
+def test_impossible_settings_are_refused(values, words):
+    with pytest.raises(ConfigError, match=words):
+        BenchConfig(**values)
+
+
+def test_rows_that_did_not_settle_are_marked(files, monkeypatch):
+    monkeypatch.setattr(bench_module, "is_stable", lambda *_: False)
+    report = benchmark([files[1]], BenchConfig(batches=(1,), **QUICK))
+    assert all(not t.stable for t in report.timings) and any("did not settle" in note for note in report.notes)

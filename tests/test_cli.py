@@ -1,0 +1,161 @@
+"""Every command as it is typed: what it prints, what it writes, its exit code."""
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import ROOT, tiny_checkpoint
+from PIL import Image
+
+from dyvit_deploy.cli import main
+
+
+def dyvit(*arguments):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A checkpoint, its export, and two photos, in one folder."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_checkpoint(folder)
+    tiny_checkpoint(folder, ratio=None)
+    (folder / "photos").mkdir()
+    for i in range(2):
+        Image.new("RGB", (50, 40), (90 * i, 20, 200)).save(folder / "photos" / f"{i}.png")
+    graph = folder / "tiny.onnx"
+    result = dyvit("export", folder / "tiny.safetensors", "--format", "onnx", "--with-tokens", "-o", graph)
+    assert result.exit_code == 0 and "16 / 8 / 4 / 2" in result.output
+    return folder
+
+
+def test_check_passes_on_photos_and_writes_json(files, tmp_path):
+    result = dyvit("check", files / "tiny.safetensors", files / "tiny.onnx", "--data", files / "photos",
+                   "--json", tmp_path / "c.json")
+    assert result.exit_code == 0 and "same" in result.output
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert report["passed"] and report["batches"][0]["images"] == 2
+
+
+def test_check_exits_1_when_artifacts_disagree(files, tmp_path):
+    other = tiny_checkpoint(tmp_path, seed=5)
+    result = dyvit("check", other, files / "tiny.onnx", "--data", files / "photos")
+    assert result.exit_code == 1 and "FAILED batch 1" in result.output and "differs" in result.output
+
+
+def test_broken_images_are_named_and_counted(files, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"x")
+    result = dyvit("check", files / "tiny.safetensors", files / "tiny.onnx", "--data", tmp_path)
+    assert result.exit_code == 0 and "1 images could not be read" in result.output and "broken.png" in result.output
+
+
+def test_bench_prints_speed_up_and_ceiling(files, tmp_path):
+    result = dyvit("bench", files / "tiny.onnx", "--batch", "1,2", "--seconds", "0.2", "--json", tmp_path / "b.json")
+    assert result.exit_code == 0 and "dense baseline" in result.output and "ceiling" in result.output
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert {t["batch"] for t in report["timings"]} == {1, 2} and report["machine"]["processor"]
+
+
+def test_inspect_models_and_doctor_answer(files, tmp_path):
+    assert "before blocks 1, 2, 3" in dyvit("inspect", files / "tiny.onnx").output
+    assert "64" in dyvit("models", "digits-s", "--json", tmp_path / "m.json").output
+    assert json.loads((tmp_path / "m.json").read_text())["entries"][0]["patches"] == 64
+    assert dyvit("doctor").exit_code == 0
+
+
+def test_train_and_eval_on_digits(tmp_path):
+    pytest.importorskip("sklearn", reason="the digits need scikit-learn")
+    run = tmp_path / "run"
+    result = dyvit("train", "--model", "digits-s", "--data", "digits", "-o", run, "--epochs", 1, "--dense-epochs", 1,
+                   "--images", 32, "--batch", 16, "--no-bf16")
+    assert result.exit_code == 0, result.output
+    assert (run / "best.safetensors").exists() and (run / "dense" / "best.safetensors").exists()
+    result = dyvit("eval", run / "best.safetensors", "--data", "digits", "--images", 40, "--json", tmp_path / "e.json")
+    assert result.exit_code == 0 and "by chance" in result.output
+    assert json.loads((tmp_path / "e.json").read_text())["images"] == 40
+
+
+BAD = {
+    "missing file": (["inspect", "nowhere.pth"], 1, "nowhere.pth does not exist"),
+    "unknown command": (["exprot"], 2, "Did you mean 'export'"),
+    "unknown option": (["export", "x", "--keep-ration", "0.7"], 2, "--keep-ratio"),
+    "unknown model": (["train", "--model", "diet-s", "--data", "digits", "-o", "{tmp}/r"], 2, "Did you mean 'deit-s'"),
+    "unknown format": (["export", "{dir}/tiny.safetensors", "--format", "onxx", "-o", "{tmp}/x"], 2,
+                       "Did you mean 'onnx'"),
+    "unknown input": (["export", "{dir}/tiny.safetensors", "--input", "uint", "-o", "{tmp}/x"], 2,
+                      "Did you mean 'uint8'"),
+    "unknown weights": (["export", "{dir}/tiny.safetensors", "--weights", "emas", "-o", "{tmp}/x"], 2,
+                        "Did you mean 'ema'"),
+    "unknown data": (["eval", "{dir}/tiny.onnx", "--data", "digts"], 1, "Did you mean 'digits'"),
+    "unknown split": (["eval", "{dir}/tiny.onnx", "--data", "digits", "--split", "tset"], 1, "Did you mean 'test'"),
+    "ratio zero": (["export", "{dir}/tiny.safetensors", "--keep-ratio", "0", "-o", "{tmp}/x"], 2, "above 0"),
+    "ratio above one": (["export", "{dir}/tiny.safetensors", "--keep-ratio", "1.5", "-o", "{tmp}/x"], 2, "at most"),
+    "increasing ratios": (["export", "{dir}/tiny.safetensors", "--keep-ratios", ".5,.6,.7", "-o", "{tmp}/x"], 2,
+                          "must not increase"),
+    "no token left": (["export", "{dir}/tiny.safetensors", "--keep-ratio", "0.1", "-o", "{tmp}/x"], 2, "leave 0"),
+    "no numbers": (["export", "{dir}/tiny.safetensors", "--keep-ratios", "a,b", "-o", "{tmp}/x"], 2, "list of"),
+    "two schedules": (["export", "{dir}/tiny.safetensors", "--keep-ratio", ".5", "--keep-counts", "8,4,2",
+                       "-o", "{tmp}/x"], 2, "Give only one of"),
+    "stages out of order": (["export", "{dir}/tiny.safetensors", "--stages", "3,2,1", "-o", "{tmp}/x"], 2, "ascend"),
+    "stages out of range": (["export", "{dir}/tiny.safetensors", "--stages", "1,2,30", "-o", "{tmp}/x"], 2, "0 to 3"),
+    "wrong stage count": (["export", "{dir}/tiny.safetensors", "--keep-ratio", ".5", "--stages", "1,2",
+                           "-o", "{tmp}/x"], 1, "3 predictors but 2 stages"),
+    "bad image size": (["export", "{dir}/tiny.safetensors", "--image-size", "33", "-o", "{tmp}/x"], 2, "multiple of"),
+    "no image size": (["export", "{dir}/tiny.safetensors", "--image-size", "big", "-o", "{tmp}/x"], 2, "not a size"),
+    "dense backbone": (["export", "{dir}/tiny-dense.safetensors", "--keep-ratio", "0.7", "-o", "{tmp}/x"], 1,
+                       "without predictors"),
+    "folder as output": (["export", "{dir}/tiny.safetensors", "-o", "{tmp}"], 1, "is a folder"),
+    "output below a file": (["export", "{dir}/tiny.safetensors", "-o", "{dir}/tiny.onnx/x.onnx"], 1,
+                            "choose another folder"),
+    "empty image folder": (["check", "{dir}/tiny.safetensors", "{dir}/tiny.onnx", "--data", "{tmp}"], 1,
+                           "holds no images"),
+    "no labels": (["eval", "{dir}/tiny.onnx", "--data", "{dir}/photos"], 1, "has no labels"),
+    "batch zero": (["bench", "{dir}/tiny.onnx", "--batch", "0"], 2, "at least 1"),
+    "check batch zero": (["check", "{dir}/tiny.safetensors", "{dir}/tiny.onnx", "--batch", "0"], 2, "at least 1"),
+    "no images": (["check", "{dir}/tiny.safetensors", "{dir}/tiny.onnx", "--images", "0"], 1, "At least 1 image"),
+    "nothing to resume": (["train", "--model", "digits-s", "--data", "digits", "--keep-ratio", "1", "-o", "{tmp}/r",
+                           "--resume"], 1, "nothing to resume"),
+    "unknown device": (["bench", "{dir}/tiny.onnx", "--device", "cud"], 2, "Did you mean 'cuda'"),
+}
+
+
+@pytest.mark.parametrize("arguments, code, words", BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path, arguments, code, words):
+    result = dyvit(*(a.format(dir=files, tmp=tmp_path) for a in arguments))
+    text = " ".join(result.output.split())
+    assert result.exit_code == code, result.output
+    assert words in text
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(files, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "it-ran"), "w")
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    result = dyvit("export", tmp_path / "evil.pth", "--keep-ratio", "0.7", "-o", tmp_path / "x.onnx")
+    assert result.exit_code == 1 and "was not run" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.pth"]
+
+
+def test_help_is_fast():
+    def once():
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "dyvit_deploy.cli", "--help"], capture_output=True, check=True, cwd=ROOT)
+        return time.perf_counter() - started
+    assert min(once() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_every_command_explains_its_options(command):
+    result = dyvit(command, "--help")
+    assert result.exit_code == 0
+    lines = [line for line in result.output.splitlines() if line.strip().startswith("--")]
+    assert all(len(line.split("  ")) > 1 for line in lines)

@@ -1,0 +1,41 @@
+import json
+import sys
+
+from dyvit_deploy import doctor
+from dyvit_deploy.doctor import MISSING, READY, UNUSABLE, UNUSED, diagnose
+
+
+def state(report, name):
+    return next(b for b in report.backends if b.name == name)
+
+
+def test_what_the_tests_run_on_is_ready():
+    report = diagnose()
+    assert report and state(report, "PyTorch").state == READY and "cpu" in state(report, "ONNX Runtime").devices
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_an_absent_backend_comes_with_its_pip_line(monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda module: module != "openvino")
+    row = state(diagnose(), "OpenVINO")
+    assert row.state == MISSING and row.fix == "pip install 'dyvit-deploy[openvino]'"
+
+
+def test_a_backend_that_breaks_on_import_is_not_called_ready(monkeypatch, tmp_path):
+    (tmp_path / "sklearn.py").write_text("raise OSError('libgomp.so.1: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [m for m in sys.modules if m.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    row = state(diagnose(), "digits data")
+    assert row.state == UNUSABLE and "libgomp" in row.devices
+
+
+def test_backends_without_a_runner_are_never_called_ready():
+    report = diagnose()
+    assert all(state(report, name).state in (MISSING, UNUSED, UNUSABLE) for name in ("OpenVINO", "TensorRT for RTX",
+                                                                                    "TensorRT"))
+
+
+def test_without_onnx_runtime_the_verdict_is_no(monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda module: module != "onnxruntime")
+    assert not diagnose()

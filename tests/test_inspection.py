@@ -1,0 +1,62 @@
+import json
+
+import onnx
+import pytest
+import torch
+from helpers import tiny_checkpoint
+
+from dyvit_deploy import zoo
+from dyvit_deploy.config import ExportConfig, PruneConfig
+from dyvit_deploy.errors import ArtifactError
+from dyvit_deploy.export.onnx import export_onnx
+from dyvit_deploy.inspection import inspect_artifact
+from dyvit_deploy.model.checkpoint import published_name
+from dyvit_deploy.model.dynamicvit import DynamicViT
+
+
+def shown(report) -> str:
+    from rich.console import Console
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(report.table())
+    return capture.get()
+
+
+def test_a_graph_tells_model_counts_interface_and_origin(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path)
+    export_onnx(checkpoint, tmp_path / "m.onnx", ExportConfig(with_tokens=True))
+    report = inspect_artifact(tmp_path / "m.onnx")
+    text = shown(report)
+    assert report.keep_counts == (8, 4, 2) and report.gmacs > 0
+    for words in ("16 / 8 / 4 / 2", "images float32 [batch, 3, 32, 32]", "kept_2 int64 [batch, 2]", "tiny.safetensors",
+                  "opset", "ai.onnx 20", "TopK"):
+        assert words in text, words
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_a_checkpoint_tells_the_same_model(tmp_path):
+    report = inspect_artifact(tiny_checkpoint(tmp_path))
+    assert report.kind == "checkpoint" and report.keep_counts == (8, 4, 2) and report.details["predictors"] == 3
+
+
+def test_a_published_file_without_keep_ratio_is_inspected_all_the_same(tmp_path):
+    model = DynamicViT(zoo.get("digits-s"), PruneConfig.from_ratio(0.7, (1, 3, 4)))
+    torch.save({"model": {published_name(k): v for k, v in model.state_dict().items()}}, tmp_path / "p.pth")
+    report = inspect_artifact(tmp_path / "p.pth")
+    assert report.facts.model.name == "digits-s" and report.facts.prune is None and report.details["predictors"] == 3
+
+
+def test_files_of_others_say_so(tmp_path):
+    value = onnx.helper.make_tensor_value_info("x", 1, ["b", 2])
+    out = onnx.helper.make_tensor_value_info("y", 1, ["b", 2])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [out])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "f.onnx")
+    report = inspect_artifact(tmp_path / "f.onnx")
+    assert report.facts is None and "not dyvit" in shown(report)
+
+
+@pytest.mark.parametrize("name, words", [("x.onnx", "not a whole ONNX file"), ("x.bin.zip", "neither an ONNX file")])
+def test_other_files_are_refused(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"\x08nonsense")
+    with pytest.raises(ArtifactError, match=words):
+        inspect_artifact(tmp_path / name)

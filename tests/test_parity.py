@@ -1,0 +1,129 @@
+import json
+
+import numpy as np
+import pytest
+from helpers import fake_runner, tiny_checkpoint, tiny_config
+
+from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
+from dyvit_deploy.data.images import NoiseImages
+from dyvit_deploy.errors import DataError
+from dyvit_deploy.export.onnx import export_onnx
+from dyvit_deploy.parity import Tolerance, check_artifacts, compare
+
+LOGITS = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+SCORES = [np.tile(np.array([5.0, 4.0, 3.0, 2.0], np.float32), (8, 1))]
+KEPT = [np.tile(np.array([0, 1]), (8, 1))]
+
+
+def run(candidate, reference=None, batches=(8,), count=8):
+    reference = reference or fake_runner(LOGITS, KEPT, SCORES)
+    images = NoiseImages(tiny_config(image_size=(4, 4), patch_size=1), count)
+    return compare(reference, candidate, images, batches)
+
+
+def changed(image, difference):
+    logits = LOGITS.copy()
+    logits[image] += difference
+    return logits
+
+
+def test_equal_artifacts_agree_at_every_batch_size():
+    same = np.tile(LOGITS[:1], (8, 1))                    # a fake answers by position, so all images are alike
+    report = run(fake_runner(same, KEPT), fake_runner(same, KEPT, SCORES), batches=(1, 4, 8))
+    assert [b.batch for b in report.batches] == [1, 4, 8]
+    assert report and report.batches[0].max_error == 0 and report.batches[0].overlap_forgiven == (1.0,)
+    assert report.batches[0].top1_agreement == 1 and report.batches[0].min_cosine == pytest.approx(1)
+
+
+def test_rounding_is_allowed_and_more_is_not():
+    assert run(fake_runner(changed(3, 1e-5), KEPT))
+    report = run(fake_runner(changed(3, 1e-2), KEPT))
+    assert not report and "number 3" in report.failures[0]
+    assert report.batches[0].max_error == pytest.approx(1e-2, rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_never_the_same(bad):
+    report = run(fake_runner(changed(2, bad), KEPT))
+    assert not report and report.batches[0].non_finite == 1
+    assert "1 of 8 images give NaN or infinity" in report.failures[0]
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_other_tokens_fail_even_when_the_logits_agree():
+    kept = [KEPT[0].copy()]
+    kept[0][5] = [0, 3]
+    report = run(fake_runner(LOGITS, kept))
+    assert not report and report.batches[0].overlap == (pytest.approx(1 - 0.5 / 8),)
+
+
+def test_a_tie_excuses_the_image_it_happens_in_and_no_other():
+    scores, kept = [SCORES[0].copy()], [KEPT[0].copy()]
+    scores[0][5] = [5, 4, 4, 2]
+    kept[0][5] = [0, 2]
+    reference = fake_runner(LOGITS, KEPT, scores)
+    report = run(fake_runner(changed(5, 0.5), kept), reference)
+    assert report and report.batches[0].tied_images == 1 and report.batches[0].overlap_forgiven == (1.0,)
+    assert not run(fake_runner(changed(4, 0.5), kept), reference)
+
+
+def test_without_tokens_a_gap_at_the_cut_excuses():
+    scores = [SCORES[0].copy()]
+    scores[0][5] = [5, 4, 4, 2]
+    reference = fake_runner(LOGITS, KEPT, scores)
+    assert run(fake_runner(changed(5, 0.5)), reference)
+    assert not run(fake_runner(changed(4, 0.5)), reference)
+
+
+def test_ties_everywhere_are_no_excuse():
+    scores = [np.tile(np.array([5.0, 4.0, 4.0, 2.0], np.float32), (8, 1))]
+    kept = [np.tile(np.array([0, 2]), (8, 1))]
+    report = run(fake_runner(LOGITS + 0.5, kept), fake_runner(LOGITS, KEPT, scores))
+    assert not report and "more than chance" in report.failures[0]
+
+
+def test_an_artifact_that_is_wrong_beyond_batch_one_is_caught():
+    def right_at_one(feed):
+        from dyvit_deploy.runners.base import Outputs
+        logits = np.tile(LOGITS[:1], (len(feed), 1))
+        logits[1:] += 1
+        return Outputs(logits)
+    candidate = fake_runner(LOGITS)
+    candidate._answer = right_at_one
+    report = run(candidate, fake_runner(np.tile(LOGITS[:1], (8, 1))), batches=(1, 8))
+    assert [bool(b.failures) for b in report.batches] == [False, True]
+
+
+def test_artifacts_of_other_models_or_schedules_are_refused():
+    with pytest.raises(DataError, match="same model"):
+        run(fake_runner(LOGITS[:, :3]))
+    with pytest.raises(DataError, match="one schedule"):
+        run(fake_runner(LOGITS, [KEPT[0][:, :1]]))
+
+
+def test_noise_and_unknown_origin_are_said():
+    notes = " ".join(run(fake_runner(LOGITS)).notes)
+    assert "noise" in notes and "not written by dyvit" in notes
+
+
+def test_a_checkpoint_is_opened_as_the_graph_was_exported(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path)
+    load = LoadConfig(image_size=(48, 32), keep=KeepRequest(ratio=0.7))
+    export_onnx(checkpoint, tmp_path / "m.onnx", ExportConfig(with_tokens=True, input="uint8"), load)
+    for pair in ((checkpoint, tmp_path / "m.onnx"), (tmp_path / "m.onnx", checkpoint)):
+        report = check_artifacts(*pair, limit=10)
+        assert report and [b.batch for b in report.batches] == [1, 8]
+        assert report.batches[0].images == 10 and len(report.batches[0].overlap) == 3
+
+
+def test_a_graph_of_other_weights_fails_and_its_origin_is_named(tmp_path):
+    export_onnx(tiny_checkpoint(tmp_path), tmp_path / "m.onnx", ExportConfig(with_tokens=True))
+    other = tiny_checkpoint(tmp_path, seed=7)
+    report = check_artifacts(other, tmp_path / "m.onnx", limit=8)
+    assert not report and any("comes from another file" in note for note in report.notes)
+
+
+def test_a_looser_tolerance_is_honoured():
+    candidate = fake_runner(changed(3, 1e-2), KEPT)
+    images = NoiseImages(tiny_config(image_size=(4, 4), patch_size=1), 8)
+    assert compare(fake_runner(LOGITS, KEPT, SCORES), candidate, images, (8,), Tolerance(logits=0.1))

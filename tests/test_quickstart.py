@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from dyvit_deploy.quickstart import STUDENT, TEACHER, run_quickstart
+
+pytest.importorskip("sklearn", reason="the demo data need scikit-learn: pip install 'dyvit-deploy[demo]'")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    lines = []
+    result = run_quickstart(tmp_path_factory.mktemp("quickstart"), say=lines.append)
+    return result, lines
+
+
+def test_every_artifact_computes_what_its_checkpoint_does(report):
+    result, _ = report
+    assert result and len(result.checks) == 3
+    for row in result.rows[2:]:
+        assert row.agreement == 1.0
+    assert [row.overlap for row in result.rows[3:]] == [1.0, 1.0]
+
+
+def test_the_shipped_checkpoints_are_as_good_as_the_readme_says(report):
+    dense, student = report[0].rows[:2]
+    assert dense.top1 >= 0.96 and student.top1 >= dense.top1 - 0.01
+    coverage = report[0].evals[1].coverage
+    assert [stage.kept for stage in coverage] == [44, 31, 21]
+    assert all(stage.box_coverage > stage.chance + 0.15 for stage in coverage)
+
+
+def test_the_shipped_checkpoints_are_small_and_say_how_they_were_made():
+    from dyvit_deploy.model.checkpoint import read_checkpoint
+    for path in (STUDENT, TEACHER):
+        assert path.stat().st_size <= 6e6
+        training = read_checkpoint(path).facts.training
+        assert training["data"] == "digits" and training["recipe"]["seed"] == 0
+
+
+def test_everything_is_written_and_every_step_names_its_command(report):
+    result, lines = report
+    folder = {path.name for path in __import__("pathlib").Path(result.folder).iterdir()}
+    assert folder == {"digits-s.safetensors", "digits-s-dense.safetensors", "digits-s.onnx", "digits-s-dense.onnx",
+                      "digits-s-uint8.onnx", "quickstart.json"}
+    assert [line.split()[1] for line in lines] == ["export"] * 3 + ["check"] * 3 + ["eval"] * 5 + ["bench"]
+    saved = json.loads((__import__("pathlib").Path(result.folder) / "quickstart.json").read_text())
+    assert saved["passed"] and len(saved["rows"]) == 5
