@@ -31,7 +31,7 @@ def speed_table() -> str:
     machine, versions = result["bench"]["machine"], result["bench"]["versions"]
     runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime} on the CPU, "
-                 "float32; medians of one run in which dense and pruned take turns: `python benchmarks/speed.py MODEL`.")
+                 "float32. Medians of one run in which dense and pruned take turns (`benchmarks/speed.py`).")
     return "\n".join(lines)
 
 

@@ -17,20 +17,29 @@ if TYPE_CHECKING:
     from .export.onnx import export_onnx
     from .inspection import inspect_artifact
     from .model.checkpoint import load_model
-    from .parity import Tolerance, compare
+    from .parity import Tolerance, check_artifacts, compare
     from .quickstart import run_quickstart
     from .runners.evaluate import evaluate
     from .runners.open import open_runner
     from .training.loop import TrainConfig, train
 
-_HOME = {
-    "BenchConfig": "bench", "benchmark": "bench", "list_models": "catalog", "ExportConfig": "config",
-    "KeepRequest": "config", "LoadConfig": "config", "ModelConfig": "config", "PruneConfig": "config",
-    "open_images": "data.images", "diagnose": "doctor", "DyvitError": "errors", "export_onnx": "export.onnx",
-    "inspect_artifact": "inspection", "load_model": "model.checkpoint", "Tolerance": "parity",
-    "compare": "parity", "run_quickstart": "quickstart", "evaluate": "runners.evaluate",
-    "open_runner": "runners.open", "TrainConfig": "training.loop", "train": "training.loop",
+_NAMES = {
+    "bench": ("BenchConfig", "benchmark"),
+    "catalog": ("list_models",),
+    "config": ("ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PruneConfig"),
+    "data.images": ("open_images",),
+    "doctor": ("diagnose",),
+    "errors": ("DyvitError",),
+    "export.onnx": ("export_onnx",),
+    "inspection": ("inspect_artifact",),
+    "model.checkpoint": ("load_model",),
+    "parity": ("Tolerance", "check_artifacts", "compare"),
+    "quickstart": ("run_quickstart",),
+    "runners.evaluate": ("evaluate",),
+    "runners.open": ("open_runner",),
+    "training.loop": ("TrainConfig", "train"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [*_HOME, "__version__"]
 
 
