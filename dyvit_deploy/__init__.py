@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from .bench import BenchConfig, benchmark
     from .catalog import list_models
     from .config import ExportConfig, KeepRequest, LoadConfig, ModelConfig, PruneConfig
-    from .data.images import open_images
+    from .data.open import open_images
     from .doctor import diagnose
     from .errors import DyvitError
     from .export.onnx import export_onnx
     from .inspection import inspect_artifact
     from .model.checkpoint import load_model
-    from .parity import Tolerance, check_artifacts, compare
+    from .parity import CheckConfig, Tolerance, check_artifacts, compare
     from .quickstart import run_quickstart
     from .runners.evaluate import evaluate
     from .runners.open import open_runner
@@ -27,13 +27,13 @@ _NAMES = {
     "bench": ("BenchConfig", "benchmark"),
     "catalog": ("list_models",),
     "config": ("ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PruneConfig"),
-    "data.images": ("open_images",),
+    "data.open": ("open_images",),
     "doctor": ("diagnose",),
     "errors": ("DyvitError",),
     "export.onnx": ("export_onnx",),
     "inspection": ("inspect_artifact",),
     "model.checkpoint": ("load_model",),
-    "parity": ("Tolerance", "check_artifacts", "compare"),
+    "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("evaluate",),
     "runners.open": ("open_runner",),

@@ -173,12 +173,12 @@ for _option in reversed(keep_options):
 def evaluate(artifact: str, data: str, split: str, images: int | None, batch: int, load: LoadConfig,
              device: str | None, json_file: str | None) -> None:
     """Top-1 of a checkpoint or ONNX file on labelled images."""
-    from .data.images import open_images
+    from .data.open import open_images
     from .runners.evaluate import evaluate as run
     from .runners.open import open_runner
 
     with open_runner(artifact, load=load, device=device) as runner:
-        report = run(runner, open_images(data, runner.image_config(load.image_size), split, images), batch, progress)
+        report = run(runner, open_images(data, runner.image_spec(load.image_size), split, images), batch, progress)
     show(report, json_file)
     skipped_notes(report.skipped)
 
@@ -220,10 +220,10 @@ def export(checkpoint: str, target: str, out: str, with_tokens: bool, input_type
 def check(reference: str, candidate: str, data: str | None, images: int, batch: tuple[int, ...],
           tolerance: float | None, load: LoadConfig, device: str | None, json_file: str | None) -> None:
     """Compare two artifacts; exit 1 when they disagree."""
-    from .parity import Tolerance, check_artifacts
+    from .parity import CheckConfig, Tolerance, check_artifacts
 
     allowed = Tolerance() if tolerance is None else Tolerance(logits=tolerance)
-    report = check_artifacts(reference, candidate, data, images, batch, allowed, load, device, progress)
+    report = check_artifacts(reference, candidate, data, CheckConfig(images, batch, allowed, device), load, progress)
     show(report, json_file)
     skipped_notes(report.skipped)
     for line in report.notes:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .errors import ConfigError, did_you_mean
 
@@ -63,6 +63,16 @@ class Preprocess(JsonConfig):
                               f"{did_you_mean(self.interpolation, INTERPOLATIONS)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
+
+
+class ImageSpec(Protocol):
+    """How a model wants its images: `image_size` is (height, width) in pixels."""
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    @property
+    def preprocess(self) -> Preprocess: ...
 
 
 @dataclass(frozen=True)

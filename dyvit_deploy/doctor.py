@@ -109,7 +109,7 @@ def _examine(probe: _Probe) -> Backend:
     try:
         require(probe.module)
         devices = probe.devices()
-    except Exception as error:                                             # a broken library fails in its own way
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:   # the ways a broken library fails
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return Backend(probe.name, UNUSABLE, version, reason, probe.does, f"{probe.fix} --force-reinstall")
     return Backend(probe.name, READY if probe.used else UNUSED, version, devices, probe.does, None)

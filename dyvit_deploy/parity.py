@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from rich.text import Text
 
 from .artifacts import ArtifactFacts
 from .config import LoadConfig
-from .data.images import ImageSet, Track, no_track, open_images
+from .data.images import ImageSet, Track, no_track
+from .data.open import open_images
 from .errors import ConfigError, DataError
 from .overlap import near_cut, stage_overlaps
 from .runners.base import Outputs, Runner, join_outputs, run_in_batches
@@ -34,6 +34,20 @@ class Tolerance:
     logits: float = 1e-4
     tie: float = 1e-5
     tied_images: float = 0.1
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """How to compare: at most `images` images, the candidate at every batch size of `batches`."""
+
+    images: int = 64
+    batches: tuple[int, ...] = (1, 8)
+    tolerance: Tolerance = Tolerance()
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1:
+            raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -98,23 +112,19 @@ class ParityReport:
         return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
 
 
-def check_artifacts(reference: str | Path, candidate: str | Path, data: str | None = None, limit: int = 64,
-                    batches: Sequence[int] = (1, 8), tolerance: Tolerance = Tolerance(),
-                    load: LoadConfig = LoadConfig(), device: str | None = None,
+def check_artifacts(reference: str | Path, candidate: str | Path, data: str | None = None,
+                    config: CheckConfig = CheckConfig(), load: LoadConfig = LoadConfig(),
                     track: Track[Any] = no_track) -> ParityReport:
     """Opens two files and compares them; see `compare`.
 
     A checkpoint is opened as the other file was exported: same keep counts, image size and weights.
 
     Raises:
-        ConfigError: a batch size below 1.
         ArtifactError, DataError: a file or the images cannot be used.
     """
-    if not batches or min(batches) < 1:
-        raise ConfigError(f"Batch sizes {list(batches)} must be at least 1.")
     with contextlib.ExitStack() as stack:
         def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
-            return stack.enter_context(open_runner(path, load=load, like=like, device=device))
+            return stack.enter_context(open_runner(path, load=load, like=like, device=config.device))
 
         if is_checkpoint(reference) and not is_checkpoint(candidate):
             second = opened(candidate)
@@ -123,12 +133,12 @@ def check_artifacts(reference: str | Path, candidate: str | Path, data: str | No
             first = opened(reference)
             second = opened(candidate, first.facts if is_checkpoint(candidate) else None)
         known = first if first.facts else second
-        images = open_images(data, known.image_config(load.image_size), limit=limit)
-        return compare(first, second, images, batches, tolerance, track)
+        images = open_images(data, known.image_spec(load.image_size), limit=config.images)
+        return compare(first, second, images, config, track)
 
 
-def compare(reference: Runner, candidate: Runner, images: ImageSet, batches: Sequence[int] = (1, 8),
-            tolerance: Tolerance = Tolerance(), track: Track[Any] = no_track) -> ParityReport:
+def compare(reference: Runner, candidate: Runner, images: ImageSet, config: CheckConfig = CheckConfig(),
+            track: Track[Any] = no_track) -> ParityReport:
     """Runs the same images through both and compares, at every batch size.
 
     The reference runs once, at the largest batch; the candidate at each: an artifact that is right
@@ -137,7 +147,7 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, batches: Seq
     Raises:
         DataError: the artifacts take images of different size or know other numbers of classes.
     """
-    largest = max(batches)
+    largest = max(config.batches)
     notes = _notes(reference, candidate, images)
     wanted, pixels = [], []
     total = -(-len(images) // largest)
@@ -146,12 +156,12 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, batches: Seq
         pixels.append(data.images)
     expected, everything = join_outputs(wanted), np.concatenate(pixels)
     results = []
-    for batch in sorted({min(b, len(everything)) for b in batches}):
+    for batch in sorted({min(b, len(everything)) for b in config.batches}):
         parts = [run_in_batches(candidate, everything[start:start + batch], batch) for start in
                  track(range(0, len(everything), batch), f"running {candidate.name} at batch {batch}",
                        -(-len(everything) // batch))]
-        results.append(compare_outputs(expected, join_outputs(parts), batch, tolerance))
-    return ParityReport(reference.name, candidate.name, images.name, tolerance, tuple(results), tuple(notes),
+        results.append(compare_outputs(expected, join_outputs(parts), batch, config.tolerance))
+    return ParityReport(reference.name, candidate.name, images.name, config.tolerance, tuple(results), tuple(notes),
                         tuple(images.skipped))
 
 

@@ -14,10 +14,11 @@ from rich.text import Text
 from .artifacts import atomic_write, make_folder, write_json
 from .bench import BenchConfig, BenchReport, benchmark
 from .config import ExportConfig
-from .data.images import Track, no_track, open_images
+from .data.images import Track, no_track
+from .data.open import open_images
 from .export.onnx import export_onnx
 from .optional import require
-from .parity import ParityReport, compare
+from .parity import CheckConfig, ParityReport, compare
 from .runners.evaluate import EvalReport, evaluate
 from .runners.open import open_runner
 
@@ -96,14 +97,14 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     for source, path, _, _ in exports:
         say(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES}")
         with open_runner(source) as reference, open_runner(path) as candidate:
-            images = open_images("digits", candidate.facts.model, limit=CHECK_IMAGES)  # type: ignore[union-attr]
-            checks[path] = compare(reference, candidate, images, (1, TABLE_BATCH), track=track)
+            images = open_images("digits", candidate.image_spec(), limit=CHECK_IMAGES)
+            checks[path] = compare(reference, candidate, images, CheckConfig(batches=(1, TABLE_BATCH)), track)
     artifacts = [dense, student, *(path for _, path, _, _ in exports)]
     evals = []
     for path in artifacts:
         say(f"dyvit eval {path} --data digits")
         with open_runner(path) as runner:
-            images = open_images("digits", runner.facts.model, limit=EVAL_IMAGES)  # type: ignore[union-attr]
+            images = open_images("digits", runner.image_spec(), limit=EVAL_IMAGES)
             evals.append(evaluate(runner, images, track=track))
     baseline = exports[0][1]
     others = [path for path in artifacts if path != baseline]

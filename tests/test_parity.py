@@ -8,7 +8,7 @@ from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
 from dyvit_deploy.data.images import NoiseImages
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.parity import Tolerance, check_artifacts, compare
+from dyvit_deploy.parity import CheckConfig, Tolerance, check_artifacts, compare
 
 LOGITS = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
 SCORES = [np.tile(np.array([5.0, 4.0, 3.0, 2.0], np.float32), (8, 1))]
@@ -18,7 +18,7 @@ KEPT = [np.tile(np.array([0, 1]), (8, 1))]
 def run(candidate, reference=None, batches=(8,), count=8):
     reference = reference or fake_runner(LOGITS, KEPT, SCORES)
     images = NoiseImages(tiny_config(image_size=(4, 4), patch_size=1), count)
-    return compare(reference, candidate, images, batches)
+    return compare(reference, candidate, images, CheckConfig(batches=batches))
 
 
 def changed(image, difference):
@@ -111,7 +111,7 @@ def test_a_checkpoint_is_opened_as_the_graph_was_exported(tmp_path):
     load = LoadConfig(image_size=(48, 32), keep=KeepRequest(ratio=0.7))
     export_onnx(checkpoint, tmp_path / "m.onnx", ExportConfig(with_tokens=True, input="uint8"), load)
     for pair in ((checkpoint, tmp_path / "m.onnx"), (tmp_path / "m.onnx", checkpoint)):
-        report = check_artifacts(*pair, limit=10)
+        report = check_artifacts(*pair, config=CheckConfig(images=10))
         assert report and [b.batch for b in report.batches] == [1, 8]
         assert report.batches[0].images == 10 and len(report.batches[0].overlap) == 3
 
@@ -119,11 +119,11 @@ def test_a_checkpoint_is_opened_as_the_graph_was_exported(tmp_path):
 def test_a_graph_of_other_weights_fails_and_its_origin_is_named(tmp_path):
     export_onnx(tiny_checkpoint(tmp_path), tmp_path / "m.onnx", ExportConfig(with_tokens=True))
     other = tiny_checkpoint(tmp_path, seed=7)
-    report = check_artifacts(other, tmp_path / "m.onnx", limit=8)
+    report = check_artifacts(other, tmp_path / "m.onnx", config=CheckConfig(images=8))
     assert not report and any("comes from another file" in note for note in report.notes)
 
 
 def test_a_looser_tolerance_is_honoured():
     candidate = fake_runner(changed(3, 1e-2), KEPT)
     images = NoiseImages(tiny_config(image_size=(4, 4), patch_size=1), 8)
-    assert compare(fake_runner(LOGITS, KEPT, SCORES), candidate, images, (8,), Tolerance(logits=0.1))
+    assert compare(fake_runner(LOGITS, KEPT, SCORES), candidate, images, CheckConfig(batches=(8,), tolerance=Tolerance(0.1)))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..config import ModelConfig
+from ..config import ImageSpec
 from ..errors import DataError, did_you_mean
 from ..optional import require
 from .images import Batch
@@ -42,12 +42,12 @@ class DigitScenes:
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
 
-    def __init__(self, config: ModelConfig, split: str = "test", limit: int | None = None) -> None:
+    def __init__(self, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
         if split not in SPLITS:
             raise DataError(f"Unknown split {split!r}.{did_you_mean(split, SPLITS)}")
         self.name = f"digits:{split}"
         self.skipped: list[str] = []
-        self._split, self._count, self._size = split, limit or COUNTS[split], config.image_size
+        self._split, self._count, self._size = split, limit or COUNTS[split], spec.image_size
 
     def __len__(self) -> int:
         return self._count

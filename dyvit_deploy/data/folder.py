@@ -7,26 +7,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..config import ModelConfig
-from ..errors import DataError
+from ..config import ImageSpec
+from ..errors import DataError, did_you_mean
 from .images import Batch
 from .preprocess import resize_and_crop
 
+SPLITS = ("train", "val", "test")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class FolderImages:
     """The images below a folder, in the order of their paths.
 
-    A subfolder named after the split ("train", "val", "test") is entered when it exists. If images
-    lie in subfolders, each subfolder is a class, numbered in alphabetical order.
+    The split is the subfolder of its name; "test" is also `val`, or a folder without any split. If
+    images lie in subfolders, each subfolder is a class, numbered in alphabetical order.
     """
 
-    def __init__(self, folder: str | Path, config: ModelConfig, split: str = "test", limit: int | None = None) -> None:
-        root = Path(folder)
-        if split == "test" and not (root / "test").is_dir() and (root / "val").is_dir():
-            split = "val"
-        root = root / split if (root / split).is_dir() else root
+    def __init__(self, folder: str | Path, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
+        root = _split_folder(Path(folder), split)
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not paths:
             raise DataError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}); name a folder that does.")
@@ -40,7 +38,7 @@ class FolderImages:
         if limit and classes:                                              # a prefix would be one class only
             paths = [paths[i] for i in np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)]
         self._items = [(p, number.get(p.relative_to(root).parts[0])) for p in paths[:limit]]
-        self._config = config
+        self._spec = spec
 
     def __len__(self) -> int:
         return len(self._items)
@@ -58,7 +56,7 @@ class FolderImages:
             path, label = self._items[i]
             try:
                 with Image.open(path) as image:
-                    array = resize_and_crop(image, self._config)
+                    array = resize_and_crop(image, self._spec)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 self.skipped.append(f"{path}: {error}")
                 continue
@@ -76,3 +74,17 @@ class FolderImages:
 
     def _batch(self, pixels: list, labels: list, names: list[str]) -> Batch:  # type: ignore[type-arg]
         return Batch(np.stack(pixels), np.asarray(labels, np.int64) if self.class_names else None, None, list(names))
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    """Raises DataError where falling back would mix splits."""
+    if split not in SPLITS:
+        raise DataError(f"Unknown split {split!r}.{did_you_mean(split, SPLITS)}")
+    choices = (split, "val") if split == "test" else (split,)
+    for name in choices:
+        if (folder / name).is_dir():
+            return folder / name
+    if split == "test" and not (folder / "train").is_dir():
+        return folder
+    raise DataError(f"{folder} has no subfolder {' or '.join(choices)}; put the images of each split in one, "
+                    "with a subfolder per class.")

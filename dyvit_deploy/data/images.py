@@ -1,15 +1,13 @@
-"""What every image source offers, and the one door to them."""
+"""What every image source offers."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import ModelConfig
-from ..errors import DataError, did_you_mean
+from ..config import ImageSpec
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
@@ -52,11 +50,11 @@ class ImageSet(Protocol):
 class NoiseImages:
     """Random pixels, for when there are no images. Good enough for speed, poor evidence for parity."""
 
-    def __init__(self, config: ModelConfig, count: int, seed: int = 0) -> None:
+    def __init__(self, spec: ImageSpec, count: int, seed: int = 0) -> None:
         self.name = "noise"
         self.class_names: tuple[str, ...] | None = None
         self.skipped: list[str] = []
-        self._size, self._count, self._seed = config.image_size, count, seed
+        self._size, self._count, self._seed = spec.image_size, count, seed
 
     def __len__(self) -> int:
         return self._count
@@ -67,31 +65,3 @@ class NoiseImages:
             count = min(size, self._count - start)
             images = rng.integers(0, 256, (count, *self._size, 3), dtype=np.uint8)
             yield Batch(images, None, None, [f"noise {start + i}" for i in range(count)])
-
-
-def open_images(source: str | None, config: ModelConfig, split: str = "test", limit: int | None = None) -> ImageSet:
-    """The images called `source`, sized for `config`.
-
-    Args:
-        source: "digits", an image folder (flat, or one subfolder per class, possibly below
-            subfolders named after the splits), or None for noise.
-        split: "train", "val" or "test".
-        limit: at most that many images.
-
-    Raises:
-        DataError: no such source, or nothing usable in it.
-    """
-    from .digits import DigitScenes
-    from .folder import FolderImages
-
-    if limit is not None and limit < 1:
-        raise DataError(f"At least 1 image is needed, not {limit}.")
-    if source is None:
-        return NoiseImages(config, limit or 32)
-    named: dict[str, Any] = {"digits": DigitScenes}
-    if source in named:                                                    # a folder of that name is ./digits
-        images: ImageSet = named[source](config, split, limit)
-        return images
-    if Path(source).is_dir():
-        return FolderImages(source, config, split, limit)
-    raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, named)}")

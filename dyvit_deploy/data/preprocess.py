@@ -5,19 +5,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..config import ModelConfig, Preprocess
+from ..config import ImageSpec, Preprocess
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
               "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
-def resize_and_crop(image: Image.Image, config: ModelConfig) -> NDArray[np.uint8]:
+def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] of the model's size: short side resized, centre cropped.
 
     The order and rounding are those of torchvision's Resize and CenterCrop on a Pillow image,
     which the published evaluation uses.
     """
-    preprocess, (height, width) = config.preprocess, config.image_size
+    preprocess, (height, width) = spec.preprocess, spec.image_size
     resampling = RESAMPLING[preprocess.interpolation]
     image = image.convert("RGB")
     if preprocess.short_side is None:

@@ -172,12 +172,16 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
 
 def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
     where = str(raw.path)
-    if load.model:
+    if raw.facts:
+        model = raw.facts.model
+        if load.model not in (None, model.name):
+            raise CheckpointError(f"{where} is a {model.name}, not a {load.model}; name another file or model.")
+    elif load.model:
         model = vit.resolve(load.model)
         if "head.weight" in raw.state:
             model = dataclasses.replace(model, classes=raw.state["head.weight"].shape[0])
     else:
-        model = raw.facts.model if raw.facts else infer_model(raw.state, where)
+        model = infer_model(raw.state, where)
     if load.image_size:
         model = model.with_image_size(load.image_size)
     predictors = count_predictors(raw.state)

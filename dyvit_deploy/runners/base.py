@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import ArtifactFacts
-from ..config import ModelConfig, Preprocess
+from ..config import ImageSpec, Preprocess
 from ..data.preprocess import normalise
 from ..errors import BackendError
 
@@ -33,6 +33,14 @@ class InputSpec:
             wanted = ", ".join("any" if side is None else str(side) for side in self.shape)
             raise BackendError(f"Input {self.name!r} takes {self.dtype} [{wanted}], "
                                f"not {feed.dtype} {list(feed.shape)}.")
+
+
+@dataclass(frozen=True)
+class ForeignImages:
+    """The `ImageSpec` of a file that is not ours."""
+
+    image_size: tuple[int, int]
+    preprocess: Preprocess
 
 
 class Outputs(NamedTuple):
@@ -75,8 +83,8 @@ class Runner(abc.ABC):
         """The artifact's own preprocessing; ImageNet's for files that are not ours."""
         return self.facts.model.preprocess if self.facts else Preprocess()
 
-    def image_config(self, image_size: tuple[int, int] | None = None) -> ModelConfig:
-        """What images must look like for this artifact.
+    def image_spec(self, image_size: tuple[int, int] | None = None) -> ImageSpec:
+        """How images must be prepared for this artifact.
 
         A file that is not ours tells its input size at most; `image_size` helps where it is free.
 
@@ -90,7 +98,7 @@ class Runner(abc.ABC):
         height, width = image_size or (*sides, None, None)[:2]
         if height is None or width is None:
             raise BackendError(f"{self.name} does not say what size its images have; pass --image-size.")
-        return ModelConfig(self.name, "vit", (height, width), 1, 0, 0, 0, preprocess=self.preprocess)
+        return ForeignImages((height, width), self.preprocess)
 
     def infer(self, feed: NDArray[Any]) -> Outputs:
         """Runs one batch.

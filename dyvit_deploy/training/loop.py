@@ -1,11 +1,12 @@
 """Trains a dense backbone, or a pruned student beside its dense teacher, on one device."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..artifacts import ArtifactFacts, library_versions, make_folder, write_json
 from ..config import KeepRequest, LoadConfig, PruneConfig, default_stages
-from ..data.images import Batch, open_images
+from ..data.images import Batch
+from ..data.open import open_images
 from ..data.preprocess import normalise
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..model import vit
@@ -172,8 +174,7 @@ class _Run:
         parent = None
         if backbone is not None:
             self.teacher, dense_facts = load_model(backbone, LoadConfig(
-                model=None if str(backbone).endswith(".safetensors") else facts.model.name, keep=KeepRequest(ratio=1.0),
-                image_size=facts.model.image_size))
+                model=facts.model.name, keep=KeepRequest(ratio=1.0), image_size=facts.model.image_size))
             self._adopt(self.teacher)
             parent = dense_facts.parent
         self.training = {"data": config.data, "recipe": recipe.to_dict(), "parent": parent,
@@ -193,9 +194,9 @@ class _Run:
 
     def _adopt(self, teacher: DynamicViT) -> None:
         """Starts the student's backbone from the teacher's."""
-        if teacher.config.width != self.model.config.width or teacher.config.classes != self.model.config.classes:
-            raise CheckpointError(f"The backbone is a {teacher.config.name} with {teacher.config.classes} classes, "
-                                  f"not a {self.model.config.name} with {self.model.config.classes}; name another.")
+        if teacher.config.classes != self.model.config.classes:
+            raise CheckpointError(f"The backbone knows {teacher.config.classes} classes, the data have "
+                                  f"{self.model.config.classes}; train a dense model on them first (--keep-ratio 1.0).")
         self.model.backbone.load_state_dict(teacher.backbone.state_dict())
 
     def _make_optimizer(self) -> None:
@@ -216,7 +217,7 @@ class _Run:
     def run(self) -> TrainReport:
         for epoch in range(self.first_epoch, self.recipe.epochs):
             # Seeding by epoch makes a resumed run draw what the uninterrupted one would have drawn.
-            torch.manual_seed(self.recipe.seed * 100_003 + epoch)
+            torch.manual_seed(self._draw(epoch))
             started = time.perf_counter()
             loss, parts = self._epoch(epoch)
             runner = PyTorchRunner(self.model, self.facts)
@@ -225,8 +226,11 @@ class _Run:
             self.reports.append(report)
             self._save(report)
             self.watch(report)
-        write_json(self.out / "train.json", self._report().to_json())
         return self._report()
+
+    def _draw(self, epoch: int) -> int:
+        """A number for the random choices of one epoch of this run."""
+        return self.recipe.seed * 100_003 + epoch
 
     def _report(self) -> TrainReport:
         return TrainReport(str(self.out / "best.safetensors"), str(self._last), self.best,
@@ -238,7 +242,7 @@ class _Run:
         self.model.backbone.requires_grad_(not frozen)
         sums: dict[str, float] = {}
         loss_sum = 0.0
-        for step, batch in enumerate(self.train_set.batches(self.recipe.batch, epoch=epoch)):
+        for step, batch in enumerate(self.train_set.batches(self.recipe.batch, epoch=self._draw(epoch))):
             self.scheduler.step_update(epoch * self.steps + step)
             loss, parts, kept = self._step(batch)
             named = {name: part.item() for name, part in parts._asdict().items()}
@@ -265,9 +269,9 @@ class _Run:
         weights = LossWeights(1.0, self.recipe.ratio_weight, self.recipe.kl_weight, self.recipe.token_weight)
         return total_loss(parts, weights), parts, kept
 
-    def _attention(self) -> AbstractContextManager[None]:
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
         # PyTorch's fused attention takes 45 % of a training step on a CPU, in its backward; plain products do not.
-        return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else contextlib.nullcontext()
 
     def _check_finite(self, parts: dict[str, float], epoch: int, step: int) -> None:
         for name, value in parts.items():
@@ -283,6 +287,7 @@ class _Run:
         if better:
             save_checkpoint(self.out / "best.safetensors", self.model, facts)
         save_checkpoint(self._last, self.model, facts, resume=self._optimizer_tensors())
+        write_json(self.out / "train.json", self._report().to_json())
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = {}
@@ -310,6 +315,9 @@ class _Run:
             if state:
                 self.optimizer.state[parameter] = {k: v if k == "step" else v.to(self.device) for k, v in state.items()}
         self.first_epoch, self.best = facts.training["epoch"], facts.training["best_val_top1"]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):    # the history is a convenience
+            history = json.loads((self.out / "train.json").read_text())["epochs"]
+            self.reports = [EpochReport(**epoch) for epoch in history if epoch["epoch"] <= self.first_epoch]
         log.info("resuming %s after epoch %d", path, self.first_epoch)
 
 

@@ -3,7 +3,8 @@ import pytest
 from helpers import tiny_config
 from PIL import Image
 
-from dyvit_deploy.data.images import NoiseImages, open_images
+from dyvit_deploy.data.images import NoiseImages
+from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError
 
 

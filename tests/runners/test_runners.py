@@ -57,14 +57,14 @@ def test_models_of_others_run_with_what_they_tell(tmp_path):
     with open_runner(foreign_onnx(tmp_path / "f.onnx")) as runner:
         assert runner.facts is None and runner.input == InputSpec("x", "float32", (None, 3, 4, 4))
         assert runner.infer(np.ones((2, 3, 4, 4), np.float32)).logits.tolist() == [[1, 1, 1]] * 2
-        assert runner.image_config().image_size == (4, 4)
+        assert runner.image_spec().image_size == (4, 4)
 
 
 def test_a_free_image_size_must_be_given(tmp_path):
     with open_runner(foreign_onnx(tmp_path / "f.onnx", side="s")) as runner:
         with pytest.raises(BackendError, match="--image-size"):
-            runner.image_config()
-        assert runner.image_config((8, 6)).image_size == (8, 6)
+            runner.image_spec()
+        assert runner.image_spec((8, 6)).image_size == (8, 6)
 
 
 def test_a_fixed_batch_is_padded_and_cut():

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest
-from dyvit_deploy.errors import CheckpointError, ConfigError, TrainingError
+from dyvit_deploy.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dyvit_deploy.model.checkpoint import load_model
 from dyvit_deploy.training import loop
 from dyvit_deploy.training.loop import EpochReport, Step, TrainConfig, train
@@ -160,10 +160,20 @@ def test_resuming_with_other_options_is_refused_by_name(data):
 def test_a_backbone_of_another_model_is_refused(data, monkeypatch):
     train(config(data, "dense", keep=KeepRequest(ratio=1.0)))
     monkeypatch.setitem(zoo.MODELS, "wide", tiny_config(name="wide", width=64))
-    with pytest.raises(CheckpointError, match="not a wide"):
+    with pytest.raises(CheckpointError, match="is a tiny, not a wide"):
         train(config(data, model="wide", backbone=data / "dense" / "best.safetensors"))
 
 
-def test_unlabelled_data_are_refused(data):
+def test_data_without_splits_or_labels_are_refused(data):
+    with pytest.raises(DataError, match="no subfolder train"):
+        train(dataclasses.replace(config(data), data=str(data / "data" / "train")))
+    (data / "flat" / "train").mkdir(parents=True)
+    (data / "data" / "train" / "dark" / "0.png").rename(data / "flat" / "train" / "0.png")
     with pytest.raises(ConfigError, match="has no labels"):
-        train(dataclasses.replace(config(data), data=str(data / "data" / "train" / "dark")))
+        train(dataclasses.replace(config(data), data=str(data / "flat")))
+
+
+def test_training_never_validates_on_its_own_images(data):
+    (data / "data" / "val").rename(data / "elsewhere")
+    with pytest.raises(DataError, match="no subfolder val"):
+        train(config(data, keep=KeepRequest(ratio=1.0)))

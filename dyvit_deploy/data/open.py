@@ -1,0 +1,36 @@
+"""The one door to images: a name or a folder in, an image set out."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config import ImageSpec
+from ..errors import DataError, did_you_mean
+from .digits import DigitScenes
+from .folder import FolderImages
+from .images import ImageSet, NoiseImages
+
+NAMED: dict[str, Callable[[ImageSpec, str, int | None], ImageSet]] = {"digits": DigitScenes}
+
+
+def open_images(source: str | None, spec: ImageSpec, split: str = "test", limit: int | None = None) -> ImageSet:
+    """The images called `source`, prepared as `spec` says.
+
+    Args:
+        source: "digits", an image folder (flat, or one subfolder per class, possibly below
+            `train`, `val` and `test`), or None for noise.
+        split: "train", "val" or "test".
+        limit: at most that many images.
+
+    Raises:
+        DataError: no such source, or nothing usable in it.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"At least 1 image is needed, not {limit}.")
+    if source is None:
+        return NoiseImages(spec, limit or 32)
+    if source in NAMED:                                                    # a folder of that name is ./digits
+        return NAMED[source](spec, split, limit)
+    if Path(source).is_dir():
+        return FolderImages(source, spec, split, limit)
+    raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, NAMED)}")
