@@ -1,6 +1,7 @@
 """The command line: parses, makes one library call, prints, exits."""
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -63,32 +64,44 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def keep_options(command: F) -> F:
+    """The pruning schedule; the command receives one `keep`."""
+    @functools.wraps(command)
+    def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, **values: Any) -> Any:
+        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages), **values)
+
+    decorated: F = with_options(
+        gather,
+        click.option("--keep-ratio", type=float, help="Stage s keeps RATIO**s of the patches; 1.0 is the dense model."),
+        click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
+        click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
+        click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
+    )
+    return decorated
+
+
 def load_options(command: F) -> F:
     """How a checkpoint is opened; the command receives one `load`."""
-    def gather(**values: Any) -> Any:
-        keep = KeepRequest(values.pop("keep_ratio"), values.pop("keep_ratios"), values.pop("keep_counts"),
-                           values.pop("stages"))
-        load = LoadConfig(values.pop("model"), values.pop("weights"), values.pop("image_size"), keep)
-        return command(load=load, **values)
+    @functools.wraps(command)
+    def gather(model: str | None, weights: str, image_size: Any, keep: KeepRequest, **values: Any) -> Any:
+        return command(load=LoadConfig(model, weights, image_size, keep), **values)
 
-    gather.__name__, gather.__doc__ = command.__name__, command.__doc__
-    gather.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed((
+    decorated: F = with_options(
+        keep_options(gather),
         click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
         click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
         click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
-        *keep_options,
-    )):
-        gather = option(gather)
-    return gather  # type: ignore[return-value]
+    )
+    return decorated
 
 
-keep_options = (
-    click.option("--keep-ratio", type=float, help="Stage s keeps RATIO**s of the patches; 1.0 is the dense model."),
-    click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
-    click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
-    click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
-)
+def with_options(command: Any, *options: Callable[[Any], Any]) -> Any:
+    """`command` with click options, shown in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 json_option = click.option("--json", "json_file", type=click.Path(), help="Also write the report to this file.")
 device_option = click.option("--device", metavar="[cpu|cuda]", help="Default: CUDA where it works, else the CPU.")
 
@@ -138,10 +151,10 @@ def models(names: tuple[str, ...], json_file: str | None) -> None:
 @click.option("--seed", type=int, help="Of weights, data order and sampled tokens.")
 @click.option("--bf16/--no-bf16", default=None, help="Matrix products in bfloat16 (default) or float32.")
 @click.option("--resume", is_flag=True, help="Go on from last.safetensors.")
+@keep_options
 @device_option
 @json_option
-def train(json_file: str | None, keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any,
-          **options: Any) -> None:
+def train(json_file: str | None, keep: KeepRequest, **options: Any) -> None:
     """Train a pruned student and its dense teacher.
 
     Ctrl-C loses at most the running epoch; --resume goes on.
@@ -150,15 +163,10 @@ def train(json_file: str | None, keep_ratio: float | None, keep_ratios: Any, kee
     from .training.loop import RECIPE_OPTIONS, TrainConfig, train as run
 
     given = tuple((name, value) for name in RECIPE_OPTIONS if (value := options.pop(name)) is not None)
-    keep = KeepRequest(keep_ratio, keep_ratios, keep_counts, stages)
     with TrainingBar(resume_hint=f"{options['out']}/last.safetensors") as bar:
         report = run(TrainConfig(keep=keep, overrides=given, **options), watch=bar.update)
     show(report, json_file)
     note(f"Next: dyvit export {report.best} --format onnx -o model.onnx")
-
-
-for _option in reversed(keep_options):
-    _option(train)
 
 
 @main.command("eval")
