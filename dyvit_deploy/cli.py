@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = ("onnx",)
 
 
-class Numbers(click.ParamType[Any]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
     """Comma-separated numbers: `3,6,9`."""
 
     def __init__(self, kind: type[int] | type[float]) -> None:
@@ -33,7 +33,7 @@ class Numbers(click.ParamType[Any]):
             self.fail(f"{value!r} is not a list of numbers like 1,2,3.", param, ctx)
 
 
-class ImageSize(click.ParamType[Any]):
+class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
     """`384`, or `384x512` for height by width."""
 
     name = "pixels"
