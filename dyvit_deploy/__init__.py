@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .model.checkpoint import load_model
     from .parity import CheckConfig, Tolerance, check_artifacts, compare
     from .quickstart import run_quickstart
-    from .runners.evaluate import evaluate
+    from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
     from .training.loop import TrainConfig, train
 
@@ -35,7 +35,7 @@ _NAMES = {
     "model.checkpoint": ("load_model",),
     "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
     "quickstart": ("run_quickstart",),
-    "runners.evaluate": ("evaluate",),
+    "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),
     "training.loop": ("TrainConfig", "train"),
 }

@@ -6,11 +6,14 @@ under `dyvit` in its metadata properties.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -88,11 +91,14 @@ def _digest(file: Any) -> str:
 def require_file(path: str | Path) -> Path:
     """`path` as a Path when it is a readable, non-empty file; ArtifactError otherwise."""
     path = Path(path)
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except OSError as error:
+        found = "does not exist" if error.errno == errno.ENOENT else f"cannot be opened ({error.strerror})"
+        raise ArtifactError(f"{path} {found}; check the path.") from error
+    if stat.S_ISDIR(status.st_mode):
         raise ArtifactError(f"{path} is a folder; name a file in it.")
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist; check the path.")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise ArtifactError(f"{path} is empty; it was probably not written to the end, make or copy it again.")
     if not os.access(path, os.R_OK):
         raise ArtifactError(f"{path} may not be read; change its permissions.")
@@ -115,28 +121,30 @@ def make_folder(path: str | Path) -> Path:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces it only when the block succeeds.
 
-    An existing file survives any failure, a full disk included; nothing half-written is left.
+    An existing file survives any failure, a full disk included; nothing half-written is left. A link
+    is followed; a device or pipe is written to as it is.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):                                                # unlike Path's, these never raise
         raise ArtifactError(f"{path} is a folder; name the file to write.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield path
+        return
+    path = Path(os.path.realpath(path))
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".dyvit-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
     try:
+        temporary.touch()
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)                                    # mkstemp makes private files
         os.replace(temporary, path)
     except OSError as error:
         raise ArtifactError(f"{path} could not be written ({error.strerror or error}); "
                             "free space or choose another place.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
+import json
+import logging
+import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,8 @@ from .optional import require
 from .runners.base import Runner
 from .runners.open import is_checkpoint, open_runner
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class BenchConfig:
@@ -39,7 +45,7 @@ class BenchConfig:
 
     `batches` are batch sizes; a batch size is done when the 95 % interval of every median is within
     `stable` of it, or after `seconds`. `warmup` runs are thrown away. `baseline` is an artifact to
-    compare with; None builds the dense backbone from the artifact's own metadata, with random
+    compare with; None builds the dense backbone from each artifact's own metadata, with random
     weights, because time does not depend on them.
     """
 
@@ -121,13 +127,14 @@ class BenchReport:
 @dataclass
 class _Candidate:
     runner: Runner
-    path: str | None                        # None: cannot be opened by another process
+    path: str
     gmacs: float | None
+    baseline: _Candidate | None = None
 
 
 def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(), load: LoadConfig = LoadConfig(),
-          track: Track[Any] = no_track) -> BenchReport:
-    """Times `artifacts` and the dense baseline alternately, at each batch size.
+              track: Track[Any] = no_track) -> BenchReport:
+    """Times `artifacts` and their dense baselines alternately, at each batch size.
 
     Raises:
         ArtifactError, BackendError: an artifact cannot be opened or run.
@@ -135,10 +142,16 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
-        candidates, notes = _open_all(artifacts, config, load, folder, stack)
+
+        def opened(path: str | Path) -> _Candidate:
+            options = load if is_checkpoint(path) else dataclasses.replace(LoadConfig(), image_size=load.image_size)
+            runner = stack.enter_context(open_runner(path, load=options, device=config.device, threads=config.threads))
+            return _Candidate(runner, str(path), _gmacs(runner.facts))
+
+        candidates, notes = _with_baselines([opened(path) for path in artifacts], config, folder, opened)
         timings: list[Timing] = []
         for batch in track(config.batches, "timing", len(config.batches)):
-            timings += _time_batch(candidates, batch, config, load, has_baseline=len(candidates) > len(artifacts))
+            timings += _time_batch(candidates, batch, config, load)
     if any(not t.stable for t in timings):
         notes.append(f"Rows marked ~ did not settle within {config.stable:.0%} in {config.seconds:g} s; "
                      "quiet the machine or raise --seconds.")
@@ -146,87 +159,99 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
                        config, tuple(notes))
 
 
-def _open_all(artifacts: Sequence[str | Path], config: BenchConfig, load: LoadConfig, folder: Path,
-              stack: contextlib.ExitStack) -> tuple[list[_Candidate], list[str]]:
-    """The baseline first, when there is one, then the artifacts."""
-    candidates: list[_Candidate] = []
-    notes: list[str] = []
-    for path in artifacts:
-        runner = stack.enter_context(open_runner(path, load=load, device=config.device, threads=config.threads))
-        candidates.append(_Candidate(runner, str(path), _gmacs(runner.facts)))
-    first = candidates[0].runner
+def _with_baselines(candidates: list[_Candidate], config: BenchConfig, folder: Path,
+                    opened: Callable[[str | Path], _Candidate]) -> tuple[list[_Candidate], list[str]]:
+    """The baselines first, then the artifacts, each knowing its own.
+
+    One is enough for all artifacts of the same model, backend and input; a dense artifact among them
+    serves as it is.
+    """
     if config.baseline is not None:
-        runner = stack.enter_context(open_runner(config.baseline, load=load, device=config.device,
-                                                 threads=config.threads))
-        return [_Candidate(runner, str(config.baseline), _gmacs(runner.facts)), *candidates], notes
-    if first.facts is None:
-        notes.append(f"{first.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline FILE "
-                     "to compare it with another artifact.")
-    elif first.facts.dense:
-        notes.append(f"{first.name} drops no tokens: it is its own baseline.")
-    else:
-        built = _dense_baseline(first, is_checkpoint(artifacts[0]), config, folder)
-        return [_Candidate(stack.enter_context(built[0]), built[1], _gmacs(built[0].facts)), *candidates], notes
-    return candidates, notes
+        baseline = opened(config.baseline)
+        for candidate in candidates:
+            candidate.baseline = baseline
+        return [baseline, *candidates], []
+    notes: list[str] = []
+    built: list[_Candidate] = []
+    dense = {_kind(c): c for c in candidates if c.runner.facts and c.runner.facts.dense}
+    for candidate in candidates:
+        runner, kind = candidate.runner, _kind(candidate)
+        if runner.facts is None:
+            notes.append(f"{runner.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline "
+                         "FILE to compare it with another artifact.")
+        elif runner.facts.dense:
+            notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
+        else:
+            if kind not in dense:
+                dense[kind] = opened(_dense_baseline(runner, folder / f"dense-{len(built)}"))
+                dense[kind].runner.name = f"dense {runner.facts.model.name}"
+                built.append(dense[kind])
+            candidate.baseline = dense[kind]
+    return [*built, *candidates], notes
 
 
-def _dense_baseline(runner: Runner, in_pytorch: bool, config: BenchConfig, folder: Path) -> tuple[Runner, str | None]:
-    """The dense backbone of `runner`'s model with random weights, on the same backend."""
+def _kind(candidate: _Candidate) -> tuple[Any, ...]:
+    """What two artifacts must share for their times to be compared as dense and pruned."""
+    runner = candidate.runner
+    return runner.facts and runner.facts.model, runner.label, runner.input.dtype
+
+
+def _dense_baseline(runner: Runner, path: Path) -> Path:
+    """Writes the dense backbone of `runner`'s model, with random weights, for the same backend."""
+    from .export.onnx import export_model
+    from .model.checkpoint import save_checkpoint
+    from .model.dynamicvit import DynamicViT
+
     assert runner.facts is not None
     facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None)
-    model = require("dyvit_deploy.model.dynamicvit").DynamicViT(facts.model, None).eval()
-    if in_pytorch:
-        pytorch = require("dyvit_deploy.runners.pytorch")
-        device = runner.backend.split()[-1]
-        return pytorch.PyTorchRunner(model.to(device), facts, "dense baseline"), None
-    path = folder / "dense.onnx"
-    require("dyvit_deploy.export.onnx").export_model(model, facts, path, ExportConfig(input=runner.input.dtype))
-    dense = open_runner(path, device=config.device, threads=config.threads)
-    dense.name = "dense baseline"
-    return dense, str(path)
+    model = DynamicViT(facts.model, None).eval()
+    if runner.backend == "PyTorch":
+        path = path.with_suffix(".safetensors")
+        save_checkpoint(path, model, facts)
+    else:
+        path = path.with_suffix(".onnx")
+        export_model(model, facts, path, ExportConfig(input=runner.input.dtype))
+    return path
 
 
 def _gmacs(facts: ArtifactFacts | None) -> float | None:
     if facts is None:
         return None
-    [cost] = require("dyvit_deploy.model.macs").count_costs(facts.model, [facts.prune])
-    return float(cost.gmacs)
+    from .model.macs import count_costs
+
+    return count_costs(facts.model, [facts.prune])[0].gmacs
 
 
-def make_feed(runner: Runner, batch: int, seed: int = 0) -> NDArray[Any]:
+def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = None, seed: int = 0) -> NDArray[Any]:
     """Random input for `runner`: float32 standard normal, or uint8 0..255.
 
     Raises:
-        ConfigError: the artifact's batch is fixed at another size, or its image size is free.
+        ConfigError: the artifact's batch is fixed at another size.
+        BackendError: its image size is free and `image_size` is None.
     """
-    fixed, *rest = runner.input.shape
+    fixed = runner.input.shape[0]
     if fixed not in (None, batch):
         raise ConfigError(f"{runner.name} takes batches of {fixed} only; pass --batch {fixed}.")
-    if None in rest:
-        raise ConfigError(f"{runner.name} takes images of any size, so there is no size to time; "
-                          "export it for one size.")
-    shape = (batch, *(side for side in rest if side is not None))
+    size = runner.image_spec(image_size).image_size
     rng = np.random.default_rng(seed)
     if runner.input.dtype == "uint8":
-        return rng.integers(0, 256, shape, dtype=np.uint8)
-    return rng.standard_normal(shape, dtype=np.float32)
+        return rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+    return rng.standard_normal((batch, 3, *size), dtype=np.float32)
 
 
-def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfig, load: LoadConfig,
-                has_baseline: bool) -> list[Timing]:
-    feeds = [make_feed(c.runner, batch) for c in candidates]
+def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfig, load: LoadConfig) -> list[Timing]:
+    feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
     samples = alternate([lambda c=c, f=f: c.runner.infer(f) for c, f in zip(candidates, feeds)], config)
-    medians = [float(np.median(s)) for s in samples]
-    base = candidates[0] if has_baseline else None
+    medians = {id(c): float(np.median(s)) for c, s in zip(candidates, samples)}
     rows = []
-    for candidate, seconds, median in zip(candidates, samples, medians):
+    for candidate, seconds in zip(candidates, samples):
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
-        compared = base is not None and candidate is not base
-        ceiling = base.gmacs / candidate.gmacs if base and compared and base.gmacs and candidate.gmacs else None
-        rows.append(Timing(candidate.runner.name, candidate.runner.backend, batch, p50, p90, p99, batch / median,
-                           len(seconds), is_stable(seconds, config.stable), peak_memory(candidate.path, batch, load,
-                           config.device, config.threads), candidate.gmacs,
-                           medians[0] / median if compared else None, ceiling))
+        base, median = candidate.baseline, medians[id(candidate)]
+        rows.append(Timing(
+            candidate.runner.name, candidate.runner.label, batch, p50, p90, p99, batch / median, len(seconds),
+            is_stable(seconds, config.stable), peak_memory(candidate.path, batch, load, config.device, config.threads),
+            candidate.gmacs, medians[id(base)] / median if base else None,
+            base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None))
     return rows
 
 
@@ -259,26 +284,46 @@ def is_stable(seconds: Sequence[float], width: float) -> bool:
     return bool(max(median - ordered[low], ordered[high] - median) <= width * median)
 
 
-def peak_memory(path: str | None, batch: int, load: LoadConfig, device: str | None, threads: int) -> float | None:
+def peak_memory(path: str, batch: int, load: LoadConfig, device: str | None, threads: int) -> float | None:
     """MiB at the peak of a fresh process that opens `path` and runs one batch; None where unknown."""
-    if path is None or platform.system() == "Windows":                     # no getrusage there
+    arguments = json.dumps([str(Path(path).resolve()), batch, load.to_dict(), device, threads])
+    code = "from dyvit_deploy.bench import report_peak; report_peak()"
+    done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True,
+                          cwd=Path(__file__).parent.parent)
+    if done.returncode != 0 or not done.stdout:
+        log.warning("the memory of %s could not be measured: %s", path, done.stderr[-500:])
         return None
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_one_run, (path, batch, load, device, threads))
+    return float(done.stdout.split()[-1])
 
 
-def _peak_of_one_run(path: str, batch: int, load: LoadConfig, device: str | None, threads: int) -> float:
-    import resource
+def report_peak() -> None:
+    """What `peak_memory` runs in the other process; writes MiB to standard output."""
+    path, batch, load, device, threads = json.loads(sys.argv[1])
+    config = LoadConfig.from_dict(load)
+    if not is_checkpoint(path):
+        config = LoadConfig(image_size=config.image_size)
+    with open_runner(path, load=config, device=device, threads=threads) as runner:
+        runner.infer(make_feed(runner, batch, config.image_size))
+    peak = _peak_mib()
+    if peak is not None:
+        sys.stdout.write(f"{peak}\n")
 
-    with open_runner(path, load=load, device=device, threads=threads) as runner:
-        runner.infer(make_feed(runner, batch))
-    unit = 2**20 if platform.system() == "Darwin" else 2**10               # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+def _peak_mib() -> float | None:
+    # On Linux getrusage would give the peak of the process that started this one.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    if platform.system() == "Darwin":
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return None
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    return {"processor": _processor(), "logical_cores": multiprocessing.cpu_count(), "system": platform.platform(),
+    return {"processor": _processor(), "logical_cores": os.cpu_count(), "system": platform.platform(),
             "gpu": _gpu()}
 
 

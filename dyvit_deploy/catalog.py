@@ -11,7 +11,6 @@ from rich.table import Table
 from . import zoo
 from .config import PruneConfig, default_stages
 from .data.images import Track, no_track
-from .optional import require
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.5)
 
@@ -54,9 +53,12 @@ def list_models(names: Sequence[str] = (), track: Track[Any] = no_track) -> Cata
 
 
 def _entry(name: str) -> CatalogEntry:
-    config = require("dyvit_deploy.model.vit").resolve(name)
+    from .model.macs import count_costs
+    from .model.vit import resolve
+
+    config = resolve(name)
     stages = default_stages(config.depth)
     schedules = [PruneConfig.from_ratio(ratio, stages) for ratio in RATIOS]
-    costs = require("dyvit_deploy.model.macs").count_costs(config, schedules)
+    costs = count_costs(config, schedules)
     return CatalogEntry(name, config.image_size, config.patches, stages, costs[0].parameters,
                         {str(ratio): cost.gmacs for ratio, cost in zip(RATIOS, costs)})

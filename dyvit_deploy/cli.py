@@ -163,9 +163,10 @@ def train(json_file: str | None, keep: KeepRequest, **options: Any) -> None:
     from .training.loop import RECIPE_OPTIONS, TrainConfig, train as run
 
     given = tuple((name, value) for name in RECIPE_OPTIONS if (value := options.pop(name)) is not None)
-    with TrainingBar(resume_hint=f"{options['out']}/last.safetensors") as bar:
+    with TrainingBar(options["out"]) as bar:
         report = run(TrainConfig(keep=keep, overrides=given, **options), watch=bar.update)
     show(report, json_file)
+    skipped_notes(report.skipped)
     note(f"Next: dyvit export {report.best} --format onnx -o model.onnx")
 
 
@@ -174,26 +175,23 @@ def train(json_file: str | None, keep: KeepRequest, **options: Any) -> None:
 @click.option("--data", required=True, help="digits, or a folder with one subfolder per class.")
 @click.option("--split", default="test", show_default=True, help="train, val or test.")
 @click.option("--images", type=int, help="At most this many.")
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run.")
 @load_options
 @device_option
 @json_option
 def evaluate(artifact: str, data: str, split: str, images: int | None, batch: int, load: LoadConfig,
              device: str | None, json_file: str | None) -> None:
     """Top-1 of a checkpoint or ONNX file on labelled images."""
-    from .data.open import open_images
-    from .runners.evaluate import evaluate as run
-    from .runners.open import open_runner
+    from .runners.evaluate import EvalConfig, evaluate_artifact
 
-    with open_runner(artifact, load=load, device=device) as runner:
-        report = run(runner, open_images(data, runner.image_spec(load.image_size), split, images), batch, progress)
+    report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, progress)
     show(report, json_file)
     skipped_notes(report.skipped)
 
 
 @main.command()
 @click.argument("checkpoint")
-@click.option("--format", "target", default="onnx", show_default=True, metavar="[onnx]")
+@click.option("--format", "target", default="onnx", show_default=True, metavar="[onnx]", help="What to write.")
 @click.option("-o", "--out", required=True, help="File to write.")
 @click.option("--with-tokens", is_flag=True, help="Also output the kept patches of each stage.")
 @click.option("--input", "input_type", default="float32", show_default=True, metavar="[float32|uint8]",

@@ -104,12 +104,13 @@ class ModelConfig(JsonConfig):
             value = getattr(self, field)
             if value not in choices:
                 raise ConfigError(f"Unknown {field} {value!r}.{did_you_mean(str(value), choices)}")
+        for name in ("patch_size", "width", "depth", "heads", "classes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"A model needs a positive {name}, not {getattr(self, name)}.")
         for side in self.image_size:
             if side < self.patch_size or side % self.patch_size:
                 raise ConfigError(f"Image side {side} is not a multiple of the patch size {self.patch_size}; "
                                   f"choose e.g. {max(1, round(side / self.patch_size)) * self.patch_size}.")
-        if self.classes < 1:
-            raise ConfigError(f"A classifier needs at least one class, not {self.classes}.")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -210,13 +211,18 @@ class PruneConfig(JsonConfig):
 
 
 @dataclass(frozen=True)
-class KeepRequest:
+class KeepRequest(JsonConfig):
     """What a user asked of the pruning; at most one of `ratio`, `ratios`, `counts`. All None asks nothing."""
 
     ratio: float | None = None
     ratios: tuple[float, ...] | None = None
     counts: tuple[int, ...] | None = None
     stages: tuple[int, ...] | None = None
+
+    @property
+    def asks(self) -> bool:
+        """True when a schedule is given; stages alone are none."""
+        return any(value is not None for value in (self.ratio, self.ratios, self.counts))
 
     def resolve(self, depth: int, default: PruneConfig | None) -> PruneConfig | None:
         """The request laid over what the checkpoint records (`default`, None when it records nothing).
@@ -237,7 +243,7 @@ class KeepRequest:
 
 
 @dataclass(frozen=True)
-class LoadConfig:
+class LoadConfig(JsonConfig):
     """What a user may override when a checkpoint is opened.
 
     `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
@@ -250,6 +256,8 @@ class LoadConfig:
     keep: KeepRequest = KeepRequest()
 
     def __post_init__(self) -> None:
+        if isinstance(self.keep, Mapping):
+            object.__setattr__(self, "keep", KeepRequest.from_dict(self.keep))
         if self.weights not in WEIGHTS:
             raise ConfigError(f"Unknown weights {self.weights!r}.{did_you_mean(self.weights, WEIGHTS)}")
 

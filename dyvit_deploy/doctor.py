@@ -57,8 +57,11 @@ def _torch_devices() -> str:
 
 
 def _ort_devices() -> str:
-    cuda = require("dyvit_deploy.runners.ort").cuda_usable()
-    return "cpu, cuda" if cuda else "cpu"
+    from .runners.ort import cuda_works
+
+    if {"onnxruntime", "onnxruntime-gpu"} <= {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}:
+        raise RuntimeError("onnxruntime and onnxruntime-gpu overwrite each other; uninstall both, then install one")
+    return "cpu, cuda" if cuda_works() else "cpu"
 
 
 def _openvino_devices() -> str:
@@ -111,7 +114,8 @@ def _examine(probe: _Probe) -> Backend:
         devices = probe.devices()
     except (ImportError, OSError, RuntimeError, AttributeError) as error:   # the ways a broken library fails
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return Backend(probe.name, UNUSABLE, version, reason, probe.does, f"{probe.fix} --force-reinstall")
+        repair = f"pip install --force-reinstall {probe.distributions[0]}"
+        return Backend(probe.name, UNUSABLE, version, reason, probe.does, repair)
     return Backend(probe.name, READY if probe.used else UNUSED, version, devices, probe.does, None)
 
 

@@ -5,16 +5,19 @@ import collections
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from .artifacts import METADATA_KEY, ArtifactFacts, require_file, sha256
-from .config import PruneConfig
-from .errors import ArtifactError
+from .config import ModelConfig, PruneConfig
+from .errors import ArtifactError, CheckpointError
 from .optional import require
 from .runners.open import CHECKPOINTS, is_checkpoint
+
+if TYPE_CHECKING:
+    from .model.macs import Cost
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,15 @@ def inspect_artifact(path: str | Path) -> InspectReport:
 
 
 def _inspect_checkpoint(path: Path) -> InspectReport:
-    checkpoint = require("dyvit_deploy.model.checkpoint")
+    from .model import checkpoint
+
     raw = checkpoint.read_checkpoint(path)
-    facts = raw.facts or ArtifactFacts(checkpoint.infer_model(raw.state, str(path)), checkpoint.recorded_prune(raw))
-    details = {"tensors": len(raw.state), "weights taken": raw.weights,
-               "predictors": checkpoint.count_predictors(raw.state)}
+    details: dict[str, Any] = {"tensors": len(raw.state), "weights taken": raw.weights,
+                               "predictors": checkpoint.count_predictors(raw.state)}
+    try:
+        facts = raw.facts or ArtifactFacts(checkpoint.infer_model(raw.state, str(path)), checkpoint.recorded_prune(raw))
+    except CheckpointError as error:                                       # of timm, say: export names it with --model
+        facts, details["architecture"] = None, str(error)
     return _report(path, "checkpoint", facts, details, sum(t.numel() for t in raw.state.values()))
 
 
@@ -117,7 +124,7 @@ def _inspect_onnx(path: Path) -> InspectReport:
     onnx = require("onnx")
     try:
         proto = onnx.load(str(path), load_external_data=False)
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(str(path))                                # by path: weights may lie beside it
     except Exception as error:                                             # protobuf and onnx share no base class
         raise ArtifactError(f"{path} is not a whole ONNX file ({str(error).splitlines()[0]}); "
                             "make or copy it again.") from error
@@ -135,15 +142,23 @@ def _inspect_onnx(path: Path) -> InspectReport:
 
 def _value(value: Any) -> str:
     onnx = require("onnx")
+    if not value.type.HasField("tensor_type"):
+        return f"{value.name} {value.type.WhichOneof('value')}"
     tensor = value.type.tensor_type
     dims = ", ".join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)
     return f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)} [{dims}]"
+
+
+def _cost(model: ModelConfig, prune: PruneConfig | None) -> Cost:
+    from .model.macs import count_costs
+
+    return count_costs(model, [prune])[0]
 
 
 def _report(path: Path, kind: str, facts: ArtifactFacts | None, details: dict[str, Any],
             parameters: int | None) -> InspectReport:
     prune: PruneConfig | None = facts.prune if facts else None
     counts = prune.counts(facts.model.patches) if facts and prune else ()
-    cost = require("dyvit_deploy.model.macs").count_costs(facts.model, [prune])[0] if facts else None
+    cost = _cost(facts.model, prune) if facts else None
     return InspectReport(str(path), kind, path.stat().st_size / 2**20, sha256(path), facts, counts,
                          cost.gmacs if cost else None, cost.parameters if cost else parameters, details)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .data.images import ImageSet, Track, no_track
 from .data.open import open_images
 from .errors import ConfigError, DataError
 from .overlap import near_cut, stage_overlaps
-from .runners.base import Outputs, Runner, join_outputs, run_in_batches
+from .runners.base import Outputs, Runner, join_outputs, run_in_batches, take
 from .runners.open import is_checkpoint, open_runner
 
 
@@ -34,6 +35,12 @@ class Tolerance:
     logits: float = 1e-4
     tie: float = 1e-5
     tied_images: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "tie", "tied_images"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"The tolerance for {name} must be finite and not negative, "
+                                  f"not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,10 @@ class CheckConfig:
 class BatchParity:
     """The comparison at one batch size. Errors are absolute, on logits, None when infinite; fractions are 0..1.
 
-    `overlap` is the mean fraction of the reference's kept tokens that the candidate keeps, per
-    stage; `overlap_forgiven` counts tokens at a tie as kept. Both are empty when one side does not
-    tell. `tied_images` differ only because of such a tie; they are left out of the verdict.
+    `non_finite` counts images for which either side gives NaN or infinity. `overlap` is the mean
+    fraction of the reference's kept tokens that the candidate keeps, per stage; `overlap_forgiven`
+    counts tokens at a tie as kept. Both are empty when one side does not tell. `tied_images` differ
+    only because of such a tie; they are left out of the verdict.
     """
 
     batch: int
@@ -123,8 +131,13 @@ def check_artifacts(reference: str | Path, candidate: str | Path, data: str | No
         ArtifactError, DataError: a file or the images cannot be used.
     """
     with contextlib.ExitStack() as stack:
+        # Beside a checkpoint, the options are meant for the checkpoint.
+        graph = (LoadConfig(image_size=load.image_size) if is_checkpoint(reference) or is_checkpoint(candidate)
+                 else load)
+
         def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
-            return stack.enter_context(open_runner(path, load=load, like=like, device=config.device))
+            return stack.enter_context(open_runner(path, load=load if is_checkpoint(path) else graph, like=like,
+                                                   device=config.device))
 
         if is_checkpoint(reference) and not is_checkpoint(candidate):
             second = opened(candidate)
@@ -144,23 +157,34 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
     The reference runs once, at the largest batch; the candidate at each: an artifact that is right
     at batch 1 can be wrong at others.
 
+    Fewer images than a batch are repeated to fill it. An artifact with a fixed batch runs at that.
+
     Raises:
-        DataError: the artifacts take images of different size or know other numbers of classes.
+        DataError: the artifacts know other numbers of classes, or keep other numbers of tokens.
+        BackendError: the images do not fit an artifact, or it fails on them.
     """
-    largest = max(config.batches)
+    fixed = candidate.input.shape[0]
+    sizes = (fixed,) if fixed else tuple(sorted(set(config.batches)))
+    largest = max(sizes)
     notes = _notes(reference, candidate, images)
-    wanted, pixels = [], []
+    wanted, pixels, names = [], [], []
     total = -(-len(images) // largest)
     for data in track(images.batches(largest), f"running {reference.name}", total):
         wanted.append(run_in_batches(reference, data.images, largest))
         pixels.append(data.images)
+        names += data.names
     expected, everything = join_outputs(wanted), np.concatenate(pixels)
     results = []
-    for batch in sorted({min(b, len(everything)) for b in config.batches}):
-        parts = [run_in_batches(candidate, everything[start:start + batch], batch) for start in
-                 track(range(0, len(everything), batch), f"running {candidate.name} at batch {batch}",
-                       -(-len(everything) // batch))]
-        results.append(compare_outputs(expected, join_outputs(parts), batch, config.tolerance))
+    for batch in sizes:
+        fill = np.resize(np.arange(len(names)), max(len(names), batch))    # repeats a set smaller than the batch
+        parts = [run_in_batches(candidate, everything[fill[start:start + batch]], batch) for start in
+                 track(range(0, len(fill), batch), f"running {candidate.name} at batch {batch}", -(-len(fill) // batch))]
+        got = join_outputs(parts)
+        results.append(compare_outputs(take(expected, fill), got, batch, config.tolerance, [names[i] for i in fill]))
+    if len(names) < largest:
+        notes.append(f"{len(names)} images were repeated to fill batch {largest}.")
+    if (expected.kept or got.kept) and not (expected.kept and got.kept):
+        notes.append("Kept tokens were not compared: one side does not tell them; export with --with-tokens.")
     return ParityReport(reference.name, candidate.name, images.name, config.tolerance, tuple(results), tuple(notes),
                         tuple(images.skipped))
 
@@ -180,47 +204,51 @@ def _notes(reference: Runner, candidate: Runner, images: ImageSet) -> list[str]:
     return notes
 
 
-def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tolerance) -> BatchParity:
-    """The numbers and the verdict for outputs of the same images; see `BatchParity`.
+def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tolerance,
+                    names: Sequence[str]) -> BatchParity:
+    """The numbers and the verdict for outputs of the same images, called `names`; see `BatchParity`.
 
     Raises:
         DataError: the outputs are not of the same model and schedule.
     """
     _check_comparable(expected, got)
+    finite: NDArray[np.bool_]
     count = len(expected.logits)
-    non_finite = int(count - np.isfinite(got.logits).all(axis=1).sum())
-    error = np.abs(got.logits.astype(np.float64) - expected.logits)        # [B, classes]
-    error = np.where(np.isfinite(error), error, np.inf)
+    finite = np.isfinite(np.concatenate([got.logits, expected.logits], axis=1)).all(axis=1)  # [B]
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got.logits.astype(np.float64) - expected.logits)    # [B, classes]
+    error = np.where(finite[:, None], error, np.inf)
     per_image = error.max(axis=1)                                          # [B]
-    limit = tolerance.logits * np.maximum(1.0, np.abs(expected.logits).max(axis=1))
+    limit = tolerance.logits * np.where(finite, np.maximum(1.0, np.abs(expected.logits).max(axis=1)), 1.0)
     scores = expected.scores or got.scores
     both_tell = bool(expected.kept and got.kept)
     overlaps = stage_overlaps(expected.kept, got.kept, scores, tolerance.tie) if both_tell else []
-    wrong = per_image > limit
+    wrong: NDArray[np.bool_] = per_image > limit
     if both_tell:
-        differ = np.any([o.plain < 1 for o in overlaps], axis=0)
-        tied = differ & np.all([o.forgiven > 1 - 1e-9 for o in overlaps], axis=0)
+        differ = np.stack([o.plain < 1 for o in overlaps]).any(axis=0)
+        tied = differ & np.stack([o.forgiven > 1 - 1e-9 for o in overlaps]).all(axis=0)
         wrong |= differ
     else:
         kept = expected.kept if expected.scores else got.kept
         tied = near_cut(kept, scores, tolerance.tie) if scores else np.zeros(count, bool)
-    excused = int((wrong & tied).sum())
-    wrong &= ~tied
+    excused = int((wrong & tied & finite).sum())
+    wrong &= ~tied | ~finite
     failures = []
-    if non_finite:
-        failures.append(f"{non_finite} of {count} images give NaN or infinity")
+    if not finite.all():
+        failures.append(f"{int((~finite).sum())} of {count} images give NaN or infinity")
     if wrong.any():
         worst = int(np.where(wrong, per_image, -1).argmax())
-        failures.append(f"{int(wrong.sum())} of {count} images differ, the worst (number {worst}) by a logit error of "
+        failures.append(f"{int(wrong.sum())} of {count} images differ, the worst ({names[worst]}) by a logit error of "
                         f"{per_image[worst]:.1e} where {limit[worst]:.1e} is allowed"
                         + (f" and kept-token overlap {min(o.plain[worst] for o in overlaps):.3f}" if overlaps else ""))
-    if excused > max(1, tolerance.tied_images * count):
-        failures.append(f"{excused} of {count} images differ by ties at a cut, more than chance explains")
+    if excused > min(max(1, tolerance.tied_images * count), count - 1):
+        failures.append(f"{excused} of {count} images differ by ties at a cut, more than chance explains; "
+                        "compare more images")
     with np.errstate(invalid="ignore"):                                    # inf - inf within, None at the end
         largest, mean, p99, cosine = (_finite(value) for value in (
             error.max(), error.mean(), np.quantile(error, 0.99), _cosine(expected.logits, got.logits).min()))
     return BatchParity(
-        batch, count, largest, mean, p99, cosine, non_finite,
+        batch, count, largest, mean, p99, cosine, int((~finite).sum()),
         float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean()),
         tuple(float(o.plain.mean()) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
         excused, tuple(failures))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,8 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
 class TrainingBar:
     """One bar per epoch with loss parts and kept ratios, one line per finished epoch."""
 
-    def __init__(self, resume_hint: str) -> None:
-        self._hint = resume_hint
+    def __init__(self, out: str) -> None:
+        self._out = Path(out)
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
                                   TimeRemainingColumn(), TextColumn("{task.fields[losses]}"), console=errors(),
                                   disable=not errors().is_terminal)
@@ -55,7 +56,9 @@ class TrainingBar:
                  trace: TracebackType | None) -> None:
         self._progress.stop()
         if kind is KeyboardInterrupt:
-            errors().print(f"Interrupted. Finished epochs are safe in {self._hint}; add --resume to go on.")
+            finished = any(self._out.rglob("last.safetensors"))
+            errors().print(f"Interrupted. Finished epochs are safe in {self._out}; add --resume to go on." if finished
+                           else "Interrupted before the first epoch was finished; nothing was written.")
 
     def update(self, event: Step | EpochReport) -> None:
         """Shows one step or one finished epoch."""

@@ -15,17 +15,16 @@ from .artifacts import atomic_write, make_folder, write_json
 from .bench import BenchConfig, BenchReport, benchmark
 from .config import ExportConfig
 from .data.images import Track, no_track
-from .data.open import open_images
 from .export.onnx import export_onnx
 from .optional import require
-from .parity import CheckConfig, ParityReport, compare
-from .runners.evaluate import EvalReport, evaluate
-from .runners.open import open_runner
+from .parity import CheckConfig, ParityReport, check_artifacts
+from .runners.evaluate import EvalReport, evaluate_artifact
 
 DEMO = Path(__file__).parent / "demo"
 STUDENT, TEACHER = DEMO / "digits-s.safetensors", DEMO / "digits-s-dense.safetensors"
 TABLE_BATCH = 32
-CHECK_IMAGES, EVAL_IMAGES = 256, 2000
+CHECK_IMAGES = 256
+SECONDS = 8                                 # of timing, per batch size
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class QuickstartReport:
                 "bench": self.bench.to_json()}
 
     def table(self) -> Table:
-        title = (f"{self.folder}: top-1 on {EVAL_IMAGES} held-out scenes, "
+        title = (f"{self.folder}: top-1 on {self.evals[0].images} held-out scenes, "
                  f"speed at batch {TABLE_BATCH} against the dense ONNX model")
         table = Table(title=Text(title), title_justify="left")
         table.add_column("artifact", overflow="fold")
@@ -90,26 +89,23 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
         (student, folder / "digits-s-uint8.onnx", ExportConfig(with_tokens=True, input="uint8"),
          "--format onnx --with-tokens --input uint8"),
     )
-    for source, path, config, options in exports:
+    for source, path, export, options in exports:
         say(f"dyvit export {source} {options} -o {path}")
-        export_onnx(source, path, config)
+        export_onnx(source, path, export)
     checks = {}
     for source, path, _, _ in exports:
-        say(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES}")
-        with open_runner(source) as reference, open_runner(path) as candidate:
-            images = open_images("digits", candidate.image_spec(), limit=CHECK_IMAGES)
-            checks[path] = compare(reference, candidate, images, CheckConfig(batches=(1, TABLE_BATCH)), track)
+        say(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES} --batch 1,{TABLE_BATCH}")
+        config = CheckConfig(CHECK_IMAGES, (1, TABLE_BATCH))
+        checks[path] = check_artifacts(source, path, "digits", config, track=track)
     artifacts = [dense, student, *(path for _, path, _, _ in exports)]
     evals = []
     for path in artifacts:
         say(f"dyvit eval {path} --data digits")
-        with open_runner(path) as runner:
-            images = open_images("digits", runner.image_spec(), limit=EVAL_IMAGES)
-            evals.append(evaluate(runner, images, track=track))
+        evals.append(evaluate_artifact(path, "digits", track=track))
     baseline = exports[0][1]
     others = [path for path in artifacts if path != baseline]
-    say(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH}")
-    timed = benchmark(others, BenchConfig(batches=(1, TABLE_BATCH), seconds=8, baseline=baseline), track=track)
+    say(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH} --seconds {SECONDS}")
+    timed = benchmark(others, BenchConfig(batches=(1, TABLE_BATCH), seconds=SECONDS, baseline=baseline), track=track)
     rows = tuple(_row(path, result, checks.get(path), timed) for path, result in zip(artifacts, evals))
     report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed)
     write_json(folder / "quickstart.json", report.to_json())

@@ -57,6 +57,21 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
         make_folder(tmp_path / "file" / "sub")
 
 
+def test_links_are_followed_and_devices_written_to(tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    write_json(tmp_path / "link.json", [1])
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "real.json").read_text()) == [1]
+    write_json("/dev/null", [1])
+    assert not os.path.isfile("/dev/null")
+
+
+def test_a_name_that_is_too_long_is_an_error_of_ours(tmp_path):
+    for act in (require_file, lambda p: write_json(p, [])):
+        with pytest.raises(ArtifactError):
+            act(tmp_path / ("x" * 300))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_refused(tmp_path):
     tmp_path.chmod(0o500)

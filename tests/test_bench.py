@@ -6,7 +6,7 @@ from helpers import fake_runner, tiny_checkpoint
 
 from dyvit_deploy import bench as bench_module
 from dyvit_deploy.bench import BenchConfig, alternate, benchmark, is_stable, make_feed, peak_memory
-from dyvit_deploy.config import ExportConfig, LoadConfig
+from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.runners.open import open_runner
@@ -27,7 +27,7 @@ def files(tmp_path_factory):
 def test_the_dense_backbone_is_timed_beside_the_artifact(files, which):
     report = benchmark([files[which]], BenchConfig(batches=(1, 2), **QUICK))
     assert [(t.artifact, t.batch) for t in report.timings] == [
-        (name, batch) for batch in (1, 2) for name in ("dense baseline", files[which].name)]
+        (name, batch) for batch in (1, 2) for name in ("dense tiny", files[which].name)]
     dense, pruned = report.timings[:2]
     assert dense.backend == pruned.backend and dense.speedup is None and dense.ceiling is None
     assert pruned.speedup == pytest.approx(dense.latency_ms_p50 / pruned.latency_ms_p50)
@@ -74,9 +74,31 @@ def test_stability_is_about_the_median_not_the_tail():
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own(files):
-    alone = peak_memory(str(files[1]), 1, LoadConfig(), "cpu", 1)
-    assert 20 < alone < 2000
-    assert peak_memory(None, 1, LoadConfig(), None, 0) is None
+    before = peak_memory(str(files[1]), 1, LoadConfig(), "cpu", 1)
+    ballast = np.ones(100_000_000)                                         # 760 MiB in this process
+    after = peak_memory(str(files[1]), 1, LoadConfig(), "cpu", 1)
+    assert 20 < before < 2000 and abs(after - before) < 100 < ballast.nbytes / 2**20
+
+
+def test_unmeasurable_memory_is_none_not_a_hang(tmp_path):
+    assert peak_memory(str(tmp_path / "missing.onnx"), 1, LoadConfig(), "cpu", 1) is None
+
+
+def test_each_artifact_has_a_baseline_of_its_own_kind(files):
+    report = benchmark([files[0], files[1]], BenchConfig(batches=(1,), **QUICK))
+    assert [(t.artifact, t.backend) for t in report.timings] == [
+        ("dense tiny", "PyTorch cpu"), ("dense tiny", "ONNX Runtime cpu"),
+        ("tiny.safetensors", "PyTorch cpu"), ("tiny.onnx", "ONNX Runtime cpu")]
+    for pruned, dense in ((2, 0), (3, 1)):
+        ratio = report.timings[dense].latency_ms_p50 / report.timings[pruned].latency_ms_p50
+        assert report.timings[pruned].speedup == pytest.approx(ratio)
+
+
+def test_a_dense_artifact_in_the_list_serves_as_the_baseline(files, tmp_path):
+    export_onnx(files[0], tmp_path / "dense.onnx", load=LoadConfig(keep=KeepRequest(ratio=1.0)))
+    report = benchmark([files[1], tmp_path / "dense.onnx"], BenchConfig(batches=(1,), **QUICK))
+    assert [t.artifact for t in report.timings] == ["tiny.onnx", "dense.onnx"]
+    assert report.timings[0].ceiling > 1 and report.timings[1].speedup is None
 
 
 def test_feeds_fit_the_artifact(files):

@@ -9,6 +9,11 @@ def state(report, name):
     return next(b for b in report.backends if b.name == name)
 
 
+def without(monkeypatch, absent):
+    real = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda module: module != absent and real(module))
+
+
 def test_what_the_tests_run_on_is_ready():
     report = diagnose()
     assert report and state(report, "PyTorch").state == READY and "cpu" in state(report, "ONNX Runtime").devices
@@ -16,7 +21,7 @@ def test_what_the_tests_run_on_is_ready():
 
 
 def test_an_absent_backend_comes_with_its_pip_line(monkeypatch):
-    monkeypatch.setattr(doctor, "installed", lambda module: module != "openvino")
+    without(monkeypatch, "openvino")
     row = state(diagnose(), "OpenVINO")
     assert row.state == MISSING and row.fix == "pip install 'dyvit-deploy[openvino]'"
 
@@ -37,5 +42,5 @@ def test_backends_without_a_runner_are_never_called_ready():
 
 
 def test_without_onnx_runtime_the_verdict_is_no(monkeypatch):
-    monkeypatch.setattr(doctor, "installed", lambda module: module != "onnxruntime")
+    without(monkeypatch, "onnxruntime")
     assert not diagnose()

@@ -60,3 +60,19 @@ def test_other_files_are_refused(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"\x08nonsense")
     with pytest.raises(ArtifactError, match=words):
         inspect_artifact(tmp_path / name)
+
+
+def test_a_checkpoint_of_an_unknown_architecture_is_described_all_the_same(tmp_path):
+    torch.save({"w": torch.zeros(3, 4)}, tmp_path / "x.pth")
+    report = inspect_artifact(tmp_path / "x.pth")
+    assert report.facts is None and report.parameters == 12 and "--model" in report.details["architecture"]
+
+
+def test_weights_beside_the_graph_are_no_damage(tmp_path):
+    import numpy as np
+    tensor = onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
+    value, out = (onnx.helper.make_tensor_value_info(n, 1, ["b", 2]) for n in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value], [out], [tensor])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "e.onnx", save_as_external_data=True, location="e.data",
+              size_threshold=0)
+    assert inspect_artifact(tmp_path / "e.onnx").details["inputs"] == "x float32 [b, 2]"

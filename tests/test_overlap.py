@@ -57,3 +57,5 @@ def test_near_cut_is_about_the_gap_at_the_cut_only():
     assert near_cut([kept(0, 1)], [tied_above], 1e-5).tolist() == [False]
     assert near_cut([kept(0, 1)], [tied_at_cut], 1e-5).tolist() == [True]
     assert near_cut([kept(0, 1, 2, 3)], [np.zeros((1, 4), np.float32)], 1e-5).tolist() == [False]
+    nothing_dropped_later = np.array([[0.0, 0.0, -np.inf, -np.inf]], np.float32)
+    assert near_cut([kept(0, 1)], [nothing_dropped_later], 1e-5).tolist() == [False]

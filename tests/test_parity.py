@@ -38,7 +38,7 @@ def test_equal_artifacts_agree_at_every_batch_size():
 def test_rounding_is_allowed_and_more_is_not():
     assert run(fake_runner(changed(3, 1e-5), KEPT))
     report = run(fake_runner(changed(3, 1e-2), KEPT))
-    assert not report and "number 3" in report.failures[0]
+    assert not report and "noise 3" in report.failures[0]
     assert report.batches[0].max_error == pytest.approx(1e-2, rel=1e-3)
 
 
@@ -73,6 +73,32 @@ def test_without_tokens_a_gap_at_the_cut_excuses():
     reference = fake_runner(LOGITS, KEPT, scores)
     assert run(fake_runner(changed(5, 0.5)), reference)
     assert not run(fake_runner(changed(4, 0.5)), reference)
+
+
+def test_nan_in_the_reference_is_no_agreement():
+    for bad in (np.nan, np.inf):
+        assert not run(fake_runner(LOGITS, KEPT), fake_runner(changed(2, bad), KEPT, SCORES))
+        assert not run(fake_runner(changed(2, bad), KEPT), fake_runner(changed(2, bad), KEPT, SCORES))
+
+
+def test_a_single_image_at_a_tie_proves_nothing():
+    scores, kept = [SCORES[0].copy()], [KEPT[0].copy()]
+    scores[0][0] = [5, 4, 4, 2]
+    kept[0][0] = [0, 2]
+    report = run(fake_runner(changed(0, 0.5), kept), fake_runner(LOGITS, KEPT, scores), batches=(1,), count=1)
+    assert not report and "compare more images" in report.failures[0]
+
+
+def test_a_few_images_still_fill_the_larger_batch():
+    same = np.tile(LOGITS[:1], (8, 1))
+    report = run(fake_runner(same, KEPT), fake_runner(same, KEPT, SCORES), batches=(1, 8), count=3)
+    assert report and [(b.batch, b.images) for b in report.batches] == [(1, 3), (8, 8)]
+    assert "3 images were repeated to fill batch 8." in report.notes
+
+
+def test_tokens_that_one_side_does_not_tell_are_mentioned():
+    assert any("--with-tokens" in note for note in run(fake_runner(LOGITS)).notes)
+    assert not any("--with-tokens" in note for note in run(fake_runner(LOGITS, KEPT)).notes)
 
 
 def test_ties_everywhere_are_no_excuse():

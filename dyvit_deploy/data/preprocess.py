@@ -37,3 +37,10 @@ def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.f
     std = np.asarray(preprocess.std, np.float32)
     scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def scale_and_shift(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`normalise` as one product and one sum per channel of raw 0..255 RGB: x * scale + shift."""
+    scale = tuple(1 / (255 * std) for std in preprocess.std)
+    shift = tuple(-mean / std for mean, std in zip(preprocess.mean, preprocess.std))
+    return scale, shift

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, library_versions
-from ..config import ExportConfig, LoadConfig, Preprocess
+from ..config import ExportConfig, LoadConfig
 from ..errors import ConfigError, ExportError
 from ..optional import require
 
@@ -65,8 +65,9 @@ def export_onnx(checkpoint: str | Path, path: str | Path, config: ExportConfig =
         CheckpointError, ConfigError: the checkpoint cannot be opened as asked.
         ExportError: the graph is not what it should be (a baked-in batch, above 2 GB).
     """
-    checkpoint_module = require("dyvit_deploy.model.checkpoint")
-    model, facts = checkpoint_module.load_model(checkpoint, load)
+    from ..model.checkpoint import load_model
+
+    model, facts = load_model(checkpoint, load)
     return export_model(model, facts, path, config)
 
 
@@ -75,6 +76,7 @@ def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
     """Exports a model in memory; see `export_onnx`."""
     onnx = require("onnx")
     check_k(model.keep_counts, model.config.patches, config)
+    check_size(sum(p.numel() * p.element_size() for p in model.parameters()))
     names = ["logits", *(f"kept_{s}" for s in range(len(model.keep_counts)) if config.with_tokens)]
     proto = _trace(model, names, config)
     facts = dataclasses.replace(
@@ -82,14 +84,17 @@ def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
         versions=library_versions("torch", "timm", "onnx", "onnxscript"))
     onnx.helper.set_model_props(proto, {METADATA_KEY: facts.to_json()})
     proto.producer_name, proto.producer_version = "dyvit-deploy", library_versions()["dyvit-deploy"]
-    _check_interface(proto, names, config)
-    size = proto.ByteSize()
-    if size > ONE_FILE_LIMIT:
-        raise ExportError(f"The graph has {size / 2**30:.1f} GiB, above the 2 GiB that one ONNX file can hold; "
-                          "export a smaller model.")
+    _check_interface(proto, names)
     with atomic_write(path) as temporary:
         onnx.save(proto, str(temporary))
-    return ExportReport(str(path), facts, tuple(names), len(proto.graph.node), size / 2**20)
+    return ExportReport(str(path), facts, tuple(names), len(proto.graph.node), proto.ByteSize() / 2**20)
+
+
+def check_size(size: int) -> None:
+    """Raises ExportError when `size` bytes of weights do not fit into one ONNX file."""
+    if size > ONE_FILE_LIMIT:
+        raise ExportError(f"The weights have {size / 2**30:.1f} GiB, above the 2 GiB that one ONNX file can hold; "
+                          "export a smaller model.")
 
 
 def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None:
@@ -104,14 +109,15 @@ def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None
 def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> Any:
     """The ONNX ModelProto of `model`."""
     torch = require("torch")
-    rewrites = require("dyvit_deploy.export.rewrites")
-    inference = require("dyvit_deploy.export.inference")
+    from .inference import InferenceGraph, plain_attention
+    from .rewrites import rewrite
+
     height, width = model.config.image_size
     # Batch 2: an example batch of 1 would be baked in without a word.
     example = (torch.zeros(2, height, width, 3, dtype=torch.uint8) if config.input == "uint8"
                else torch.zeros(2, 3, height, width))
-    graph = inference.InferenceGraph(model, config).eval()
-    with inference.plain_attention(model), warnings.catch_warnings(), _quiet():
+    graph = InferenceGraph(model, config).eval()
+    with plain_attention(model), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -122,7 +128,7 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> Any:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExportError(f"torch.onnx could not export {model.config.name}: {reason} "
                               "Try another torch version, or report the model's name to us.") from error
-    ir_model, changed = rewrites.rewrite(program.model)
+    ir_model, changed = rewrite(program.model)
     log.info("rewrites that applied: %s", ", ".join(changed) or "none")
     return require("onnx_ir").to_proto(ir_model)
 
@@ -141,7 +147,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check_interface(proto: Any, names: list[str], config: ExportConfig) -> None:
+def _check_interface(proto: Any, names: list[str]) -> None:
     """Raises ExportError unless batch is symbolic everywhere, all else is fixed and no log-softmax is left."""
     require("onnx").checker.check_model(proto)
     values = [*proto.graph.input, *proto.graph.output]
@@ -158,9 +164,3 @@ def _check_interface(proto: Any, names: list[str], config: ExportConfig) -> None
     if softmaxes:
         raise ExportError(f"The graph still computes {softmaxes[0]}; report this to us.")
 
-
-def normalisation(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and shift per channel that normalise raw 0..255 RGB: x * scale + shift."""
-    scale = tuple(1 / (255 * std) for std in preprocess.std)
-    shift = tuple(-mean / std for mean, std in zip(preprocess.mean, preprocess.std))
-    return scale, shift

@@ -6,11 +6,12 @@ exported, and the inference path removes tokens, so there is no mask arithmetic 
 from __future__ import annotations
 
 import ast
-import re
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
+
+from ..model.checkpoint import published_name
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -49,7 +50,8 @@ class NameNodesByModule(InPlacePass):
 
 
 def _short(name: str) -> str:
-    return re.sub(r"^(model(\.|$))?(backbone\.)?", "", name)
+    """Without the exported wrapper, and as in published checkpoints."""
+    return published_name("" if name == "model" else name.removeprefix("model."))
 
 
 def _module_path(scopes: str) -> str:

@@ -92,7 +92,7 @@ def _unpickle(path: Path) -> Any:
                                   "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
         raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
                               "it is damaged or of another kind, make or copy it again.") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError, IndexError) as error:
+    except Exception as error:                                             # damage shows in any way at all
         raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
                               "it is damaged or of another kind, make or copy it again.") from error
 
@@ -115,15 +115,20 @@ def _choose_weights(path: Path, saved: Mapping[str, Any], weights: str) -> tuple
     return tensors, taken
 
 
-def infer_model(state: Mapping[str, Tensor], where: str) -> ModelConfig:
+def infer_model(state: Mapping[str, Tensor], where: str, image_size: tuple[int, int] | None = None) -> ModelConfig:
     """The architecture that published tensor names and shapes belong to.
+
+    Args:
+        state: tensors under their published names.
+        where: the file, for messages.
+        image_size: (height, width) in pixels when the file was trained at another than a square one.
 
     Raises:
         CheckpointError: no known model has this width, depth and stem.
     """
-    for name in ("pos_embed", "head.weight", "blocks.0.attn.qkv.weight"):
-        if name not in state:
-            raise CheckpointError(f"{where} has no tensor {name!r}, so it is no ViT checkpoint; "
+    for name, rank in (("pos_embed", 3), ("head.weight", 2), ("blocks.0.attn.qkv.weight", 2)):
+        if name not in state or state[name].ndim != rank:
+            raise CheckpointError(f"{where} has no tensor {name!r} of {rank} dimensions, so it is no ViT checkpoint; "
                                   "name its architecture with --model if it is one of timm's.")
     width = state["pos_embed"].shape[-1]
     depth = 1 + max(int(m.group(1)) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
@@ -135,12 +140,15 @@ def infer_model(state: Mapping[str, Tensor], where: str) -> ModelConfig:
                               "name its architecture with --model timm:NAME (dyvit models lists the others).")
     patches = state["pos_embed"].shape[1] - 1
     config = next((c for c in matches if c.patches == patches), matches[0])
-    side = math.isqrt(patches)
-    if side * side != patches:
+    side = math.isqrt(max(patches, 0))
+    if side and side * side == patches:
+        config = config.with_image_size((side * config.patch_size,) * 2)
+    elif image_size and config.with_image_size(image_size).patches == patches:
+        config = config.with_image_size(image_size)
+    else:
         raise CheckpointError(f"{where} has {patches} patch positions, which make no square grid; "
-                              "give the image size with --image-size HEIGHTxWIDTH.")
-    classes = state["head.weight"].shape[0]
-    return dataclasses.replace(config.with_image_size((side * config.patch_size,) * 2), classes=classes)
+                              "give the image size it was trained at with --image-size HEIGHTxWIDTH.")
+    return dataclasses.replace(config, classes=state["head.weight"].shape[0])
 
 
 def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
@@ -165,7 +173,7 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
     raw = read_checkpoint(path, weights)
     facts = like or _resolve(raw, load)
     model = DynamicViT(facts.model, facts.prune)
-    _load_state(model, raw)
+    _load_state(model, raw, resample=load.image_size is not None or like is not None)
     parent = {"file": raw.path.name, "sha256": sha256(raw.path), "weights": raw.weights}
     return model.eval(), dataclasses.replace(facts, parent=parent)
 
@@ -181,11 +189,11 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
         if "head.weight" in raw.state:
             model = dataclasses.replace(model, classes=raw.state["head.weight"].shape[0])
     else:
-        model = infer_model(raw.state, where)
+        model = infer_model(raw.state, where, load.image_size)
     if load.image_size:
         model = model.with_image_size(load.image_size)
     predictors = count_predictors(raw.state)
-    recorded = raw.facts.prune if raw.facts else recorded_prune(raw, model.depth)
+    recorded = raw.facts.prune if raw.facts else None if load.keep.asks else recorded_prune(raw, model.depth)
     prune = load.keep.resolve(model.depth, recorded)
     if predictors == 0:
         if prune is not None and not prune.is_dense(model.patches):
@@ -220,11 +228,12 @@ def published_name(name: str) -> str:
     return name.removeprefix("backbone.")
 
 
-def _load_state(model: DynamicViT, raw: RawCheckpoint) -> None:
+def _load_state(model: DynamicViT, raw: RawCheckpoint, resample: bool) -> None:
+    """Raises CheckpointError unless names and shapes fit; `resample` lets positions move to another grid."""
     wanted = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     state = dict(raw.state)
-    if "pos_embed" in wanted and "pos_embed" in state and state["pos_embed"].shape != wanted["pos_embed"].shape:
-        state["pos_embed"] = _resample(model, state["pos_embed"], wanted["pos_embed"])
+    if resample and "pos_embed" in wanted and "pos_embed" in state:
+        state["pos_embed"] = _resample(model, state["pos_embed"], raw.facts.model.grid if raw.facts else None)
     for name in wanted:
         if name not in state:
             raise CheckpointError(f"{raw.path} lacks the tensor {name!r} of {model.config.name}; "
@@ -234,19 +243,23 @@ def _load_state(model: DynamicViT, raw: RawCheckpoint) -> None:
             raise CheckpointError(f"{raw.path} has the tensor {name!r}, which {model.config.name} does not; "
                                   "it is of another model.")
         if tensor.shape != wanted[name].shape:
+            hint = " Give the size it was trained at with --image-size." if name == "pos_embed" else ""
             raise CheckpointError(f"{raw.path}: tensor {name!r} has shape {list(tensor.shape)}, "
-                                  f"{model.config.name} needs {list(wanted[name].shape)}.")
+                                  f"{model.config.name} needs {list(wanted[name].shape)}.{hint}")
     own = model.state_dict().keys()
     model.load_state_dict({name: state[published_name(name)] for name in own})
 
 
-def _resample(model: DynamicViT, stored: Tensor, wanted: Tensor) -> Tensor:
-    """Positional embedding [1, P + N, C] interpolated to the model's grid."""
+def _resample(model: DynamicViT, stored: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """Positional embedding [1, P + N, C] interpolated from `grid` (None: a square one) to the model's."""
     prefix = 0 if model.backbone.no_embed_class else model.prefix
-    side = math.isqrt(stored.shape[1] - prefix)
-    if side * side != stored.shape[1] - prefix or stored.shape[-1] != wanted.shape[-1]:
-        return stored                                                      # the shape check names it
-    resampled: Tensor = resample_abs_pos_embed(stored, new_size=list(model.config.grid), old_size=[side, side],
+    patches = stored.shape[1] - prefix if stored.ndim == 3 else 0
+    side = math.isqrt(max(patches, 0))
+    if grid is None:                                                       # an unusual grid is the one asked for
+        grid = (side, side) if side * side == patches else model.config.grid
+    if grid == model.config.grid or math.prod(grid) != patches:
+        return stored                                                      # the shape check names what is wrong
+    resampled: Tensor = resample_abs_pos_embed(stored, new_size=list(model.config.grid), old_size=list(grid),
                                                num_prefix_tokens=prefix)
     return resampled
 

@@ -20,7 +20,7 @@ class PrunedOutput(NamedTuple):
     logits: float [B, classes].
     kept: per stage int64 [B, K_s], surviving patches in the original grid, best first.
     scores: per stage float [B, N] over the original grid; -inf where a patch was gone before the
-        stage, zeros when the stage drops nothing.
+        stage, otherwise zeros when the stage drops nothing.
     """
 
     logits: Tensor
@@ -48,10 +48,10 @@ class DynamicViT(nn.Module):
     is the training path, which keeps all of them and hides the dropped ones.
     """
 
-    def __init__(self, config: ModelConfig, prune: PruneConfig | None, drop_path_rate: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig, prune: PruneConfig | None) -> None:
         super().__init__()
         self.config, self.prune = config, prune
-        self.backbone = vit.build_backbone(config, drop_path_rate)
+        self.backbone = vit.build_backbone(config)
         self.prefix: int = self.backbone.num_prefix_tokens
         stages = prune.stages if prune else ()
         check_stages(stages, config.depth)
@@ -79,16 +79,15 @@ class DynamicViT(nn.Module):
         kept, scores = [], []
         for index, block in enumerate(self.backbone.blocks):
             if (stage := self.stage_of.get(index)) is not None:
-                everywhere = tokens.new_zeros(batch, patches)
+                before, score = position, tokens.new_zeros(position.shape)     # [B, N_s]
                 if self.keep_counts[stage] < position.shape[1]:
                     left = tokens[:, self.prefix:]
-                    score = self.score_predictor[stage].scores(left)       # [B, N_s]
-                    everywhere = torch.full_like(everywhere, -torch.inf).scatter(1, position, score)
+                    score = self.score_predictor[stage].scores(left)
                     left, chosen = self.selector[stage](left, score, self.keep_counts[stage])
                     position = position.gather(1, chosen)                  # [B, K]
                     tokens = torch.cat([tokens[:, :self.prefix], left], dim=1)  # [B, P + K, C]
                 kept.append(position)
-                scores.append(everywhere)
+                scores.append(tokens.new_full((batch, patches), -torch.inf).scatter(1, before, score))
             tokens = block(tokens)
         logits = self.backbone.forward_head(self.backbone.norm(tokens))
         return PrunedOutput(logits, tuple(kept), tuple(scores))

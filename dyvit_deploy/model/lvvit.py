@@ -57,12 +57,11 @@ class Halve(nn.Module):
 class LVViT(VisionTransformer):
     """The LV-ViT backbone; only stem, residual scale and head differ from timm's ViT."""
 
-    def __init__(self, config: ModelConfig, drop_path_rate: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__(
             img_size=config.image_size, patch_size=config.patch_size, num_classes=config.classes,
             embed_dim=config.width, depth=config.depth, num_heads=config.heads, mlp_ratio=config.mlp_ratio,
             qkv_bias=False, norm_layer=partial(nn.LayerNorm, eps=1e-5), embed_layer=LVStem,
-            drop_path_rate=drop_path_rate,
         )
         for block in self.blocks:
             block.ls1, block.ls2 = Halve(), Halve()

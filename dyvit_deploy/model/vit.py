@@ -48,36 +48,36 @@ class ConvStem(GridStem):
         return tokens
 
 
-def _build_vit(config: ModelConfig, drop_path_rate: float) -> VisionTransformer:
+def _build_vit(config: ModelConfig) -> VisionTransformer:
     stem = {"embed_layer": ConvStem} if config.stem == "conv" else {}
     return VisionTransformer(
         img_size=config.image_size, patch_size=config.patch_size, num_classes=config.classes,
         embed_dim=config.width, depth=config.depth, num_heads=config.heads, mlp_ratio=config.mlp_ratio,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), drop_path_rate=drop_path_rate, **stem,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), **stem,
     )
 
 
-def _build_timm(config: ModelConfig, drop_path_rate: float) -> VisionTransformer:
-    return _create_timm(str(config.timm_name), img_size=config.image_size, num_classes=config.classes,
-                        drop_path_rate=drop_path_rate)
+def _build_timm(config: ModelConfig) -> VisionTransformer:
+    return _create_timm(str(config.timm_name), img_size=config.image_size, num_classes=config.classes)
 
 
-BUILD: dict[str, Callable[[ModelConfig, float], VisionTransformer]] = {
+BUILD: dict[str, Callable[[ModelConfig], VisionTransformer]] = {
     "vit": _build_vit, "lvvit": LVViT, "timm": _build_timm,
 }
 
 
-def build_backbone(config: ModelConfig, drop_path_rate: float = 0.0) -> VisionTransformer:
+def build_backbone(config: ModelConfig) -> VisionTransformer:
     """A timm VisionTransformer with random weights, for `config`."""
-    return BUILD[config.builder](config, drop_path_rate)
+    return BUILD[config.builder](config)
 
 
 def _create_timm(name: str, **options: Any) -> VisionTransformer:
-    if name not in timm.list_models():
-        base = name.split(".")[0]
-        if base not in timm.list_models():
-            raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
-    model = timm.create_model(name, pretrained=False, **options)
+    if name.split(".")[0] not in timm.list_models():
+        raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
+    try:
+        model = timm.create_model(name, pretrained=False, **options)
+    except RuntimeError as error:                                          # an unknown pretrained tag
+        raise ConfigError(f"timm cannot make {name!r}: {error}") from error
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"timm:{name} is a {type(model).__name__}, not a VisionTransformer; "
                           "only those can be pruned here.")

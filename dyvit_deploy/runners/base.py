@@ -59,12 +59,13 @@ class Outputs(NamedTuple):
 class Runner(abc.ABC):
     """Runs one artifact on one backend; a context manager, because backends hold memory.
 
-    `name` is for tables, `backend` names library and device, `facts` is None for files that are
-    not ours.
+    `name` is for tables, `backend` names the library, `device` is "cpu" or "cuda", `facts` is None
+    for files that are not ours.
     """
 
     name: str
     backend: str
+    device: str
     facts: ArtifactFacts | None
     input: InputSpec
 
@@ -77,6 +78,11 @@ class Runner(abc.ABC):
 
     def close(self) -> None:  # noqa: B027  most backends hold nothing
         """Frees what the backend holds."""
+
+    @property
+    def label(self) -> str:
+        """Library and device, for tables."""
+        return f"{self.backend} {self.device}"
 
     @property
     def preprocess(self) -> Preprocess:
@@ -127,6 +133,12 @@ def join_outputs(parts: Sequence[Outputs]) -> Outputs:
                    tuple(np.concatenate(stage) for stage in zip(*(part.scores for part in parts))))
 
 
+def take(outputs: Outputs, rows: NDArray[np.int64] | slice) -> Outputs:
+    """The outputs of some of the images."""
+    return Outputs(outputs.logits[rows], tuple(stage[rows] for stage in outputs.kept),
+                   tuple(stage[rows] for stage in outputs.scores))
+
+
 def run_in_batches(runner: Runner, images: NDArray[np.uint8], batch: int) -> Outputs:
     """`runner.predict` on uint8 [B, height, width, 3] in batches of `batch`.
 
@@ -137,9 +149,7 @@ def run_in_batches(runner: Runner, images: NDArray[np.uint8], batch: int) -> Out
     for start in range(0, len(images), fixed or batch):
         part = images[start:start + (fixed or batch)]
         padding = np.zeros(((fixed or len(part)) - len(part), *part.shape[1:]), np.uint8)
-        out = runner.predict(np.concatenate([part, padding]))
-        parts.append(Outputs(out.logits[:len(part)], tuple(k[:len(part)] for k in out.kept),
-                             tuple(s[:len(part)] for s in out.scores)))
+        parts.append(take(runner.predict(np.concatenate([part, padding])), slice(len(part))))
     return join_outputs(parts)
 
 
@@ -148,7 +158,7 @@ class FakeRunner(Runner):
 
     def __init__(self, answer: Callable[[NDArray[Any]], Outputs], input: InputSpec, *,
                  facts: ArtifactFacts | None = None, name: str = "fake") -> None:
-        self.name, self.backend, self.facts, self.input = name, "fake", facts, input
+        self.name, self.backend, self.device, self.facts, self.input = name, "fake", "cpu", facts, input
         self._answer = answer
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from ..config import LoadConfig
 from ..data.images import ImageSet, Track, no_track
-from ..errors import DataError
+from ..data.open import open_images
+from ..errors import DataError, did_you_mean
 from .base import Runner, run_in_batches
+from .open import open_runner
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,36 @@ def box_coverage(kept: NDArray[np.int64], boxes: NDArray[np.float32], grid: tupl
     return covered
 
 
+@dataclass(frozen=True)
+class EvalConfig:
+    """On what to evaluate: a split, at most `images` of it (None: all), in batches."""
+
+    split: str = "test"
+    images: int | None = None
+    batch: int = 32
+    device: str | None = None
+
+
+def evaluate_artifact(path: str | Path, data: str, config: EvalConfig = EvalConfig(),
+                      load: LoadConfig = LoadConfig(), track: Track[Any] = no_track) -> EvalReport:
+    """Opens a file and evaluates it on the images called `data`; see `evaluate` and `open_images`."""
+    with open_runner(path, load=load, device=config.device) as runner:
+        images = open_images(data, runner.image_spec(load.image_size), config.split, config.images)
+        return evaluate(runner, images, config.batch, track)
+
+
 def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any] = no_track) -> EvalReport:
     """Top-1 and top-5 of `runner` on labelled `images`, and box coverage where boxes are known.
 
+    Labels are matched by class name where the artifact knows its names, else by number.
+
     Raises:
-        DataError: the images have no labels, or labels the model does not know.
+        DataError: the images have no labels, or classes the model does not know.
     """
     if images.class_names is None:
         raise DataError(f"{images.name} has no labels; put the images of each class in a subfolder of its own.")
+    known = runner.facts.class_names if runner.facts else None
+    number = _class_numbers(images, known)
     right1 = right5 = count = 0
     covered: list[tuple[float, ...]] = []
     started = time.perf_counter()
@@ -102,12 +128,11 @@ def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any
     for data in track(images.batches(batch), "evaluating", total):
         out = run_in_batches(runner, data.images, batch)
         assert data.labels is not None
-        classes = out.logits.shape[1]
-        if data.labels.max() >= classes:
-            raise DataError(f"{images.name} has {len(images.class_names)} classes, the model {classes}; "
+        if known is None and out.logits.shape[1] != len(images.class_names):
+            raise DataError(f"{images.name} has {len(images.class_names)} classes, the model {out.logits.shape[1]}; "
                             "evaluate it on the data it was trained for.")
         ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
-        hits = ranked == data.labels[:, None]                              # [B, 5]
+        hits = ranked == number[data.labels][:, None]                      # [B, 5]
         right1 += int(hits[:, 0].sum())
         right5 += int(hits.any(1).sum())
         count += len(hits)
@@ -115,8 +140,19 @@ def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any
             model = runner.facts.model
             covered += zip(*(box_coverage(k, data.boxes, model.grid, model.image_size) for k in out.kept))
     seconds = time.perf_counter() - started
-    return EvalReport(runner.name, runner.backend, images.name, count, right1 / count, right5 / count, count / seconds,
+    return EvalReport(runner.name, runner.label, images.name, count, right1 / count, right5 / count, count / seconds,
                       _coverage(runner, covered), tuple(images.skipped))
+
+
+def _class_numbers(images: ImageSet, known: tuple[str, ...] | None) -> NDArray[np.int64]:
+    """For each class of `images`, its number in the model; `known` are the model's class names."""
+    names = images.class_names or ()
+    if known is None:
+        return np.arange(len(names))
+    for name in names:
+        if name not in known:
+            raise DataError(f"The model does not know the class {name!r} of {images.name}.{did_you_mean(name, known)}")
+    return np.asarray([known.index(name) for name in names])
 
 
 def _coverage(runner: Runner, covered: list[tuple[float, ...]]) -> tuple[StageCoverage, ...]:

@@ -1,12 +1,12 @@
 """The one door to runners: a path in, the runner that can run it out."""
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ..artifacts import ArtifactFacts, require_file
-from ..config import LoadConfig
-from ..errors import ArtifactError
-from ..optional import require
+from ..config import KeepRequest, LoadConfig
+from ..errors import ArtifactError, ConfigError
 from .base import Runner
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin")
@@ -23,19 +23,29 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
 
     Args:
         path: decides the backend by its suffix.
-        load, like: for checkpoints, see `dyvit_deploy.model.checkpoint.load_model`.
+        load, like: for checkpoints, see `dyvit_deploy.model.checkpoint.load_model`; an image size is
+            also taken for graphs of others, whose own may be free.
         device: "cpu" or "cuda"; default is CUDA where it works.
         threads: for ONNX Runtime; 0 uses all cores.
 
     Raises:
         ArtifactError: missing, damaged, or of a kind that nothing here runs.
+        ConfigError: options that the file has already decided.
     """
     path = require_file(path)
     if is_checkpoint(path):
-        runner: Runner = require("dyvit_deploy.runners.pytorch").PyTorchRunner.open(path, load, like, device)
-        return runner
+        if like and (load.keep != KeepRequest() or load.image_size):
+            raise ConfigError(f"{path} is opened as the other artifact was exported; leave out --keep-ratio, "
+                              "--keep-ratios, --keep-counts, --stages and --image-size.")
+        from .pytorch import PyTorchRunner
+        return PyTorchRunner.open(path, load, like, device)
     if path.suffix.lower() == ".onnx":
-        runner = require("dyvit_deploy.runners.ort").OrtRunner(path, device, threads)
+        from .ort import OrtRunner
+        runner = OrtRunner(path, device, threads)
+        fixed = dataclasses.replace(load, image_size=None) if runner.facts is None else load
+        if fixed != LoadConfig():
+            raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size and the --keep "
+                              "options are for checkpoints.")
         return runner
     raise ArtifactError(f"{path} is neither an ONNX file (.onnx) nor a checkpoint ({', '.join(CHECKPOINTS)}); "
                         "rename it if it is one.")

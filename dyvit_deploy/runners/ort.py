@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +18,58 @@ DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def cuda_usable() -> bool:
-    """True when ONNX Runtime has its CUDA provider and this machine an NVIDIA driver."""
+@functools.cache
+def cuda_works() -> bool:
+    """True when ONNX Runtime really gets a session on CUDA.
+
+    A listed provider is no proof: without a driver or with a library missing, the session silently
+    falls back to the CPU.
+    """
     ort = require("onnxruntime")
     driver = ctypes.util.find_library("cuda") or ctypes.util.find_library("nvcuda")
-    return PROVIDERS["cuda"] in ort.get_available_providers() and driver is not None
+    if PROVIDERS["cuda"] not in ort.get_available_providers() or driver is None:
+        return False
+    ort.preload_dlls()                                                     # from the nvidia wheels that torch brings
+    helper = require("onnx").helper
+    value, result = (helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [value], [result])
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(probe.SerializeToString(), options, providers=[PROVIDERS["cuda"]])
+    return PROVIDERS["cuda"] in session.get_providers()
 
 
 class OrtRunner(Runner):
     """One ONNX Runtime session on "cpu" or "cuda"; `threads` 0 uses all cores."""
 
+    backend = "ONNX Runtime"
+
     def __init__(self, path: str | Path, device: str | None = None, threads: int = 0) -> None:
         ort = require("onnxruntime")
         path = require_file(path)
-        device = device or ("cuda" if cuda_usable() else "cpu")
-        if device not in PROVIDERS:
-            raise ConfigError(f"Unknown device {device!r}.{did_you_mean(device, PROVIDERS)}")
-        if device == "cuda" and not cuda_usable():
-            raise BackendError("ONNX Runtime finds no CUDA device here; install onnxruntime-gpu and the NVIDIA driver, "
-                               "or pass --device cpu.")
+        if device not in (None, *PROVIDERS):
+            raise ConfigError(f"Unknown device {device!r}.{did_you_mean(str(device), PROVIDERS)}")
+        if device == "cuda" and not cuda_works():
+            raise BackendError("ONNX Runtime finds no working CUDA here; install onnxruntime-gpu, its CUDA libraries "
+                               "and the NVIDIA driver, or pass --device cpu.")
+        self.device = device or ("cuda" if cuda_works() else "cpu")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # An idle session's threads would otherwise spin on into the run of the next one, which bench times.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[self.device]])
         except _failures() as error:
             raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load ({_first_line(error)}); "
                                 "make or copy it again.") from error
-        self.name, self.backend = path.name, f"ONNX Runtime {device}"
+        self.name = path.name
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         self.facts = ArtifactFacts.from_json(text, str(path)) if text else None
         self.input = self._input_spec(path)
         names = [output.name for output in self._session.get_outputs()]
-        self._kept = sorted((n for n in names if n.startswith("kept_")), key=lambda n: int(n.removeprefix("kept_")))
+        self._kept = [name for name in names if name.startswith("kept_")] if self.facts else []
         self._logits = "logits" if "logits" in names else self._first_scores(path)
 
     def _input_spec(self, path: Path) -> InputSpec:
@@ -79,7 +97,7 @@ class OrtRunner(Runner):
         return Outputs(logits, tuple(kept))
 
     def close(self) -> None:
-        del self._session
+        self._session = None
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ..model.checkpoint import load_model, published_name, read_checkpoint, read
 from ..model.dynamicvit import DynamicViT
 from ..model.lvvit import LVViT
 from ..runners.evaluate import evaluate
-from ..runners.pytorch import PyTorchRunner
+from ..runners.pytorch import PyTorchRunner, torch_device
 from .losses import LossParts, LossWeights, kl_loss, ratio_loss, token_kl, token_mse, total_loss
 from .recipe import DENSE, STUDENT, Recipe
 
@@ -88,13 +89,17 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """Where the checkpoints lie, and how good the best one was on the validation split."""
+    """Where the checkpoints lie, and how good the best one was on the validation split.
+
+    `skipped` names images that could not be read.
+    """
 
     best: str
     last: str
     top1: float
     epochs: tuple[EpochReport, ...]
     recipe: Recipe
+    skipped: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -137,6 +142,10 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     except TypeError as error:
         raise ConfigError(f"The recipe has no such value: {error}.") from error
     out = make_folder(config.out)
+    if (out / "last.safetensors").exists() and not config.resume:
+        raise TrainingError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder.")
+    if prune:                                                              # before an hour goes into its teacher
+        DynamicViT(model_config, prune).forward_masked(torch.zeros(1, 3, *model_config.image_size))
     backbone = config.backbone
     if prune and backbone is None:
         backbone = _train_teacher(config, out / "dense", watch)
@@ -152,7 +161,7 @@ def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:
     if facts and facts.training and facts.training["epoch"] >= facts.training["recipe"]["epochs"]:
         return folder / "best.safetensors"
     overrides = {k: v for k, v in config.overrides if k not in ("epochs", "lr")}
-    if config.dense_epochs:
+    if config.dense_epochs is not None:
         overrides["epochs"] = config.dense_epochs
     train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=started,
                               overrides=tuple(overrides.items())), watch)
@@ -167,7 +176,7 @@ class _Run:
         self.recipe, self.facts, self.out, self.watch = recipe, facts, out, watch
         self.phase = "student" if facts.prune else "dense"
         self._last = out / "last.safetensors"
-        self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch_device(config.device)
         torch.manual_seed(recipe.seed)
         self.model = DynamicViT(facts.model, facts.prune)
         self.teacher: DynamicViT | None = None
@@ -234,12 +243,12 @@ class _Run:
 
     def _report(self) -> TrainReport:
         return TrainReport(str(self.out / "best.safetensors"), str(self._last), self.best,
-                           tuple(self.reports), self.recipe)
+                           tuple(self.reports), self.recipe, (*self.train_set.skipped, *self.val_set.skipped))
 
     def _epoch(self, epoch: int) -> tuple[float, dict[str, float]]:
         self.model.train()
         frozen = bool(self.facts.prune) and epoch < self.recipe.freeze_epochs
-        self.model.backbone.requires_grad_(not frozen)
+        self.model.backbone.requires_grad_(not frozen).train(not frozen)   # batch norms stand still too
         sums: dict[str, float] = {}
         loss_sum = 0.0
         for step, batch in enumerate(self.train_set.batches(self.recipe.batch, epoch=self._draw(epoch))):
@@ -275,9 +284,9 @@ class _Run:
 
     def _check_finite(self, parts: dict[str, float], epoch: int, step: int) -> None:
         for name, value in parts.items():
-            if value != value or abs(value) == float("inf"):
-                raise TrainingError(f"The {name} loss became {value} at epoch {epoch + 1}, step {step + 1}; lower --lr "
-                                    f"and start again from {self._last} with --resume.")
+            if not math.isfinite(value):
+                raise TrainingError(f"The {name} loss became {value} at epoch {epoch + 1}, step {step + 1}; start with "
+                                    f"a lower --lr in another folder (finished epochs in {self.out} are intact).")
 
     def _save(self, report: EpochReport) -> None:
         better = report.top1 > self.best

@@ -1,6 +1,7 @@
 """Hyper-parameters as data."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..config import JsonConfig
@@ -35,12 +36,14 @@ class Recipe(JsonConfig):
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "batch"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"Training needs a positive {name}, not {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"The seed must lie between 0 and 2**31 - 1, not {self.seed}.")
         if self.images is not None and self.images < self.batch:
             raise ConfigError(f"{self.images} images an epoch do not fill one batch of {self.batch}; "
                               "lower --batch or raise --images.")
 
 
-DENSE = Recipe(epochs=14, lr=1e-3, images=30_000)
-STUDENT = Recipe(epochs=8, lr=1e-3, images=30_000, backbone_lr=0.3, warmup_epochs=0.5)
+DENSE = Recipe(epochs=14, lr=1e-3)
+STUDENT = Recipe(epochs=8, lr=1e-3, backbone_lr=0.3, warmup_epochs=0.5)

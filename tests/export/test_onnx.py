@@ -11,10 +11,10 @@ from helpers import tiny_checkpoint, tiny_images, tiny_model
 
 from dyvit_deploy.artifacts import METADATA_KEY, ArtifactFacts
 from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig, PruneConfig
-from dyvit_deploy.data.preprocess import normalise
+from dyvit_deploy.data.preprocess import normalise, scale_and_shift
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export import onnx as export_module
-from dyvit_deploy.export.onnx import check_k, export_model, export_onnx, normalisation
+from dyvit_deploy.export.onnx import check_k, export_model, export_onnx
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.vit import resolve
 from dyvit_deploy.runners.open import open_runner
@@ -109,7 +109,7 @@ def test_uint8_input_normalises_inside(exported, tmp_path):
 
 def test_scale_and_shift_are_the_normalisation():
     _, facts = tiny_model()
-    scale, shift = normalisation(facts.model.preprocess)
+    scale, shift = scale_and_shift(facts.model.preprocess)
     images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     expected = normalise(images, facts.model.preprocess)
     assert np.allclose(images.transpose(0, 3, 1, 2) * np.reshape(scale, (1, 3, 1, 1)) + np.reshape(shift, (1, 3, 1, 1)),
@@ -159,7 +159,7 @@ def test_a_static_batch_in_the_graph_is_found():
     node = onnx.helper.make_node("ReduceMean", ["images", "axes"], ["logits"], keepdims=0)
     proto = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [logits], [axes]))
     with pytest.raises(ExportError, match="'images' was baked in as 2"):
-        export_module._check_interface(proto, ["logits"], ExportConfig())
+        export_module._check_interface(proto, ["logits"])
 
 
 def test_an_existing_file_survives_a_failed_export(exported, tmp_path, monkeypatch):

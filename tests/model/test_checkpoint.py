@@ -83,6 +83,11 @@ def test_the_keep_ratio_of_the_training_arguments_is_used(tmp_path):
     assert model.keep_counts == (32, 16, 8)
 
 
+def test_a_nonsense_keep_ratio_in_the_file_does_not_stop_an_explicit_one(tmp_path):
+    path, _ = published(tmp_path, args=argparse.Namespace(base_rate=2.0))
+    assert load_model(path, KEEP)[0].keep_counts == (44, 31, 21)
+
+
 def test_bare_and_wrapped_state_dicts_are_read(tmp_path):
     path, state = published(tmp_path)
     for saved in (state, {"state_dict": state}, {"model": {f"module.{k}": v for k, v in state.items()}}):
@@ -96,6 +101,27 @@ def test_another_image_size_interpolates_positions(tmp_path):
     assert facts.model.patches == 96
     assert model(torch.randn(1, 3, 96, 64)).shape == (1, 10)
     assert torch.equal(model.backbone.pos_embed[:, 0], state["pos_embed"][:, 0])
+
+
+def test_positions_move_to_another_grid_of_the_same_count(tmp_path):
+    path, state = published(tmp_path)
+    model, _ = load_model(path, LoadConfig(image_size=(32, 128), keep=KeepRequest(ratio=0.7)))
+    assert model.config.grid == (4, 16)
+    assert not torch.allclose(model.backbone.pos_embed, state["pos_embed"], atol=1e-3)
+
+
+def test_positions_of_a_rectangular_checkpoint_are_resampled_from_its_own_grid(tmp_path):
+    path = tiny_checkpoint(tmp_path, image_size=(48, 32))
+    _, facts = load_model(path, LoadConfig(image_size=(64, 64)))
+    assert facts.model.grid == (8, 8)
+
+
+def test_a_named_model_never_resizes_the_positions_unasked(tmp_path):
+    path, state = published(tmp_path)
+    state["pos_embed"] = torch.randn(1, 145, 128)
+    torch.save({"model": state}, path)
+    with pytest.raises(CheckpointError, match="Give the size it was trained at"):
+        load_model(path, LoadConfig(model="digits-s", keep=KeepRequest(ratio=0.7)))
 
 
 def test_a_dense_backbone_loads_densely_and_is_refused_with_pruning(tmp_path):
@@ -164,6 +190,9 @@ def test_files_that_hold_no_state_dict_are_refused(tmp_path, saved, words):
     (lambda s: s.update(extra=torch.zeros(1)), "has the tensor 'extra'"),
     (lambda s: s.update({"norm.weight": torch.zeros(7)}), r"'norm.weight' has shape \[7\], digits-s needs \[128\]"),
     (lambda s: s.update(pos_embed=torch.zeros(1, 60, 128)), "no square grid"),
+    (lambda s: s.update(pos_embed=torch.zeros(1, 0, 128)), "no square grid"),
+    (lambda s: s.update(pos_embed=torch.zeros(65)), "no tensor 'pos_embed' of 3 dimensions"),
+    (lambda s: s.update({"head.weight": torch.tensor(1.0)}), "no tensor 'head.weight' of 2 dimensions"),
     (lambda s: s.update(pos_embed=torch.zeros(1, 65, 100)), "no known model has"),
     (lambda s: s.pop("pos_embed"), "has no tensor 'pos_embed'"),
     (lambda s: s.pop("head.weight"), "has no tensor 'head.weight'"),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from helpers import fake_runner, tiny_model
@@ -60,7 +62,18 @@ def test_images_without_labels_are_refused():
         evaluate(fake_runner(np.zeros((4, 5)), facts=facts), NoiseImages(facts.model, 4))
 
 
-def test_labels_that_the_model_does_not_know_are_refused():
+def test_other_numbers_of_classes_are_refused_where_names_are_unknown():
     _, facts = tiny_model()
     with pytest.raises(DataError, match="5 classes, the model 2"):
         evaluate(answers(np.zeros((4, 2)), [], facts), Labelled(), 4)
+
+
+def test_labels_are_matched_by_class_name():
+    _, facts = tiny_model(0.5)
+    facts = dataclasses.replace(facts, class_names=tuple("edcba"))
+    patches = np.tile(np.arange(8), (4, 1))
+    logits = np.eye(5)[[4, 3, 2, 1]]                # a is class 4 of the model, b is 3, ...
+    report = evaluate(answers(logits, [patches, patches[:, :4], patches[:, :2]], facts), Labelled(), 4)
+    assert report.top1 == 1.0
+    with pytest.raises(DataError, match="does not know the class 'd'"):
+        evaluate(answers(logits, [], dataclasses.replace(facts, class_names=tuple("abcxy"))), Labelled(), 4)

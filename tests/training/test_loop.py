@@ -126,7 +126,25 @@ def test_the_teacher_does_not_change_and_the_predictors_do(data):
     assert not (data / "run" / "dense").exists()
 
 
+def test_a_run_is_not_overwritten_unasked(data):
+    dense = config(data, keep=KeepRequest(ratio=1.0))
+    train(dense)
+    before = (data / "run" / "best.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="holds a run already; pass --resume"):
+        train(dense)
+    assert (data / "run" / "best.safetensors").read_bytes() == before
+    assert train(dataclasses.replace(dense, resume=True)).epochs[-1].epoch == 2    # finished: nothing left to do
+
+
+def test_broken_images_are_named_in_the_report(data):
+    broken = data / "data" / "train" / "dark" / "broken.png"
+    broken.write_bytes(b"x")
+    report = train(config(data, keep=KeepRequest(ratio=1.0), overrides=(*SHORT[:2], ("bf16", False))))
+    assert len(report.skipped) == 1 and "broken.png" in report.skipped[0]
+
+
 def test_a_frozen_backbone_stays_where_it_was(data, monkeypatch):
+    monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config(stem="conv"))              # its batch norms must stand still
     train(config(data, "dense", keep=KeepRequest(ratio=1.0)))
     teacher = data / "dense" / "best.safetensors"
     monkeypatch.setattr(loop, "STUDENT", dataclasses.replace(loop.STUDENT, freeze_epochs=9))
