@@ -177,8 +177,9 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
     results = []
     for batch in sizes:
         fill = np.resize(np.arange(len(names)), max(len(names), batch))    # repeats a set smaller than the batch
+        starts = range(0, len(fill), batch)
         parts = [run_in_batches(candidate, everything[fill[start:start + batch]], batch) for start in
-                 track(range(0, len(fill), batch), f"running {candidate.name} at batch {batch}", -(-len(fill) // batch))]
+                 track(starts, f"running {candidate.name} at batch {batch}", len(starts))]
         got = join_outputs(parts)
         results.append(compare_outputs(take(expected, fill), got, batch, config.tolerance, [names[i] for i in fill]))
     if len(names) < largest:
