@@ -61,7 +61,7 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
             raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
-        if self.seconds <= 0:
+        if not self.seconds > 0:
             raise ConfigError(f"The time limit must be positive, not {self.seconds} s.")
         if self.threads < 0:
             raise ConfigError(f"The number of threads must be 0 (all cores) or more, not {self.threads}.")

@@ -167,6 +167,8 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
     sizes = (fixed,) if fixed else tuple(sorted(set(config.batches)))
     largest = max(sizes)
     notes = _notes(reference, candidate, images)
+    for runner, other in ((reference, candidate), (candidate, reference)):
+        runner.assumed_preprocess = other.preprocess
     wanted, pixels, names = [], [], []
     total = -(-len(images) // largest)
     for data in track(images.batches(largest), f"running {reference.name}", total):
@@ -194,10 +196,11 @@ def _notes(reference: Runner, candidate: Runner, images: ImageSet) -> list[str]:
     notes = []
     if images.name == "noise":
         notes.append("Compared on noise, which real images may contradict; pass --data FOLDER or --data digits.")
-    for runner in (reference, candidate):
+    for runner, other in ((reference, candidate), (candidate, reference)):
         if runner.facts is None:
-            notes.append(f"{runner.name} was not written by dyvit: its kept tokens, classes and preprocessing are "
-                         "unknown (ImageNet's is assumed).")
+            whose = other.name if other.facts else "ImageNet"
+            notes.append(f"{runner.name} was not written by dyvit: its kept tokens and preprocessing are unknown; "
+                         f"images are prepared as for {whose}.")
     origins = [runner.facts.parent if runner.facts else None for runner in (reference, candidate)]
     if origins[0] and origins[1] and origins[0]["sha256"] != origins[1]["sha256"]:
         notes.append(f"{candidate.name} comes from another file than {reference.name}: "

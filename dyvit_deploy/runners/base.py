@@ -68,6 +68,7 @@ class Runner(abc.ABC):
     device: str
     facts: ArtifactFacts | None
     input: InputSpec
+    assumed_preprocess = Preprocess()       # of a file that is not ours: ImageNet's, until one knows better
 
     def __enter__(self: Self) -> Self:
         return self
@@ -86,8 +87,8 @@ class Runner(abc.ABC):
 
     @property
     def preprocess(self) -> Preprocess:
-        """The artifact's own preprocessing; ImageNet's for files that are not ours."""
-        return self.facts.model.preprocess if self.facts else Preprocess()
+        """The artifact's own preprocessing, or the assumed one."""
+        return self.facts.model.preprocess if self.facts else self.assumed_preprocess
 
     def image_spec(self, image_size: tuple[int, int] | None = None) -> ImageSpec:
         """How images must be prepared for this artifact.
