@@ -26,12 +26,15 @@ def speed_table() -> str:
         result = json.loads(path.read_text())
         timings = result["bench"]["timings"]
         for dense, pruned in zip(timings[::2], timings[1::2]):
+            settled = "" if dense["stable"] and pruned["stable"] else "~"
             lines.append(f"| {result['model']} | {pruned['batch']} | {dense['images_per_sec']:.1f} "
-                         f"| {pruned['images_per_sec']:.1f} | {pruned['speedup']:.2f}x | {pruned['ceiling']:.2f}x |")
+                         f"| {pruned['images_per_sec']:.1f} | {settled}{pruned['speedup']:.2f}x "
+                         f"| {pruned['ceiling']:.2f}x |")
     machine, versions = result["bench"]["machine"], result["bench"]["versions"]
     runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime} on the CPU, "
-                 "float32. Medians of one run in which dense and pruned take turns (`benchmarks/speed.py`).")
+                 "float32. Medians of one run in which dense and pruned take turns (`benchmarks/speed.py`); "
+                 "~ did not settle within 2 %.")
     return "\n".join(lines)
 
 

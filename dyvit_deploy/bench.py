@@ -37,6 +37,7 @@ from .runners.base import Runner
 from .runners.open import is_checkpoint, open_runner
 
 log = logging.getLogger(__name__)
+TURN = 3                                    # counted runs in a row of one candidate
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,11 @@ def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfi
 
 
 def alternate(calls: Sequence[Any], config: BenchConfig) -> list[list[float]]:
-    """Seconds of each call, taken in turns until all are stable or the time is up."""
+    """Seconds of each call, taken in turns until all are stable or the time is up.
+
+    A turn is one run that is thrown away and TURN that count: the threads of the candidate before may
+    still be spinning during the first.
+    """
     for call in calls:
         for _ in range(config.warmup):
             call()
@@ -264,9 +269,11 @@ def alternate(calls: Sequence[Any], config: BenchConfig) -> list[list[float]]:
     end = time.perf_counter() + config.seconds
     while time.perf_counter() < end or len(samples[0]) < config.min_runs:
         for call, times in zip(calls, samples):
-            started = time.perf_counter()
             call()
-            times.append(time.perf_counter() - started)
+            for _ in range(TURN):
+                started = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - started)
         if len(samples[0]) >= config.min_runs and all(is_stable(times, config.stable) for times in samples):
             break
     return samples

@@ -5,7 +5,7 @@ import pytest
 from helpers import fake_runner, tiny_checkpoint
 
 from dyvit_deploy import bench as bench_module
-from dyvit_deploy.bench import BenchConfig, alternate, benchmark, is_stable, make_feed, peak_memory
+from dyvit_deploy.bench import TURN, BenchConfig, alternate, benchmark, is_stable, make_feed, peak_memory
 from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.onnx import export_onnx
@@ -58,13 +58,15 @@ def test_models_of_others_are_timed_and_what_is_missing_is_said(tmp_path):
 
 def test_candidates_take_turns():
     order = []
-    alternate([lambda: order.append("a"), lambda: order.append("b")], BenchConfig(warmup=0, min_runs=4, seconds=1e-9))
-    assert order == ["a", "b"] * 4
+    samples = alternate([lambda: order.append("a"), lambda: order.append("b")],
+                        BenchConfig(warmup=0, min_runs=2 * TURN, seconds=1e-9))
+    turn = ["a"] * (1 + TURN) + ["b"] * (1 + TURN)                         # the first of a turn does not count
+    assert order == turn * 2 and [len(s) for s in samples] == [2 * TURN] * 2
 
 
 def test_timing_goes_on_until_stable_and_stops_then():
     samples = alternate([lambda: None], BenchConfig(seconds=5, min_runs=10, stable=10.0))
-    assert len(samples[0]) == 10
+    assert len(samples[0]) == 12                                           # the first turn that ends at 10 or more
 
 
 def test_stability_is_about_the_median_not_the_tail():
