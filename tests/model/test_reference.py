@@ -34,10 +34,14 @@ def model_files(request, tmp_path_factory):
     return request.param, checkpoint, folder / "model.onnx"
 
 
+def opened(which, checkpoint, onnx):
+    return open_runner(checkpoint, load=LOAD) if which == "PyTorch" else open_runner(onnx)
+
+
 @pytest.mark.parametrize("which", ["PyTorch", "ONNX Runtime"])
 def test_inference_reproduces_the_published_outputs(model_files, which):
     name, checkpoint, onnx = model_files
-    with open_runner(checkpoint if which == "PyTorch" else onnx, load=LOAD) as runner:
+    with opened(which, checkpoint, onnx) as runner:
         assert_matches(runner.infer(recipe().images(2)), np.load(REFERENCE / f"eval_{name}_0.7.npz"))
 
 
@@ -47,7 +51,7 @@ def test_photos_through_our_preprocessing_reproduce_the_published_outputs(model_
     name, checkpoint, onnx = model_files
     if name != "deit-s":
         pytest.skip("the reference holds photo outputs of deit-s only")
-    with open_runner(checkpoint if which == "PyTorch" else onnx, load=LOAD) as runner:
+    with opened(which, checkpoint, onnx) as runner:
         [batch] = open_images(str(PHOTOS), runner.facts.model).batches(10)
         order = np.argsort([int(n.rsplit("/", 1)[1].removesuffix(".jpg")) for n in batch.names])
         assert_matches(runner.predict(batch.images[order]), np.load(REFERENCE / "photos_deit-s_0.7.npz"))
