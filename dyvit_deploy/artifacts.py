@@ -117,6 +117,15 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def check_target(path: str | Path) -> Path:
+    """`path`, once it is sure that a file can be written there; ask before long work, not after."""
+    path = Path(path)
+    if os.path.isdir(path):                                                # unlike Path's, this never raises
+        raise ArtifactError(f"{path} is a folder; name the file to write.")
+    make_folder(path.parent)
+    return path
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces it only when the block succeeds.
@@ -124,18 +133,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     An existing file survives any failure, a full disk included; nothing half-written is left. A link
     is followed; a device or pipe is written to as it is.
     """
-    path = Path(path)
-    if os.path.isdir(path):                                                # unlike Path's, these never raise
-        raise ArtifactError(f"{path} is a folder; name the file to write.")
+    path = check_target(path)
     if os.path.exists(path) and not os.path.isfile(path):
         yield path
         return
     path = Path(os.path.realpath(path))
-    make_folder(path.parent)
     temporary = path.parent / f".dyvit-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
     try:
         temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)                                              # safetensors makes private files
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -47,7 +47,7 @@ class BenchConfig:
     `batches` are batch sizes; a batch size is done when the 95 % interval of every median is within
     `stable` of it, or after `seconds`. `warmup` runs are thrown away. `baseline` is an artifact to
     compare with; None builds the dense backbone from each artifact's own metadata, with random
-    weights, because time does not depend on them.
+    weights, because time does not depend on them. `memory` measures peak memory, in a process per row.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
@@ -58,6 +58,7 @@ class BenchConfig:
     baseline: str | Path | None = None
     device: str | None = None
     threads: int = 0
+    memory: bool = True
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -250,7 +251,8 @@ def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfi
         base, median = candidate.baseline, medians[id(candidate)]
         rows.append(Timing(
             candidate.runner.name, candidate.runner.label, batch, p50, p90, p99, batch / median, len(seconds),
-            is_stable(seconds, config.stable), peak_memory(candidate.path, batch, load, config.device, config.threads),
+            is_stable(seconds, config.stable),
+            peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
             candidate.gmacs, medians[id(base)] / median if base else None,
             base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None))
     return rows

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .artifacts import own_version, write_json
+from .artifacts import check_target, own_version, write_json
 from .config import ExportConfig, KeepRequest, LoadConfig
 from .errors import ConfigError, DyvitError, did_you_mean
 
@@ -54,6 +54,8 @@ class Commands(click.Group):
         except DyvitError as error:
             click.echo(f"dyvit: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(130)
         except MemoryError:
             click.echo("dyvit: Not enough memory; use a smaller --batch or --images.", err=True)
             ctx.exit(1)
@@ -72,7 +74,7 @@ def keep_options(command: F) -> F:
 
     decorated: F = with_options(
         gather,
-        click.option("--keep-ratio", type=float, help="Stage s keeps RATIO**s of the patches; 1.0 is the dense model."),
+        click.option("--keep-ratio", type=float, help="Stages keep RATIO, RATIO**2, ... of the patches; 1.0 is dense."),
         click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
         click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
         click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
@@ -102,7 +104,14 @@ def with_options(command: Any, *options: Callable[[Any], Any]) -> Any:
     return command
 
 
-json_option = click.option("--json", "json_file", type=click.Path(), help="Also write the report to this file.")
+
+
+def writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses a --json file that could not be written before the work, not after it."""
+    return value and str(check_target(value))
+
+
+json_option = click.option("--json", "json_file", callback=writable, help="Also write the report to this file.")
 device_option = click.option("--device", metavar="[cpu|cuda]", help="Default: CUDA where it works, else the CPU.")
 
 
@@ -301,7 +310,7 @@ def fail_notes(failures: Iterable[str]) -> None:
 
 def skipped_notes(skipped: tuple[str, ...]) -> None:
     if skipped:
-        note(f"{len(skipped)} images could not be read and were skipped:")
+        note(f"Could not be read and were skipped, {len(skipped)} in all:")
         for line in skipped:
             note(f"  {line}")
 

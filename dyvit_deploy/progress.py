@@ -13,24 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from .training.loop import EpochReport, Step
 
-PIPE_WIDTH = 140                            # columns when the output is a file: wide enough for every table
-
-
-def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
+TABLE_WIDTH = 130                           # columns that every table fits in
 
 
 @functools.cache
 def console() -> Console:
-    """Standard output."""
-    return _console(stderr=False)
+    """Standard output; never so narrow that a table would lose digits."""
+    return Console(width=max(Console().width, TABLE_WIDTH))
 
 
 @functools.cache
 def errors() -> Console:
     """Standard error."""
-    return _console(stderr=True)
+    return Console(stderr=True)
 
 
 def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:

@@ -65,7 +65,7 @@ class QuickstartReport:
                  f"speed at batch {TABLE_BATCH} against the dense ONNX model")
         table = Table(title=Text(title), title_justify="left")
         table.add_column("artifact", overflow="fold")
-        for column in ("size MiB", "top-1", "agrees with PyTorch", "kept-token overlap", "images/s", "speed-up"):
+        for column in ("size MiB", "top-1", "agrees with PyTorch", "kept-token overlap", "images/s", "vs dense ONNX"):
             table.add_column(column, justify="right")
         for row in self.rows:
             shares = ("-" if share is None else f"{share:.2%}" for share in (row.agreement, row.overlap))
@@ -105,7 +105,8 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     baseline = exports[0][1]
     others = [path for path in artifacts if path != baseline]
     say(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH} --seconds {SECONDS}")
-    timed = benchmark(others, BenchConfig(batches=(1, TABLE_BATCH), seconds=SECONDS, baseline=baseline), track=track)
+    timing = BenchConfig(batches=(1, TABLE_BATCH), seconds=SECONDS, baseline=baseline, memory=False)
+    timed = benchmark(others, timing, track=track)
     rows = tuple(_row(path, result, checks.get(path), timed) for path, result in zip(artifacts, evals))
     report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed)
     write_json(folder / "quickstart.json", report.to_json())

@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
+from dyvit_deploy import quickstart
 from dyvit_deploy.quickstart import STUDENT, TEACHER, run_quickstart
 
 pytest.importorskip("sklearn", reason="the demo data need scikit-learn: pip install 'dyvit-deploy[demo]'")
@@ -10,7 +12,9 @@ pytest.importorskip("sklearn", reason="the demo data need scikit-learn: pip inst
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     lines = []
-    result = run_quickstart(tmp_path_factory.mktemp("quickstart"), say=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "SECONDS", 0.5)                          # the figures are not tested
+        result = run_quickstart(tmp_path_factory.mktemp("quickstart"), say=lines.append)
     return result, lines
 
 
@@ -40,9 +44,9 @@ def test_the_shipped_checkpoints_are_small_and_say_how_they_were_made():
 
 def test_everything_is_written_and_every_step_names_its_command(report):
     result, lines = report
-    folder = {path.name for path in __import__("pathlib").Path(result.folder).iterdir()}
+    folder = {path.name for path in Path(result.folder).iterdir()}
     assert folder == {"digits-s.safetensors", "digits-s-dense.safetensors", "digits-s.onnx", "digits-s-dense.onnx",
                       "digits-s-uint8.onnx", "quickstart.json"}
     assert [line.split()[1] for line in lines] == ["export"] * 3 + ["check"] * 3 + ["eval"] * 5 + ["bench"]
-    saved = json.loads((__import__("pathlib").Path(result.folder) / "quickstart.json").read_text())
+    saved = json.loads((Path(result.folder) / "quickstart.json").read_text())
     assert saved["passed"] and len(saved["rows"]) == 5

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, library_versions
+from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, check_target, library_versions
 from ..config import ExportConfig, LoadConfig
 from ..errors import ConfigError, ExportError
 from ..optional import require
@@ -67,6 +67,7 @@ def export_onnx(checkpoint: str | Path, path: str | Path, config: ExportConfig =
     """
     from ..model.checkpoint import load_model
 
+    check_target(path)
     model, facts = load_model(checkpoint, load)
     return export_model(model, facts, path, config)
 

@@ -56,6 +56,8 @@ def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
         ArtifactError: missing or empty.
     """
     path = require_file(path)
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path} is an ONNX file; name the checkpoint that it was exported from.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, weights)
     saved = _unpickle(path)
@@ -171,11 +173,22 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
     if like and weights == "auto" and like.parent and Path(path).suffix != ".safetensors":
         weights = like.parent.get("weights", "auto")
     raw = read_checkpoint(path, weights)
+    if like:
+        _check_alike(raw, like)
     facts = like or _resolve(raw, load)
     model = DynamicViT(facts.model, facts.prune)
     _load_state(model, raw, resample=load.image_size is not None or like is not None)
     parent = {"file": raw.path.name, "sha256": sha256(raw.path), "weights": raw.weights}
     return model.eval(), dataclasses.replace(facts, parent=parent)
+
+
+def _check_alike(raw: RawCheckpoint, like: ArtifactFacts) -> None:
+    if raw.facts and raw.facts.model.name != like.model.name:
+        raise CheckpointError(f"{raw.path} is a {raw.facts.model.name}, the other artifact is a {like.model.name}; "
+                              "compare artifacts of the same model.")
+    if like.prune is None and count_predictors(raw.state):
+        raise CheckpointError(f"{raw.path} drops tokens, the other artifact is a dense backbone; "
+                              "compare it with the dense checkpoint that it was exported from.")
 
 
 def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
@@ -197,8 +210,9 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
     prune = load.keep.resolve(model.depth, recorded)
     if predictors == 0:
         if prune is not None and not prune.is_dense(model.patches):
-            raise CheckpointError(f"{where} is a dense backbone without predictors, so it cannot drop tokens; train it "
-                                  f"first (dyvit train --backbone {raw.path.name}) or pass --keep-ratio 1.0.")
+            raise CheckpointError(f"{where} is a dense backbone without predictors, so it cannot drop tokens; pass "
+                                  "--keep-ratio 1.0, or train predictors first: dyvit train "
+                                  f"--model {load.model or model.name} --data YOUR_DATA --backbone {where} -o run/")
         prune = None
     elif prune is None:
         raise CheckpointError(f"{where} does not record its keep ratio; pass the one it was trained for, "

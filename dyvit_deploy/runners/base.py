@@ -26,12 +26,12 @@ class InputSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
-    def check(self, feed: NDArray[Any]) -> None:
-        """Raises BackendError when `feed` does not fit."""
+    def check(self, feed: NDArray[Any], owner: str) -> None:
+        """Raises BackendError, naming the artifact `owner`, when `feed` does not fit."""
         fits = len(feed.shape) == len(self.shape) and all(w in (None, h) for w, h in zip(self.shape, feed.shape))
         if not fits or feed.dtype != self.dtype:
             wanted = ", ".join("any" if side is None else str(side) for side in self.shape)
-            raise BackendError(f"Input {self.name!r} takes {self.dtype} [{wanted}], "
+            raise BackendError(f"Input {self.name!r} of {owner} takes {self.dtype} [{wanted}], "
                                f"not {feed.dtype} {list(feed.shape)}.")
 
 
@@ -116,7 +116,7 @@ class Runner(abc.ABC):
         Raises:
             BackendError: the feed does not fit, or the backend failed.
         """
-        self.input.check(feed)
+        self.input.check(feed, self.name)
         return self._infer(feed)
 
     def predict(self, images: NDArray[np.uint8]) -> Outputs:

@@ -74,10 +74,10 @@ class OrtRunner(Runner):
 
     def _input_spec(self, path: Path) -> InputSpec:
         inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type not in DTYPES:
-            kinds = ", ".join(f"{i.name} {i.type}" for i in inputs)
+        if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
+            kinds = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise ArtifactError(f"{path} takes {kinds or 'no input'}; only models with one float32 or uint8 image "
-                                "input can be run here.")
+                                "input of four dimensions can be run here.")
         shape = tuple(side if isinstance(side, int) and side > 0 else None for side in inputs[0].shape)
         return InputSpec(inputs[0].name, DTYPES[inputs[0].type], shape)
 

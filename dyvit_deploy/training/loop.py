@@ -144,6 +144,8 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     out = make_folder(config.out)
     if (out / "last.safetensors").exists() and not config.resume:
         raise TrainingError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder.")
+    if config.resume and not any((folder / "last.safetensors").exists() for folder in (out, out / "dense")):
+        raise TrainingError(f"There is nothing to resume in {out}; check the folder or leave out --resume.")
     if prune:                                                              # before an hour goes into its teacher
         DynamicViT(model_config, prune).forward_masked(torch.zeros(1, 3, *model_config.image_size))
     backbone = config.backbone
@@ -219,7 +221,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups)
         total = recipe.epochs * self.steps
         warmup = min(round(recipe.warmup_epochs * self.steps), total // 2)
-        self.scheduler = CosineLRScheduler(self.optimizer, t_initial=total - warmup, lr_min=recipe.lr_min,
+        self.scheduler = CosineLRScheduler(self.optimizer, t_initial=max(total - warmup, 2), lr_min=recipe.lr_min,
                                            warmup_t=warmup, warmup_lr_init=recipe.lr_min, warmup_prefix=True,
                                            t_in_epochs=False)
 
@@ -308,7 +310,7 @@ class _Run:
     def _resume(self) -> None:
         path = self._last
         if not path.exists():
-            raise TrainingError(f"{path} does not exist, so there is nothing to resume; leave out --resume.")
+            raise TrainingError(f"There is nothing to resume in {self.out}; check the folder or leave out --resume.")
         restored, facts = load_model(path)
         if facts.model != self.facts.model or facts.prune != self.facts.prune or not facts.training:
             raise TrainingError(f"{path} belongs to a run with another model or keep ratio; "

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest
-from dyvit_deploy.errors import CheckpointError, ConfigError, DataError, TrainingError
+from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError, DataError, TrainingError
 from dyvit_deploy.model.checkpoint import load_model
 from dyvit_deploy.training import loop
 from dyvit_deploy.training.loop import EpochReport, Step, TrainConfig, train
@@ -155,7 +155,8 @@ def test_a_frozen_backbone_stays_where_it_was(data, monkeypatch):
 
 
 @pytest.mark.parametrize("change, error, words", [
-    (dict(resume=True, backbone="x"), Exception, "does not exist"),
+    (dict(backbone="x"), ArtifactError, "does not exist"),
+    (dict(resume=True), TrainingError, "nothing to resume"),
     (dict(overrides=(("epochs", 0),)), ConfigError, "positive epochs"),
     (dict(overrides=(("images", 3), ("batch", 8))), ConfigError, "do not fill one batch"),
     (dict(overrides=(("lrate", 1),)), ConfigError, "no such value"),
