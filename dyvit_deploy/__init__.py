@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bench import BenchConfig, benchmark
+    from .calibration.collect import calibrate
+    from .calibration.ranges import Ranges
+    from .calibration.sensitivity import measure_sensitivity
     from .catalog import list_models
-    from .config import ExportConfig, KeepRequest, LoadConfig, ModelConfig, PruneConfig
+    from .config import (
+        CalibrationConfig,
+        ExportConfig,
+        KeepRequest,
+        LoadConfig,
+        ModelConfig,
+        PrecisionConfig,
+        PruneConfig,
+    )
     from .data.open import open_images
     from .doctor import diagnose
     from .errors import DyvitError
@@ -18,6 +29,7 @@ if TYPE_CHECKING:
     from .inspection import inspect_artifact
     from .model.checkpoint import load_model
     from .parity import CheckConfig, Tolerance, check_artifacts, compare
+    from .pipeline import DeployConfig, export_artifact
     from .quickstart import run_quickstart
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
@@ -26,7 +38,11 @@ if TYPE_CHECKING:
 _NAMES = {
     "bench": ("BenchConfig", "benchmark"),
     "catalog": ("list_models",),
-    "config": ("ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PruneConfig"),
+    "calibration.collect": ("calibrate",),
+    "calibration.ranges": ("Ranges",),
+    "calibration.sensitivity": ("measure_sensitivity",),
+    "config": ("CalibrationConfig", "ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PrecisionConfig",
+               "PruneConfig"),
     "data.open": ("open_images",),
     "doctor": ("diagnose",),
     "errors": ("DyvitError",),
@@ -34,6 +50,7 @@ _NAMES = {
     "inspection": ("inspect_artifact",),
     "model.checkpoint": ("load_model",),
     "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
+    "pipeline": ("DeployConfig", "export_artifact"),
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),

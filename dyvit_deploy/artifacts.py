@@ -33,7 +33,10 @@ class ArtifactFacts(JsonConfig):
 
     `prune` is None for a dense backbone. The fields from `precision` on are set by the exporter:
     `keep_counts` are patch tokens per stage, `parent` names the file exported from (`file`,
-    `sha256`, `weights`), `versions` the libraries that did it.
+    `sha256`, `weights`), `versions` the libraries that did it. `lowered` is None for float32, else
+    how the precision was lowered: `target`, `rest` (the precision of everything that is not
+    `precision`), `kept` (products left in higher precision), `ranges` (method, images, sha256) and
+    `gate` ("passed", "rejected" or "not run").
     """
 
     model: ModelConfig
@@ -45,6 +48,7 @@ class ArtifactFacts(JsonConfig):
     keep_counts: tuple[int, ...] | None = None
     parent: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
+    lowered: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelConfig):

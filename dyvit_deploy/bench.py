@@ -12,8 +12,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -31,12 +29,13 @@ from rich.text import Text
 from .artifacts import ArtifactFacts, library_versions
 from .config import ExportConfig, LoadConfig
 from .data.images import Track, no_track
-from .errors import ConfigError
-from .optional import require
+from .errors import BackendError, ConfigError
+from .machine import machine, peak_mib
 from .runners.base import Runner
 from .runners.open import is_checkpoint, open_runner
 
 log = logging.getLogger(__name__)
+LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 TURN = 3                                    # counted runs in a row of one candidate
 
 
@@ -71,7 +70,7 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class Timing:
-    """One artifact at one batch size.
+    """One artifact at one batch size; `precision` is what its products are computed in.
 
     Latencies are milliseconds for the whole batch; `images_per_sec` is batch over the median.
     `peak_rss_mib` is the peak resident memory of a process that loads the artifact and runs this
@@ -81,6 +80,7 @@ class Timing:
 
     artifact: str
     backend: str
+    precision: str
     batch: int
     latency_ms_p50: float
     latency_ms_p90: float
@@ -109,11 +109,12 @@ class BenchReport:
         table = Table(title=f"{self.machine['processor']}, {self.machine['logical_cores']} cores"
                             + (f", {self.machine['gpu']}" if self.machine["gpu"] else ""), title_justify="left")
         table.add_column("artifact", overflow="fold")
+        table.add_column("precision")
         for column in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "peak MiB", "GMACs", "speed-up", "ceiling"):
             table.add_column(column, justify="right", no_wrap=True)
         for t in self.timings:
             optional = ((t.peak_rss_mib, ".0f"), (t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f"))
-            table.add_row(Text(f"{t.artifact} ({t.backend})"), str(t.batch),
+            table.add_row(Text(f"{t.artifact} ({t.backend})"), t.precision, str(t.batch),
                           f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", f"{t.latency_ms_p90:.2f}",
                           f"{t.latency_ms_p99:.2f}", f"{t.images_per_sec:.1f}",
                           *("-" if value is None else format(value, form) for value, form in optional),
@@ -148,17 +149,20 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         def opened(path: str | Path) -> _Candidate:
             options = load if is_checkpoint(path) else dataclasses.replace(LoadConfig(), image_size=load.image_size)
             runner = stack.enter_context(open_runner(path, load=options, device=config.device, threads=config.threads))
+            if runner.emulated:
+                raise BackendError(f"{path} is {runner.precision}, which {runner.backend} only emulates on a CPU: its "
+                                   "time says nothing; bench the engine that TensorRT builds of it.")
             return _Candidate(runner, str(path), _gmacs(runner.facts))
 
         candidates, notes = _with_baselines([opened(path) for path in artifacts], config, folder, opened)
         timings: list[Timing] = []
         for batch in track(config.batches, "timing", len(config.batches)):
             timings += _time_batch(candidates, batch, config, load)
+    notes += faster_here(timings)
     if any(not t.stable for t in timings):
         notes.append(f"Rows marked ~ did not settle within {config.stable:.0%} in {config.seconds:g} s; "
                      "quiet the machine or raise --seconds.")
-    return BenchReport(tuple(timings), machine(), library_versions("torch", "onnxruntime", "onnxruntime-gpu", "numpy"),
-                       config, tuple(notes))
+    return BenchReport(tuple(timings), machine(), library_versions(*LIBRARIES), config, tuple(notes))
 
 
 def _with_baselines(candidates: list[_Candidate], config: BenchConfig, folder: Path,
@@ -175,13 +179,14 @@ def _with_baselines(candidates: list[_Candidate], config: BenchConfig, folder: P
         return [baseline, *candidates], []
     notes: list[str] = []
     built: list[_Candidate] = []
-    dense = {_kind(c): c for c in candidates if c.runner.facts and c.runner.facts.dense}
+    dense = {_kind(c): c for c in candidates
+             if c.runner.facts and c.runner.facts.dense and c.runner.precision == "float32"}
     for candidate in candidates:
         runner, kind = candidate.runner, _kind(candidate)
         if runner.facts is None:
             notes.append(f"{runner.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline "
                          "FILE to compare it with another artifact.")
-        elif runner.facts.dense:
+        elif runner.facts.dense and runner.precision == "float32":
             notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
         else:
             if kind not in dense:
@@ -195,24 +200,30 @@ def _with_baselines(candidates: list[_Candidate], config: BenchConfig, folder: P
 def _kind(candidate: _Candidate) -> tuple[Any, ...]:
     """What two artifacts must share for their times to be compared as dense and pruned."""
     runner = candidate.runner
-    return runner.facts and runner.facts.model, runner.label, runner.input.dtype
+    return runner.facts and runner.facts.model, runner.label, runner.input.dtype == "uint8"
 
 
 def _dense_baseline(runner: Runner, path: Path) -> Path:
-    """Writes the dense backbone of `runner`'s model, with random weights, for the same backend."""
+    """Writes the dense float32 backbone of `runner`'s model, with random weights, for the same backend."""
     from .export.onnx import export_model
+    from .export.openvino import write_openvino
     from .model.checkpoint import save_checkpoint
     from .model.dynamicvit import DynamicViT
 
     assert runner.facts is not None
-    facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None)
+    facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None,
+                                precision="float32", lowered=None)
     model = DynamicViT(facts.model, None).eval()
     if runner.backend == "PyTorch":
         path = path.with_suffix(".safetensors")
         save_checkpoint(path, model, facts)
     else:
+        kind = "uint8" if runner.input.dtype == "uint8" else "float32"
         path = path.with_suffix(".onnx")
-        export_model(model, facts, path, ExportConfig(input=runner.input.dtype))
+        facts = export_model(model, facts, path, ExportConfig(input=kind)).facts
+        if runner.backend == "OpenVINO":
+            write_openvino(path, path.with_suffix(".xml"), facts)
+            path = path.with_suffix(".xml")
     return path
 
 
@@ -225,7 +236,7 @@ def _gmacs(facts: ArtifactFacts | None) -> float | None:
 
 
 def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = None, seed: int = 0) -> NDArray[Any]:
-    """Random input for `runner`: float32 standard normal, or uint8 0..255.
+    """Random input for `runner`: float standard normal, or uint8 0..255.
 
     Raises:
         ConfigError: the artifact's batch is fixed at another size.
@@ -238,7 +249,29 @@ def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = N
     rng = np.random.default_rng(seed)
     if runner.input.dtype == "uint8":
         return rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
-    return rng.standard_normal((batch, 3, *size), dtype=np.float32)
+    return rng.standard_normal((batch, 3, *size), dtype=np.float32).astype(runner.input.dtype)
+
+
+def faster_here(timings: Sequence[Timing]) -> list[str]:
+    """Which precision is fastest on this machine at each batch size, and which ones only look as if they were."""
+    notes = []
+    for batch in sorted({t.batch for t in timings}):
+        rows = [t for t in timings if t.batch == batch and not t.artifact.startswith("dense ")]
+        if len({t.precision for t in rows}) < 2:
+            continue
+        first, *others = sorted(rows, key=lambda t: t.latency_ms_p50)
+        ratio = others[0].latency_ms_p50 / first.latency_ms_p50
+        notes.append(f"Batch {batch}: {_who(first)} is the fastest here, {ratio:.2f}x {_who(others[0])}.")
+        for lower in rows:
+            same = [t for t in rows if t.backend == lower.backend and lower.precision != "float32"
+                    and t.precision == "float32" and t.latency_ms_p50 <= lower.latency_ms_p50]
+            notes += [f"Batch {batch}: {_who(lower)} is NOT faster than {_who(t)} here: "
+                      f"{t.latency_ms_p50 / lower.latency_ms_p50:.2f}x." for t in same]
+    return notes
+
+
+def _who(timing: Timing) -> str:
+    return f"{timing.artifact} ({timing.precision}, {timing.backend})"
 
 
 def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfig, load: LoadConfig) -> list[Timing]:
@@ -250,8 +283,8 @@ def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfi
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
         base, median = candidate.baseline, medians[id(candidate)]
         rows.append(Timing(
-            candidate.runner.name, candidate.runner.label, batch, p50, p90, p99, batch / median, len(seconds),
-            is_stable(seconds, config.stable),
+            candidate.runner.name, candidate.runner.label, candidate.runner.precision, batch, p50, p90, p99,
+            batch / median, len(seconds), is_stable(seconds, config.stable),
             peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
             candidate.gmacs, medians[id(base)] / median if base else None,
             base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None))
@@ -313,38 +346,6 @@ def report_peak() -> None:
         config = LoadConfig(image_size=config.image_size)
     with open_runner(path, load=config, device=device, threads=threads) as runner:
         runner.infer(make_feed(runner, batch, config.image_size))
-    peak = _peak_mib()
+    peak = peak_mib()
     if peak is not None:
         sys.stdout.write(f"{peak}\n")
-
-
-def _peak_mib() -> float | None:
-    # On Linux getrusage would give the peak of the process that started this one.
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**10
-    if platform.system() == "Darwin":
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return None
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {"processor": _processor(), "logical_cores": os.cpu_count(), "system": platform.platform(),
-            "gpu": _gpu()}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpu() -> str | None:
-    torch = require("torch")
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-

@@ -1,48 +1,28 @@
 """The command line: parses, makes one library call, prints, exits."""
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from .artifacts import check_target, own_version, write_json
-from .config import ExportConfig, KeepRequest, LoadConfig
-from .errors import ConfigError, DyvitError, did_you_mean
-
-F = TypeVar("F", bound=Callable[..., Any])
-FORMATS = ("onnx",)
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
-    """Comma-separated numbers: `3,6,9`."""
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-        self.name = f"{kind.__name__},..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(self.kind(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers like 1,2,3.", param, ctx)
-
-
-class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
-    """`384`, or `384x512` for height by width."""
-
-    name = "pixels"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        parts = value.lower().split("x") if isinstance(value, str) else value
-        if 1 <= len(parts) <= 2 and all(str(part).isdigit() and int(part) > 0 for part in parts):
-            return int(parts[0]), int(parts[-1])
-        self.fail(f"{value!r} is not a size like 384 or 384x512.", param, ctx)
+from .artifacts import own_version, write_json
+from .config import CalibrationConfig, ExportConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .errors import DyvitError, did_you_mean
+from .options import (
+    Numbers,
+    calibration_options,
+    device_option,
+    drawable,
+    json_option,
+    keep_options,
+    load_options,
+    precision_options,
+    writable,
+)
+from .targets import FORMATS
 
 
 class Commands(click.Group):
@@ -64,55 +44,6 @@ class Commands(click.Group):
         if args and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"No command {args[0]!r}.{did_you_mean(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
-
-
-def keep_options(command: F) -> F:
-    """The pruning schedule; the command receives one `keep`."""
-    @functools.wraps(command)
-    def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, **values: Any) -> Any:
-        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages), **values)
-
-    decorated: F = with_options(
-        gather,
-        click.option("--keep-ratio", type=float, help="Stages keep RATIO, RATIO**2, ... of the patches; 1.0 is dense."),
-        click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
-        click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
-        click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
-    )
-    return decorated
-
-
-def load_options(command: F) -> F:
-    """How a checkpoint is opened; the command receives one `load`."""
-    @functools.wraps(command)
-    def gather(model: str | None, weights: str, image_size: Any, keep: KeepRequest, **values: Any) -> Any:
-        return command(load=LoadConfig(model, weights, image_size, keep), **values)
-
-    decorated: F = with_options(
-        keep_options(gather),
-        click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
-        click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
-        click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
-    )
-    return decorated
-
-
-def with_options(command: Any, *options: Callable[[Any], Any]) -> Any:
-    """`command` with click options, shown in this order."""
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-
-
-def writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuses a --json file that could not be written before the work, not after it."""
-    return value and str(check_target(value))
-
-
-json_option = click.option("--json", "json_file", callback=writable, help="Also write the report to this file.")
-device_option = click.option("--device", metavar="[cpu|cuda]", help="Default: CUDA where it works, else the CPU.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -200,26 +131,66 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
 
 @main.command()
 @click.argument("checkpoint")
-@click.option("--format", "target", default="onnx", show_default=True, metavar="[onnx]", help="What to write.")
+@click.option("--format", "target_format", default="onnx", show_default=True, metavar=f"[{'|'.join(FORMATS)}]",
+              help="What to write.")
 @click.option("-o", "--out", required=True, help="File to write.")
 @click.option("--with-tokens", is_flag=True, help="Also output the kept patches of each stage.")
 @click.option("--input", "input_type", default="float32", show_default=True, metavar="[float32|uint8]",
               help="uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph.")
 @click.option("--allow-large-k", is_flag=True, help="Permit TopK beyond TensorRT's limit of 3840.")
+@precision_options
 @load_options
 @json_option
-def export(checkpoint: str, target: str, out: str, with_tokens: bool, input_type: str, allow_large_k: bool,
-           load: LoadConfig, json_file: str | None) -> None:
-    """Export a checkpoint with a fixed number of tokens per stage."""
-    if target not in FORMATS:
-        raise ConfigError(f"Unknown format {target!r}.{did_you_mean(target, FORMATS)}")
-    from .export.onnx import export_onnx
+def export(checkpoint: str, target_format: str, out: str, with_tokens: bool, input_type: str, allow_large_k: bool,
+           precision: PrecisionConfig, calibration: CalibrationConfig, load: LoadConfig, json_file: str | None) -> None:
+    """Export a checkpoint with a fixed number of tokens per stage, in any precision.
 
-    config = ExportConfig(with_tokens, input_type, allow_large_k)
-    with status(f"exporting {checkpoint}"):
-        report = export_onnx(checkpoint, out, config, load)
+    A lower precision is compared with float32 on real images: exit 1 and NAME.rejected.onnx when it differs too much.
+    """
+    from .pipeline import DeployConfig, export_artifact
+
+    config = DeployConfig(target_format, ExportConfig(with_tokens, input_type, allow_large_k), precision, calibration)
+    report = export_artifact(checkpoint, out, config, load, say=step, track=progress)
     show(report, json_file)
-    note(f"Next: dyvit check {checkpoint} {out} --data YOUR_IMAGES")
+    for line in report.notes:
+        note(line)
+    fail_notes(report.failures, report.advice)
+    note(f"Next: {report.next_step(checkpoint)}")
+    sys.exit(not report)
+
+
+@main.command()
+@click.argument("model")
+@click.option("-o", "--out", required=True, callback=writable, help="JSON file to write.")
+@calibration_options("--data", required=True, reusable=False)
+def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
+    """Collect the ranges of a float32 ONNX file on real images, for dyvit export --ranges."""
+    from .calibration.collect import calibrate as run
+
+    ranges = run(model, calibration.data, calibration, progress)
+    ranges.save(out)
+    show(ranges, None)
+    for line in ranges.notes:
+        note(line)
+    note(f"Next: dyvit export CHECKPOINT --int8 --ranges {out} -o model.int8.onnx")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--precision", default="int8", show_default=True, metavar="[int8|float8|float16|bfloat16]",
+              help="What to lower each layer to.")
+@click.option("--chart", callback=drawable, help="Also draw the costliest layers, as .png or .svg.")
+@calibration_options("--data", required=True)
+@json_option
+def sensitivity(model: str, precision: str, chart: str | None, calibration: CalibrationConfig,
+                json_file: str | None) -> None:
+    """Show which layers of a float32 ONNX file cost accuracy, one at a time."""
+    from .calibration.sensitivity import measure_sensitivity
+
+    report = measure_sensitivity(model, precision, calibration, progress)
+    show(report, json_file)
+    if chart:
+        report.chart(chart)
 
 
 @main.command()
@@ -228,7 +199,7 @@ def export(checkpoint: str, target: str, out: str, with_tokens: bool, input_type
 @click.option("--data", help="An image folder or digits; without it noise, which proves less.")
 @click.option("--images", type=int, default=64, show_default=True, help="At most this many.")
 @click.option("--batch", type=Numbers(int), default="1,8", show_default=True, help="Batch sizes of the candidate.")
-@click.option("--tolerance", type=float, help="Largest logit error, relative to logits above 1.")
+@click.option("--tolerance", type=float, help="Largest logit error, relative to logits above 1; default by precision.")
 @load_options
 @device_option
 @json_option
@@ -237,7 +208,7 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
     """Compare two artifacts; exit 1 when they disagree."""
     from .parity import CheckConfig, Tolerance, check_artifacts
 
-    allowed = Tolerance() if tolerance is None else Tolerance(logits=tolerance)
+    allowed = None if tolerance is None else Tolerance(logits=tolerance)
     report = check_artifacts(reference, candidate, data, CheckConfig(images, batch, allowed, device), load, progress)
     show(report, json_file)
     skipped_notes(report.skipped)
@@ -303,9 +274,11 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def fail_notes(failures: Iterable[str]) -> None:
+def fail_notes(failures: Iterable[str], advice: Iterable[str] = ()) -> None:
     for failure in failures:
         note(f"FAILED {failure}")
+    for line in advice:
+        note(f"  {line}")
 
 
 def skipped_notes(skipped: tuple[str, ...]) -> None:
@@ -322,11 +295,11 @@ def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any
     return track(items, description, total)
 
 
-def status(text: str) -> Any:
-    """A spinner while one long call runs."""
+def step(text: str) -> None:
+    """One line per step of long work, on standard error."""
     from .progress import errors
 
-    return errors().status(text)
+    errors().print(f"[dim]{text} ...[/dim]", highlight=False)
 
 
 if __name__ == "__main__":

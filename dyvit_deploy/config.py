@@ -20,6 +20,8 @@ BUILDERS = ("vit", "lvvit", "timm")
 STEMS = ("linear", "conv")
 INPUTS = ("float32", "uint8")
 WEIGHTS = ("auto", "model", "ema")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
+METHODS = ("max", "percentile", "mse", "entropy")
 
 T = TypeVar("T", bound="JsonConfig")
 
@@ -278,3 +280,54 @@ class ExportConfig(JsonConfig):
     def __post_init__(self) -> None:
         if self.input not in INPUTS:
             raise ConfigError(f"Unknown input type {self.input!r}.{did_you_mean(self.input, INPUTS)}")
+
+
+@dataclass(frozen=True)
+class PrecisionConfig(JsonConfig):
+    """What the products are computed in, for which runtime, and what is demanded of the result.
+
+    `target` is "cpu" or "tensorrt", None the one that fits; `rest` is the precision of what int8 and
+    float8 leave out, None the fastest that the target has; `io` "float16" makes float input and logits
+    float16. `compute_capability` of the GPU that will run it, e.g. 8.6; None is unknown.
+    `gate` compares the result with float32 and rejects it beyond tolerance; `max_drop` keeps the
+    costliest layers in higher precision until top-1 falls by at most that many points.
+    """
+
+    precision: str = "float32"
+    target: str | None = None
+    rest: str | None = None
+    io: str = "float32"
+    compute_capability: float | None = None
+    gate: bool = True
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("precision", PRECISIONS), ("io", ("float32", "float16"))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"A drop is given in points from 0 to 100, not {self.max_drop}.")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(JsonConfig):
+    """On what and how to calibrate.
+
+    `data` is a folder or data set, `ranges` a file to reuse; at most `images` images are taken. `method`
+    sets thresholds; `attention` also quantizes the products inside attention. `allow_noise` permits images
+    without any structure, and none at all.
+    """
+
+    data: str | None = None
+    ranges: str | None = None
+    images: int = 64
+    method: str = "mse"
+    attention: bool = False
+    allow_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"Unknown calibration method {self.method!r}.{did_you_mean(self.method, METHODS)}")
+        if self.images < 1:
+            raise ConfigError(f"The number of calibration images must be at least 1, not {self.images}.")

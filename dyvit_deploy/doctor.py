@@ -65,7 +65,9 @@ def _ort_devices() -> str:
 
 
 def _openvino_devices() -> str:
-    return ", ".join(require("openvino").Core().available_devices)
+    from .runners.openvino import core, cpu_has_bfloat16
+
+    return ", ".join(core().available_devices).lower() + (" with bfloat16" if cpu_has_bfloat16() else "")
 
 
 def _nothing() -> str:
@@ -91,8 +93,10 @@ PROBES = (
            "pip install dyvit-deploy", _ort_devices),
     _Probe("digits data", "sklearn", ("scikit-learn",), "demo data set, quickstart",
            "pip install 'dyvit-deploy[demo]'"),
-    _Probe("OpenVINO", "openvino", ("openvino",), "loads the exported ONNX; no runner yet",
-           "pip install 'dyvit-deploy[openvino]'", _openvino_devices, used=False),
+    _Probe("OpenVINO", "openvino", ("openvino",), "float32, bfloat16 and int8 on CPUs",
+           "pip install 'dyvit-deploy[openvino]'", _openvino_devices),
+    _Probe("ModelOpt", "modelopt", ("nvidia-modelopt",), "float16 and bfloat16; int8 and float8 for TensorRT",
+           "pip install 'dyvit-deploy[calib]'"),
     _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",), "builds the exported ONNX; no builder yet",
            "pip install 'dyvit-deploy[rtx]'", used=False),
     _Probe("TensorRT", "tensorrt", ("tensorrt",), "no builder yet",

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import METADATA_KEY, ArtifactFacts, require_file, sha256
+from .artifacts import ArtifactFacts, require_file, sha256
 from .config import ModelConfig, PruneConfig
 from .errors import ArtifactError, CheckpointError
+from .graph import graph_facts, load_graph, product_precisions, summary
 from .optional import require
-from .runners.open import CHECKPOINTS, is_checkpoint
+from .runners.open import is_checkpoint, unknown_kind
 
 if TYPE_CHECKING:
     from .model.macs import Cost
@@ -62,7 +63,7 @@ class InspectReport:
                 "preprocessing": _preprocessing(facts),
                 "stages": f"before blocks {', '.join(map(str, prune.stages))}" if prune else "none, dense",
                 "kept patches": " / ".join(map(str, (model.patches, *self.keep_counts))),
-                "precision": facts.precision,
+                "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
                 "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")
                 if facts.class_names else None,
                 "parent": _pairs(facts.parent), "versions": _pairs(facts.versions),
@@ -87,13 +88,22 @@ def _pairs(values: dict[str, Any] | None) -> str:
     return ", ".join(f"{key} {value}" for key, value in (values or {}).items() if value is not None)
 
 
+def _lowered(facts: ArtifactFacts) -> dict[str, Any]:
+    """How the precision was lowered, in the words of the table."""
+    values = dict(facts.lowered or {})
+    ranges, kept = values.pop("ranges", None), values.pop("kept", None)
+    if ranges:
+        values["ranges"] = f"by {ranges['method']} over {ranges['images']} images ({ranges['sha256'][:12]})"
+    return values | ({"kept higher": " ".join(kept)} if kept else {})
+
+
 def _brief(training: dict[str, Any] | None) -> dict[str, Any]:
     """The recipe and versions belong in the JSON; a person wants the rest."""
     return {k: v for k, v in (training or {}).items() if not isinstance(v, dict)}
 
 
 def inspect_artifact(path: str | Path) -> InspectReport:
-    """Reads what `path` says about itself; nothing is run.
+    """Reads what `path` says about itself; nothing is run, but OpenVINO models are compiled.
 
     Raises:
         ArtifactError: missing, damaged, or of an unknown kind.
@@ -101,10 +111,10 @@ def inspect_artifact(path: str | Path) -> InspectReport:
     path = require_file(path)
     if is_checkpoint(path):
         return _inspect_checkpoint(path)
-    if path.suffix.lower() == ".onnx":
-        return _inspect_onnx(path)
-    raise ArtifactError(f"{path} is neither an ONNX file (.onnx) nor a checkpoint ({', '.join(CHECKPOINTS)}); "
-                        "rename it if it is one.")
+    readers = {".onnx": _inspect_onnx, ".xml": _inspect_openvino}
+    if path.suffix.lower() not in readers:
+        raise unknown_kind(path)
+    return readers[path.suffix.lower()](path)
 
 
 def _inspect_checkpoint(path: Path) -> InspectReport:
@@ -122,22 +132,37 @@ def _inspect_checkpoint(path: Path) -> InspectReport:
 
 def _inspect_onnx(path: Path) -> InspectReport:
     onnx = require("onnx")
+    proto = load_graph(path)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(str(path))                                # by path: weights may lie beside it
-    except Exception as error:                                             # protobuf and onnx share no base class
+    except onnx.checker.ValidationError as error:
         raise ArtifactError(f"{path} is not a whole ONNX file ({str(error).splitlines()[0]}); "
                             "make or copy it again.") from error
-    properties = {p.key: p.value for p in proto.metadata_props}
-    facts = ArtifactFacts.from_json(properties[METADATA_KEY], str(path)) if METADATA_KEY in properties else None
     operators = collections.Counter(node.op_type for node in proto.graph.node)
     details = {
         "inputs": "; ".join(_value(v) for v in proto.graph.input),
         "outputs": "; ".join(_value(v) for v in proto.graph.output),
+        "products": _counts(summary(product_precisions(proto).values())),
         "opset": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import),
-        "nodes": f"{len(proto.graph.node)}: " + ", ".join(f"{count} {name}" for name, count in operators.most_common()),
+        "nodes": f"{len(proto.graph.node)}: " + _counts(dict(operators.most_common())),
     }
-    return _report(path, "ONNX", facts, details, None)
+    return _report(path, "ONNX", graph_facts(proto, str(path)), details, None)
+
+
+def _inspect_openvino(path: Path) -> InspectReport:
+    from .runners.openvino import OpenVINORunner
+
+    with OpenVINORunner(path) as runner:
+        shape = ", ".join("any" if side is None else str(side) for side in runner.input.shape)
+        details = {"inputs": f"{runner.input.name} {runner.input.dtype} [{shape}]",
+                   "products as compiled here": _counts(runner.compiled_precisions())}
+        report = _report(path, "OpenVINO", runner.facts, details, None)
+    weights = path.with_suffix(".bin").stat().st_size
+    return dataclasses.replace(report, size_mib=report.size_mib + weights / 2**20)
+
+
+def _counts(values: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in values.items())
 
 
 def _value(value: Any) -> str:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from .agreement import TOLERANCES, PrecisionTolerance, disagreements, relative_error
 from .artifacts import ArtifactFacts
 from .config import LoadConfig
 from .data.images import ImageSet, Track, no_track
 from .data.open import open_images
 from .errors import ConfigError, DataError
-from .overlap import near_cut, stage_overlaps
+from .overlap import StageOverlap, near_cut, stage_overlaps
 from .runners.base import Outputs, Runner, join_outputs, run_in_batches, take
 from .runners.open import is_checkpoint, open_runner
 
@@ -45,11 +46,14 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """How to compare: at most `images` images, the candidate at every batch size of `batches`."""
+    """How to compare: at most `images` images, the candidate at every batch size of `batches`.
+
+    `tolerance` None is that of the lower precision of the two.
+    """
 
     images: int = 64
     batches: tuple[int, ...] = (1, 8)
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance | PrecisionTolerance | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +65,7 @@ class CheckConfig:
 class BatchParity:
     """The comparison at one batch size. Errors are absolute, on logits, None when infinite; fractions are 0..1.
 
+    `relative_error` is the root mean square error in units of the logits', see `agreement`.
     `non_finite` counts images for which either side gives NaN or infinity. `overlap` is the mean
     fraction of the reference's kept tokens that the candidate keeps, per stage; `overlap_forgiven`
     counts tokens at a tie as kept. Both are empty when one side does not tell. `tied_images` differ
@@ -72,6 +77,7 @@ class BatchParity:
     max_error: float | None
     mean_error: float | None
     p99_error: float | None
+    relative_error: float | None
     min_cosine: float | None
     non_finite: int
     top1_agreement: float
@@ -88,7 +94,7 @@ class ParityReport:
     reference: str
     candidate: str
     data: str
-    tolerance: Tolerance
+    tolerance: Tolerance | PrecisionTolerance
     batches: tuple[BatchParity, ...]
     notes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
@@ -105,12 +111,12 @@ class ParityReport:
         stages = max((len(b.overlap) for b in self.batches), default=0)
         title = f"{self.candidate} against {self.reference}, {self.batches[0].images} images of {self.data}"
         table = Table(title=Text(title), title_justify="left")
-        for column in ("batch", "max error", "p99", "mean", "cosine", "NaN/Inf", "top-1 agree",
+        for column in ("batch", "max error", "p99", "relative", "cosine", "NaN/Inf", "top-1 agree",
                        *(f"kept {s}" for s in range(stages)), "ties", "verdict"):
             table.add_column(column, justify="right", no_wrap=True)
         for b in self.batches:
             verdict = Text("differs", "red") if b.failures else Text("same", "green")
-            errors = (f"{e:.1e}" if e is not None else "inf" for e in (b.max_error, b.p99_error, b.mean_error))
+            errors = (f"{e:.1e}" if e is not None else "inf" for e in (b.max_error, b.p99_error, b.relative_error))
             cosine = f"{b.min_cosine:.7f}" if b.min_cosine is not None else "-"
             table.add_row(str(b.batch), *errors, cosine, str(b.non_finite), f"{b.top1_agreement:.2%}",
                           *(f"{share:.2%}" for share in b.overlap_forgiven or b.overlap), str(b.tied_images), verdict)
@@ -163,6 +169,7 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
         DataError: the artifacts know other numbers of classes, or keep other numbers of tokens.
         BackendError: the images do not fit an artifact, or it fails on them.
     """
+    tolerance = config.tolerance or default_tolerance(reference, candidate)
     fixed = candidate.input.shape[0]
     sizes = (fixed,) if fixed else tuple(sorted(set(config.batches)))
     largest = max(sizes)
@@ -183,13 +190,19 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
         parts = [run_in_batches(candidate, everything[fill[start:start + batch]], batch) for start in
                  track(starts, f"running {candidate.name} at batch {batch}", len(starts))]
         got = join_outputs(parts)
-        results.append(compare_outputs(take(expected, fill), got, batch, config.tolerance, [names[i] for i in fill]))
+        results.append(compare_outputs(take(expected, fill), got, batch, tolerance, [names[i] for i in fill]))
     if len(names) < largest:
         notes.append(f"{len(names)} images were repeated to fill batch {largest}.")
     if (expected.kept or got.kept) and not (expected.kept and got.kept):
         notes.append("Kept tokens were not compared: one side does not tell them; export with --with-tokens.")
-    return ParityReport(reference.name, candidate.name, images.name, config.tolerance, tuple(results), tuple(notes),
+    return ParityReport(reference.name, candidate.name, images.name, tolerance, tuple(results), tuple(notes),
                         tuple(images.skipped))
+
+
+def default_tolerance(reference: Runner, candidate: Runner) -> Tolerance | PrecisionTolerance:
+    """That of the candidate's precision, or of the reference's where only that is lower than float32."""
+    lower = [TOLERANCES[r.precision] for r in (candidate, reference) if r.precision in TOLERANCES]
+    return lower[0] if lower else Tolerance()
 
 
 def _notes(reference: Runner, candidate: Runner, images: ImageSet) -> list[str]:
@@ -208,7 +221,7 @@ def _notes(reference: Runner, candidate: Runner, images: ImageSet) -> list[str]:
     return notes
 
 
-def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tolerance,
+def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tolerance | PrecisionTolerance,
                     names: Sequence[str]) -> BatchParity:
     """The numbers and the verdict for outputs of the same images, called `names`; see `BatchParity`.
 
@@ -223,12 +236,37 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
         error = np.abs(got.logits.astype(np.float64) - expected.logits)    # [B, classes]
     error = np.where(finite[:, None], error, np.inf)
     per_image = error.max(axis=1)                                          # [B]
-    limit = tolerance.logits * np.where(finite, np.maximum(1.0, np.abs(expected.logits).max(axis=1)), 1.0)
-    scores = expected.scores or got.scores
     both_tell = bool(expected.kept and got.kept)
-    overlaps = stage_overlaps(expected.kept, got.kept, scores, tolerance.tie) if both_tell else []
+    scores = expected.scores or got.scores
+    exact = tolerance if isinstance(tolerance, Tolerance) else Tolerance()
+    overlaps = stage_overlaps(expected.kept, got.kept, scores, exact.tie) if both_tell else []
+    agreement = float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean())
+    relative = relative_error(expected.logits, got.logits)
+    failures = [] if finite.all() else [f"{int((~finite).sum())} of {count} images give NaN or infinity"]
+    excused = 0
+    if isinstance(tolerance, PrecisionTolerance):
+        failures += disagreements(agreement, relative, [float(o.plain.mean()) for o in overlaps], count, tolerance)
+    else:
+        excused, differing = _differences(expected, got, per_image, tolerance, overlaps, names)
+        failures += differing
+    with np.errstate(invalid="ignore"):                                    # inf - inf within, None at the end
+        largest, mean, p99, cosine = (_finite(value) for value in (
+            error.max(), error.mean(), np.quantile(error, 0.99), _cosine(expected.logits, got.logits).min()))
+    return BatchParity(
+        batch, count, largest, mean, p99, _finite(relative), cosine, int((~finite).sum()), agreement,
+        tuple(float(o.plain.mean()) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
+        excused, tuple(failures))
+
+
+def _differences(expected: Outputs, got: Outputs, per_image: NDArray[np.float64], tolerance: Tolerance,
+                 overlaps: Sequence[StageOverlap], names: Sequence[str]) -> tuple[int, list[str]]:
+    """How many images differ by a tie alone, and what is wrong with the others; `per_image` are the
+    largest logit errors [B], infinite where a logit is not finite."""
+    count = len(names)
+    scores, finite = expected.scores or got.scores, np.isfinite(per_image)
+    limit = tolerance.logits * np.where(finite, np.maximum(1.0, np.abs(expected.logits).max(axis=1)), 1.0)
     wrong: NDArray[np.bool_] = per_image > limit
-    if both_tell:
+    if overlaps:
         differ = np.stack([o.plain < 1 for o in overlaps]).any(axis=0)
         tied = differ & np.stack([o.forgiven > 1 - 1e-9 for o in overlaps]).all(axis=0)
         wrong |= differ
@@ -238,8 +276,6 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
     excused = int((wrong & tied & finite).sum())
     wrong &= ~tied | ~finite
     failures = []
-    if not finite.all():
-        failures.append(f"{int((~finite).sum())} of {count} images give NaN or infinity")
     if wrong.any():
         worst = int(np.where(wrong, per_image, -1).argmax())
         failures.append(f"{int(wrong.sum())} of {count} images differ, the worst ({names[worst]}) by a logit error of "
@@ -248,14 +284,7 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
     if excused > min(max(1, tolerance.tied_images * count), count - 1):
         failures.append(f"{excused} of {count} images differ by ties at a cut, more than chance explains; "
                         "compare more images")
-    with np.errstate(invalid="ignore"):                                    # inf - inf within, None at the end
-        largest, mean, p99, cosine = (_finite(value) for value in (
-            error.max(), error.mean(), np.quantile(error, 0.99), _cosine(expected.logits, got.logits).min()))
-    return BatchParity(
-        batch, count, largest, mean, p99, cosine, int((~finite).sum()),
-        float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean()),
-        tuple(float(o.plain.mean()) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
-        excused, tuple(failures))
+    return excused, failures
 
 
 def _check_comparable(expected: Outputs, got: Outputs) -> None:

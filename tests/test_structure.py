@@ -8,13 +8,14 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "dyvit_deploy"
 LAYERS = [
-    {"errors"}, {"optional", "config"}, {"zoo"}, {"artifacts"}, {"data"}, {"model"}, {"runners"},
-    {"training", "export", "overlap"},
-    {"parity", "bench", "inspection", "doctor", "catalog"}, {"quickstart", "progress"}, {"cli", "__main__"},
+    {"errors"}, {"optional", "config"}, {"zoo", "targets", "modelopt", "machine"}, {"artifacts"}, {"graph"}, {"data"},
+    {"model"}, {"runners"}, {"overlap", "agreement"}, {"training", "export", "calibration"}, {"lowering", "tuning"},
+    {"parity", "bench", "inspection", "doctor", "catalog"}, {"pipeline"}, {"quickstart", "progress"}, {"options"},
+    {"cli", "__main__"},
 ]
-STAGES = {"training", "export"}
+STAGES = {"training", "export", "calibration"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}
-HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "openvino", "sklearn")
+HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "openvino", "sklearn", "modelopt", "matplotlib")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

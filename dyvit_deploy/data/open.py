@@ -34,3 +34,20 @@ def open_images(source: str | None, spec: ImageSpec, split: str = "test", limit:
     if Path(source).is_dir():
         return FolderImages(source, spec, split, limit)
     raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, NAMED)}")
+
+
+def open_calibration(source: str | None, spec: ImageSpec, limit: int | None = None) -> ImageSet:
+    """Images to calibrate on: the train split where there is one, else all of them; None is noise."""
+    return open_images(source, spec, "train" if _has_split(source, "train") else "test", limit)
+
+
+def open_gate(source: str | None, spec: ImageSpec, limit: int | None = None) -> ImageSet:
+    """Images to judge a calibrated artifact on: the val split where there is one, else those that
+    `open_calibration` gives. The test split stays unseen."""
+    if _has_split(source, "val"):
+        return open_images(source, spec, "val", limit)
+    return open_calibration(source, spec, limit)
+
+
+def _has_split(source: str | None, split: str) -> bool:
+    return source in NAMED or (source is not None and (Path(source) / split).is_dir())

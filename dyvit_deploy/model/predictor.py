@@ -8,6 +8,15 @@ from torch import Tensor, nn
 from .pruning import masked_mean
 
 
+class KeepScore(nn.Module):
+    """z0 - z1 of a linear layer as one linear output; a module, so that exported nodes carry the name."""
+
+    def forward(self, features: Tensor, last: nn.Linear) -> Tensor:
+        """[B, N, C/4] -> [B, N]."""
+        weight, bias = last.weight, last.bias
+        return F.linear(features, weight[:1] - weight[1:], bias[:1] - bias[1:]).squeeze(-1)
+
+
 class ScorePredictor(nn.Module):
     """Scores patch tokens from their own features and the mean of the others.
 
@@ -23,6 +32,7 @@ class ScorePredictor(nn.Module):
             nn.Linear(width // 2, width // 4), nn.GELU(),
             nn.Linear(width // 4, 2),
         )
+        self.score = KeepScore()
 
     def _features(self, tokens: Tensor, decision: Tensor | None) -> Tensor:
         """[B, N, C] -> [B, N, C/4], all but the last layer."""
@@ -60,7 +70,5 @@ class ScorePredictor(nn.Module):
         Returns:
             float [B, N].
         """
-        last = self.out_conv[-1]
-        weight, bias = last.weight, last.bias
-        features = self._features(tokens, None)
-        return F.linear(features, weight[:1] - weight[1:], bias[:1] - bias[1:]).squeeze(-1)  # [B, N]
+        score: Tensor = self.score(self._features(tokens, None), self.out_conv[-1])
+        return score

@@ -20,7 +20,7 @@ Self = TypeVar("Self", bound="Runner")
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The one input: its name, "float32" or "uint8", and its shape with None for free dimensions."""
+    """The one input: its name, "float32", "float16" or "uint8", and its shape with None for free dimensions."""
 
     name: str
     dtype: str
@@ -60,7 +60,8 @@ class Runner(abc.ABC):
     """Runs one artifact on one backend; a context manager, because backends hold memory.
 
     `name` is for tables, `backend` names the library, `device` is "cpu" or "cuda", `facts` is None
-    for files that are not ours.
+    for files that are not ours. `emulated` means that the backend rounds as the artifact's precision
+    does, but computes in float32: accuracy can be measured, speed cannot.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Runner(abc.ABC):
     device: str
     facts: ArtifactFacts | None
     input: InputSpec
+    emulated = False
     assumed_preprocess = Preprocess()       # of a file that is not ours: ImageNet's, until one knows better
 
     def __enter__(self: Self) -> Self:
@@ -83,7 +85,12 @@ class Runner(abc.ABC):
     @property
     def label(self) -> str:
         """Library and device, for tables."""
-        return f"{self.backend} {self.device}"
+        return f"{self.backend} {self.device}" + (", emulated" if self.emulated else "")
+
+    @property
+    def precision(self) -> str:
+        """What the products are computed in, as the artifact says; float32 for files that are not ours."""
+        return self.facts.precision if self.facts else "float32"
 
     @property
     def preprocess(self) -> Preprocess:
@@ -111,7 +118,7 @@ class Runner(abc.ABC):
         """Runs one batch.
 
         Args:
-            feed: as `input` says: float32 [B, 3, height, width] normalised, or uint8 [B, height, width, 3].
+            feed: as `input` says: float [B, 3, height, width] normalised, or uint8 [B, height, width, 3].
 
         Raises:
             BackendError: the feed does not fit, or the backend failed.
@@ -121,7 +128,11 @@ class Runner(abc.ABC):
 
     def predict(self, images: NDArray[np.uint8]) -> Outputs:
         """Runs uint8 [B, height, width, 3] RGB images, normalised here unless the graph does it."""
-        return self.infer(images if self.input.dtype == "uint8" else normalise(images, self.preprocess))
+        return self.infer(self.prepare(images))
+
+    def prepare(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """uint8 [B, height, width, 3] RGB images as the feed of `infer`."""
+        return images if self.input.dtype == "uint8" else normalise(images, self.preprocess).astype(self.input.dtype)
 
     @abc.abstractmethod
     def _infer(self, feed: NDArray[Any]) -> Outputs: ...

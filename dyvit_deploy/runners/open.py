@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 from ..artifacts import ArtifactFacts, require_file
@@ -10,6 +11,7 @@ from ..errors import ArtifactError, ConfigError
 from .base import Runner
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin")
+GRAPHS = {".onnx": ("ort", "OrtRunner"), ".xml": ("openvino", "OpenVINORunner")}  # suffix: module and class
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -19,14 +21,14 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: ArtifactFacts | None = None,
                 device: str | None = None, threads: int = 0) -> Runner:
-    """Opens a checkpoint with PyTorch, or an ONNX file with ONNX Runtime.
+    """Opens a checkpoint with PyTorch, an ONNX file with ONNX Runtime, OpenVINO's .xml with OpenVINO.
 
     Args:
         path: decides the backend by its suffix.
         load, like: for checkpoints, see `dyvit_deploy.model.checkpoint.load_model`; an image size is
             also taken for graphs of others, whose own may be free.
         device: "cpu" or "cuda"; default is CUDA where it works.
-        threads: for ONNX Runtime; 0 uses all cores.
+        threads: for ONNX Runtime and OpenVINO; 0 uses all cores.
 
     Raises:
         ArtifactError: missing, damaged, or of a kind that nothing here runs.
@@ -39,13 +41,18 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
                               "--keep-ratios, --keep-counts, --stages and --image-size.")
         from .pytorch import PyTorchRunner
         return PyTorchRunner.open(path, load, like, device)
-    if path.suffix.lower() == ".onnx":
-        from .ort import OrtRunner
-        runner = OrtRunner(path, device, threads)
-        fixed = dataclasses.replace(load, image_size=None) if runner.facts is None else load
-        if fixed != LoadConfig():
-            raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size and the --keep "
-                              "options are for checkpoints.")
-        return runner
-    raise ArtifactError(f"{path} is neither an ONNX file (.onnx) nor a checkpoint ({', '.join(CHECKPOINTS)}); "
-                        "rename it if it is one.")
+    if path.suffix.lower() not in GRAPHS:
+        raise unknown_kind(path)
+    module, name = GRAPHS[path.suffix.lower()]
+    runner: Runner = getattr(importlib.import_module(f".{module}", __package__), name)(path, device, threads)
+    fixed = dataclasses.replace(load, image_size=None) if runner.facts is None else load
+    if fixed != LoadConfig():
+        raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size and the --keep "
+                          "options are for checkpoints.")
+    return runner
+
+
+def unknown_kind(path: Path) -> ArtifactError:
+    """The error for a file that is named like nothing known here."""
+    return ArtifactError(f"{path} is neither an ONNX file (.onnx), an OpenVINO model (.xml) nor a checkpoint "
+                         f"({', '.join(CHECKPOINTS)}); rename it if it is one.")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes.util
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, require_file
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean
+from ..graph import element_types, graph_facts, load_graph
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
+from .emulation import in_float32
 
-DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+EMULATED = ("bfloat16", "float8")           # precisions that ONNX Runtime has no CPU kernels for
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -41,11 +45,16 @@ def cuda_works() -> bool:
 
 
 class OrtRunner(Runner):
-    """One ONNX Runtime session on "cpu" or "cuda"; `threads` 0 uses all cores."""
+    """One ONNX Runtime session on "cpu" or "cuda"; `threads` 0 uses all cores.
+
+    A bfloat16 or float8 graph is emulated on the CPU, which has no kernels for it. `watch` names
+    tensors inside the graph that `tensors` gives.
+    """
 
     backend = "ONNX Runtime"
 
-    def __init__(self, path: str | Path, device: str | None = None, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, device: str | None = None, threads: int = 0,
+                 watch: Sequence[str] = ()) -> None:
         ort = require("onnxruntime")
         path = require_file(path)
         if device not in (None, *PROVIDERS):
@@ -59,16 +68,20 @@ class OrtRunner(Runner):
         options.log_severity_level = 3
         # An idle session's threads would otherwise spin on into the run of the next one, which bench times.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._watch = list(watch)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[self.device]])
+            model = _with_outputs(load_graph(path), watch).SerializeToString() if watch else str(path)
+            self._session = ort.InferenceSession(model, options, providers=[PROVIDERS[self.device]])
         except _failures() as error:
-            raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load ({_first_line(error)}); "
-                                "make or copy it again.") from error
+            self._session = self._emulate(path, options)
+            if self._session is None:
+                raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load ({_first_line(error)}); "
+                                    "make or copy it again.") from error
         self.name = path.name
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         self.facts = ArtifactFacts.from_json(text, str(path)) if text else None
         self.input = self._input_spec(path)
-        names = [output.name for output in self._session.get_outputs()]
+        names = [output.name for output in self._session.get_outputs() if output.name not in self._watch]
         self._kept = [name for name in names if name.startswith("kept_")] if self.facts else []
         self._logits = "logits" if "logits" in names else self._first_scores(path)
 
@@ -76,28 +89,63 @@ class OrtRunner(Runner):
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
             kinds = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise ArtifactError(f"{path} takes {kinds or 'no input'}; only models with one float32 or uint8 image "
+            raise ArtifactError(f"{path} takes {kinds or 'no input'}; only models with one float or uint8 image "
                                 "input of four dimensions can be run here.")
         shape = tuple(side if isinstance(side, int) and side > 0 else None for side in inputs[0].shape)
         return InputSpec(inputs[0].name, DTYPES[inputs[0].type], shape)
 
     def _first_scores(self, path: Path) -> str:
         for output in self._session.get_outputs():
-            if output.type == "tensor(float)" and len(output.shape) == 2:
+            if output.type in ("tensor(float)", "tensor(float16)") and len(output.shape) == 2:
                 return str(output.name)
-        raise ArtifactError(f"{path} has no float32 output of two dimensions; only classifiers can be run here.")
+        raise ArtifactError(f"{path} has no float output of two dimensions; only classifiers can be run here.")
 
-    def _infer(self, feed: NDArray[Any]) -> Outputs:
+    def _emulate(self, path: Path, options: Any) -> Any:
+        """A session that rounds as the graph's precision does, None where there is no such thing."""
+        ort = require("onnxruntime")
         try:
-            feeds = {self.input.name: np.ascontiguousarray(feed)}
-            logits, *kept = self._session.run([self._logits, *self._kept], feeds)
+            proto = load_graph(path)
+        except ArtifactError:                                              # then there is nothing to emulate
+            return None
+        facts = graph_facts(proto, str(path))
+        if self.device != "cpu" or facts is None or facts.precision not in EMULATED:
+            return None
+        self.emulated = True
+        # Its optimizer would fuse float8 tensors into operators that take none.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        model = _with_outputs(in_float32(proto), self._watch)
+        return ort.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+
+    def _run(self, names: list[str], feed: NDArray[Any]) -> list[NDArray[Any]]:
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(names, {self.input.name: np.ascontiguousarray(feed)})
         except _failures() as error:
             raise BackendError(f"ONNX Runtime could not run {self.name} at batch {len(feed)}: "
                                f"{_first_line(error)}; check its input, or export it again.") from error
-        return Outputs(logits, tuple(kept))
+        return outputs
+
+    def _infer(self, feed: NDArray[Any]) -> Outputs:
+        logits, *kept = self._run([self._logits, *self._kept], feed)
+        return Outputs(logits.astype(np.float32, copy=False), tuple(kept))
+
+    def tensors(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """The watched tensors for uint8 [B, height, width, 3] RGB images."""
+        feed = self.prepare(images)
+        inside = [name for name in self._watch if name != self.input.name]
+        return {self.input.name: feed} | dict(zip(inside, self._run(inside, feed)))
 
     def close(self) -> None:
         self._session = None
+
+
+def _with_outputs(proto: Any, names: Sequence[str]) -> Any:
+    """`proto`, with more tensors among its outputs."""
+    helper = require("onnx").helper
+    types = element_types(proto) if names else {}
+    known = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    proto.graph.output.extend(helper.make_tensor_value_info(name, types[name], None)
+                              for name in names if name not in known)
+    return proto
 
 
 def _failures() -> tuple[type[Exception], ...]:

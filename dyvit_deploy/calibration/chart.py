@@ -1,0 +1,41 @@
+"""Bar charts with matplotlib."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..artifacts import atomic_write
+from ..errors import ConfigError
+from ..optional import require
+
+SUFFIXES = (".png", ".svg")
+
+
+def check_chart(path: str | Path) -> Path:
+    """`path` when a chart can be written under that name; ConfigError otherwise."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"A chart is written as {' or '.join(SUFFIXES)}, not as {path.name!r}.")
+    require("matplotlib", extra="calib")
+    return path
+
+
+def bar_chart(path: str | Path, labels: Sequence[str], values: Sequence[float], title: str, unit: str) -> None:
+    """Horizontal bars, the first on top. The same values give the same bytes."""
+    path = check_chart(path)
+    matplotlib = require("matplotlib")
+    figure = require("matplotlib.figure").Figure(figsize=(9, 1 + 0.26 * len(labels)), layout="constrained")
+    with matplotlib.rc_context({"svg.hashsalt": "dyvit"}):
+        axes = figure.subplots()
+        bars = axes.barh(range(len(labels)), values, color="#0072b2")      # readable with any colour vision
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        with atomic_write(path) as temporary:
+            # Dates and versions would make equal charts differ.
+            metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+            figure.savefig(temporary, dpi=150, metadata=metadata)

@@ -1,0 +1,104 @@
+"""Collects ranges: streams real images through the float32 graph and watches what flows into each product."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import ArtifactFacts, library_versions, require_file
+from ..config import CalibrationConfig
+from ..data.images import ImageSet, Track, no_track
+from ..data.open import open_calibration
+from ..errors import DataError
+from ..graph import graph_facts, load_graph, weights_fingerprint
+from ..runners.activations import stream_activations
+from .observers import Histogram, threshold
+from .policy import quantizable
+from .ranges import ENOUGH_IMAGES, Range, Ranges, tensor_key
+
+LEAST_IMAGES = 4                            # fewer distinct ones are refused
+NOISE = 0.1                                 # neighbouring pixels of photos correlate at 0.8 and more
+
+
+def calibrate(path: str | Path, data: str | None, config: CalibrationConfig = CalibrationConfig(),
+              track: Track[Any] = no_track) -> Ranges:
+    """Ranges of the float32 ONNX file `path` on the images called `data`; None is noise, see `collect`.
+
+    Raises:
+        DataError: not a float32 file of dyvit, too few images, or noise.
+    """
+    return collect(path, open_calibration(data, float32_facts(path).model, config.images), config, track)
+
+
+def float32_facts(path: str | Path) -> ArtifactFacts:
+    """The facts of a float32 ONNX file of dyvit; DataError when it is something else."""
+    facts = graph_facts(load_graph(require_file(path)), str(path))
+    if facts is None or facts.precision != "float32":
+        found = "was not written by dyvit" if facts is None else f"is already {facts.precision}"
+        raise DataError(f"{path} {found}; name a float32 graph that dyvit export wrote.")
+    return facts
+
+
+def ranges_for(path: str | Path, images: ImageSet, config: CalibrationConfig, track: Track[Any] = no_track) -> Ranges:
+    """The ranges in the file that `config` names, which must be of the graph `path`; else they are collected."""
+    if config.ranges is None:
+        return collect(path, images, config, track)
+    facts = float32_facts(path)
+    ranges = Ranges.load(config.ranges)
+    ranges.check_fits(weights_fingerprint(load_graph(path)), facts.model.preprocess, facts.model.image_size)
+    return ranges
+
+
+def collect(path: str | Path, images: ImageSet, config: CalibrationConfig = CalibrationConfig(),
+            track: Track[Any] = no_track) -> Ranges:
+    """Ranges of the inputs of every product that the policy quantizes.
+
+    Images are streamed: one small batch and one histogram per tensor are in memory.
+
+    Raises:
+        DataError: too few distinct images, noise, or NaN at some layer.
+    """
+    proto = load_graph(path)
+    facts = graph_facts(proto, str(path))
+    assert facts is not None
+    products = quantizable(proto, config.attention)
+    watch = {tensor_key(p.node, i): tensor for p in products for i, tensor in zip(p.activations, p.tensors)}
+    histograms = {tensor: Histogram() for tensor in watch.values()}
+    hashes: list[str] = []
+    correlations: list[float] = []
+    for batch, found in stream_activations(path, images, list(histograms), track):
+        hashes += [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in batch.images]
+        correlations += neighbour_correlation(batch.images).tolist()
+        for tensor, values in found.items():
+            histograms[tensor].update(values)
+    check_images(images.name, hashes, correlations, config.allow_noise)
+    ranges = {tensor: Range(h.minimum, h.maximum, threshold(h, config.method)) for tensor, h in histograms.items()}
+    return Ranges(config.method, weights_fingerprint(proto), facts.model.name, facts.model.image_size,
+                  facts.model.preprocess, images.name, tuple(hashes),
+                  {key: ranges[tensor] for key, tensor in watch.items()},
+                  library_versions("onnxruntime", "onnxruntime-gpu", "numpy"))
+
+
+def check_images(name: str, hashes: Sequence[str], correlations: Sequence[float], allow_noise: bool) -> None:
+    """Raises DataError when these images cannot stand for real ones."""
+    distinct = len(set(hashes))
+    if distinct < LEAST_IMAGES:
+        raise DataError(f"{name} has {distinct} distinct image{'s' * (distinct != 1)} among {len(hashes)}; calibration "
+                        f"needs at least {LEAST_IMAGES}, better {ENOUGH_IMAGES} and more.")
+    if np.median(correlations) < NOISE and not allow_noise:
+        raise DataError(f"{name} is noise (neighbouring pixels have nothing to do with each other), whose ranges ruin "
+                        "accuracy; calibrate on real images, or pass --allow-random-calib to try things out.")
+
+
+def neighbour_correlation(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """float64 [B]: correlation of horizontally adjacent pixels of uint8 [B, height, width, 3]; 0 for a blank image."""
+    grey = images.astype(np.float64).mean(axis=3)                          # [B, height, width]
+    left, right = (side.reshape(len(images), -1) for side in (grey[:, :, :-1], grey[:, :, 1:]))
+    left, right = (side - side.mean(axis=1, keepdims=True) for side in (left, right))
+    spread = np.sqrt((left ** 2).sum(axis=1) * (right ** 2).sum(axis=1))
+    correlation: NDArray[np.float64] = (left * right).sum(axis=1) / np.where(spread > 0, spread, 1)
+    return correlation

@@ -1,0 +1,128 @@
+"""Ranges as an artifact: what flows into each product on real images, and on which images.
+
+The file holds everything that decides a quantized graph besides the checkpoint, so the same ranges
+give the same graph, byte for byte.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..artifacts import require_file, write_json
+from ..config import METHODS, JsonConfig, Preprocess
+from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
+
+FORMAT = 1
+KIND = "dyvit ranges"
+ENOUGH_IMAGES = 32                          # fewer are noted
+
+
+@dataclass(frozen=True)
+class Range(JsonConfig):
+    """Least and greatest value seen, and the threshold that int8 clips |x| at."""
+
+    minimum: float
+    maximum: float
+    threshold: float
+
+    @property
+    def largest(self) -> float:
+        """The largest |x|: what float8 scales by, whose relative precision does not depend on the range."""
+        return max(-self.minimum, self.maximum)
+
+
+@dataclass(frozen=True)
+class Ranges(JsonConfig):
+    """Calibration of one model on one set of images.
+
+    `model` is `graph.weights_fingerprint`; `images` are sha256 of the pixels fed, 16 digits each;
+    `tensors` are keyed `NODE:INPUT`, the input of a product that the range is of.
+    """
+
+    method: str
+    model: str
+    model_name: str
+    image_size: tuple[int, int]
+    preprocess: Preprocess
+    source: str
+    images: tuple[str, ...]
+    tensors: dict[str, Range]
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"Unknown calibration method {self.method!r}.{did_you_mean(self.method, METHODS)}")
+        if isinstance(self.preprocess, Mapping):
+            object.__setattr__(self, "preprocess", Preprocess.from_dict(self.preprocess))
+        object.__setattr__(self, "tensors", {name: value if isinstance(value, Range) else Range.from_dict(value)
+                                             for name, value in self.tensors.items()})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the images."""
+        distinct, notes = len(set(self.images)), []
+        if distinct < len(self.images):
+            notes.append(f"Of {len(self.images)} calibration images only {distinct} are distinct.")
+        if distinct < ENOUGH_IMAGES:
+            notes.append(f"{distinct} calibration images are few; take {ENOUGH_IMAGES} or more.")
+        return tuple(notes)
+
+    def sha256(self) -> str:
+        """Hex digest of what decides the quantized graph: the ranges, not the versions that collected them."""
+        values = self.to_dict()
+        del values["versions"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the ranges as JSON, atomically."""
+        write_json(path, {"kind": KIND, "format": FORMAT, **self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ranges:
+        """Raises ArtifactError when `path` holds no ranges."""
+        try:
+            values = json.loads(require_file(path).read_text())
+            if values.pop("kind", None) != KIND or values.pop("format", None) != FORMAT:
+                raise ArtifactError(f"{path} holds no ranges of this dyvit; make them with dyvit calibrate.")
+            return cls.from_dict(values)
+        except (ValueError, AttributeError, TypeError, ConfigError) as error:
+            raise ArtifactError(f"{path} holds no ranges that can be read ({error}); make them again with "
+                                "dyvit calibrate.") from error
+
+    def check_fits(self, fingerprint: str, preprocess: Preprocess, image_size: tuple[int, int]) -> None:
+        """Raises DataError when these ranges are not of the model with this fingerprint and preprocessing."""
+        if fingerprint != self.model:
+            raise DataError(f"The ranges are of another model ({self.model_name}, {self.model[:12]}) than this one "
+                            f"({fingerprint[:12]}): its weights or kept counts differ; calibrate again.")
+        if (preprocess, tuple(image_size)) != (self.preprocess, tuple(self.image_size)):
+            raise DataError("The ranges were collected with other preprocessing or image size than the model's; "
+                            "calibrate again.")
+
+    def to_json(self) -> dict[str, Any]:
+        return self.to_dict()
+
+    def table(self) -> Table:
+        """One row per tensor: what was seen, and what is clipped."""
+        title = f"{self.model_name}: {self.method} over {len(self.images)} images of {self.source}"
+        table = Table(title=Text(title), title_justify="left")
+        table.add_column("input of", overflow="fold")
+        for column in ("least", "greatest", "clipped at", "of the largest"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, value in self.tensors.items():
+            share = value.threshold / value.largest if value.largest else 1.0
+            table.add_row(Text(name.removesuffix(":0")), f"{value.minimum:.4g}", f"{value.maximum:.4g}",
+                          f"{value.threshold:.4g}", f"{share:.0%}")
+        return table
+
+
+def tensor_key(node: str, index: int) -> str:
+    """The key of a product's input in `Ranges.tensors`."""
+    return f"{node}:{index}"
+

@@ -1,0 +1,147 @@
+"""Which layers cost accuracy: each product alone in the lower precision, everything else in float32."""
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from ..agreement import relative_error
+from ..config import PRECISIONS, CalibrationConfig
+from ..data.images import ImageSet, Track, no_track
+from ..data.open import open_calibration
+from ..errors import ConfigError, did_you_mean
+from ..graph import Product, load_graph, matrix_products, on_score_path
+from ..optional import require
+from ..overlap import stage_overlaps
+from ..runners.base import Outputs, join_outputs, run_in_batches
+from ..runners.ort import OrtRunner
+from .collect import float32_facts, ranges_for
+from .policy import part_of, quantizable
+from .quantize import quantize_cpu
+from .ranges import Ranges
+from .rounding import round_product
+
+LOWER = tuple(p for p in PRECISIONS if p != "float32")
+QUANTIZED = ("int8", "float8")
+BATCH = 8
+SHOWN = 25                                  # rows of the table, bars of the chart
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one product alone costs.
+
+    `error` is the relative error of the logits, `top1_agreement` the share of images whose best class
+    stays, `overlap` the least mean share of kept tokens over the stages (1 where the graph does not tell).
+    """
+
+    layer: str
+    node: str
+    part: str
+    error: float
+    top1_agreement: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class SensitivityReport:
+    """All products, the costliest first."""
+
+    artifact: str
+    precision: str
+    data: str
+    images: int
+    layers: tuple[LayerCost, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        """The costliest layers, with a bar as long as their share of the largest error."""
+        title = f"{self.artifact}: each layer alone in {self.precision}, {self.images} images of {self.data}"
+        rest = len(self.layers) - SHOWN
+        table = Table(title=Text(title), title_justify="left",
+                      caption=f"and {rest} that cost less" if rest > 0 else None, caption_justify="left")
+        table.add_column("layer", overflow="fold")
+        table.add_column("part")
+        for column in ("logit error", "top-1 agree", "kept tokens"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("")
+        largest = max((layer.error for layer in self.layers), default=0) or 1
+        for layer in self.layers[:SHOWN]:
+            table.add_row(Text(layer.layer), layer.part, f"{100 * layer.error:.3g}%", f"{layer.top1_agreement:.2%}",
+                          f"{layer.overlap:.2%}", "█" * max(1, round(24 * layer.error / largest)))
+        return table
+
+    def chart(self, path: str | Path) -> None:
+        """Draws the costliest layers as bars, to a .png or .svg file."""
+        from .chart import bar_chart
+
+        rows = self.layers[:SHOWN]
+        bar_chart(path, [layer.layer for layer in rows], [100 * layer.error for layer in rows],
+                  title=f"{self.artifact}: each layer alone in {self.precision}", unit="relative logit error, %")
+
+
+def measure_sensitivity(path: str | Path, precision: str, calibration: CalibrationConfig, track: Track[Any] = no_track,
+                        ) -> SensitivityReport:
+    """Sensitivity of the float32 ONNX file `path` on `calibration`'s images; see `rank_layers`.
+
+    Ranges for int8 and float8 are read where `calibration` names a file, else collected on the same images.
+    """
+    if precision not in LOWER:
+        raise ConfigError(f"Unknown precision {precision!r}.{did_you_mean(precision, LOWER)}")
+    facts = float32_facts(path)
+    images = open_calibration(calibration.data, facts.model, calibration.images)
+    known = ranges_for(path, images, calibration, track) if precision in QUANTIZED else None
+    return rank_layers(path, precision, known, images, calibration.attention, track)
+
+
+def rank_layers(path: str | Path, precision: str, ranges: Ranges | None, images: ImageSet, attention: bool = False,
+                track: Track[Any] = no_track) -> SensitivityReport:
+    """Runs the float32 file `path` once per product that `precision` would lower.
+
+    int8 and float8 lower what the policy quantizes, with `ranges`; float16 and bfloat16 every product.
+    """
+    proto = load_graph(path)
+    products = (quantizable(proto, attention) if precision in QUANTIZED
+                else [p for p in matrix_products(proto) if not on_score_path(p.node)])
+    pixels = [batch.images for batch in images.batches(BATCH)]
+    expected = _run(path, pixels)
+    layers = []
+    with tempfile.TemporaryDirectory(prefix="dyvit-sensitivity-") as folder:
+        draft = Path(folder) / "one.onnx"
+        for product in track(products, f"lowering one layer at a time to {precision}", len(products)):
+            require("onnx").save(lower_one(path, product, precision, ranges), str(draft))
+            layers.append(_cost(product, expected, _run(draft, pixels)))
+    layers.sort(key=lambda layer: (-layer.error, layer.node))
+    return SensitivityReport(Path(path).name, precision, images.name, len(expected.logits), tuple(layers))
+
+
+def lower_one(path: str | Path, product: Product, precision: str, ranges: Ranges | None) -> Any:
+    """The float32 file `path` with one product in `precision`."""
+    if precision == "int8":
+        assert ranges is not None
+        return quantize_cpu(path, ranges, [product])
+    return round_product(load_graph(path), product, precision, ranges)
+
+
+def _run(path: str | Path, pixels: Sequence[Any]) -> Outputs:
+    with OrtRunner(path) as runner:
+        return join_outputs([run_in_batches(runner, images, BATCH) for images in pixels])
+
+
+def _cost(product: Product, expected: Outputs, got: Outputs) -> LayerCost:
+    overlaps = stage_overlaps(expected.kept, got.kept, (), 0.0)
+    agreement = float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean())
+    error = relative_error(expected.logits, got.logits)
+    return LayerCost(product.name, product.node, part_of(product), error if np.isfinite(error) else 1e9, agreement,
+                     min((float(o.plain.mean()) for o in overlaps), default=1.0))
+
+

@@ -1,0 +1,37 @@
+"""Writes an ONNX graph as OpenVINO IR: .xml with its .bin."""
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, sha256
+from ..errors import ExportError
+from ..optional import require
+from ..runners.openvino import WEIGHTS_KEY
+
+
+def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) -> None:
+    """Converts the ONNX file `graph` to `path` (.xml) and the .bin beside it, with `facts` in the rt_info.
+
+    Weights stay as they are, none is compressed to float16.
+
+    Raises:
+        ExportError: OpenVINO cannot convert the graph.
+    """
+    openvino = require("openvino", extra="openvino")
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix="dyvit-openvino-") as name:
+        draft = Path(name) / "model.xml"
+        try:
+            model = openvino.Core().read_model(str(graph))
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO cannot convert {graph} ({str(error).strip().splitlines()[-1]}); "
+                              "export it as ONNX instead.") from error
+        openvino.save_model(model, str(draft), compress_to_fp16=False)
+        # The pair names itself, so that a .bin of another export is noticed.
+        model.set_rt_info(sha256(draft.with_suffix(".bin")), WEIGHTS_KEY)
+        model.set_rt_info(facts.to_json(), METADATA_KEY)
+        openvino.save_model(model, str(draft), compress_to_fp16=False)
+        with atomic_write(path.with_suffix(".bin")) as weights, atomic_write(path) as text:
+            weights.write_bytes(draft.with_suffix(".bin").read_bytes())
+            text.write_bytes(draft.read_bytes())

@@ -1,0 +1,155 @@
+"""Reads ONNX graphs: which matrix products they hold, in what precision, and whose weights they are."""
+from __future__ import annotations
+
+import collections
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from .artifacts import METADATA_KEY, ArtifactFacts
+from .errors import ArtifactError
+from .optional import require
+
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+# Nodes that compute or rank keep scores: rounded scores tie, and every backend breaks ties its own way.
+SCORE_PATH = (r"score_predictor\.\d+\.score/.*", r"selector\.\d+/TopK")
+# Operators that hand on what they read, so that the precision of their input is that of their output.
+CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
+
+
+class Product(NamedTuple):
+    """One convolution or matrix product.
+
+    name: the module it belongs to, e.g. `blocks.3.attn.qkv`; a product without a weight shares its
+        module with others and is called as its node.
+    node: its node's name, unique in the graph.
+    operator: one of PRODUCTS.
+    activations: numbers of the inputs that are computed, not constant: (0,), or (0, 1) in attention.
+    tensors: the names of those inputs.
+    weight: the constant input's name, or None.
+    """
+
+    name: str
+    node: str
+    operator: str
+    activations: tuple[int, ...]
+    tensors: tuple[str, ...]
+    weight: str | None
+
+
+def load_graph(path: Any) -> Any:
+    """The ModelProto in file `path`; ArtifactError when it is none."""
+    onnx = require("onnx")
+    try:
+        return onnx.load(str(path))
+    except Exception as error:                                             # protobuf and onnx share no base class
+        raise ArtifactError(f"{path} is not a whole ONNX file ({str(error).splitlines()[0]}); "
+                            "make or copy it again.") from error
+
+
+def graph_facts(proto: Any, where: str) -> ArtifactFacts | None:
+    """What the graph says about itself, None when it is not ours."""
+    properties = {p.key: p.value for p in proto.metadata_props}
+    return ArtifactFacts.from_json(properties[METADATA_KEY], where) if METADATA_KEY in properties else None
+
+
+def set_facts(proto: Any, facts: ArtifactFacts) -> None:
+    """Writes `facts` into the graph's metadata, in place of whatever was there."""
+    require("onnx").helper.set_model_props(proto, {METADATA_KEY: facts.to_json()})
+
+
+def matrix_products(proto: Any) -> list[Product]:
+    """All convolutions and matrix products of a float graph, in the order they run."""
+    constants = {initializer.name for initializer in proto.graph.initializer}
+    products = []
+    for node in proto.graph.node:
+        if node.op_type not in PRODUCTS:
+            continue
+        computed = tuple(i for i, name in enumerate(node.input[:2]) if name not in constants)
+        weight = next((name for name in node.input[:2] if name in constants), None)
+        name = node.name.split("/")[0] if weight else node.name
+        products.append(Product(name, node.name, node.op_type, computed,
+                                tuple(node.input[i] for i in computed), weight))
+    return products
+
+
+def element_types(proto: Any) -> dict[str, int]:
+    """ONNX element type of every tensor that can be known."""
+    onnx = require("onnx")
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    types = {value.name: value.type.tensor_type.elem_type
+             for value in (*inferred.value_info, *inferred.input, *inferred.output)}
+    return types | {initializer.name: initializer.data_type for initializer in proto.graph.initializer}
+
+
+def product_precisions(proto: Any) -> dict[str, str]:
+    """For each product's node name, the precision that its inputs are rounded to: "float32", "float16",
+    "bfloat16", "int8" or "float8". Quantized means that ALL its inputs come from a DequantizeLinear."""
+    types, producer = element_types(proto), {name: node for node in proto.graph.node for name in node.output}
+    names = _precision_names()
+
+    def precision(tensor: str) -> str:
+        node = producer.get(tensor)
+        while node is not None and node.op_type in CARRIERS:
+            tensor = node.input[0]
+            node = producer.get(tensor)
+        if node is not None and node.op_type == "DequantizeLinear":
+            tensor = node.input[0]
+        return names.get(types.get(tensor, 0), "unknown")
+
+    result = {}
+    for node in proto.graph.node:
+        if node.op_type in PRODUCTS:
+            found = {precision(name) for name in node.input[:2]}
+            # One quantized input alone is multiplied in the other one's precision.
+            result[node.name] = found.pop() if len(found) == 1 else next(iter(sorted(found & set(FLOATS))), "mixed")
+    return result
+
+
+FLOATS = ("bfloat16", "float16", "float32")
+
+
+def _precision_names() -> dict[int, str]:
+    types = require("onnx").TensorProto
+    return {types.FLOAT: "float32", types.FLOAT16: "float16", types.BFLOAT16: "bfloat16", types.INT8: "int8",
+            types.UINT8: "int8", types.FLOAT8E4M3FN: "float8"}
+
+
+def on_score_path(node: str) -> bool:
+    """True for nodes that compute or rank keep scores, which stay float32 in every precision."""
+    return any(re.fullmatch(pattern, node) for pattern in SCORE_PATH)
+
+
+def summary(precisions: Iterable[str]) -> dict[str, int]:
+    """How many products per precision, the most frequent first."""
+    return dict(collections.Counter(precisions).most_common())
+
+
+def weights_fingerprint(proto: Any) -> str:
+    """sha256 over the float32 weights and the kept counts: the same for every interface of one model.
+
+    Ranges are of a model, not of a file: the graph with and without kept-token outputs, and with
+    either input type, has the same fingerprint. Unnamed constants and the normalisation are left out.
+    """
+    onnx = require("onnx")
+    digest = hashlib.sha256()
+    for tensor in sorted(proto.graph.initializer, key=lambda t: t.name):
+        if "." in tensor.name and tensor.data_type == onnx.TensorProto.FLOAT:
+            array = onnx.numpy_helper.to_array(tensor)
+            digest.update(f"{tensor.name} {array.shape}".encode())
+            digest.update(array.tobytes())
+    counts = [node.input[1] for node in proto.graph.node if node.op_type == "TopK"]
+    values = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in proto.graph.initializer if t.name in counts}
+    digest.update(repr([values[name] for name in counts if name in values]).encode())
+    return digest.hexdigest()
+
+
+def keep_outputs(proto: Any, names: Iterable[str]) -> Any:
+    """`proto` with these outputs only, and without the nodes that nothing needs any more."""
+    ir = require("onnx_ir")
+    passes = require("onnx_ir.passes.common")
+    wanted = set(names)
+    model = ir.from_proto(proto)
+    model.graph.outputs[:] = [value for value in model.graph.outputs if value.name in wanted]
+    return ir.to_proto(passes.RemoveUnusedNodesPass()(model).model)

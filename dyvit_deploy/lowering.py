@@ -1,0 +1,85 @@
+"""Lowers a float32 graph to the precision that was chosen, and says what stayed higher."""
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .calibration.policy import quantizable
+from .calibration.quantize import quantize_cpu, quantize_tensorrt
+from .calibration.ranges import Ranges
+from .data.images import ImageSet, Track, no_track
+from .errors import ExportError
+from .export.precision import Raised, to_half
+from .graph import load_graph, on_score_path, product_precisions
+from .optional import require
+from .runners.ort import OrtRunner
+from .targets import Choice
+
+HALF = ("float16", "bfloat16")
+QUANTIZED = ("int8", "float8")
+
+
+class Lowered(NamedTuple):
+    """proto: the lowered ModelProto. kept: products left in higher precision against the policy's will."""
+
+    proto: Any
+    kept: tuple[str, ...]
+
+
+class Lowering:
+    """Makes lowered graphs of one float32 file; what they share is computed once.
+
+    Args:
+        path: the float32 file; `folder` takes drafts.
+        images: real ones, for overflow and for ModelOpt to look at.
+        ranges: for int8 and float8.
+        io, attention: see `PrecisionConfig` and `CalibrationConfig`.
+    """
+
+    def __init__(self, path: Path, choice: Choice, images: ImageSet, ranges: Ranges | None, folder: Path,
+                 io: str = "float32", attention: bool = False, track: Track[Any] = no_track) -> None:
+        self._path, self._choice, self._ranges, self._attention = path, choice, ranges, attention
+        self._images, self._io, self._folder, self._track = images, io, folder, track
+        self.raised: tuple[Raised, ...] = ()
+        self._base = path
+        if choice.precision in QUANTIZED and choice.rest in HALF and choice.target == "tensorrt":
+            proto, self.raised = to_half(path, choice.rest, images, io, track=track)
+            self._base = folder / "rest.onnx"
+            require("onnx").save(proto, str(self._base))
+
+    def lower(self, keep: Collection[str] = ()) -> Lowered:
+        """The graph in the chosen precision, except for the products named in `keep`.
+
+        Raises:
+            ExportError: a product is not in the precision that it should be in.
+        """
+        precision, target = self._choice.precision, self._choice.target
+        if precision in HALF and self._choice.format == "openvino":
+            proto = load_graph(self._path)                                 # the runtime lowers it, by a hint
+        elif precision in HALF:
+            proto, self.raised = to_half(self._path, precision, self._images, self._io, keep, self._track)
+        else:
+            assert self._ranges is not None
+            products = [p for p in quantizable(load_graph(self._path), self._attention) if p.name not in keep]
+            if target == "cpu":
+                proto = quantize_cpu(self._path, self._ranges, products)
+            else:
+                feed = OrtRunner(self._base).prepare(next(self._images.batches(2)).images)
+                proto = quantize_tensorrt(self._base, precision, self._ranges, products, feed)
+        return Lowered(proto, self._check(proto, keep))
+
+    def _check(self, proto: Any, keep: Collection[str]) -> tuple[str, ...]:
+        """What should be in the lower precision and is not; ExportError when nothing is."""
+        precision = self._choice.precision
+        if precision == "bfloat16" and self._choice.format == "openvino":
+            return ()
+        found = product_precisions(proto)
+        source = load_graph(self._path)
+        wanted = (quantizable(source, self._attention) if precision in QUANTIZED
+                  else [p for p in quantizable(source, True) if not on_score_path(p.node)])
+        higher = [p for p in wanted if found.get(p.node) != precision]
+        if len(higher) == len(wanted) and not keep:
+            raise ExportError(f"None of the {len(wanted)} products came out in {precision}: {wanted[0].node} is "
+                              f"{found.get(wanted[0].node)}; report this to us.")
+        return tuple(p.name for p in higher)

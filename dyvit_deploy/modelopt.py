@@ -1,0 +1,39 @@
+"""The one door to NVIDIA ModelOpt, which places Q/DQ nodes and Casts for TensorRT."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from .optional import require
+
+EXTRA = "calib"
+# What modelopt.onnx imports. Its own [onnx] extra pins older versions of onnx and ONNX Runtime.
+NEEDS = ("modelopt", "onnx_graphsurgeon", "onnxslim", "onnxconverter_common", "lief", "polygraphy")
+
+
+def require_modelopt(module: str = "modelopt.onnx") -> Any:
+    """Imports a module of ModelOpt.
+
+    Raises:
+        MissingDependency: it, or something that it imports, is not installed.
+    """
+    for needed in NEEDS:
+        require(needed, extra=EXTRA)
+    with quiet():
+        return require(module, extra=EXTRA)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """ModelOpt logs and prints what no user can act on, a missing GPU as an error."""
+    disabled, handlers = logging.root.manager.disable, list(logging.getLogger().handlers)
+    logging.disable(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+            yield
+    finally:
+        logging.disable(disabled)
+        logging.getLogger().handlers[:] = handlers                         # it installs its own on import

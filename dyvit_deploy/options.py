@@ -1,0 +1,156 @@
+"""Options that several commands share, gathered into the configs that the library takes."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from .artifacts import check_target
+from .config import METHODS, CalibrationConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .errors import ConfigError
+from .targets import FLAGS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
+    """Comma-separated numbers: `3,6,9`."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = f"{kind.__name__},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 1,2,3.", param, ctx)
+
+
+class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
+    """`384`, or `384x512` for height by width."""
+
+    name = "pixels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        parts = value.lower().split("x") if isinstance(value, str) else value
+        if 1 <= len(parts) <= 2 and all(str(part).isdigit() and int(part) > 0 for part in parts):
+            return int(parts[0]), int(parts[-1])
+        self.fail(f"{value!r} is not a size like 384 or 384x512.", param, ctx)
+
+
+def keep_options(command: F) -> F:
+    """The pruning schedule; the command receives one `keep`."""
+    @functools.wraps(command)
+    def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, **values: Any) -> Any:
+        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages), **values)
+
+    decorated: F = with_options(
+        gather,
+        click.option("--keep-ratio", type=float, help="Stages keep RATIO, RATIO**2, ... of the patches; 1.0 is dense."),
+        click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
+        click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
+        click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
+    )
+    return decorated
+
+
+def load_options(command: F) -> F:
+    """How a checkpoint is opened; the command receives one `load`."""
+    @functools.wraps(command)
+    def gather(model: str | None, weights: str, image_size: Any, keep: KeepRequest, **values: Any) -> Any:
+        return command(load=LoadConfig(model, weights, image_size, keep), **values)
+
+    decorated: F = with_options(
+        keep_options(gather),
+        click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
+        click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
+        click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
+    )
+    return decorated
+
+
+def precision_options(command: F) -> F:
+    """What to lower to, and on which images; the command receives one `precision` and one `calibration`."""
+    @functools.wraps(command)
+    def gather(target: str | None, rest: str | None, io: str, compute_capability: float | None, no_gate: bool,
+               max_drop: float | None, fp16: bool, bf16: bool, int8: bool, fp8: bool,
+               calibration: CalibrationConfig, **values: Any) -> Any:
+        given = [p for p, flag in (("float16", fp16), ("bfloat16", bf16), ("int8", int8), ("float8", fp8)) if flag]
+        if len(given) > 1:
+            raise ConfigError(f"Give one of {', '.join(FLAGS[p] for p in given)}; --rest is for what int8 leaves out.")
+        precision = PrecisionConfig(given[0] if given else "float32", target, rest, io, compute_capability, not no_gate,
+                                    max_drop)
+        return command(precision=precision, calibration=calibration, **values)
+
+    decorated: F = with_options(
+        calibration_options("--calib")(gather),
+        click.option("--fp16", is_flag=True, help="float16, scores excepted."),
+        click.option("--bf16", is_flag=True, help="bfloat16, scores excepted."),
+        click.option("--int8", is_flag=True, help="int8 convolutions and linear layers; needs --calib or --ranges."),
+        click.option("--fp8", is_flag=True, help="float8 (e4m3) likewise, for TensorRT."),
+        click.option("--target", metavar="[cpu|tensorrt]", help="What runs the ONNX file; default: a CPU if it can."),
+        click.option("--rest", metavar="[float32|float16|bfloat16]", help="Precision of what int8 and fp8 leave out."),
+        click.option("--io", default="float32", metavar="[float32|float16]", help="Type of float images and logits."),
+        click.option("--compute-capability", type=float, metavar="X.Y", help="Of the GPU that will run it: 8.6."),
+        click.option("--max-drop", type=float, metavar="POINTS",
+                     help="Keep the costliest layers higher until top-1 falls by at most this."),
+        click.option("--no-gate", is_flag=True, help="Do not compare the result with float32."),
+    )
+    return decorated
+
+
+def calibration_options(data: str, required: bool = False, reusable: bool = True) -> Callable[[F], F]:
+    """On which images to calibrate, and how; the command receives one `calibration`."""
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def gather(calib: str | None, calib_images: int, method: str, quantize_attention: bool,
+                   allow_random_calib: bool, ranges: str | None = None, **values: Any) -> Any:
+            config = CalibrationConfig(calib, ranges, calib_images, method, quantize_attention, allow_random_calib)
+            return command(calibration=config, **values)
+
+        reuse = click.option("--ranges", help="Ranges of dyvit calibrate, instead of calibrating.")
+        images = "--images" if data == "--data" else "--calib-images"
+        decorated: F = with_options(
+            gather,
+            click.option(data, "calib", required=required, help="Real images: a folder, or digits."),
+            *([reuse] if reusable else []),
+            click.option(images, "calib_images", type=int, default=64, show_default=True, help="At most this many."),
+            click.option("--method", default="mse", show_default=True, metavar=f"[{'|'.join(METHODS)}]",
+                         help="What sets the thresholds of int8."),
+            click.option("--quantize-attention", is_flag=True, help="Also the products inside attention."),
+            click.option("--allow-random-calib", is_flag=True, help="Permit noise, to try things out."),
+        )
+        return decorated
+    return decorate
+
+
+def with_options(command: Any, *options: Callable[[Any], Any]) -> Any:
+    """`command` with click options, shown in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+
+def writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses a --json file that could not be written before the work, not after it."""
+    return value and str(check_target(value))
+
+
+def drawable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuses a chart that could not be drawn, likewise."""
+    if value is None:
+        return None
+    from .calibration.chart import check_chart
+    return str(check_target(check_chart(value)))
+
+
+json_option = click.option("--json", "json_file", callback=writable, help="Also write the report to this file.")
+device_option = click.option("--device", metavar="[cpu|cuda]", help="Default: CUDA where it works, else the CPU.")
+
+

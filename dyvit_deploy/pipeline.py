@@ -1,0 +1,305 @@
+"""From a checkpoint to an artifact in any format and precision, compared with float32 and timed."""
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_file
+from .bench import BenchConfig, Timing, benchmark
+from .calibration.collect import ranges_for
+from .calibration.ranges import Ranges
+from .calibration.sensitivity import LayerCost, rank_layers
+from .config import CalibrationConfig, ExportConfig, JsonConfig, LoadConfig, PrecisionConfig
+from .data.images import Track, no_track
+from .data.open import open_calibration, open_gate
+from .errors import ConfigError, ExportError
+from .export.onnx import ExportReport, export_onnx
+from .export.openvino import write_openvino
+from .graph import keep_outputs, load_graph, product_precisions, set_facts, summary
+from .lowering import QUANTIZED, Lowered, Lowering
+from .modelopt import require_modelopt
+from .optional import require
+from .parity import CheckConfig, ParityReport, compare
+from .runners.open import open_runner
+from .runners.openvino import OpenVINORunner, cpu_has_bfloat16
+from .targets import SUFFIXES, Choice, resolve
+from .tuning import IMAGES, Drop, DropMeter, fewest_kept
+
+BATCHES = (1, 8)                            # at which the gate compares
+TIMED_BATCH, TIMED_SECONDS = 8, 5.0
+BLAME_IMAGES, BLAMED = 16, 3
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DeployConfig(JsonConfig):
+    """What to make: `format` "onnx" or "openvino", and the interface, precision and calibration of the graph."""
+
+    format: str = "onnx"
+    export: ExportConfig = ExportConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """True unless the gate rejected the artifact.
+
+    `products` counts convolutions and matrix products per precision; `kept` are those left higher than
+    asked. `gate` is None when nothing was lowered or --no-gate was given, `drop` without --max-drop,
+    `timing` when this machine cannot run the artifact as its target will. `blame` names the layers that
+    cost a rejected artifact most.
+    """
+
+    export: ExportReport
+    products: dict[str, int]
+    kept: tuple[str, ...] = ()
+    gate: ParityReport | None = None
+    drop: Drop | None = None
+    timing: Timing | None = None
+    blame: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why the artifact was rejected."""
+        return (*(self.gate.failures if self.gate else ()), *(self.drop.failures if self.drop else ()))
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What a user can do about a rejected artifact."""
+        if self:
+            return ()
+        return (f"written to {self.export.path}, to look at", *self.blame,
+                "keep the costliest layers higher with --max-drop POINTS, calibrate on more images or with another "
+                "--method, or take a higher precision")
+
+    def next_step(self, checkpoint: str | Path) -> str:
+        """The command to type after this."""
+        if not self:
+            return "dyvit sensitivity FLOAT32.onnx --data YOUR_IMAGES"
+        if (self.export.facts.lowered or {}).get("target") == "tensorrt":
+            return "build a TensorRT engine of it on the machine with the GPU"
+        return f"dyvit check {checkpoint} {self.export.path} --data YOUR_IMAGES"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
+
+    def table(self) -> RenderableType:
+        """The artifact, its comparison with float32, and one line each for precision, drop and speed."""
+        parts: list[RenderableType] = [self.export.table(), *([self.gate.table()] if self.gate else [])]
+        lines = ["matrix products: " + ", ".join(f"{count} in {name}" for name, count in self.products.items())]
+        if self.drop:
+            kind = "top-1 falls by" if self.drop.labelled else "best class changes for, in 100 images:"
+            lines.append(f"{kind} {self.drop.points:.2f} on {self.drop.images} images, {self.drop.allowed:g} allowed; "
+                         f"{len(self.drop.kept)} layers kept for it")
+        if self.timing and self.timing.speedup:
+            lines.append(f"{self.timing.speedup:.2f}x the speed of float32 in ONNX Runtime (this machine, batch "
+                         f"{self.timing.batch})")
+        return Group(*parts, *(Text(line) for line in lines))
+
+
+def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConfig = DeployConfig(),
+                    load: LoadConfig = LoadConfig(), say: Say = lambda _: None, track: Track[Any] = no_track,
+                    ) -> DeployReport:
+    """Exports `checkpoint` to `path`; an artifact that the gate rejects goes to NAME.rejected.SUFFIX instead.
+
+    Raises:
+        ConfigError: a combination that the target cannot run.
+        DataError: calibration images or ranges that cannot be used.
+        ExportError: the graph is not what was asked for.
+    """
+    choice = _checked(Path(path), config)
+    say(f"exporting {checkpoint}")
+    with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name:
+        if choice.precision == "float32":
+            return _export_float32(checkpoint, Path(path), config, load, Path(name))
+        parent = Path(name) / "float32.onnx"
+        whole = dataclasses.replace(config.export, with_tokens=True)       # the gate compares them
+        report = export_onnx(checkpoint, parent, whole, load)
+        return _Lowered(parent, report, choice, config, say, track).finish(Path(path))
+
+
+def _checked(path: Path, config: DeployConfig) -> Choice:
+    """The resolved request, after everything that can be refused before the work."""
+    choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16())
+    wanted, calibration = SUFFIXES[choice.format], config.calibration
+    if path.suffix.lower() != wanted and (choice.format == "openvino" or path.suffix.lower() in SUFFIXES.values()):
+        raise ConfigError(f"--format {choice.format} writes {wanted} files, not {path.name}; change -o or --format.")
+    check_target(path)
+    if choice.precision in QUANTIZED and not (calibration.data or calibration.ranges or calibration.allow_noise):
+        raise ConfigError(f"{choice.precision} is calibrated on images: pass --calib FOLDER, or reuse --ranges FILE "
+                          "(--allow-random-calib tries it on noise).")
+    if calibration.ranges:
+        require_file(calibration.ranges)
+    if choice.precision != "float32" and (choice.target == "tensorrt" or choice.precision == "float16"):
+        require_modelopt()
+    return choice
+
+
+def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, load: LoadConfig,
+                    folder: Path) -> DeployReport:
+    graph = folder / "graph.onnx" if config.format == "openvino" else path
+    report = export_onnx(checkpoint, graph, config.export, load)
+    products = summary(product_precisions(load_graph(graph)).values())
+    if config.format == "openvino":
+        write_openvino(graph, path, report.facts)
+        report = _written(report, path, report.facts)
+    return DeployReport(report, products)
+
+
+def _written(report: ExportReport, path: Path, facts: ArtifactFacts, nodes: int | None = None,
+             outputs: Sequence[str] | None = None) -> ExportReport:
+    """`report` for the file at `path`."""
+    files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
+    return dataclasses.replace(report, path=str(path), facts=facts, nodes=nodes or report.nodes,
+                               outputs=tuple(outputs or report.outputs),
+                               size_mib=sum(file.stat().st_size for file in files) / 2**20)
+
+
+class _Lowered:
+    """One lowered artifact on its way from its float32 parent to its place."""
+
+    def __init__(self, parent: Path, report: ExportReport, choice: Choice, config: DeployConfig, say: Say,
+                 track: Track[Any]) -> None:
+        self.parent, self.report, self.choice, self.config = parent, report, choice, config
+        self.say, self.track, self.folder = say, track, parent.parent
+        self.notes: list[str] = []
+        self.ranges: Ranges | None = None
+
+    def finish(self, path: Path) -> DeployReport:
+        """Lowers, compares, times, writes."""
+        config = self.config
+        images = open_calibration(config.calibration.data or self._source(), self._model, config.calibration.images)
+        if images.name == "noise":
+            self.notes.append("No images were given: noise chose what stays float32, and was compared on; pass "
+                              "--calib FOLDER to do both on real images.")
+        if self.choice.precision in QUANTIZED:
+            self.say(f"calibrating on {images.name}" if not config.calibration.ranges
+                     else f"reusing {config.calibration.ranges}")
+            self.ranges = ranges_for(self.parent, images, config.calibration, self.track)
+            self.notes += self.ranges.notes
+        self.say(f"lowering to {self.choice.precision} for {self.choice.target}")
+        lowering = Lowering(self.parent, self.choice, images, self.ranges, self.folder, config.precision.io,
+                            config.calibration.attention, self.track)
+        lowered, drop = self._lower(lowering)
+        self.notes += [str(raised) for raised in lowering.raised]
+        candidate = self._write(lowered, self.folder / f"candidate{path.suffix}", "not run", tokens=True)
+        gate = self._gate(candidate) if config.precision.gate else None
+        passed = (gate is None or bool(gate)) and not (drop and drop.failures)
+        blame = () if passed else self._blame()
+        timing = self._time(candidate) if passed else None
+        target = path if passed else path.with_suffix(f".rejected{path.suffix}")
+        verdict = "not run" if gate is None else "passed" if passed else "rejected"
+        self._write(lowered, target, verdict, tokens=config.export.with_tokens)
+        report = _written(self.report, target, self._facts(lowered, verdict), len(lowered.proto.graph.node),
+                          self.report.outputs if config.export.with_tokens else ("logits",))
+        products = self._compiled(candidate) or summary(product_precisions(lowered.proto).values())
+        return DeployReport(report, products, lowered.kept, gate, drop, timing, blame, tuple(self.notes))
+
+    @property
+    def _model(self) -> Any:
+        return self.report.facts.model
+
+    def _source(self) -> str | None:
+        """The data that reused ranges were collected on."""
+        ranges = self.config.calibration.ranges
+        return Ranges.load(ranges).source.removesuffix(":train") if ranges else None
+
+    def _lower(self, lowering: Lowering) -> tuple[Lowered, Drop | None]:
+        allowed = self.config.precision.max_drop
+        if allowed is None:
+            return lowering.lower(), None
+        self.say("measuring what each layer costs")
+        ranked = self._ranked()
+        judged = open_gate(self.config.calibration.data or self._source(), self._model, IMAGES)
+        with open_runner(self.parent) as parent:
+            meter = DropMeter(parent, judged, allowed)
+
+        def measure(keep: Sequence[str]) -> float:
+            trial = self.folder / f"trial{SUFFIXES[self.choice.format]}"
+            self._write(lowering.lower(keep), trial, "not run", tokens=True)
+            with open_runner(trial) as runner:
+                points = meter.points(runner)
+            self.say(f"{len(keep)} layers kept in higher precision: {points:+.2f} points lost")
+            return points
+
+        kept, points = fewest_kept(measure, [layer.layer for layer in ranked], allowed)
+        return lowering.lower(kept), Drop(points, allowed, len(judged), meter.labelled, kept)
+
+    def _facts(self, lowered: Lowered, gate: str) -> ArtifactFacts:
+        ranges = self.ranges and {"method": self.ranges.method, "images": len(self.ranges.images),
+                                  "sha256": self.ranges.sha256()}
+        rest = self.choice.rest if self.choice.precision in QUANTIZED else None
+        how = {"target": self.choice.target, "rest": rest, "kept": list(lowered.kept), "ranges": ranges, "gate": gate}
+        versions = library_versions("nvidia-modelopt", "openvino", "onnxruntime-gpu", "onnxruntime")
+        facts = self.report.facts
+        return dataclasses.replace(facts, precision=self.choice.precision, lowered=how,
+                                   versions=(facts.versions or {}) | versions)
+
+    def _write(self, lowered: Lowered, path: Path, gate: str, tokens: bool) -> Path:
+        """The artifact as a file at `path`, with or without kept-token outputs."""
+        facts = self._facts(lowered, gate)
+        proto = lowered.proto if tokens else keep_outputs(lowered.proto, ["logits"])
+        set_facts(proto, facts)
+        graph = path if path.suffix == ".onnx" else self.folder / "graph.onnx"
+        with atomic_write(graph) as temporary:
+            require("onnx").save(proto, str(temporary))
+        if graph != path:
+            write_openvino(graph, path, facts)
+        return path
+
+    def _compiled(self, candidate: Path) -> dict[str, int] | None:
+        """What OpenVINO made of it, which decides by itself; ExportError when that is not what was asked for."""
+        if self.choice.format != "openvino":
+            return None
+        with OpenVINORunner(candidate) as runner:
+            found = runner.compiled_precisions()
+        if not found.get(self.choice.precision):
+            raise ExportError(f"OpenVINO compiles none of the products in {self.choice.precision} but "
+                              f"{', '.join(found)}; report this to us.")
+        return found
+
+    def _gate(self, candidate: Path) -> ParityReport:
+        self.say("comparing with float32")
+        calibration = self.config.calibration
+        images = open_gate(calibration.data or self._source(), self._model, calibration.images)
+        with open_runner(self.parent, device="cpu") as reference, open_runner(candidate, device="cpu") as runner:
+            reference.name, runner.name = "float32", self.choice.precision
+            report = compare(reference, runner, images, CheckConfig(len(images), BATCHES), self.track)
+        self.notes += [note for note in report.notes if "noise" not in note]
+        return report
+
+    def _blame(self) -> tuple[str, ...]:
+        self.say("looking for the layers to blame")
+        return tuple(f"{layer.layer} alone costs a logit error of {100 * layer.error:.3g} %"
+                     for layer in self._ranked()[:BLAMED])
+
+    def _ranked(self) -> tuple[LayerCost, ...]:
+        """The layers, costliest first, on few images: their order needs no more."""
+        calibration = self.config.calibration
+        few = open_calibration(calibration.data or self._source(), self._model, min(BLAME_IMAGES, calibration.images))
+        report = rank_layers(self.parent, self.choice.precision, self.ranges, few, calibration.attention, self.track)
+        return report.layers
+
+    def _time(self, candidate: Path) -> Timing | None:
+        """How fast the artifact is beside its float32 parent; None where this machine cannot tell."""
+        if self.choice.target != "cpu":
+            self.notes.append("Not timed: TensorRT needs a GPU. Build the engine, then dyvit bench.")
+            return None
+        self.say("timing")
+        config = BenchConfig((TIMED_BATCH,), TIMED_SECONDS, baseline=self.parent, device="cpu", memory=False)
+        timing = benchmark([candidate], config).timings[-1]
+        if timing.speedup is not None and timing.speedup < 1:
+            self.notes.append(f"{self.choice.precision} is SLOWER than float32 on this machine: {timing.speedup:.2f}x.")
+        return timing

@@ -1,0 +1,42 @@
+"""What flows through the inside of a graph on real images, streamed."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.images import Batch, ImageSet, Track, no_track
+from ..errors import DataError
+from ..graph import load_graph
+from .ort import OrtRunner
+
+BATCH = 4                                   # images in memory at a time, with all that is watched of them
+
+
+def stream_activations(path: str | Path, images: ImageSet, tensors: Sequence[str], track: Track[Any] = no_track,
+                       what: str = "calibrating") -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
+    """Batches of `images`, each with the named `tensors` of the float32 ONNX file `path`.
+
+    Raises:
+        DataError: NaN or infinity in a tensor; the image and the layer are named.
+    """
+    runner = OrtRunner(path, watch=tensors)
+    total = -(-len(images) // BATCH)
+    for batch in track(images.batches(BATCH), what, total):
+        found = runner.tensors(batch.images)
+        found = {tensor: found[tensor] for tensor in tensors}
+        for tensor, values in found.items():
+            if not np.isfinite(values.min()) or not np.isfinite(values.max()):
+                raise DataError(_complaint(path, tensor, batch, values))
+        yield batch, found
+    runner.close()
+
+
+def _complaint(path: str | Path, tensor: str, batch: Batch, values: NDArray[Any]) -> str:
+    producer = next((n.name for n in load_graph(path).graph.node if tensor in n.output), tensor)
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return (f"{batch.names[int(bad.argmax())]} makes {producer} give NaN or infinity, so no range can be found; look "
+            "at that image, or at the weights of that layer.")

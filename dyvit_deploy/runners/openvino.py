@@ -1,0 +1,124 @@
+"""Runs OpenVINO IR (.xml with its .bin) on the CPU."""
+from __future__ import annotations
+
+import collections
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import METADATA_KEY, ArtifactFacts, require_file, sha256
+from ..errors import ArtifactError, BackendError, ConfigError
+from ..graph import PRODUCTS
+from ..optional import require
+from .base import InputSpec, Outputs, Runner
+
+WEIGHTS_KEY = "dyvit_weights_sha256"
+DTYPES = {"f32": "float32", "f16": "float16", "u8": "uint8"}
+PRODUCT_LAYERS = ("FullyConnected", "Convolution", "MatMul")
+PRODUCT = re.compile(rf".*({'|'.join(PRODUCTS)})(_\d+)?")  # a layer named after its ONNX node
+COMPILED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's runtime, which is slow to start."""
+    return require("openvino", extra="openvino").Core()
+
+
+def cpu_has_bfloat16() -> bool:
+    """True when OpenVINO computes bfloat16 natively on this CPU."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVINORunner(Runner):
+    """One compiled model on the CPU; `threads` 0 uses all cores.
+
+    The precision is the one recorded at export: left to itself, OpenVINO would compute a float32
+    model in bfloat16 on CPUs that have it.
+    """
+
+    backend, device = "OpenVINO", "cpu"
+
+    def __init__(self, path: str | Path, device: str | None = None, threads: int = 0) -> None:
+        if device not in (None, "cpu"):
+            raise ConfigError(f"OpenVINO models run on the CPU here, not on {device!r}; pass --device cpu.")
+        path = require_file(path)
+        weights = path.with_suffix(".bin")
+        if not weights.is_file():
+            raise ArtifactError(f"{weights} is missing; an OpenVINO model is two files, copy both.")
+        try:
+            model = core().read_model(str(path))
+        except RuntimeError as error:
+            raise ArtifactError(f"{path} is not an OpenVINO model that can be read ({_reason(error)}); "
+                                "make or copy it again, with its .bin.") from error
+        text = _rt_info(model, METADATA_KEY)
+        self.facts = ArtifactFacts.from_json(text, str(path)) if text else None
+        if text and _rt_info(model, WEIGHTS_KEY) != sha256(weights):
+            raise ArtifactError(f"{weights} is not the file that {path.name} was written with; copy both again.")
+        rest = (self.facts.lowered or {}).get("rest") if self.facts else None
+        hint = HINTS.get(rest or self.precision, "f32")
+        if self.precision == "bfloat16" and not cpu_has_bfloat16():
+            raise BackendError(f"{path} is for bfloat16, which this CPU does not have; export it with --int8, or in "
+                               "float32.")
+        options = {"INFERENCE_PRECISION_HINT": hint} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+        try:
+            compiled = core().compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot compile {path} ({_reason(error)}); export it again.") from error
+        self.name = path.name
+        self.input = _input_spec(model, path)
+        names = [name for output in model.outputs for name in output.names]
+        self._logits = "logits" if "logits" in names else 0
+        self._kept = sorted(name for name in names if name.startswith("kept_")) if self.facts else []
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def _infer(self, feed: NDArray[Any]) -> Outputs:
+        try:
+            found = self._request.infer({0: np.ascontiguousarray(feed)}, share_inputs=True)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO could not run {self.name} at batch {len(feed)} ({_reason(error)}); "
+                               "check its input, or export it again.") from error
+        return Outputs(found[self._logits].astype(np.float32, copy=False), tuple(found[name] for name in self._kept))
+
+    def compiled_precisions(self) -> dict[str, int]:
+        """How many of the graph's products the compiled model computes in each precision."""
+        found: collections.Counter[str] = collections.Counter()
+        for op in self._compiled.get_runtime_model().get_ops():
+            info = op.get_rt_info()
+            kind, precision, names = (str(info[key].astype(str)) for key in
+                                      ("layerType", "runtimePrecision", "originalLayersNames"))
+            fused = sum(bool(PRODUCT.fullmatch(name)) for name in names.split(","))  # attention is one layer
+            count = max(fused, kind.startswith(PRODUCT_LAYERS)) if kind.startswith((*PRODUCT_LAYERS, "Subgraph")) else 0
+            found[COMPILED.get(precision.lower(), precision)] += count
+        return {name: count for name, count in found.most_common() if count}
+
+    def close(self) -> None:
+        self._request = self._compiled = None
+
+
+def _input_spec(model: Any, path: Path) -> InputSpec:
+    if len(model.inputs) != 1 or len(model.input(0).partial_shape) != 4:
+        raise ArtifactError(f"{path} does not take one image input of four dimensions; only image classifiers can be "
+                            "run here.")
+    value = model.input(0)
+    dtype = value.element_type.get_type_name()
+    if dtype not in DTYPES:
+        raise ArtifactError(f"{path} takes {dtype} images; only float and uint8 ones can be run here.")
+    shape = tuple(None if side.is_dynamic else side.get_length() for side in value.partial_shape)
+    return InputSpec(value.any_name, DTYPES[dtype], shape)
+
+
+def _rt_info(model: Any, key: str) -> str | None:
+    return str(model.get_rt_info(key).astype(str)) if model.has_rt_info(key) else None
+
+
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's message; the first ones are its source files."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

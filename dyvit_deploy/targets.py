@@ -1,0 +1,89 @@
+"""Which runtime computes in which precision; as data."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import PrecisionConfig
+from .errors import ConfigError, did_you_mean
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+FORMATS = tuple(SUFFIXES)
+TARGETS = ("cpu", "tensorrt")
+FLAGS = {"float32": "float32 (no flag)", "float16": "--fp16", "bfloat16": "--bf16", "int8": "--int8", "float8": "--fp8"}
+
+
+@dataclass(frozen=True)
+class Support:
+    """What one format on one target can do: precisions, and what int8 and float8 may leave the rest in."""
+
+    runtime: str
+    precisions: tuple[str, ...]
+    rests: tuple[str, ...]
+
+
+SUPPORT = {
+    ("onnx", "cpu"): Support("ONNX Runtime on a CPU", ("float32", "float16", "int8"), ("float32",)),
+    ("onnx", "tensorrt"): Support("TensorRT", ("float32", "float16", "bfloat16", "int8", "float8"),
+                                  ("float16", "float32")),
+    ("openvino", "cpu"): Support("OpenVINO on a CPU", ("float32", "bfloat16", "int8"), ("bfloat16", "float32")),
+}
+# The least compute capability of a GPU that has the precision (TensorRT's support matrix).
+LEAST_CAPABILITY = {"float8": 8.9, "bfloat16": 8.0, "int8": 7.5, "float16": 7.5, "float32": 7.5}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A resolved request: every field is set."""
+
+    format: str
+    target: str
+    precision: str
+    rest: str
+
+
+def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool) -> Choice:
+    """Where a request leads to.
+
+    ONNX is for a CPU unless only TensorRT has the precision, or `config.target` says TensorRT.
+
+    Raises:
+        ConfigError: the target cannot do it; the message names what it can do.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"Unknown format {format!r}.{did_you_mean(format, FORMATS)}")
+    targets = [target for known, target in SUPPORT if known == format]
+    able = [target for target in targets if config.precision in SUPPORT[format, target].precisions]
+    target = config.target or next(iter(able or targets))
+    if target not in TARGETS:
+        raise ConfigError(f"Unknown target {target!r}.{did_you_mean(target, TARGETS)}")
+    if target not in targets:
+        raise ConfigError(f"--format {format} cannot be made for {target}; leave out --target.")
+    support = SUPPORT[format, target]
+    if config.precision not in support.precisions:
+        raise ConfigError(f"{support.runtime} has no {config.precision}; {_alternatives(support)}"
+                          + (", or pass --target tensorrt." if target != "tensorrt" and format == "onnx" else "."))
+    _check_hardware(config, target, support, cpu_has_bfloat16)
+    rests = [rest for rest in support.rests if rest != "bfloat16" or cpu_has_bfloat16]
+    rest = config.rest or rests[0]
+    if rest not in rests:
+        raise ConfigError(f"What {config.precision} leaves out cannot be {rest} for {support.runtime} here; choose one "
+                          f"of: {', '.join(rests)}.")
+    if config.io == "float16" and config.precision == "float32":
+        raise ConfigError("float16 input and output need a lower precision inside; add --fp16, or leave out --io.")
+    if config.io == "float16" and target != "tensorrt" and config.precision != "float16":
+        raise ConfigError(f"{support.runtime} takes float16 images with --fp16 only; leave out --io.")
+    return Choice(format, target, config.precision, rest)
+
+
+def _check_hardware(config: PrecisionConfig, target: str, support: Support, cpu_has_bfloat16: bool) -> None:
+    least, capability = LEAST_CAPABILITY[config.precision], config.compute_capability
+    if target == "tensorrt" and capability is not None and capability < least:
+        able = [FLAGS[p] for p in support.precisions if LEAST_CAPABILITY[p] <= capability]
+        raise ConfigError(f"{config.precision} needs a GPU of compute capability {least}, not {capability}; "
+                          + (f"choose one of: {', '.join(able)}." if able else "TensorRT does not run on that GPU."))
+    if target == "cpu" and config.precision == "bfloat16" and not cpu_has_bfloat16:
+        raise ConfigError("This CPU does not compute in bfloat16; use --int8, or float32 (no flag).")
+
+
+def _alternatives(support: Support) -> str:
+    return "use " + ", ".join(FLAGS[p] for p in support.precisions)

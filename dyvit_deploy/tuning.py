@@ -1,0 +1,95 @@
+"""How many layers must stay in higher precision for top-1 to fall by no more than allowed."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data.images import ImageSet
+from .errors import DataError
+from .runners.base import Runner, run_in_batches
+from .runners.evaluate import evaluate
+
+BATCH = 8
+IMAGES = 1000                               # at most, that a drop is measured on
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Top-1 of float32 minus that of the artifact, in points (0..100), on `images` images.
+
+    Without labels (`labelled` False), the share of images whose best class changes, likewise in points:
+    top-1 can fall by no more. `kept` are the layers that stayed in higher precision.
+    """
+
+    points: float
+    allowed: float
+    images: int
+    labelled: bool
+    kept: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        if self.points <= self.allowed:
+            return ()
+        return (f"top-1 falls by {self.points:.2f} points where {self.allowed:g} are allowed, with {len(self.kept)} "
+                "layers kept in higher precision",)
+
+
+def fewest_kept(measure: Callable[[Sequence[str]], float], ranked: Sequence[str], allowed: float,
+                ) -> tuple[tuple[str, ...], float]:
+    """The fewest first names of `ranked` with which `measure` is at most `allowed`, and what it is then.
+
+    Tries 0, 1, 2, 4, ... names and then halves the gap, so `measure` should fall as names are added. All
+    names are returned when even they do not suffice.
+    """
+    points = measure(())
+    if points <= allowed:
+        return (), points
+    failing, passing, count = 0, None, 1
+    while passing is None:
+        count = min(count, len(ranked))
+        points = measure(ranked[:count])
+        if points <= allowed:
+            passing = count
+        elif count == len(ranked):
+            return tuple(ranked), points
+        else:
+            failing, count = count, 2 * count
+    while passing - failing > 1:
+        middle = (failing + passing) // 2
+        found = measure(ranked[:middle])
+        if found <= allowed:
+            passing, points = middle, found
+        else:
+            failing = middle
+    return tuple(ranked[:passing]), points
+
+
+class DropMeter:
+    """Measures the drop of candidates against one float32 runner on the same images.
+
+    Raises:
+        DataError: one image alone weighs more than the allowed drop.
+    """
+
+    def __init__(self, reference: Runner, images: ImageSet, allowed: float) -> None:
+        if 100 / len(images) > allowed > 0:
+            raise DataError(f"A drop of {allowed:g} points cannot be seen on {len(images)} images of {images.name}; "
+                            f"give at least {int(np.ceil(100 / allowed))}.")
+        self._images, self.labelled = images, images.class_names is not None
+        self._expected = 0.0 if not self.labelled else evaluate(reference, images, BATCH).top1
+        self._classes = None if self.labelled else _classes(reference, images)
+
+    def points(self, candidate: Runner) -> float:
+        """How far `candidate` falls, in points; below 0 when it is better."""
+        if self._classes is None:
+            return 100 * (self._expected - evaluate(candidate, self._images, BATCH).top1)
+        return 100 * float((_classes(candidate, self._images) != self._classes).mean())
+
+
+def _classes(runner: Runner, images: ImageSet) -> NDArray[np.int64]:
+    return np.concatenate([run_in_batches(runner, batch.images, BATCH).logits.argmax(axis=1)
+                           for batch in images.batches(BATCH)])
