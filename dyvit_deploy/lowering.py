@@ -71,6 +71,12 @@ class Lowering:
 
     def _check(self, proto: Any, keep: Collection[str]) -> tuple[str, ...]:
         """What should be in the lower precision and is not; ExportError when nothing is."""
+        onnx = require("onnx")
+        try:
+            onnx.checker.check_model(proto)
+        except onnx.checker.ValidationError as error:
+            raise ExportError(f"The lowered graph is not valid ONNX ({str(error).splitlines()[0]}); report this to us."
+                              ) from error
         precision = self._choice.precision
         if precision == "bfloat16" and self._choice.format == "openvino":
             return ()

@@ -46,7 +46,7 @@ def quantize_cpu(path: str | Path, ranges: Ranges, products: Sequence[Product]) 
         extra_options={"ActivationSymmetric": True, "WeightSymmetric": True,
                        "OpTypesToExcludeOutputQuantization": list(PRODUCTS)})
     made.quantize_model()
-    made.model.topological_sort(is_deterministic=True)
+    made.model.topological_sort()
     return made.model.model
 
 
