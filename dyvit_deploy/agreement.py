@@ -29,11 +29,13 @@ class PrecisionTolerance:
                 raise ConfigError(f"The tolerance for {name} must lie from 0 to 1, not {getattr(self, name)}.")
 
 
+# A gross gate: what passes is worth evaluating. On a thousand classes, int8 that costs one point of top-1 changes
+# the best class of about one image in twenty; calibration gone wrong changes that of every other one.
 TOLERANCES = {
     "float16": PrecisionTolerance(top1=0.99, error=0.01, overlap=0.98),
-    "bfloat16": PrecisionTolerance(top1=0.97, error=0.05, overlap=0.95),
-    "int8": PrecisionTolerance(top1=0.95, error=0.15, overlap=0.90),
-    "float8": PrecisionTolerance(top1=0.95, error=0.15, overlap=0.90),
+    "bfloat16": PrecisionTolerance(top1=0.95, error=0.05, overlap=0.95),
+    "int8": PrecisionTolerance(top1=0.90, error=0.15, overlap=0.90),
+    "float8": PrecisionTolerance(top1=0.90, error=0.15, overlap=0.90),
 }
 
 
@@ -43,8 +45,8 @@ def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
     Both are centred per image first: adding a constant to all logits of an image changes nothing.
     Infinite when a logit is not finite.
     """
-    x, y = (a.astype(np.float64) - a.mean(axis=1, keepdims=True, dtype=np.float64) for a in (expected, got))
     with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (a.astype(np.float64) - a.mean(axis=1, keepdims=True, dtype=np.float64) for a in (expected, got))
         error = np.sqrt(((x - y) ** 2).mean()) / np.sqrt((x ** 2).mean())
     return float(error) if np.isfinite(error) else float("inf")
 

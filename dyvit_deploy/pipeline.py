@@ -73,7 +73,8 @@ class DeployReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """Why the artifact was rejected."""
-        return (*(self.gate.failures if self.gate else ()), *(self.drop.failures if self.drop else ()))
+        # A report that failed is false: only None is absent.
+        return tuple(failure for part in (self.gate, self.drop) if part is not None for failure in part.failures)
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ class DeployReport:
 
     def table(self) -> RenderableType:
         """The artifact, its comparison with float32, and one line each for precision, drop and speed."""
-        parts: list[RenderableType] = [self.export.table(), *([self.gate.table()] if self.gate else [])]
+        parts: list[RenderableType] = [self.export.table(), *([] if self.gate is None else [self.gate.table()])]
         lines = ["matrix products: " + ", ".join(f"{count} in {name}" for name, count in self.products.items())]
         if self.drop:
             kind = "top-1 falls by" if self.drop.labelled else "best class changes for, in 100 images:"

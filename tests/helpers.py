@@ -1,6 +1,7 @@
 """Tiny models and where the reference numbers lie."""
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
@@ -9,9 +10,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dyvit_deploy.artifacts import ArtifactFacts
-from dyvit_deploy.config import ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.artifacts import ArtifactFacts, sha256
+from dyvit_deploy.config import ExportConfig, LoadConfig, ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
@@ -20,6 +23,13 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 REFERENCE, PHOTOS = SHARED / "reference", SHARED / "images"
 
+
+def needs(module: str, extra: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None,
+                              reason=f"{module} is missing: pip install 'dyvit-deploy[{extra}]'")
+
+
+needs_modelopt, needs_openvino = needs("modelopt", "calib"), needs("openvino", "openvino")
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the reference numbers are not at {REFERENCE}")
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photos are not at {PHOTOS}")
 
@@ -80,3 +90,35 @@ def reference_checkpoint(folder: Path, name: str, salt: str = "", predictors: bo
     path = folder / f"{salt}{name}.pth"
     torch.save({"model": state}, path)
     return path
+
+
+def tiny_graph(folder: Path, ratio: float | None = 0.5, **export) -> Path:
+    """The tiny model as a float32 ONNX file, with kept tokens."""
+    path = folder / "tiny.onnx"
+    cached_export(tiny_checkpoint(folder, ratio), path, ExportConfig(with_tokens=True, **export))
+    return path
+
+
+def photo_folder(folder: Path, count: int = 8, side: int = 40, classes: int = 0, seed: int = 0) -> Path:
+    """`count` smooth colourful images, in `classes` subfolders if any."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        place = folder / f"class{i % classes}" if classes else folder
+        place.mkdir(parents=True, exist_ok=True)
+        clouds = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        clouds.resize((side, side), Image.Resampling.BICUBIC).save(place / f"{i:03d}.png")
+    return folder
+
+
+_EXPORTED: dict[tuple, tuple[bytes, ExportReport]] = {}
+
+
+def cached_export(checkpoint, path, config=ExportConfig(), load=LoadConfig()) -> ExportReport:
+    """`export_onnx`, which does the same thing only once."""
+    key = (sha256(Path(checkpoint)), config, load)
+    if key not in _EXPORTED:
+        report = export_onnx(checkpoint, path, config, load)
+        _EXPORTED[key] = Path(path).read_bytes(), report
+    content, report = _EXPORTED[key]
+    Path(path).write_bytes(content)
+    return dataclasses.replace(report, path=str(path))

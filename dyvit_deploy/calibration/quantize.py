@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, ExportError
-from ..graph import CARRIERS, PRODUCTS, Product, load_graph
+from ..graph import CARRIERS, PRODUCTS, Product, element_types, load_graph
 from ..modelopt import quiet, require_modelopt
 from ..optional import require
 from .observers import LEVELS
@@ -43,7 +43,8 @@ def quantize_cpu(path: str | Path, ranges: Ranges, products: Sequence[Product]) 
         load_graph(path), per_channel=True, reduce_range=False, weight_qType=int8, activation_qType=int8,
         tensors_range=calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data),
         nodes_to_quantize=[p.node for p in products], nodes_to_exclude=[], op_types_to_quantize=list(PRODUCTS),
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True,
+        # TensorRT takes no int32 bias, and without quantized outputs no runtime gains by one.
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
                        "OpTypesToExcludeOutputQuantization": list(PRODUCTS)})
     made.quantize_model()
     made.model.topological_sort()
@@ -71,14 +72,15 @@ def quantize_tensorrt(path: str | Path, precision: str, ranges: Ranges, products
             raise ExportError(f"ModelOpt could not quantize the graph ({str(error).strip().splitlines()[0]}); try "
                               "another version of nvidia-modelopt.") from error
         proto = load_graph(out)
-    replace_scales(proto, precision, ranges)
+    replace_scales(proto, precision, ranges, element_types(load_graph(path)))
     return proto
 
 
-def replace_scales(proto: Any, precision: str, ranges: Ranges) -> None:
+def replace_scales(proto: Any, precision: str, ranges: Ranges, types: dict[str, int]) -> None:
     """Sets the scale of every quantized activation from `ranges`, in place.
 
     int8 divides the clipped range into LEVELS steps; float8 scales the largest value to its own largest.
+    `types` are the element types before quantization: a scale has that of its tensor.
     """
     onnx = require("onnx")
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -92,7 +94,8 @@ def replace_scales(proto: Any, precision: str, ranges: Ranges) -> None:
         found = [_range_of(ranges, product.name, index) for product, index in _products_below(node, consumers)]
         limit = max(r.threshold / LEVELS if precision == "int8" else r.largest / FLOAT8_MAX for r in found)
         scale = initializers[node.input[1]]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(scale.data_type)
+        # ModelOpt takes tensors whose type it does not find for float32.
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(types.get(node.input[0], scale.data_type))
         value: NDArray[Any] = np.asarray(max(limit, SMALLEST / LEVELS), dtype)
         scale.CopyFrom(onnx.numpy_helper.from_array(value.reshape(tuple(scale.dims)), scale.name))
 

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from dyvit_deploy.agreement import TOLERANCES, PrecisionTolerance, disagreements, relative_error
+from dyvit_deploy.config import PRECISIONS
+from dyvit_deploy.errors import ConfigError
+
+
+def logits(seed=0):
+    return np.random.default_rng(seed).standard_normal((20, 10), dtype=np.float32)
+
+
+def test_the_relative_error_is_the_noise_over_the_signal():
+    x = logits()
+    x -= x.mean(axis=1, keepdims=True)
+    noise = logits(1)
+    noise -= noise.mean(axis=1, keepdims=True)
+    expected = 0.1 * np.sqrt((noise**2).mean() / (x**2).mean())
+    assert relative_error(x, x + 0.1 * noise) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_constant_on_all_logits_is_no_error():
+    assert relative_error(logits(), logits() + 3) < 1e-6
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_is_an_infinite_error(bad):
+    x = logits()
+    x[3, 2] = bad
+    assert relative_error(logits(), x) == float("inf")
+
+
+def test_every_lower_precision_has_a_tolerance_and_fewer_bits_have_a_wider_one():
+    assert set(TOLERANCES) == set(PRECISIONS) - {"float32"}
+    half, brain, int8 = TOLERANCES["float16"], TOLERANCES["bfloat16"], TOLERANCES["int8"]
+    assert half.top1 >= brain.top1 >= int8.top1 and half.error <= brain.error <= int8.error
+    assert half.overlap >= brain.overlap >= int8.overlap
+
+
+@pytest.mark.parametrize("top1, error, overlap, words", [
+    (0.95, 0.0, [], None), (0.90, 0.0, [], "2 of 20 images change"), (1.0, 0.051, [], "off by 5.1%"),
+    (1.0, 0.0, [0.99, 0.94], "stage 1 keeps 94.0%"), (1.0, float("inf"), [], "off by inf"),
+])
+def test_each_bound_is_held(top1, error, overlap, words):
+    found = disagreements(top1, error, overlap, 20, PrecisionTolerance(0.97, 0.05, 0.95))
+    assert found == [] if words is None else len(found) == 1 and words in found[0]
+
+
+def test_one_image_may_always_change():
+    assert disagreements(0.5, 0.0, [], 2, PrecisionTolerance(1.0, 0.05, 0.95)) == []
+
+
+def test_values_outside_their_range_are_refused():
+    with pytest.raises(ConfigError, match="top1"):
+        PrecisionTolerance(1.5, 0, 0)

@@ -1,0 +1,80 @@
+import collections
+
+import numpy as np
+import onnx
+import pytest
+from helpers import tiny_checkpoint, tiny_graph, tiny_images
+
+from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
+from dyvit_deploy.errors import ArtifactError
+from dyvit_deploy.export.onnx import export_onnx
+from dyvit_deploy.graph import (
+    keep_outputs,
+    load_graph,
+    matrix_products,
+    on_score_path,
+    product_precisions,
+    weights_fingerprint,
+)
+from dyvit_deploy.runners.ort import OrtRunner
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    return tiny_graph(tmp_path_factory.mktemp("graph"))
+
+
+def test_products_are_named_after_their_modules(graph):
+    products = matrix_products(load_graph(graph))
+    count = collections.Counter(p.operator for p in products)
+    assert count == {"Conv": 1, "Gemm": 1, "MatMul": 4 * 4 + 4 * 2 + 3 * 4}
+    assert len({p.name for p in products}) == len(products)
+    attention = [p for p in products if p.weight is None]
+    assert len(attention) == 8 and all(p.activations == (0, 1) for p in attention)
+    assert attention[0].name == attention[0].node == "blocks.0.attn/MatMul"
+    assert all(p.activations == (0,) for p in products if p.weight)
+
+
+def test_score_heads_have_a_name(graph):
+    assert [p.name for p in matrix_products(load_graph(graph)) if on_score_path(p.node)] == [
+        f"score_predictor.{s}.score" for s in range(3)]
+
+
+def test_a_product_with_one_quantized_input_is_not_quantized():
+    make = onnx.helper.make_node
+    nodes = [make("QuantizeLinear", ["x", "s", "z"], ["q"]), make("DequantizeLinear", ["q", "s", "z"], ["d"]),
+             make("MatMul", ["d", "w"], ["y"], "half"), make("MatMul", ["d", "d"], ["v"], "both")]
+    values = [onnx.numpy_helper.from_array(a, n) for n, a in (
+        ("s", np.float32(0.1)), ("z", np.int8(0)), ("w", np.eye(2, dtype=np.float32)))]
+    infos = [onnx.helper.make_tensor_value_info(n, 1, [2, 2]) for n in "xyv"]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", infos[:1], infos[1:], values))
+    assert product_precisions(proto) == {"half": "float32", "both": "int8"}
+
+
+def test_the_fingerprint_is_of_weights_and_counts_alone(graph, tmp_path):
+    mine = weights_fingerprint(load_graph(graph))
+    checkpoint = tiny_checkpoint(tmp_path)
+    export_onnx(checkpoint, tmp_path / "raw.onnx", ExportConfig(input="uint8"))
+    assert weights_fingerprint(load_graph(tmp_path / "raw.onnx")) == mine
+    export_onnx(checkpoint, tmp_path / "counts.onnx", load=LoadConfig(keep=KeepRequest(counts=(8, 4, 3))))
+    assert weights_fingerprint(load_graph(tmp_path / "counts.onnx")) != mine
+    proto = load_graph(graph)
+    weight = next(t for t in proto.graph.initializer if t.name == "head.bias")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + np.float32(1e-6), weight.name))
+    assert weights_fingerprint(proto) != mine
+
+
+def test_outputs_can_be_dropped_with_what_only_they_need(graph, tmp_path):
+    whole = load_graph(graph)
+    less = keep_outputs(whole, ["logits"])
+    assert [v.name for v in less.graph.output] == ["logits"]
+    assert len(less.graph.node) < len(whole.graph.node)
+    onnx.save(less, tmp_path / "less.onnx")
+    images = tiny_images().numpy()
+    assert (OrtRunner(tmp_path / "less.onnx").infer(images).logits == OrtRunner(graph).infer(images).logits).all()
+
+
+def test_what_is_no_graph_is_refused(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match="not a whole ONNX file"):
+        load_graph(tmp_path / "x.onnx")

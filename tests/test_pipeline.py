@@ -1,0 +1,188 @@
+"""From a checkpoint to a lowered artifact: what is written, what is recorded, what is rejected."""
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from helpers import needs_modelopt, needs_openvino, photo_folder, tiny_checkpoint
+from PIL import Image
+
+from dyvit_deploy import agreement, pipeline
+from dyvit_deploy.agreement import PrecisionTolerance
+from dyvit_deploy.artifacts import ArtifactFacts
+from dyvit_deploy.bench import BenchConfig, benchmark
+from dyvit_deploy.calibration.collect import calibrate
+from dyvit_deploy.config import CalibrationConfig, ExportConfig, PrecisionConfig
+from dyvit_deploy.errors import BackendError, ConfigError, DataError
+from dyvit_deploy.graph import graph_facts, load_graph, product_precisions
+from dyvit_deploy.parity import check_artifacts
+from dyvit_deploy.pipeline import DeployConfig, export_artifact
+from dyvit_deploy.runners.open import open_runner
+
+pytestmark = pytest.mark.usefixtures("quick_export")
+WIDE = PrecisionTolerance(0.0, 1.0, 0.0)        # tiny random models have tiny margins
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    return tiny_checkpoint(folder), str(photo_folder(folder / "photos", 8))
+
+
+@pytest.fixture(autouse=True)
+def lenient(monkeypatch):
+    monkeypatch.setattr(agreement, "TOLERANCES", dict.fromkeys(agreement.TOLERANCES, WIDE))
+    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", agreement.TOLERANCES)
+    monkeypatch.setattr(pipeline, "TIMED_SECONDS", 0.2)
+
+
+def export(made, path, format="onnx", export=ExportConfig(), calibration=None, **precision):
+    config = DeployConfig(format, export, PrecisionConfig(**precision), calibration or CalibrationConfig(made[1]))
+    return export_artifact(made[0], path, config)
+
+
+CASES = [
+    pytest.param("onnx", {"precision": "int8"}, "cpu", id="int8-cpu"),
+    pytest.param("onnx", {"precision": "float16"}, "cpu", id="float16-cpu", marks=needs_modelopt),
+    pytest.param("onnx", {"precision": "bfloat16"}, "tensorrt", id="bfloat16", marks=needs_modelopt),
+    pytest.param("onnx", {"precision": "float8"}, "tensorrt", id="float8", marks=needs_modelopt),
+    pytest.param("onnx", {"precision": "int8", "target": "tensorrt"}, "tensorrt", id="int8-trt", marks=needs_modelopt),
+    pytest.param("openvino", {"precision": "int8", "rest": "float32"}, "cpu", id="int8-openvino", marks=needs_openvino),
+]
+
+
+@pytest.mark.parametrize("format, options, target", CASES)
+def test_a_lowered_artifact_runs_says_what_it_is_and_agrees(made, tmp_path, format, options, target):
+    path = tmp_path / f"m{pipeline.SUFFIXES[format]}"
+    report = export(made, path, format, **options)
+    assert report and path.is_file() and report.export.path == str(path)
+    assert report.products[options["precision"]] > 10 and report.gate.batches[0].images == 8
+    assert [b.batch for b in report.gate.batches] == [1, 8]
+    assert (report.timing is None) == (target == "tensorrt")
+    with open_runner(path, device="cpu") as runner:
+        facts = runner.facts
+        assert runner.predict(np.zeros((3, 32, 32, 3), np.uint8)).logits.shape == (3, 5)
+        assert runner.emulated == (options["precision"] in ("bfloat16", "float8"))
+    assert facts.precision == options["precision"] and facts.parent["file"] == made[0].name
+    assert facts.lowered["target"] == target and facts.lowered["gate"] == "passed"
+    if options["precision"] in ("int8", "float8"):
+        assert facts.lowered["ranges"]["images"] == 8 and facts.lowered["ranges"]["method"] == "mse"
+    assert ArtifactFacts.from_json(facts.to_json(), "x") == facts
+    json.dumps(report.to_json(), allow_nan=False)
+    error = check_artifacts(made[0], path, made[1]).batches[0].relative_error
+    assert 1e-6 < error < 0.5                   # lowered indeed, and not beyond recognition
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_kept_tokens_are_outputs_only_when_asked_for(made, tmp_path, tokens):
+    report = export(made, tmp_path / "m.onnx", export=ExportConfig(with_tokens=tokens), precision="int8")
+    names = [v.name for v in load_graph(tmp_path / "m.onnx").graph.output]
+    assert names == list(report.export.outputs) == ["logits", *(["kept_0", "kept_1", "kept_2"] if tokens else [])]
+    assert report.gate.batches[0].overlap       # compared either way
+
+
+@needs_modelopt
+def test_raw_pixels_and_float16_can_be_combined(made, tmp_path):
+    report = export(made, tmp_path / "m.onnx", export=ExportConfig(input="uint8"), precision="float16")
+    assert report.gate.batches[0].relative_error < 0.05
+
+
+def test_reused_ranges_give_the_same_file_byte_for_byte(made, tmp_path):
+    export(made, tmp_path / "float.onnx")
+    calibrate(tmp_path / "float.onnx", made[1]).save(tmp_path / "r.json")
+    config = CalibrationConfig(ranges=str(tmp_path / "r.json"))
+    for name in "ab":
+        report = export(made, tmp_path / f"{name}.onnx", calibration=config, precision="int8")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert report.gate.data == made[1]          # the gate ran on the images that the ranges name
+    again = export(made, tmp_path / "c.onnx", precision="int8")
+    assert again.export.facts.lowered["ranges"] == report.export.facts.lowered["ranges"]
+
+
+def test_ranges_of_another_model_are_refused_and_nothing_is_written(made, tmp_path):
+    export(made, tmp_path / "float.onnx")
+    ranges = calibrate(tmp_path / "float.onnx", made[1])
+    dataclasses.replace(ranges, model="0" * 64).save(tmp_path / "r.json")
+    with pytest.raises(DataError, match="another model"):
+        config = CalibrationConfig(made[1], str(tmp_path / "r.json"))
+        export(made, tmp_path / "m.onnx", calibration=config, precision="int8")
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_beyond_tolerance_the_artifact_is_rejected_kept_and_explained(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", {"int8": PrecisionTolerance(1.0, 1e-6, 1.0)})
+    report = export(made, tmp_path / "m.onnx", precision="int8")
+    assert not report and not (tmp_path / "m.onnx").exists() and report.timing is None
+    assert "logits are off by" in report.failures[0]
+    facts = graph_facts(load_graph(tmp_path / "m.rejected.onnx"), "m")
+    assert facts.lowered["gate"] == "rejected" and report.export.path.endswith("m.rejected.onnx")
+    assert len(report.blame) == 3 and "alone costs a logit error" in report.blame[0]
+    assert any("--max-drop" in line for line in report.advice)
+
+
+def test_without_the_gate_nothing_is_compared_and_the_metadata_say_so(made, tmp_path):
+    report = export(made, tmp_path / "m.onnx", precision="int8", gate=False)
+    assert report and report.gate is None
+    assert graph_facts(load_graph(tmp_path / "m.onnx"), "m").lowered["gate"] == "not run"
+
+
+def test_the_costliest_layers_are_kept_until_the_drop_is_met(made, tmp_path, monkeypatch):
+    """A ruined layer changes classes until it is kept."""
+    export(made, tmp_path / "float.onnx")
+    ranges = calibrate(tmp_path / "float.onnx", made[1])
+    key = "blocks.0.attn.qkv/MatMul:0"
+    tensors = ranges.tensors | {key: dataclasses.replace(ranges.tensors[key], threshold=1e-4)}
+    dataclasses.replace(ranges, tensors=tensors).save(tmp_path / "r.json")
+    config = CalibrationConfig(made[1], str(tmp_path / "r.json"))
+    plain = export(made, tmp_path / "plain.onnx", calibration=config, precision="int8")
+    report = export(made, tmp_path / "m.onnx", calibration=config, precision="int8", max_drop=13)
+    assert "blocks.0.attn.qkv" in report.drop.kept or plain.gate.batches[0].top1_agreement >= 0.87
+    assert report.drop.points <= 13 and set(report.drop.kept) <= set(report.kept)
+    found = product_precisions(load_graph(tmp_path / "m.onnx"))
+    assert all(found[f"{name}/MatMul"] == "float32" for name in report.drop.kept if name.startswith("blocks"))
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"precision": "int8", "calibration": CalibrationConfig()}, "pass --calib FOLDER"),
+    ({"precision": "float8", "target": "cpu"}, "no float8"),
+    ({"format": "openvino"}, r"writes \.xml files, not m\.onnx"),
+])
+def test_what_cannot_work_is_refused_before_anything_is_done(made, tmp_path, options, words):
+    if options.get("format") == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is missing: pip install 'dyvit-deploy[openvino]'")
+    with pytest.raises(ConfigError, match=words):
+        export(made, tmp_path / "m.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_noise_is_permitted_on_request_and_named(made, tmp_path):
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (36, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(noise / f"{i}.png")
+    with pytest.raises(DataError, match="--allow-random-calib"):
+        export(made, tmp_path / "m.onnx", calibration=CalibrationConfig(str(noise)), precision="int8")
+    report = export(made, tmp_path / "m.onnx", calibration=CalibrationConfig(allow_noise=True), precision="int8")
+    assert any("noise" in line for line in report.notes)
+
+
+@needs_modelopt
+def test_an_emulated_artifact_is_not_timed(made, tmp_path):
+    export(made, tmp_path / "m.onnx", precision="bfloat16")
+    with pytest.raises(BackendError, match="only emulates"):
+        benchmark([tmp_path / "m.onnx"], BenchConfig((1,), 0.1, memory=False))
+
+
+def test_a_failed_export_leaves_no_half_written_file(made, tmp_path, monkeypatch):
+    def broken(*_):
+        raise DataError("stopped on purpose; go on")
+    monkeypatch.setattr("dyvit_deploy.lowering.quantize_cpu", broken)
+    with pytest.raises(DataError, match="on purpose"):
+        export(made, tmp_path / "m.onnx", precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranges_carry_their_notes_into_the_report(made, tmp_path):
+    report = export(made, tmp_path / "m.onnx", precision="int8")
+    assert any("8 calibration images are few" in line for line in report.notes)

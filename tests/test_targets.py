@@ -1,0 +1,54 @@
+import pytest
+
+from dyvit_deploy.config import PRECISIONS, PrecisionConfig
+from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.targets import FLAGS, LEAST_CAPABILITY, SUPPORT, Choice, resolve
+
+
+@pytest.mark.parametrize("format, options, native, expected", [
+    ("onnx", {}, False, ("cpu", "float32", "float32")),
+    ("onnx", {"precision": "int8"}, False, ("cpu", "int8", "float32")),
+    ("onnx", {"precision": "float16"}, False, ("cpu", "float16", "float32")),
+    ("onnx", {"precision": "bfloat16"}, False, ("tensorrt", "bfloat16", "float16")),
+    ("onnx", {"precision": "float8"}, False, ("tensorrt", "float8", "float16")),
+    ("onnx", {"precision": "int8", "target": "tensorrt"}, False, ("tensorrt", "int8", "float16")),
+    ("onnx", {"precision": "int8", "target": "tensorrt", "rest": "float32"}, False, ("tensorrt", "int8", "float32")),
+    ("openvino", {"precision": "int8"}, True, ("cpu", "int8", "bfloat16")),
+    ("openvino", {"precision": "int8"}, False, ("cpu", "int8", "float32")),
+    ("openvino", {"precision": "bfloat16"}, True, ("cpu", "bfloat16", "bfloat16")),
+])
+def test_a_request_leads_to_a_runtime_that_can(format, options, native, expected):
+    assert resolve(format, PrecisionConfig(**options), native) == Choice(format, *expected)
+
+
+@pytest.mark.parametrize("format, options, words", [
+    ("openvino", {"precision": "float16"}, "OpenVINO on a CPU has no float16; use float32 .*--bf16, --int8"),
+    ("openvino", {"precision": "float8"}, "OpenVINO on a CPU has no float8"),
+    ("openvino", {"precision": "bfloat16"}, "This CPU does not compute in bfloat16; use --int8"),
+    ("openvino", {"precision": "int8", "rest": "bfloat16"}, "cannot be bfloat16 .* here; choose one of: float32"),
+    ("openvino", {"target": "tensorrt"}, "leave out --target"),
+    ("onnx", {"precision": "float8", "target": "cpu"}, "no float8; .*--int8, or pass --target tensorrt"),
+    ("onnx", {"precision": "bfloat16", "target": "cpu"}, "ONNX Runtime on a CPU has no bfloat16"),
+    ("onnx", {"precision": "float8", "compute_capability": 8.6}, r"capability 8\.9, not 8\.6; choose .*--bf16, --int8"),
+    ("onnx", {"precision": "bfloat16", "compute_capability": 7.5}, r"capability 8\.0, not 7\.5; .*--fp16, --int8"),
+    ("onnx", {"precision": "float16", "target": "tensorrt", "compute_capability": 6.1}, "does not run on that GPU"),
+    ("onnx", {"io": "float16"}, "add --fp16"),
+    ("onnx", {"io": "float16", "precision": "int8"}, "with --fp16 only"),
+    ("onnx", {"target": "gpu"}, "Unknown target"), ("tflite", {}, "Unknown format"),
+])
+def test_what_a_target_cannot_run_is_refused_with_what_it_can(format, options, words):
+    with pytest.raises(ConfigError, match=words):
+        resolve(format, PrecisionConfig(**options), False)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"precision": "int9"}, "Did you mean 'int8'"), ({"io": "uint8"}, "Unknown io"), ({"max_drop": -1}, "0 to 100"),
+])
+def test_a_request_is_checked_when_it_is_made(options, words):
+    with pytest.raises(ConfigError, match=words):
+        PrecisionConfig(**options)
+
+
+def test_the_tables_know_every_precision():
+    assert set(FLAGS) == set(LEAST_CAPABILITY) == set(PRECISIONS)
+    assert {p for support in SUPPORT.values() for p in support.precisions} == set(PRECISIONS)
