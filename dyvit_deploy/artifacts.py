@@ -109,6 +109,12 @@ def require_file(path: str | Path) -> Path:
     return path
 
 
+def size_mib(path: Path) -> float:
+    """Size of an artifact in MiB; an OpenVINO model is its .xml and the .bin beside it."""
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    return sum(file.stat().st_size for file in files) / 2**20
+
+
 def make_folder(path: str | Path) -> Path:
     """Creates folder `path` when it is missing, and makes sure that it can be written to."""
     path = Path(path)

@@ -5,6 +5,7 @@ import collections
 import hashlib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .artifacts import METADATA_KEY, ArtifactFacts
@@ -38,11 +39,15 @@ class Product(NamedTuple):
     weight: str | None
 
 
-def load_graph(path: Any) -> Any:
-    """The ModelProto in file `path`; ArtifactError when it is none."""
+def load_graph(path: str | Path, weights: bool = True) -> Any:
+    """The ModelProto in file `path`, without `weights` that lie in files beside it if so wished.
+
+    Raises:
+        ArtifactError: no ONNX file, or one with weights missing.
+    """
     onnx = require("onnx")
     try:
-        return onnx.load(str(path))
+        return onnx.load(str(path), load_external_data=weights)
     except Exception as error:                                             # protobuf and onnx share no base class
         raise ArtifactError(f"{path} is not a whole ONNX file ({str(error).splitlines()[0]}); "
                             "make or copy it again.") from error

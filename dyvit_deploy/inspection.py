@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import ArtifactFacts, require_file, sha256
+from .artifacts import ArtifactFacts, require_file, sha256, size_mib
 from .config import ModelConfig, PruneConfig
 from .errors import ArtifactError, CheckpointError
 from .graph import graph_facts, load_graph, product_precisions, summary
@@ -132,7 +132,8 @@ def _inspect_checkpoint(path: Path) -> InspectReport:
 
 def _inspect_onnx(path: Path) -> InspectReport:
     onnx = require("onnx")
-    proto = load_graph(path)
+    proto = load_graph(path, weights=False)
+    facts = graph_facts(proto, str(path))
     try:
         onnx.checker.check_model(str(path))                                # by path: weights may lie beside it
     except onnx.checker.ValidationError as error:
@@ -142,11 +143,11 @@ def _inspect_onnx(path: Path) -> InspectReport:
     details = {
         "inputs": "; ".join(_value(v) for v in proto.graph.input),
         "outputs": "; ".join(_value(v) for v in proto.graph.output),
-        "products": _counts(summary(product_precisions(proto).values())),
+        "products": _counts(summary(product_precisions(proto).values())) if facts else None,
         "opset": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import),
         "nodes": f"{len(proto.graph.node)}: " + _counts(dict(operators.most_common())),
     }
-    return _report(path, "ONNX", graph_facts(proto, str(path)), details, None)
+    return _report(path, "ONNX", facts, details, None)
 
 
 def _inspect_openvino(path: Path) -> InspectReport:
@@ -156,9 +157,7 @@ def _inspect_openvino(path: Path) -> InspectReport:
         shape = ", ".join("any" if side is None else str(side) for side in runner.input.shape)
         details = {"inputs": f"{runner.input.name} {runner.input.dtype} [{shape}]",
                    "products as compiled here": _counts(runner.compiled_precisions())}
-        report = _report(path, "OpenVINO", runner.facts, details, None)
-    weights = path.with_suffix(".bin").stat().st_size
-    return dataclasses.replace(report, size_mib=report.size_mib + weights / 2**20)
+        return _report(path, "OpenVINO", runner.facts, details, None)
 
 
 def _counts(values: dict[str, int]) -> str:
@@ -185,5 +184,5 @@ def _report(path: Path, kind: str, facts: ArtifactFacts | None, details: dict[st
     prune: PruneConfig | None = facts.prune if facts else None
     counts = prune.counts(facts.model.patches) if facts and prune else ()
     cost = _cost(facts.model, prune) if facts else None
-    return InspectReport(str(path), kind, path.stat().st_size / 2**20, sha256(path), facts, counts,
+    return InspectReport(str(path), kind, size_mib(path), sha256(path), facts, counts,
                          cost.gmacs if cost else None, cost.parameters if cost else parameters, details)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_file
+from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_file, size_mib
 from .bench import BenchConfig, Timing, benchmark
 from .calibration.collect import ranges_for
 from .calibration.ranges import Ranges
@@ -162,10 +162,8 @@ def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, lo
 def _written(report: ExportReport, path: Path, facts: ArtifactFacts, nodes: int | None = None,
              outputs: Sequence[str] | None = None) -> ExportReport:
     """`report` for the file at `path`."""
-    files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
     return dataclasses.replace(report, path=str(path), facts=facts, nodes=nodes or report.nodes,
-                               outputs=tuple(outputs or report.outputs),
-                               size_mib=sum(file.stat().st_size for file in files) / 2**20)
+                               outputs=tuple(outputs or report.outputs), size_mib=size_mib(path))
 
 
 class _Lowered:

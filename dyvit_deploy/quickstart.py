@@ -11,13 +11,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import atomic_write, make_folder, write_json
+from .artifacts import atomic_write, make_folder, size_mib, write_json
 from .bench import BenchConfig, BenchReport, benchmark
-from .config import ExportConfig
+from .config import CalibrationConfig, ExportConfig, PrecisionConfig
 from .data.images import Track, no_track
-from .export.onnx import export_onnx
-from .optional import require
+from .optional import installed, require
 from .parity import CheckConfig, ParityReport, check_artifacts
+from .pipeline import DeployConfig, export_artifact
 from .runners.evaluate import EvalReport, evaluate_artifact
 
 DEMO = Path(__file__).parent / "demo"
@@ -44,7 +44,7 @@ class QuickstartRow:
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """True when every exported artifact computes what its checkpoint does."""
+    """True when every exported artifact computes what its checkpoint does, within its precision's tolerance."""
 
     folder: str
     rows: tuple[QuickstartRow, ...]
@@ -83,26 +83,21 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     require("sklearn", extra="demo")                                       # before the first minute is spent
     folder = make_folder(folder)
     student, dense = _copy(STUDENT, folder), _copy(TEACHER, folder)
-    exports = (
-        (dense, folder / "digits-s-dense.onnx", ExportConfig(), "--format onnx"),
-        (student, folder / "digits-s.onnx", ExportConfig(with_tokens=True), "--format onnx --with-tokens"),
-        (student, folder / "digits-s-uint8.onnx", ExportConfig(with_tokens=True, input="uint8"),
-         "--format onnx --with-tokens --input uint8"),
-    )
-    for source, path, export, options in exports:
+    exports = _exports(student, dense, folder)
+    for source, path, config, options in exports:
         say(f"dyvit export {source} {options} -o {path}")
-        export_onnx(source, path, export)
+        export_artifact(source, path, config, track=track)
     checks = {}
     for source, path, _, _ in exports:
         say(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES} --batch 1,{TABLE_BATCH}")
-        config = CheckConfig(CHECK_IMAGES, (1, TABLE_BATCH))
-        checks[path] = check_artifacts(source, path, "digits", config, track=track)
+        compared = CheckConfig(CHECK_IMAGES, (1, TABLE_BATCH))
+        checks[path] = check_artifacts(source, path, "digits", compared, track=track)
     artifacts = [dense, student, *(path for _, path, _, _ in exports)]
     evals = []
     for path in artifacts:
         say(f"dyvit eval {path} --data digits")
         evals.append(evaluate_artifact(path, "digits", track=track))
-    baseline = exports[0][1]
+    baseline = folder / "digits-s-dense.onnx"
     others = [path for path in artifacts if path != baseline]
     say(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH} --seconds {SECONDS}")
     timing = BenchConfig(batches=(1, TABLE_BATCH), seconds=SECONDS, baseline=baseline, memory=False)
@@ -111,6 +106,24 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed)
     write_json(folder / "quickstart.json", report.to_json())
     return report
+
+
+def _exports(student: Path, dense: Path, folder: Path) -> list[tuple[Path, Path, DeployConfig, str]]:
+    """What is exported here: source, target, configuration, and the options that do the same."""
+    tokens, int8, digits = ExportConfig(with_tokens=True), PrecisionConfig("int8"), CalibrationConfig("digits")
+    raw = ExportConfig(with_tokens=True, input="uint8")
+    exports = [
+        (dense, folder / "digits-s-dense.onnx", DeployConfig(), "--format onnx"),
+        (student, folder / "digits-s.onnx", DeployConfig(export=tokens), "--format onnx --with-tokens"),
+        (student, folder / "digits-s-uint8.onnx", DeployConfig(export=raw),
+         "--format onnx --with-tokens --input uint8"),
+        (student, folder / "digits-s-int8.onnx", DeployConfig("onnx", tokens, int8, digits),
+         "--format onnx --with-tokens --int8 --calib digits"),
+    ]
+    if installed("openvino"):
+        exports.append((student, folder / "digits-s-int8.xml", DeployConfig("openvino", tokens, int8, digits),
+                        "--format openvino --with-tokens --int8 --calib digits"))
+    return exports
 
 
 def _copy(source: Path, folder: Path) -> Path:
@@ -124,5 +137,5 @@ def _row(path: Path, result: EvalReport, check: ParityReport | None, timed: Benc
     timing = next(t for t in timed.timings if t.artifact == path.name and t.batch == TABLE_BATCH)
     worst = min(check.batches, key=lambda b: b.top1_agreement) if check else None
     overlap = worst.overlap_forgiven or worst.overlap if worst else ()
-    return QuickstartRow(path.name, path.stat().st_size / 2**20, result.top1, worst.top1_agreement if worst else None,
+    return QuickstartRow(path.name, size_mib(path), result.top1, worst.top1_agreement if worst else None,
                          sum(overlap) / len(overlap) if overlap else None, timing.images_per_sec, timing.speedup)

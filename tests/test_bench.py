@@ -2,13 +2,24 @@ import json
 
 import numpy as np
 import pytest
-from helpers import fake_runner, tiny_checkpoint
+from helpers import fake_runner, needs_openvino, tiny_checkpoint
 
 from dyvit_deploy import bench as bench_module
-from dyvit_deploy.bench import TURN, BenchConfig, alternate, benchmark, is_stable, make_feed, peak_memory
+from dyvit_deploy.bench import (
+    TURN,
+    BenchConfig,
+    Timing,
+    alternate,
+    benchmark,
+    faster_here,
+    is_stable,
+    make_feed,
+    peak_memory,
+)
 from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.onnx import export_onnx
+from dyvit_deploy.pipeline import DeployConfig, export_artifact
 from dyvit_deploy.runners.open import open_runner
 
 QUICK = dict(seconds=0.2, warmup=1, min_runs=3, memory=False)
@@ -101,6 +112,29 @@ def test_a_dense_artifact_in_the_list_serves_as_the_baseline(files, tmp_path):
     report = benchmark([files[1], tmp_path / "dense.onnx"], BenchConfig(batches=(1,), **QUICK))
     assert [t.artifact for t in report.timings] == ["tiny.onnx", "dense.onnx"]
     assert report.timings[0].ceiling > 1 and report.timings[1].speedup is None
+
+
+def timing(name, precision, ms, backend="ONNX Runtime cpu", batch=8):
+    return Timing(name, backend, precision, batch, ms, ms, ms, batch / ms, 10, True, None, None, None, None)
+
+
+def test_the_fastest_precision_is_named_and_a_slow_one_exposed():
+    notes = faster_here([timing("dense x", "float32", 1), timing("a.onnx", "float32", 10), timing("b.onnx", "int8", 5),
+                         timing("h.onnx", "float16", 12), timing("c.xml", "bfloat16", 20, "OpenVINO cpu")])
+    assert notes == [
+        "Batch 8: b.onnx (int8, ONNX Runtime cpu) is the fastest here, 2.00x a.onnx (float32, ONNX Runtime cpu).",
+        "Batch 8: h.onnx (float16, ONNX Runtime cpu) is NOT faster than a.onnx (float32, ONNX Runtime cpu) here: "
+        "0.83x."]
+    assert faster_here([timing("a.onnx", "float32", 10), timing("b.onnx", "float32", 5)]) == []
+
+
+@needs_openvino
+def test_openvino_is_timed_against_its_own_dense_backbone(files, tmp_path):
+    export_artifact(files[0], tmp_path / "m.xml", DeployConfig("openvino"))
+    report = benchmark([tmp_path / "m.xml", files[1]], BenchConfig(batches=(1,), **QUICK))
+    assert [(t.artifact, t.backend, t.precision) for t in report.timings] == [
+        ("dense tiny", "OpenVINO cpu", "float32"), ("dense tiny", "ONNX Runtime cpu", "float32"),
+        ("m.xml", "OpenVINO cpu", "float32"), ("tiny.onnx", "ONNX Runtime cpu", "float32")]
 
 
 def test_feeds_fit_the_artifact(files):

@@ -8,9 +8,10 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import ROOT, tiny_checkpoint
+from helpers import ROOT, photo_folder, tiny_checkpoint
 from PIL import Image
 
+from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.cli import main
 
 
@@ -30,6 +31,7 @@ def files(tmp_path_factory):
     (folder / "photos").mkdir()
     for i in range(2):
         Image.new("RGB", (50, 40), (90 * i, 20, 200)).save(folder / "photos" / f"{i}.png")
+    photo_folder(folder / "calib", 6)
     graph = folder / "tiny.onnx"
     result = dyvit("export", folder / "tiny.safetensors", "--format", "onnx", "--with-tokens", "-o", graph)
     assert result.exit_code == 0 and "16 / 8 / 4 / 2" in result.output
@@ -83,7 +85,79 @@ def test_train_and_eval_on_digits(tmp_path):
     assert json.loads((tmp_path / "e.json").read_text())["images"] == 40
 
 
+@pytest.fixture
+def gentle(monkeypatch):
+    """Tiny random models have tiny margins, and nothing here is about time."""
+    wide = PrecisionTolerance(0.0, 1.0, 0.0)
+    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", {"int8": wide})
+    monkeypatch.setattr("dyvit_deploy.pipeline.TIMED_SECONDS", 0.1)
+
+
+def test_int8_is_calibrated_compared_timed_and_written(files, tmp_path, gentle):
+    result = dyvit("export", files / "tiny.safetensors", "--int8", "--calib", files / "calib",
+                   "-o", tmp_path / "m.onnx", "--json", tmp_path / "e.json")
+    assert result.exit_code == 0, result.output
+    for words in ("18 in int8", "the speed of float32", "6 calibration images are few", "Next: dyvit check"):
+        assert words in result.output, words
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert report["passed"] and report["export"]["facts"]["lowered"]["gate"] == "passed"
+    assert dyvit("check", files / "tiny.safetensors", tmp_path / "m.onnx", "--data", files / "calib").exit_code == 0
+    assert "by mse over 6 images" in dyvit("inspect", tmp_path / "m.onnx").output
+
+
+def test_a_rejected_artifact_exits_1_with_a_reason_and_what_to_try(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", {"int8": PrecisionTolerance(1.0, 1e-6, 1.0)})
+    result = dyvit("export", files / "tiny.safetensors", "--int8", "--calib", files / "calib",
+                   "-o", tmp_path / "m.onnx")
+    assert result.exit_code == 1 and [p.name for p in tmp_path.iterdir()] == ["m.rejected.onnx"]
+    text = " ".join(result.output.split())
+    for words in ("FAILED batch 1: logits are off by", "alone costs", "--max-drop", "m.rejected.onnx", "differs"):
+        assert words in text, words
+
+
+def test_calibrate_and_reuse(files, tmp_path, gentle):
+    result = dyvit("calibrate", files / "tiny.onnx", "--data", files / "calib", "--method", "percentile", "--images", 5,
+                   "-o", tmp_path / "r.json")
+    assert result.exit_code == 0 and "blocks.0.attn.qkv/MatMul" in result.output and "--ranges" in result.output
+    result = dyvit("export", files / "tiny.safetensors", "--int8", "--ranges", tmp_path / "r.json",
+                   "-o", tmp_path / "m.onnx")
+    assert result.exit_code == 0 and "percentile over 5 images" in dyvit("inspect", tmp_path / "m.onnx").output
+
+
+def test_sensitivity_shows_a_table_and_draws_a_chart(files, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is missing: pip install 'dyvit-deploy[calib]'")
+    result = dyvit("sensitivity", files / "tiny.onnx", "--data", files / "calib", "--precision", "int8",
+                   "--chart", tmp_path / "c.svg", "--json", tmp_path / "s.json")
+    assert result.exit_code == 0 and "blocks.0.mlp.fc1" in result.output
+    assert (tmp_path / "c.svg").read_text().startswith("<?xml")
+    assert len(json.loads((tmp_path / "s.json").read_text())["layers"]) == 18
+
+
 BAD = {
+    "int8 without images": (["export", "{dir}/tiny.safetensors", "--int8", "-o", "{tmp}/x.onnx"], 2, "pass --calib"),
+    "two precisions": (["export", "{dir}/tiny.safetensors", "--int8", "--fp16", "-o", "{tmp}/x.onnx"], 2,
+                       "Give one of --fp16, --int8"),
+    "fp8 on a cpu": (["export", "{dir}/tiny.safetensors", "--fp8", "--target", "cpu", "--calib", "{dir}/calib",
+                      "-o", "{tmp}/x.onnx"], 2, "no float8; use"),
+    "fp8 below 8.9": (["export", "{dir}/tiny.safetensors", "--fp8", "--compute-capability", "8.6", "--calib",
+                       "{dir}/calib", "-o", "{tmp}/x.onnx"], 2, "needs a GPU of compute capability 8.9"),
+    "few calibration images": (["export", "{dir}/tiny.safetensors", "--int8", "--calib", "{dir}/photos",
+                                "-o", "{tmp}/x.onnx"], 1, "needs at least 4"),
+    "unknown method": (["calibrate", "{dir}/tiny.onnx", "--data", "{dir}/calib", "--method", "maxi",
+                        "-o", "{tmp}/r.json"], 2, "Did you mean 'max'"),
+    "calibrating a checkpoint": (["calibrate", "{dir}/tiny.safetensors", "--data", "{dir}/calib", "-o", "{tmp}/r.json"],
+                                 1, "not a whole ONNX file"),
+    "ranges that are none": (["export", "{dir}/tiny.safetensors", "--int8", "--ranges", "{dir}/tiny.onnx",
+                              "-o", "{tmp}/x.onnx"], 1, "holds no ranges"),
+    "missing ranges": (["export", "{dir}/tiny.safetensors", "--int8", "--ranges", "{dir}/no.json",
+                        "-o", "{tmp}/x.onnx"], 1, "does not exist"),
+    "unknown precision": (["sensitivity", "{dir}/tiny.onnx", "--data", "{dir}/calib", "--precision", "int"], 2,
+                          "Did you mean 'int8'"),
+    "chart as jpg": (["sensitivity", "{dir}/tiny.onnx", "--data", "{dir}/calib", "--chart", "{tmp}/c.jpg"], 2,
+                     ".png or .svg"),
+    "format against suffix": (["export", "{dir}/tiny.safetensors", "-o", "{tmp}/x.xml"], 2, "change -o or --format"),
+    "drop too fine": (["export", "{dir}/tiny.safetensors", "--int8", "--calib", "{dir}/calib", "--max-drop", "0.5",
+                       "-o", "{tmp}/x.onnx"], 1, "give at least 200"),
     "missing file": (["inspect", "nowhere.pth"], 1, "nowhere.pth does not exist"),
     "unknown command": (["exprot"], 2, "Did you mean 'export'"),
     "unknown option": (["export", "x", "--keep-ration", "0.7"], 2, "--keep-ratio"),

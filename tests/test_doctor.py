@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import sys
 
@@ -37,8 +38,14 @@ def test_a_backend_that_breaks_on_import_is_not_called_ready(monkeypatch, tmp_pa
 
 def test_backends_without_a_runner_are_never_called_ready():
     report = diagnose()
-    assert all(state(report, name).state in (MISSING, UNUSED, UNUSABLE) for name in ("OpenVINO", "TensorRT for RTX",
-                                                                                    "TensorRT"))
+    assert all(state(report, name).state in (MISSING, UNUSED, UNUSABLE) for name in ("TensorRT for RTX", "TensorRT"))
+
+
+def test_backends_that_are_there_say_what_they_can_do():
+    report = diagnose()
+    for name, module in (("OpenVINO", "openvino"), ("ModelOpt", "modelopt")):
+        there = importlib.util.find_spec(module) is not None
+        assert state(report, name).state == (READY if there else MISSING)
 
 
 def test_without_onnx_runtime_the_verdict_is_no(monkeypatch):

@@ -3,7 +3,7 @@ import json
 import onnx
 import pytest
 import torch
-from helpers import tiny_checkpoint
+from helpers import needs_openvino, tiny_checkpoint
 
 from dyvit_deploy import zoo
 from dyvit_deploy.config import ExportConfig, PruneConfig
@@ -12,6 +12,7 @@ from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.inspection import inspect_artifact
 from dyvit_deploy.model.checkpoint import published_name
 from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.pipeline import DeployConfig, export_artifact
 
 
 def shown(report) -> str:
@@ -32,6 +33,15 @@ def test_a_graph_tells_model_counts_interface_and_origin(tmp_path):
                   "opset", "ai.onnx 20", "TopK"):
         assert words in text, words
     json.dumps(report.to_json(), allow_nan=False)
+
+
+@needs_openvino
+def test_an_openvino_model_tells_what_it_is_compiled_to(tmp_path):
+    export_artifact(tiny_checkpoint(tmp_path), tmp_path / "m.xml", DeployConfig("openvino"))
+    report = inspect_artifact(tmp_path / "m.xml")
+    assert report.kind == "OpenVINO" and report.keep_counts == (8, 4, 2)
+    assert report.details["products as compiled here"] == "38 float32"
+    assert report.size_mib > (tmp_path / "m.bin").stat().st_size / 2**20
 
 
 def test_a_checkpoint_tells_the_same_model(tmp_path):

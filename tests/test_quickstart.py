@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,6 +8,9 @@ from dyvit_deploy import quickstart
 from dyvit_deploy.quickstart import STUDENT, TEACHER, run_quickstart
 
 pytest.importorskip("sklearn", reason="the demo data need scikit-learn: pip install 'dyvit-deploy[demo]'")
+
+
+OPENVINO = importlib.util.find_spec("openvino") is not None
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +24,17 @@ def report(tmp_path_factory):
 
 def test_every_artifact_computes_what_its_checkpoint_does(report):
     result, _ = report
-    assert result and len(result.checks) == 3
-    for row in result.rows[2:]:
+    assert result and len(result.checks) == (5 if OPENVINO else 4)
+    for row in result.rows[2:5]:
         assert row.agreement == 1.0
-    assert [row.overlap for row in result.rows[3:]] == [1.0, 1.0]
+    assert [row.overlap for row in result.rows[3:5]] == [1.0, 1.0]
+
+
+def test_int8_costs_at_most_three_tenths_of_a_point(report):
+    student, int8 = report[0].rows[1], report[0].rows[5:]
+    assert [row.artifact for row in int8] == ["digits-s-int8.onnx", *(["digits-s-int8.xml"] if OPENVINO else [])]
+    for row in int8:
+        assert row.top1 >= student.top1 - 0.003 and row.overlap >= 0.95 and row.size_mib < student.size_mib / 2
 
 
 def test_the_shipped_checkpoints_are_as_good_as_the_readme_says(report):
@@ -45,8 +56,11 @@ def test_the_shipped_checkpoints_are_small_and_say_how_they_were_made():
 def test_everything_is_written_and_every_step_names_its_command(report):
     result, lines = report
     folder = {path.name for path in Path(result.folder).iterdir()}
-    assert folder == {"digits-s.safetensors", "digits-s-dense.safetensors", "digits-s.onnx", "digits-s-dense.onnx",
-                      "digits-s-uint8.onnx", "quickstart.json"}
-    assert [line.split()[1] for line in lines] == ["export"] * 3 + ["check"] * 3 + ["eval"] * 5 + ["bench"]
+    more = {"digits-s-int8.xml", "digits-s-int8.bin"} if OPENVINO else set()
+    assert folder == more | {"digits-s.safetensors", "digits-s-dense.safetensors", "digits-s.onnx", "digits-s-dense.onnx",
+                             "digits-s-uint8.onnx", "digits-s-int8.onnx", "quickstart.json"}
+    count = 5 if OPENVINO else 4
+    assert [line.split()[1] for line in lines] == [
+        *["export"] * count, *["check"] * count, *["eval"] * (2 + count), "bench"]
     saved = json.loads((Path(result.folder) / "quickstart.json").read_text())
-    assert saved["passed"] and len(saved["rows"]) == 5
+    assert saved["passed"] and len(saved["rows"]) == 2 + count
