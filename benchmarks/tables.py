@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -51,7 +52,59 @@ def demo_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"speed": speed_table, "demo": demo_table}
+def precision_table() -> str:
+    """Every precision of one pruned model, timed in one run with the dense float32 model in ONNX Runtime."""
+    result = read("deit-s-0.7-precision.json")
+    timings = result["bench"]["timings"]
+    batches = sorted({t["batch"] for t in timings})
+    lines = [f"| {result['model']} at keep ratio {result['keep_ratio']} | "
+             + " | ".join(f"batch {batch}: images/s | against dense float32" for batch in batches) + " |",
+             "|---" * (1 + 2 * len(batches)) + "|"]
+    for name in dict.fromkeys(t["artifact"] for t in timings):
+        rows = [next(t for t in timings if t["artifact"] == name and t["batch"] == batch) for batch in batches]
+        first = rows[0]
+        kind = "dense" if first["speedup"] is None else "pruned"
+        cells = [f"{t['images_per_sec']:.1f} | {_speedup(t)}" for t in rows]
+        lines.append(f"| {kind}, {first['precision']}, {first['backend'].removesuffix(' cpu')} | {' | '.join(cells)} |")
+    machine, versions, costs = result["bench"]["machine"], result["bench"]["versions"], result["costs"]
+    gated, calibration = costs["ort-int8 with its gate"], costs["calibrate, 512 images"]
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores with AVX-512 VNNI and BF16, OpenVINO "
+                 f"{versions['openvino'].split('-')[0]}, one run (`benchmarks/precision.py`); ~ did not settle within "
+                 f"2 %. `dyvit export --int8` with 64 images, comparison and timing included, takes {gated['seconds']:.0f} s; `dyvit calibrate` with 512 images "
+                 f"{calibration['seconds']:.0f} s and {calibration['peak_rss_mib']:.0f} MiB.")
+    return "\n".join(lines)
+
+
+def _speedup(timing: dict) -> str:
+    return f"{'' if timing['stable'] else '~'}{timing['speedup']:.2f}x" if timing["speedup"] else "-"
+
+
+def accuracy_table() -> str:
+    """The demo student in every precision against float32, on all held-out scenes."""
+    result = read("demo-precision.json")
+    count = result["rows"][0]["images"]
+    lines = [f"| demo student | size | top-1, {count:,} scenes | class as float32 | kept tokens as float32 |",
+             "|---|---|---|---|---|",
+             f"| float32, PyTorch | - | {result['reference_top1']:.2%} | - | - |"]
+    for row in result["rows"]:
+        if row["name"].endswith("float32"):
+            continue
+        runtime, precision = row["name"].split("-")
+        where = {"ort": "ONNX Runtime", "openvino": "OpenVINO",
+                 "tensorrt": "graph for TensorRT" + ("*" if "emulated" in row["backend"] else "")}[runtime]
+        overlap = " / ".join(_at_least(share) for share in row["overlap"])
+        lines.append(f"| {precision}, {where} | {row['size_mib']:.1f} MiB | {row['top1']:.2%} | {row['agreement']:.2%} "
+                     f"| {overlap} |")
+    lines.append("\nGraphs for TensorRT were run by ONNX Runtime on a CPU, not by TensorRT; * rounding emulated.")
+    return "\n".join(lines)
+
+
+def _at_least(share: float) -> str:
+    """Rounded down: 99.96 % is not all."""
+    return f"{math.floor(share * 1000) / 10:.1f}%"
+
+
+TABLES = {"speed": speed_table, "demo": demo_table, "precision": precision_table, "accuracy": accuracy_table}
 
 
 def render(text: str) -> str:
