@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .catalog import list_models
     from .config import (
         CalibrationConfig,
+        DeployConfig,
         ExportConfig,
         KeepRequest,
         LoadConfig,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .inspection import inspect_artifact
     from .model.checkpoint import load_model
     from .parity import CheckConfig, Tolerance, check_artifacts, compare
-    from .pipeline import DeployConfig, export_artifact
+    from .pipeline import export_artifact
     from .quickstart import run_quickstart
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
@@ -41,8 +42,8 @@ _NAMES = {
     "calibration.collect": ("calibrate",),
     "calibration.ranges": ("Ranges",),
     "calibration.sensitivity": ("measure_sensitivity",),
-    "config": ("CalibrationConfig", "ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PrecisionConfig",
-               "PruneConfig"),
+    "config": ("CalibrationConfig", "DeployConfig", "ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig",
+               "PrecisionConfig", "PruneConfig"),
     "data.open": ("open_images",),
     "doctor": ("diagnose",),
     "errors": ("DyvitError",),
@@ -50,7 +51,7 @@ _NAMES = {
     "inspection": ("inspect_artifact",),
     "model.checkpoint": ("load_model",),
     "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
-    "pipeline": ("DeployConfig", "export_artifact"),
+    "pipeline": ("export_artifact",),
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .artifacts import own_version, write_json
-from .config import CalibrationConfig, ExportConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .config import CalibrationConfig, DeployConfig, ExportConfig, KeepRequest, LoadConfig, PrecisionConfig
 from .errors import DyvitError, did_you_mean
 from .options import (
     Numbers,
@@ -147,7 +147,7 @@ def export(checkpoint: str, target_format: str, out: str, with_tokens: bool, inp
 
     A lower precision is compared with float32 on real images: exit 1 and NAME.rejected.onnx when it differs too much.
     """
-    from .pipeline import DeployConfig, export_artifact
+    from .pipeline import export_artifact
 
     config = DeployConfig(target_format, ExportConfig(with_tokens, input_type, allow_large_k), precision, calibration)
     report = export_artifact(checkpoint, out, config, load, say=step, track=progress)

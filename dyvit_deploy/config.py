@@ -331,3 +331,21 @@ class CalibrationConfig(JsonConfig):
             raise ConfigError(f"Unknown calibration method {self.method!r}.{did_you_mean(self.method, METHODS)}")
         if self.images < 1:
             raise ConfigError(f"The number of calibration images must be at least 1, not {self.images}.")
+
+
+@dataclass(frozen=True)
+class DeployConfig(JsonConfig):
+    """What to make: `format` "onnx" or "openvino", and the interface, precision and calibration of the graph."""
+
+    format: str = "onnx"
+    export: ExportConfig = ExportConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+
+    def __post_init__(self) -> None:
+        parts: dict[str, type[JsonConfig]] = {
+            "export": ExportConfig, "precision": PrecisionConfig, "calibration": CalibrationConfig}
+        for name, kind in parts.items():
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, kind.from_dict(value))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .calibration.policy import quantizable
 from .calibration.quantize import quantize_cpu, quantize_tensorrt
 from .calibration.ranges import Ranges
+from .config import DeployConfig
 from .data.images import ImageSet, Track, no_track
 from .errors import ExportError
 from .export.precision import Raised, to_half
@@ -31,21 +32,20 @@ class Lowering:
     """Makes lowered graphs of one float32 file; what they share is computed once.
 
     Args:
-        path: the float32 file; `folder` takes drafts.
+        path: the float32 file; drafts go beside it.
         images: real ones, for overflow and for ModelOpt to look at.
         ranges: for int8 and float8.
-        io, attention: see `PrecisionConfig` and `CalibrationConfig`.
     """
 
-    def __init__(self, path: Path, choice: Choice, images: ImageSet, ranges: Ranges | None, folder: Path,
-                 io: str = "float32", attention: bool = False, track: Track[Any] = no_track) -> None:
-        self._path, self._choice, self._ranges, self._attention = path, choice, ranges, attention
-        self._images, self._io, self._folder, self._track = images, io, folder, track
+    def __init__(self, path: Path, choice: Choice, config: DeployConfig, images: ImageSet, ranges: Ranges | None,
+                 track: Track[Any] = no_track) -> None:
+        self._path, self._choice, self._images, self._ranges, self._track = path, choice, images, ranges, track
+        self._io, self._attention = config.precision.io, config.calibration.attention
         self.raised: tuple[Raised, ...] = ()
         self._base = path
         if choice.precision in QUANTIZED and choice.rest in HALF and choice.target == "tensorrt":
-            proto, self.raised = to_half(path, choice.rest, images, io, track=track)
-            self._base = folder / "rest.onnx"
+            proto, self.raised = to_half(path, choice.rest, images, self._io, track=track)
+            self._base = path.with_name("rest.onnx")
             require("onnx").save(proto, str(self._base))
 
     def lower(self, keep: Collection[str] = ()) -> Lowered:

@@ -16,7 +16,7 @@ from .bench import BenchConfig, Timing, benchmark
 from .calibration.collect import ranges_for
 from .calibration.ranges import Ranges
 from .calibration.sensitivity import LayerCost, rank_layers
-from .config import CalibrationConfig, ExportConfig, JsonConfig, LoadConfig, PrecisionConfig
+from .config import DeployConfig, LoadConfig
 from .data.images import Track, no_track
 from .data.open import open_calibration, open_gate
 from .errors import ConfigError, ExportError
@@ -36,16 +36,6 @@ BATCHES = (1, 8)                            # at which the gate compares
 TIMED_BATCH, TIMED_SECONDS = 8, 5.0
 BLAME_IMAGES, BLAMED = 16, 3
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class DeployConfig(JsonConfig):
-    """What to make: `format` "onnx" or "openvino", and the interface, precision and calibration of the graph."""
-
-    format: str = "onnx"
-    export: ExportConfig = ExportConfig()
-    precision: PrecisionConfig = PrecisionConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
 
 
 @dataclass(frozen=True)
@@ -189,8 +179,7 @@ class _Lowered:
             self.ranges = ranges_for(self.parent, images, config.calibration, self.track)
             self.notes += self.ranges.notes
         self.say(f"lowering to {self.choice.precision} for {self.choice.target}")
-        lowering = Lowering(self.parent, self.choice, images, self.ranges, self.folder, config.precision.io,
-                            config.calibration.attention, self.track)
+        lowering = Lowering(self.parent, self.choice, config, images, self.ranges, self.track)
         lowered, drop = self._lower(lowering)
         self.notes += [str(raised) for raised in lowering.raised]
         candidate = self._write(lowered, self.folder / f"candidate{path.suffix}", "not run", tokens=True)

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from .artifacts import atomic_write, make_folder, size_mib, write_json
 from .bench import BenchConfig, BenchReport, benchmark
-from .config import CalibrationConfig, ExportConfig, PrecisionConfig
+from .config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .data.images import Track, no_track
 from .optional import installed, require
 from .parity import CheckConfig, ParityReport, check_artifacts
-from .pipeline import DeployConfig, export_artifact
+from .pipeline import export_artifact
 from .runners.evaluate import EvalReport, evaluate_artifact
 
 DEMO = Path(__file__).parent / "demo"

@@ -16,10 +16,10 @@ from dyvit_deploy.bench import (
     make_feed,
     peak_memory,
 )
-from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
+from dyvit_deploy.config import DeployConfig, ExportConfig, KeepRequest, LoadConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.pipeline import DeployConfig, export_artifact
+from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.open import open_runner
 
 QUICK = dict(seconds=0.2, warmup=1, min_runs=3, memory=False)

@@ -6,13 +6,13 @@ import torch
 from helpers import needs_openvino, tiny_checkpoint
 
 from dyvit_deploy import zoo
-from dyvit_deploy.config import ExportConfig, PruneConfig
+from dyvit_deploy.config import DeployConfig, ExportConfig, PruneConfig
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.inspection import inspect_artifact
 from dyvit_deploy.model.checkpoint import published_name
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.pipeline import DeployConfig, export_artifact
+from dyvit_deploy.pipeline import export_artifact
 
 
 def shown(report) -> str:

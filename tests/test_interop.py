@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers import needs_modelopt, photo_folder, tiny_checkpoint, tiny_images, tiny_model
 
-from dyvit_deploy.config import CalibrationConfig, ExportConfig, PrecisionConfig
+from dyvit_deploy.config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.pipeline import DeployConfig, export_artifact
+from dyvit_deploy.pipeline import export_artifact
 
 
 @pytest.fixture(scope="module", params=["float32", "uint8"])

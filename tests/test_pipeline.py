@@ -12,11 +12,11 @@ from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.artifacts import ArtifactFacts
 from dyvit_deploy.bench import BenchConfig, benchmark
 from dyvit_deploy.calibration.collect import calibrate
-from dyvit_deploy.config import CalibrationConfig, ExportConfig, PrecisionConfig
+from dyvit_deploy.config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 from dyvit_deploy.graph import graph_facts, load_graph, product_precisions
 from dyvit_deploy.parity import check_artifacts
-from dyvit_deploy.pipeline import DeployConfig, export_artifact
+from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.open import open_runner
 
 pytestmark = pytest.mark.usefixtures("quick_export")
