@@ -111,7 +111,7 @@ def require_file(path: str | Path) -> Path:
 
 def size_mib(path: Path) -> float:
     """Size of an artifact in MiB; an OpenVINO model is its .xml and the .bin beside it."""
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    files = [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
     return sum(file.stat().st_size for file in files) / 2**20
 
 

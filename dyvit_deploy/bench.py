@@ -70,7 +70,8 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class Timing:
-    """One artifact at one batch size; `precision` is what its products are computed in.
+    """One artifact at one batch size; `precision` is what its products are computed in. `stand_in` marks a
+    dense backbone with random weights that was built to compare with.
 
     Latencies are milliseconds for the whole batch; `images_per_sec` is batch over the median.
     `peak_rss_mib` is the peak resident memory of a process that loads the artifact and runs this
@@ -92,6 +93,7 @@ class Timing:
     gmacs: float | None
     speedup: float | None
     ceiling: float | None
+    stand_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class _Candidate:
     path: str
     gmacs: float | None
     baseline: _Candidate | None = None
+    stand_in: bool = False
 
 
 def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(), load: LoadConfig = LoadConfig(),
@@ -159,6 +162,8 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         for batch in track(config.batches, "timing", len(config.batches)):
             timings += _time_batch(candidates, batch, config, load)
     notes += faster_here(timings)
+    notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
+              for c in candidates if c.runner.facts and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
     if any(not t.stable for t in timings):
         notes.append(f"Rows marked ~ did not settle within {config.stable:.0%} in {config.seconds:g} s; "
                      "quiet the machine or raise --seconds.")
@@ -191,7 +196,7 @@ def _with_baselines(candidates: list[_Candidate], config: BenchConfig, folder: P
         else:
             if kind not in dense:
                 dense[kind] = opened(_dense_baseline(runner, folder / f"dense-{len(built)}"))
-                dense[kind].runner.name = f"dense {runner.facts.model.name}"
+                dense[kind].runner.name, dense[kind].stand_in = f"dense {runner.facts.model.name}", True
                 built.append(dense[kind])
             candidate.baseline = dense[kind]
     return [*built, *candidates], notes
@@ -253,20 +258,24 @@ def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = N
 
 
 def faster_here(timings: Sequence[Timing]) -> list[str]:
-    """Which precision is fastest on this machine at each batch size, and which ones only look as if they were."""
+    """Which precision is fastest on this machine at each batch size, and which ones only look as if they were.
+
+    Compared are artifacts of one cost (`gmacs`), so of one model and schedule.
+    """
     notes = []
-    for batch in sorted({t.batch for t in timings}):
-        rows = [t for t in timings if t.batch == batch and not t.artifact.startswith("dense ")]
-        if len({t.precision for t in rows}) < 2:
-            continue
-        first, *others = sorted(rows, key=lambda t: t.latency_ms_p50)
-        ratio = others[0].latency_ms_p50 / first.latency_ms_p50
-        notes.append(f"Batch {batch}: {_who(first)} is the fastest here, {ratio:.2f}x {_who(others[0])}.")
-        for lower in rows:
-            same = [t for t in rows if t.backend == lower.backend and lower.precision != "float32"
-                    and t.precision == "float32" and t.latency_ms_p50 <= lower.latency_ms_p50]
+    for batch, gmacs in dict.fromkeys((t.batch, t.gmacs) for t in timings):
+        rows = sorted((t for t in timings if (t.batch, t.gmacs, t.stand_in) == (batch, gmacs, False)),
+                      key=lambda t: t.latency_ms_p50)
+        if len({t.precision for t in rows}) > 1:
+            ratio = rows[1].latency_ms_p50 / rows[0].latency_ms_p50
+            notes.append(f"Batch {batch}: {_who(rows[0])} is the fastest here, {ratio:.2f}x {_who(rows[1])}.")
+        for lower in (t for t in rows if t.precision != "float32"):
+            faster = [t for t in rows if (t.backend, t.precision) == (lower.backend, "float32")
+                      and t.latency_ms_p50 <= lower.latency_ms_p50]
             notes += [f"Batch {batch}: {_who(lower)} is NOT faster than {_who(t)} here: "
-                      f"{t.latency_ms_p50 / lower.latency_ms_p50:.2f}x." for t in same]
+                      f"{t.latency_ms_p50 / lower.latency_ms_p50:.2f}x." for t in faster]
+            if lower.speedup is not None and lower.speedup < 1 and not faster:
+                notes.append(f"Batch {batch}: {_who(lower)} is NOT faster than its baseline: {lower.speedup:.2f}x.")
     return notes
 
 
@@ -287,7 +296,7 @@ def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfi
             batch / median, len(seconds), is_stable(seconds, config.stable),
             peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
             candidate.gmacs, medians[id(base)] / median if base else None,
-            base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None))
+            base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in))
     return rows
 
 

@@ -177,7 +177,7 @@ def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--precision", default="int8", show_default=True, metavar="[int8|float8|float16|bfloat16]",
+@click.option("--precision", default="int8", show_default=True, metavar="[int8|fp8|fp16|bf16]",
               help="What to lower each layer to.")
 @click.option("--chart", callback=drawable, help="Also draw the costliest layers, as .png or .svg.")
 @calibration_options("--data", required=True)
@@ -189,6 +189,7 @@ def sensitivity(model: str, precision: str, chart: str | None, calibration: Cali
 
     report = measure_sensitivity(model, precision, calibration, progress)
     show(report, json_file)
+    skipped_notes(report.skipped)
     if chart:
         report.chart(chart)
 
@@ -199,17 +200,17 @@ def sensitivity(model: str, precision: str, chart: str | None, calibration: Cali
 @click.option("--data", help="An image folder or digits; without it noise, which proves less.")
 @click.option("--images", type=int, default=64, show_default=True, help="At most this many.")
 @click.option("--batch", type=Numbers(int), default="1,8", show_default=True, help="Batch sizes of the candidate.")
-@click.option("--tolerance", type=float, help="Largest logit error, relative to logits above 1; default by precision.")
+@click.option("--tolerance", type=float, help="Largest logit error, in place of the precision's own bound.")
 @load_options
 @device_option
 @json_option
 def check(reference: str, candidate: str, data: str | None, images: int, batch: tuple[int, ...],
           tolerance: float | None, load: LoadConfig, device: str | None, json_file: str | None) -> None:
     """Compare two artifacts; exit 1 when they disagree."""
-    from .parity import CheckConfig, Tolerance, check_artifacts
+    from .parity import CheckConfig, check_artifacts
 
-    allowed = None if tolerance is None else Tolerance(logits=tolerance)
-    report = check_artifacts(reference, candidate, data, CheckConfig(images, batch, allowed, device), load, progress)
+    config = CheckConfig(images, batch, error=tolerance, device=device)
+    report = check_artifacts(reference, candidate, data, config, load, progress)
     show(report, json_file)
     skipped_notes(report.skipped)
     for line in report.notes:
@@ -223,7 +224,7 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 @click.option("--batch", type=Numbers(int), default="1,8,32", show_default=True, help="Batch sizes.")
 @click.option("--baseline", help="Compare with this artifact instead of the dense backbone.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Time limit per batch size.")
-@click.option("--threads", type=int, default=0, help="Threads of ONNX Runtime; default: all cores.")
+@click.option("--threads", type=int, default=0, help="Threads of ONNX Runtime and OpenVINO; default: all cores.")
 @load_options
 @device_option
 @json_option

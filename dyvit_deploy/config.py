@@ -21,6 +21,10 @@ STEMS = ("linear", "conv")
 INPUTS = ("float32", "uint8")
 WEIGHTS = ("auto", "model", "ema")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
+HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
+TARGETS = ("cpu", "tensorrt")
+# As people type them.
+ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 METHODS = ("max", "percentile", "mse", "entropy")
 
 T = TypeVar("T", bound="JsonConfig")
@@ -302,9 +306,11 @@ class PrecisionConfig(JsonConfig):
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", PRECISIONS), ("io", ("float32", "float16"))):
-            value = getattr(self, name)
-            if value not in choices:
+        for name, choices in (("precision", PRECISIONS), ("target", TARGETS), ("rest", ("float32", *HALF)),
+                              ("io", ("float32", "float16"))):
+            value = ALIASES.get(getattr(self, name), getattr(self, name))
+            object.__setattr__(self, name, value)
+            if value is not None and value not in choices:
                 raise ConfigError(f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"A drop is given in points from 0 to 100, not {self.max_drop}.")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .artifacts import library_versions
+from .errors import reason
 from .optional import installed, require
 
 READY, MISSING, UNUSABLE, UNUSED = "ready", "not installed", "installed, not usable", "installed, not used yet"
@@ -117,9 +118,8 @@ def _examine(probe: _Probe) -> Backend:
         require(probe.module)
         devices = probe.devices()
     except (ImportError, OSError, RuntimeError, AttributeError) as error:   # the ways a broken library fails
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         repair = f"pip install --force-reinstall {probe.distributions[0]}"
-        return Backend(probe.name, UNUSABLE, version, reason, probe.does, repair)
+        return Backend(probe.name, UNUSABLE, version, reason(error), probe.does, repair)
     return Backend(probe.name, READY if probe.used else UNUSED, version, devices, probe.does, None)
 
 

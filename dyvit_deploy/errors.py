@@ -64,3 +64,10 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     close = difflib.get_close_matches(word, choices, n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Choose one of: {', '.join(choices)}."
+
+
+def reason(error: BaseException, last: bool = False) -> str:
+    """One line of a foreign error's message (the `last` one where a library begins with its source files),
+    without its full stop; the error's class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1 if last else 0].rstrip(".") if lines else type(error).__name__

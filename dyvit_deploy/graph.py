@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .artifacts import METADATA_KEY, ArtifactFacts
-from .errors import ArtifactError
+from .errors import ArtifactError, reason
 from .optional import require
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -49,7 +49,7 @@ def load_graph(path: str | Path, weights: bool = True) -> Any:
     try:
         return onnx.load(str(path), load_external_data=weights)
     except Exception as error:                                             # protobuf and onnx share no base class
-        raise ArtifactError(f"{path} is not a whole ONNX file ({str(error).splitlines()[0]}); "
+        raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
                             "make or copy it again.") from error
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .artifacts import ArtifactFacts, require_file, sha256, size_mib
 from .config import ModelConfig, PruneConfig
-from .errors import ArtifactError, CheckpointError
+from .errors import ArtifactError, BackendError, CheckpointError, reason
 from .graph import graph_facts, load_graph, product_precisions, summary
 from .optional import require
 from .runners.open import is_checkpoint, unknown_kind
@@ -137,7 +137,7 @@ def _inspect_onnx(path: Path) -> InspectReport:
     try:
         onnx.checker.check_model(str(path))                                # by path: weights may lie beside it
     except onnx.checker.ValidationError as error:
-        raise ArtifactError(f"{path} is not a whole ONNX file ({str(error).splitlines()[0]}); "
+        raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
                             "make or copy it again.") from error
     operators = collections.Counter(node.op_type for node in proto.graph.node)
     details = {
@@ -151,13 +151,17 @@ def _inspect_onnx(path: Path) -> InspectReport:
 
 
 def _inspect_openvino(path: Path) -> InspectReport:
-    from .runners.openvino import OpenVINORunner
+    from .runners.openvino import OpenVINORunner, read_openvino
 
-    with OpenVINORunner(path) as runner:
-        shape = ", ".join("any" if side is None else str(side) for side in runner.input.shape)
-        details = {"inputs": f"{runner.input.name} {runner.input.dtype} [{shape}]",
-                   "products as compiled here": _counts(runner.compiled_precisions())}
-        return _report(path, "OpenVINO", runner.facts, details, None)
+    _, facts = read_openvino(path)
+    try:
+        with OpenVINORunner(path) as runner:
+            shape = ", ".join("any" if side is None else str(side) for side in runner.input.shape)
+            details = {"inputs": f"{runner.input.name} {runner.input.dtype} [{shape}]",
+                       "products as compiled here": _counts(runner.compiled_precisions())}
+    except BackendError as error:                                          # a precision that this CPU does not have
+        details = {"here": str(error)}
+    return _report(path, "OpenVINO", facts, details, None)
 
 
 def _counts(values: dict[str, int]) -> str:

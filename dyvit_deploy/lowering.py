@@ -8,17 +8,14 @@ from typing import Any, NamedTuple
 from .calibration.policy import quantizable
 from .calibration.quantize import quantize_cpu, quantize_tensorrt
 from .calibration.ranges import Ranges
-from .config import DeployConfig
+from .config import HALF, QUANTIZED, DeployConfig
 from .data.images import ImageSet, Track, no_track
-from .errors import ExportError
-from .export.precision import Raised, to_half
+from .errors import ExportError, reason
+from .export.precision import Raised, near_overflow, to_half
 from .graph import load_graph, on_score_path, product_precisions
 from .optional import require
 from .runners.ort import OrtRunner
 from .targets import Choice
-
-HALF = ("float16", "bfloat16")
-QUANTIZED = ("int8", "float8")
 
 
 class Lowered(NamedTuple):
@@ -39,14 +36,16 @@ class Lowering:
 
     def __init__(self, path: Path, choice: Choice, config: DeployConfig, images: ImageSet, ranges: Ranges | None,
                  track: Track[Any] = no_track) -> None:
-        self._path, self._choice, self._images, self._ranges, self._track = path, choice, images, ranges, track
+        self._path, self._choice, self._images, self._ranges = path, choice, images, ranges
         self._io, self._attention = config.precision.io, config.calibration.attention
         self.raised: tuple[Raised, ...] = ()
         self._base = path
-        if choice.precision in QUANTIZED and choice.rest in HALF and choice.target == "tensorrt":
-            proto, self.raised = to_half(path, choice.rest, images, self._io, track=track)
+        quantized = choice.precision in QUANTIZED
+        if "float16" in (choice.precision, choice.rest if quantized else None):
+            self.raised = near_overflow(path, images, track)
+        if quantized and choice.rest == "float16":
             self._base = path.with_name("rest.onnx")
-            require("onnx").save(proto, str(self._base))
+            require("onnx").save(to_half(path, choice.rest, images, self.raised, self._io), str(self._base))
 
     def lower(self, keep: Collection[str] = ()) -> Lowered:
         """The graph in the chosen precision, except for the products named in `keep`.
@@ -58,14 +57,15 @@ class Lowering:
         if precision in HALF and self._choice.format == "openvino":
             proto = load_graph(self._path)                                 # the runtime lowers it, by a hint
         elif precision in HALF:
-            proto, self.raised = to_half(self._path, precision, self._images, self._io, keep, self._track)
+            proto = to_half(self._path, precision, self._images, self.raised, self._io, keep)
         else:
             assert self._ranges is not None
             products = [p for p in quantizable(load_graph(self._path), self._attention) if p.name not in keep]
             if target == "cpu":
                 proto = quantize_cpu(self._path, self._ranges, products)
             else:
-                feed = OrtRunner(self._base).prepare(next(self._images.batches(2)).images)
+                with OrtRunner(self._base, device="cpu") as runner:
+                    feed = runner.prepare(next(self._images.batches(2)).images)
                 proto = quantize_tensorrt(self._base, precision, self._ranges, products, feed)
         return Lowered(proto, self._check(proto, keep))
 
@@ -75,7 +75,7 @@ class Lowering:
         try:
             onnx.checker.check_model(proto)
         except onnx.checker.ValidationError as error:
-            raise ExportError(f"The lowered graph is not valid ONNX ({str(error).splitlines()[0]}); report this to us."
+            raise ExportError(f"The lowered graph is not valid ONNX ({reason(error)}); report this to us."
                               ) from error
         precision = self._choice.precision
         if precision == "bfloat16" and self._choice.format == "openvino":

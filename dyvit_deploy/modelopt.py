@@ -4,9 +4,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from .errors import ExportError, reason
 from .optional import require
 
 EXTRA = "calib"
@@ -24,6 +25,16 @@ def require_modelopt(module: str = "modelopt.onnx") -> Any:
         require(needed, extra=EXTRA)
     with quiet():
         return require(module, extra=EXTRA)
+
+
+def run(function: Callable[..., Any], what: str, *arguments: Any, **options: Any) -> Any:
+    """Calls a function of ModelOpt; ExportError says that it could not `what`."""
+    with quiet():
+        try:
+            return function(*arguments, **options)
+        except Exception as error:                                         # it raises what its five libraries raise
+            raise ExportError(f"ModelOpt could not {what} ({reason(error)}); try another version of nvidia-modelopt."
+                              ) from error
 
 
 @contextlib.contextmanager

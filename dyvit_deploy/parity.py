@@ -48,12 +48,13 @@ class Tolerance:
 class CheckConfig:
     """How to compare: at most `images` images, the candidate at every batch size of `batches`.
 
-    `tolerance` None is that of the lower precision of the two.
+    `tolerance` None is that of the lower precision of the two; `error` replaces its bound on logits.
     """
 
     images: int = 64
     batches: tuple[int, ...] = (1, 8)
     tolerance: Tolerance | PrecisionTolerance | None = None
+    error: float | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
         DataError: the artifacts know other numbers of classes, or keep other numbers of tokens.
         BackendError: the images do not fit an artifact, or it fails on them.
     """
-    tolerance = config.tolerance or default_tolerance(reference, candidate)
+    tolerance = config.tolerance or default_tolerance(reference, candidate, config.error)
     fixed = candidate.input.shape[0]
     sizes = (fixed,) if fixed else tuple(sorted(set(config.batches)))
     largest = max(sizes)
@@ -199,10 +200,13 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
                         tuple(images.skipped))
 
 
-def default_tolerance(reference: Runner, candidate: Runner) -> Tolerance | PrecisionTolerance:
+def default_tolerance(reference: Runner, candidate: Runner, error: float | None = None,
+                      ) -> Tolerance | PrecisionTolerance:
     """That of the candidate's precision, or of the reference's where only that is lower than float32."""
     lower = [TOLERANCES[r.precision] for r in (candidate, reference) if r.precision in TOLERANCES]
-    return lower[0] if lower else Tolerance()
+    if not lower:
+        return Tolerance() if error is None else Tolerance(logits=error)
+    return lower[0] if error is None else dataclasses.replace(lower[0], error=error)
 
 
 def _notes(reference: Runner, candidate: Runner, images: ImageSet) -> list[str]:

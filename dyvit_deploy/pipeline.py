@@ -11,19 +11,19 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_file, size_mib
+from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, size_mib
 from .bench import BenchConfig, Timing, benchmark
-from .calibration.collect import ranges_for
+from .calibration.collect import examine, ranges_for
 from .calibration.ranges import Ranges
-from .calibration.sensitivity import LayerCost, rank_layers
-from .config import DeployConfig, LoadConfig
+from .calibration.sensitivity import LayerCost, percent, rank_layers
+from .config import QUANTIZED, CalibrationConfig, DeployConfig, LoadConfig
 from .data.images import Track, no_track
-from .data.open import open_calibration, open_gate
-from .errors import ConfigError, ExportError
+from .data.open import check_source, open_calibration, open_gate
+from .errors import ConfigError, DataError, ExportError
 from .export.onnx import ExportReport, export_onnx
 from .export.openvino import write_openvino
 from .graph import keep_outputs, load_graph, product_precisions, set_facts, summary
-from .lowering import QUANTIZED, Lowered, Lowering
+from .lowering import Lowered, Lowering
 from .modelopt import require_modelopt
 from .optional import require
 from .parity import CheckConfig, ParityReport, compare
@@ -110,7 +110,7 @@ def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConf
         DataError: calibration images or ranges that cannot be used.
         ExportError: the graph is not what was asked for.
     """
-    choice = _checked(Path(path), config)
+    choice = _checked(Path(checkpoint), Path(path), config)
     say(f"exporting {checkpoint}")
     with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name:
         if choice.precision == "float32":
@@ -118,24 +118,40 @@ def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConf
         parent = Path(name) / "float32.onnx"
         whole = dataclasses.replace(config.export, with_tokens=True)       # the gate compares them
         report = export_onnx(checkpoint, parent, whole, load)
-        return _Lowered(parent, report, choice, config, say, track).finish(Path(path))
+        return _Delivery(parent, report, choice, config, say, track).finish(Path(path))
 
 
-def _checked(path: Path, config: DeployConfig) -> Choice:
-    """The resolved request, after everything that can be refused before the work."""
+def _checked(checkpoint: Path, path: Path, config: DeployConfig) -> Choice:
+    """The resolved request, after what can be refused before the work."""
     choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16())
-    wanted, calibration = SUFFIXES[choice.format], config.calibration
-    if path.suffix.lower() != wanted and (choice.format == "openvino" or path.suffix.lower() in SUFFIXES.values()):
-        raise ConfigError(f"--format {choice.format} writes {wanted} files, not {path.name}; change -o or --format.")
-    check_target(path)
+    _check_target(checkpoint, path, choice)
+    calibration, wishes = config.calibration, config.precision
+    if choice.precision == "float32" and (calibration != CalibrationConfig() or wishes.max_drop is not None):
+        raise ConfigError("Calibration and --max-drop are for a lower precision; add --int8, --fp8, --fp16 or --bf16.")
     if choice.precision in QUANTIZED and not (calibration.data or calibration.ranges or calibration.allow_noise):
         raise ConfigError(f"{choice.precision} is calibrated on images: pass --calib FOLDER, or reuse --ranges FILE "
                           "(--allow-random-calib tries it on noise).")
+    if wishes.max_drop is not None and (choice.format, choice.precision) == ("openvino", "bfloat16"):
+        raise ConfigError("OpenVINO's bfloat16 is one switch for all layers; --max-drop works with --int8.")
+    if calibration.data:
+        check_source(calibration.data)
     if calibration.ranges:
-        require_file(calibration.ranges)
+        Ranges.load(calibration.ranges)
     if choice.precision != "float32" and (choice.target == "tensorrt" or choice.precision == "float16"):
         require_modelopt()
     return choice
+
+
+def _check_target(checkpoint: Path, path: Path, choice: Choice) -> None:
+    """Raises ConfigError or ArtifactError when `path` cannot be the artifact."""
+    wanted = SUFFIXES[choice.format]
+    if path.suffix.lower() != wanted and (choice.format == "openvino" or path.suffix.lower() in SUFFIXES.values()):
+        raise ConfigError(f"--format {choice.format} writes {wanted} files, not {path.name}; change -o or --format.")
+    check_target(path)
+    if choice.format == "openvino":
+        weights = check_target(path.with_suffix(".bin"))
+        if weights.exists() and (not path.exists() or (checkpoint.exists() and weights.samefile(checkpoint))):
+            raise ConfigError(f"{weights} exists and would be overwritten; choose another -o.")
 
 
 def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, load: LoadConfig,
@@ -156,7 +172,7 @@ def _written(report: ExportReport, path: Path, facts: ArtifactFacts, nodes: int 
                                outputs=tuple(outputs or report.outputs), size_mib=size_mib(path))
 
 
-class _Lowered:
+class _Delivery:
     """One lowered artifact on its way from its float32 parent to its place."""
 
     def __init__(self, parent: Path, report: ExportReport, choice: Choice, config: DeployConfig, say: Say,
@@ -165,59 +181,72 @@ class _Lowered:
         self.say, self.track, self.folder = say, track, parent.parent
         self.notes: list[str] = []
         self.ranges: Ranges | None = None
+        self.source = config.calibration.data or self._recorded_source()
 
     def finish(self, path: Path) -> DeployReport:
         """Lowers, compares, times, writes."""
-        config = self.config
-        images = open_calibration(config.calibration.data or self._source(), self._model, config.calibration.images)
-        if images.name == "noise":
+        calibration = self.config.calibration
+        images = open_calibration(self.source, self._model, calibration.images)
+        if self.source is None:
             self.notes.append("No images were given: noise chose what stays float32, and was compared on; pass "
                               "--calib FOLDER to do both on real images.")
+        else:
+            self.notes += examine(images, calibration.allow_noise)
         if self.choice.precision in QUANTIZED:
-            self.say(f"calibrating on {images.name}" if not config.calibration.ranges
-                     else f"reusing {config.calibration.ranges}")
-            self.ranges = ranges_for(self.parent, images, config.calibration, self.track)
-            self.notes += self.ranges.notes
+            self.say(f"reusing {calibration.ranges}" if calibration.ranges else f"calibrating on {images.name}")
+            self.ranges = ranges_for(self.parent, images, calibration, self.track)
         self.say(f"lowering to {self.choice.precision} for {self.choice.target}")
-        lowering = Lowering(self.parent, self.choice, config, images, self.ranges, self.track)
+        lowering = Lowering(self.parent, self.choice, self.config, images, self.ranges, self.track)
         lowered, drop = self._lower(lowering)
         self.notes += [str(raised) for raised in lowering.raised]
-        candidate = self._write(lowered, self.folder / f"candidate{path.suffix}", "not run", tokens=True)
-        gate = self._gate(candidate) if config.precision.gate else None
+        candidate = self._write(lowered, self.folder / f"candidate{SUFFIXES[self.choice.format]}", "not run", True)
+        products = self._compiled(candidate) or summary(product_precisions(lowered.proto).values())
+        gate = self._gate(candidate) if self.config.precision.gate else None
         passed = (gate is None or bool(gate)) and not (drop and drop.failures)
         blame = () if passed else self._blame()
         timing = self._time(candidate) if passed else None
-        target = path if passed else path.with_suffix(f".rejected{path.suffix}")
-        verdict = "not run" if gate is None else "passed" if passed else "rejected"
-        self._write(lowered, target, verdict, tokens=config.export.with_tokens)
-        report = _written(self.report, target, self._facts(lowered, verdict), len(lowered.proto.graph.node),
-                          self.report.outputs if config.export.with_tokens else ("logits",))
-        products = self._compiled(candidate) or summary(product_precisions(lowered.proto).values())
+        rejected = path.with_suffix(f".rejected{path.suffix}")
+        for other, what in ((rejected, "rejected"), (path, "accepted")):
+            if other != (path if passed else rejected) and other.exists():
+                self.notes.append(f"{other}, {what} in an earlier run, was left as it is.")
+        verdict = "rejected" if not passed else "passed" if gate is not None else "not run"
+        target = self._write(lowered, path if passed else rejected, verdict, self.config.export.with_tokens)
+        report = _written(self.report, target, self._facts(lowered, verdict), self.nodes,
+                          self.report.outputs if self.config.export.with_tokens else ("logits",))
         return DeployReport(report, products, lowered.kept, gate, drop, timing, blame, tuple(self.notes))
 
     @property
     def _model(self) -> Any:
         return self.report.facts.model
 
-    def _source(self) -> str | None:
-        """The data that reused ranges were collected on."""
-        ranges = self.config.calibration.ranges
-        return Ranges.load(ranges).source.removesuffix(":train") if ranges else None
+    def _recorded_source(self) -> str | None:
+        """The data that reused ranges were collected on; DataError when they are gone."""
+        if not self.config.calibration.ranges:
+            return None
+        source = Ranges.load(self.config.calibration.ranges).source.removesuffix(":train")
+        if source == "noise":
+            return None
+        try:
+            check_source(source)
+        except DataError as error:
+            raise DataError(f"The ranges were collected on {source}, which is not here to compare on; pass --calib "
+                            "FOLDER with images.") from error
+        return source
 
     def _lower(self, lowering: Lowering) -> tuple[Lowered, Drop | None]:
         allowed = self.config.precision.max_drop
         if allowed is None:
             return lowering.lower(), None
+        judged = open_gate(self.source, self._model, IMAGES)
+        with open_runner(self.parent, device="cpu") as parent:
+            meter = DropMeter(parent, judged, allowed)
         self.say("measuring what each layer costs")
         ranked = self._ranked()
-        judged = open_gate(self.config.calibration.data or self._source(), self._model, IMAGES)
-        with open_runner(self.parent) as parent:
-            meter = DropMeter(parent, judged, allowed)
 
         def measure(keep: Sequence[str]) -> float:
             trial = self.folder / f"trial{SUFFIXES[self.choice.format]}"
             self._write(lowering.lower(keep), trial, "not run", tokens=True)
-            with open_runner(trial) as runner:
+            with open_runner(trial, device="cpu") as runner:
                 points = meter.points(runner)
             self.say(f"{len(keep)} layers kept in higher precision: {points:+.2f} points lost")
             return points
@@ -240,10 +269,11 @@ class _Lowered:
         facts = self._facts(lowered, gate)
         proto = lowered.proto if tokens else keep_outputs(lowered.proto, ["logits"])
         set_facts(proto, facts)
-        graph = path if path.suffix == ".onnx" else self.folder / "graph.onnx"
+        self.nodes = len(proto.graph.node)
+        graph = path if self.choice.format == "onnx" else self.folder / "graph.onnx"
         with atomic_write(graph) as temporary:
             require("onnx").save(proto, str(temporary))
-        if graph != path:
+        if self.choice.format == "openvino":
             write_openvino(graph, path, facts)
         return path
 
@@ -260,23 +290,22 @@ class _Lowered:
 
     def _gate(self, candidate: Path) -> ParityReport:
         self.say("comparing with float32")
-        calibration = self.config.calibration
-        images = open_gate(calibration.data or self._source(), self._model, calibration.images)
+        images = open_gate(self.source, self._model, self.config.calibration.images)
         with open_runner(self.parent, device="cpu") as reference, open_runner(candidate, device="cpu") as runner:
             reference.name, runner.name = "float32", self.choice.precision
             report = compare(reference, runner, images, CheckConfig(len(images), BATCHES), self.track)
-        self.notes += [note for note in report.notes if "noise" not in note]
+        self.notes += [f"{line} (skipped)" for line in report.skipped]
         return report
 
     def _blame(self) -> tuple[str, ...]:
         self.say("looking for the layers to blame")
-        return tuple(f"{layer.layer} alone costs a logit error of {100 * layer.error:.3g} %"
+        return tuple(f"{layer.layer} alone costs a logit error of {percent(layer.error)}"
                      for layer in self._ranked()[:BLAMED])
 
     def _ranked(self) -> tuple[LayerCost, ...]:
         """The layers, costliest first, on few images: their order needs no more."""
         calibration = self.config.calibration
-        few = open_calibration(calibration.data or self._source(), self._model, min(BLAME_IMAGES, calibration.images))
+        few = open_calibration(self.source, self._model, min(BLAME_IMAGES, calibration.images))
         report = rank_layers(self.parent, self.choice.precision, self.ranges, few, calibration.attention, self.track)
         return report.layers
 
@@ -286,7 +315,8 @@ class _Lowered:
             self.notes.append("Not timed: TensorRT needs a GPU. Build the engine, then dyvit bench.")
             return None
         self.say("timing")
-        config = BenchConfig((TIMED_BATCH,), TIMED_SECONDS, baseline=self.parent, device="cpu", memory=False)
+        config = BenchConfig((TIMED_BATCH,), TIMED_SECONDS, warmup=1, min_runs=3, baseline=self.parent, device="cpu",
+                             memory=False)
         timing = benchmark([candidate], config).timings[-1]
         if timing.speedup is not None and timing.speedup < 1:
             self.notes.append(f"{self.choice.precision} is SLOWER than float32 on this machine: {timing.speedup:.2f}x.")

@@ -15,6 +15,7 @@ from .artifacts import atomic_write, make_folder, size_mib, write_json
 from .bench import BenchConfig, BenchReport, benchmark
 from .config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .data.images import Track, no_track
+from .errors import ExportError
 from .optional import installed, require
 from .parity import CheckConfig, ParityReport, check_artifacts
 from .pipeline import export_artifact
@@ -86,7 +87,9 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     exports = _exports(student, dense, folder)
     for source, path, config, options in exports:
         say(f"dyvit export {source} {options} -o {path}")
-        export_artifact(source, path, config, track=track)
+        exported = export_artifact(source, path, config, track=track)
+        if not exported:
+            raise ExportError(f"{path} was rejected: {exported.failures[0]}; see {exported.export.path}.")
     checks = {}
     for source, path, _, _ in exports:
         say(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES} --batch 1,{TABLE_BATCH}")

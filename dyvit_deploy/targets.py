@@ -3,12 +3,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import PrecisionConfig
+from .config import QUANTIZED, PrecisionConfig
 from .errors import ConfigError, did_you_mean
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 FORMATS = tuple(SUFFIXES)
-TARGETS = ("cpu", "tensorrt")
 FLAGS = {"float32": "float32 (no flag)", "float16": "--fp16", "bfloat16": "--bf16", "int8": "--int8", "float8": "--fp8"}
 
 
@@ -54,8 +53,6 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool) -> Cho
     targets = [target for known, target in SUPPORT if known == format]
     able = [target for target in targets if config.precision in SUPPORT[format, target].precisions]
     target = config.target or next(iter(able or targets))
-    if target not in TARGETS:
-        raise ConfigError(f"Unknown target {target!r}.{did_you_mean(target, TARGETS)}")
     if target not in targets:
         raise ConfigError(f"--format {format} cannot be made for {target}; leave out --target.")
     support = SUPPORT[format, target]
@@ -65,13 +62,13 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool) -> Cho
     _check_hardware(config, target, support, cpu_has_bfloat16)
     rests = [rest for rest in support.rests if rest != "bfloat16" or cpu_has_bfloat16]
     rest = config.rest or rests[0]
+    if config.rest and config.precision not in QUANTIZED:
+        raise ConfigError("--rest is what --int8 and --fp8 leave out; leave it out itself.")
     if rest not in rests:
         raise ConfigError(f"What {config.precision} leaves out cannot be {rest} for {support.runtime} here; choose one "
                           f"of: {', '.join(rests)}.")
-    if config.io == "float16" and config.precision == "float32":
-        raise ConfigError("float16 input and output need a lower precision inside; add --fp16, or leave out --io.")
-    if config.io == "float16" and target != "tensorrt" and config.precision != "float16":
-        raise ConfigError(f"{support.runtime} takes float16 images with --fp16 only; leave out --io.")
+    if config.io == "float16" and "float16" not in (config.precision, rest if config.precision in QUANTIZED else None):
+        raise ConfigError("float16 images and logits need float16 inside; add --fp16, or leave out --io.")
     return Choice(format, target, config.precision, rest)
 
 
@@ -81,6 +78,8 @@ def _check_hardware(config: PrecisionConfig, target: str, support: Support, cpu_
         able = [FLAGS[p] for p in support.precisions if LEAST_CAPABILITY[p] <= capability]
         raise ConfigError(f"{config.precision} needs a GPU of compute capability {least}, not {capability}; "
                           + (f"choose one of: {', '.join(able)}." if able else "TensorRT does not run on that GPU."))
+    if target == "cpu" and capability is not None:
+        raise ConfigError("--compute-capability is of a GPU; add --target tensorrt, or leave it out.")
     if target == "cpu" and config.precision == "bfloat16" and not cpu_has_bfloat16:
         raise ConfigError("This CPU does not compute in bfloat16; use --int8, or float32 (no flag).")
 

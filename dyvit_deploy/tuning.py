@@ -79,9 +79,12 @@ class DropMeter:
         if 100 / len(images) > allowed > 0:
             raise DataError(f"A drop of {allowed:g} points cannot be seen on {len(images)} images of {images.name}; "
                             f"give at least {int(np.ceil(100 / allowed))}.")
-        self._images, self.labelled = images, images.class_names is not None
-        self._expected = 0.0 if not self.labelled else evaluate(reference, images, BATCH).top1
-        self._classes = None if self.labelled else _classes(reference, images)
+        self._images, self._expected, self._classes = images, 0.0, None
+        try:
+            self._expected = evaluate(reference, images, BATCH).top1
+        except DataError:                                                  # no labels, or not the model's classes
+            self._classes = _classes(reference, images)
+        self.labelled = self._classes is None
 
     def points(self, candidate: Runner) -> float:
         """How far `candidate` falls, in points; below 0 when it is better."""

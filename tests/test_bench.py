@@ -114,18 +114,21 @@ def test_a_dense_artifact_in_the_list_serves_as_the_baseline(files, tmp_path):
     assert report.timings[0].ceiling > 1 and report.timings[1].speedup is None
 
 
-def timing(name, precision, ms, backend="ONNX Runtime cpu", batch=8):
-    return Timing(name, backend, precision, batch, ms, ms, ms, batch / ms, 10, True, None, None, None, None)
+def timing(name, precision, ms, backend="ONNX Runtime cpu", batch=8, gmacs=3.0, speedup=None, stand_in=False):
+    return Timing(name, backend, precision, batch, ms, ms, ms, batch / ms, 10, True, None, gmacs, speedup, None, stand_in)
 
 
 def test_the_fastest_precision_is_named_and_a_slow_one_exposed():
-    notes = faster_here([timing("dense x", "float32", 1), timing("a.onnx", "float32", 10), timing("b.onnx", "int8", 5),
+    notes = faster_here([timing("dense x", "float32", 1, stand_in=True), timing("a.onnx", "float32", 10), timing("b.onnx", "int8", 5),
                          timing("h.onnx", "float16", 12), timing("c.xml", "bfloat16", 20, "OpenVINO cpu")])
     assert notes == [
         "Batch 8: b.onnx (int8, ONNX Runtime cpu) is the fastest here, 2.00x a.onnx (float32, ONNX Runtime cpu).",
         "Batch 8: h.onnx (float16, ONNX Runtime cpu) is NOT faster than a.onnx (float32, ONNX Runtime cpu) here: "
         "0.83x."]
     assert faster_here([timing("a.onnx", "float32", 10), timing("b.onnx", "float32", 5)]) == []
+    assert faster_here([timing("a.onnx", "float32", 10), timing("b.onnx", "int8", 12, gmacs=4.6)]) == []
+    [alone] = faster_here([timing("b.onnx", "int8", 12, speedup=0.8)])
+    assert "NOT faster than its baseline: 0.80x" in alone
 
 
 @needs_openvino

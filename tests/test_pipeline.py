@@ -1,6 +1,7 @@
 """From a checkpoint to a lowered artifact: what is written, what is recorded, what is rejected."""
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def lenient(monkeypatch):
 
 
 def export(made, path, format="onnx", export=ExportConfig(), calibration=None, **precision):
-    config = DeployConfig(format, export, PrecisionConfig(**precision), calibration or CalibrationConfig(made[1]))
+    lowered = CalibrationConfig(made[1]) if precision else CalibrationConfig()
+    config = DeployConfig(format, export, PrecisionConfig(**precision), calibration or lowered)
     return export_artifact(made[0], path, config)
 
 
@@ -172,6 +174,48 @@ def test_an_emulated_artifact_is_not_timed(made, tmp_path):
     export(made, tmp_path / "m.onnx", precision="bfloat16")
     with pytest.raises(BackendError, match="only emulates"):
         benchmark([tmp_path / "m.onnx"], BenchConfig((1,), 0.1, memory=False))
+
+
+def test_images_are_judged_for_every_precision(made, tmp_path):
+    few = photo_folder(tmp_path / "few", 2)
+    with pytest.raises(DataError, match="needs at least 4"):
+        export(made, tmp_path / "m.onnx", calibration=CalibrationConfig(str(few)), precision="float16")
+    (Path(made[1]) / "broken.png").write_bytes(b"x")
+    try:
+        report = export(made, tmp_path / "m.onnx", precision="int8")
+    finally:
+        (Path(made[1]) / "broken.png").unlink()
+    assert any("1 images could not be read" in line and "broken.png" in line for line in report.notes)
+
+
+def test_ranges_whose_images_are_gone_ask_for_others(made, tmp_path):
+    export(made, tmp_path / "float.onnx")
+    ranges = calibrate(tmp_path / "float.onnx", made[1])
+    dataclasses.replace(ranges, source="gone/photos").save(tmp_path / "r.json")
+    with pytest.raises(DataError, match=r"gone/photos, which is not here .*pass --calib"):
+        export(made, tmp_path / "m.onnx", calibration=CalibrationConfig(ranges=str(tmp_path / "r.json")), precision="int8")
+    export(made, tmp_path / "m.onnx", calibration=CalibrationConfig(made[1], str(tmp_path / "r.json")), precision="int8")
+
+
+@needs_openvino
+def test_no_file_of_another_kind_is_overwritten(made, tmp_path):
+    (tmp_path / "m.bin").write_bytes(b"weights of somebody")
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        export(made, tmp_path / "m.xml", "openvino")
+    assert (tmp_path / "m.bin").read_bytes() == b"weights of somebody" and not (tmp_path / "m.xml").exists()
+
+
+def test_any_name_will_do_for_an_onnx_file(made, tmp_path):
+    report = export(made, tmp_path / "model", precision="int8")
+    assert load_graph(tmp_path / "model").graph.node and report.export.nodes == len(load_graph(tmp_path / "model").graph.node)
+
+
+@pytest.mark.parametrize("calibration, options", [
+    (CalibrationConfig("photos"), {}), (CalibrationConfig(), {"max_drop": 0.5}), (CalibrationConfig(attention=True), {}),
+])
+def test_options_of_a_lower_precision_are_not_ignored_in_float32(made, tmp_path, calibration, options):
+    with pytest.raises(ConfigError, match="add --int8"):
+        export(made, tmp_path / "m.onnx", calibration=calibration, **options)
 
 
 def test_a_failed_export_leaves_no_half_written_file(made, tmp_path, monkeypatch):

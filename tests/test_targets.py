@@ -33,8 +33,11 @@ def test_a_request_leads_to_a_runtime_that_can(format, options, native, expected
     ("onnx", {"precision": "bfloat16", "compute_capability": 7.5}, r"capability 8\.0, not 7\.5; .*--fp16, --int8"),
     ("onnx", {"precision": "float16", "target": "tensorrt", "compute_capability": 6.1}, "does not run on that GPU"),
     ("onnx", {"io": "float16"}, "add --fp16"),
-    ("onnx", {"io": "float16", "precision": "int8"}, "with --fp16 only"),
-    ("onnx", {"target": "gpu"}, "Unknown target"), ("tflite", {}, "Unknown format"),
+    ("onnx", {"io": "float16", "precision": "int8"}, "add --fp16"),
+    ("onnx", {"io": "float16", "precision": "bfloat16"}, "add --fp16"),
+    ("onnx", {"io": "float16", "precision": "int8", "target": "tensorrt", "rest": "float32"}, "add --fp16"),
+    ("onnx", {"precision": "float16", "rest": "float32"}, "--rest is what --int8 and --fp8 leave out"),
+    ("onnx", {"precision": "int8", "compute_capability": 8.6}, "add --target tensorrt"), ("tflite", {}, "Unknown format"),
 ])
 def test_what_a_target_cannot_run_is_refused_with_what_it_can(format, options, words):
     with pytest.raises(ConfigError, match=words):
@@ -42,11 +45,16 @@ def test_what_a_target_cannot_run_is_refused_with_what_it_can(format, options, w
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"precision": "int9"}, "Did you mean 'int8'"), ({"io": "uint8"}, "Unknown io"), ({"max_drop": -1}, "0 to 100"),
+    ({"precision": "int9"}, "Did you mean 'int8'"), ({"io": "uint8"}, "Unknown io"), ({"target": "gpu"}, "Unknown target"), ({"max_drop": -1}, "0 to 100"),
 ])
 def test_a_request_is_checked_when_it_is_made(options, words):
     with pytest.raises(ConfigError, match=words):
         PrecisionConfig(**options)
+
+
+def test_short_names_of_precisions_are_understood():
+    config = PrecisionConfig("fp16", rest="bf16", io="fp16")
+    assert (config.precision, config.rest, config.io) == ("float16", "bfloat16", "float16")
 
 
 def test_the_tables_know_every_precision():

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from ..artifacts import ArtifactFacts, library_versions, require_file
 from ..config import CalibrationConfig
-from ..data.images import ImageSet, Track, no_track
+from ..data.images import Batch, ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..errors import DataError
 from ..graph import graph_facts, load_graph, weights_fingerprint
-from ..runners.activations import stream_activations
+from ..runners.activations import BATCH, stream_activations
 from .observers import Histogram, threshold
 from .policy import quantizable
-from .ranges import ENOUGH_IMAGES, Range, Ranges, tensor_key
+from .ranges import ENOUGH_IMAGES, Range, Ranges, image_notes, tensor_key
 
 LEAST_IMAGES = 4                            # fewer distinct ones are refused
 NOISE = 0.1                                 # neighbouring pixels of photos correlate at 0.8 and more
@@ -71,7 +71,7 @@ def collect(path: str | Path, images: ImageSet, config: CalibrationConfig = Cali
     hashes: list[str] = []
     correlations: list[float] = []
     for batch, found in stream_activations(path, images, list(histograms), track):
-        hashes += [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in batch.images]
+        hashes += image_hashes(batch)
         correlations += neighbour_correlation(batch.images).tolist()
         for tensor, values in found.items():
             histograms[tensor].update(values)
@@ -80,7 +80,23 @@ def collect(path: str | Path, images: ImageSet, config: CalibrationConfig = Cali
     return Ranges(config.method, weights_fingerprint(proto), facts.model.name, facts.model.image_size,
                   facts.model.preprocess, images.name, tuple(hashes),
                   {key: ranges[tensor] for key, tensor in watch.items()},
-                  library_versions("onnxruntime", "onnxruntime-gpu", "numpy"))
+                  library_versions("onnxruntime", "onnxruntime-gpu", "numpy"), tuple(images.skipped))
+
+
+def examine(images: ImageSet, allow_noise: bool) -> tuple[str, ...]:
+    """What a user should know about `images`; DataError when they cannot stand for real ones."""
+    hashes: list[str] = []
+    correlations: list[float] = []
+    for batch in images.batches(BATCH):
+        hashes += image_hashes(batch)
+        correlations += neighbour_correlation(batch.images).tolist()
+    check_images(images.name, hashes, correlations, allow_noise)
+    return image_notes(hashes, images.skipped)
+
+
+def image_hashes(batch: Batch) -> list[str]:
+    """16 hexadecimal digits per image."""
+    return [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in batch.images]
 
 
 def check_images(name: str, hashes: Sequence[str], correlations: Sequence[float], allow_noise: bool) -> None:

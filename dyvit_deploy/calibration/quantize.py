@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, ExportError
+from ..errors import DataError
 from ..graph import CARRIERS, PRODUCTS, Product, element_types, load_graph
-from ..modelopt import quiet, require_modelopt
+from ..modelopt import require_modelopt, run
 from ..optional import require
 from .observers import LEVELS
 from .ranges import Range, Ranges, tensor_key
@@ -60,17 +60,13 @@ def quantize_tensorrt(path: str | Path, precision: str, ranges: Ranges, products
         sample: a feed of the graph; ModelOpt runs it to place its nodes, its scales are then replaced.
     """
     modelopt = require_modelopt("modelopt.onnx.quantization")
-    with tempfile.TemporaryDirectory(prefix="dyvit-quantize-") as folder, quiet():
+    with tempfile.TemporaryDirectory(prefix="dyvit-quantize-") as folder:
         out = Path(folder) / "model.onnx"
         name = load_graph(path).graph.input[0].name
-        try:
-            modelopt.quantize(
-                str(path), {"int8": "int8", "float8": "fp8"}[precision], calibration_data={name: sample},
-                calibration_method="max", calibration_eps=["cpu"], high_precision_dtype="fp32",
-                nodes_to_quantize=[f"^{re.escape(p.node)}$" for p in products], output_path=str(out), log_level="ERROR")
-        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
-            raise ExportError(f"ModelOpt could not quantize the graph ({str(error).strip().splitlines()[0]}); try "
-                              "another version of nvidia-modelopt.") from error
+        run(modelopt.quantize, "quantize the graph", str(path), {"int8": "int8", "float8": "fp8"}[precision],
+            calibration_data={name: sample}, calibration_method="max", calibration_eps=["cpu"],
+            high_precision_dtype="fp32", nodes_to_quantize=[f"^{re.escape(p.node)}$" for p in products],
+            output_path=str(out), log_level="ERROR")
         proto = load_graph(out)
     replace_scales(proto, precision, ranges, element_types(load_graph(path)))
     return proto

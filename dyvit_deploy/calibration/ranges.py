@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Range(JsonConfig):
 class Ranges(JsonConfig):
     """Calibration of one model on one set of images.
 
+    `skipped` are the images that could not be read.
+
     `model` is `graph.weights_fingerprint`; `images` are sha256 of the pixels fed, 16 digits each;
     `tensors` are keyed `NODE:INPUT`, the input of a product that the range is of.
     """
@@ -55,6 +57,7 @@ class Ranges(JsonConfig):
     images: tuple[str, ...]
     tensors: dict[str, Range]
     versions: dict[str, str]
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -67,17 +70,12 @@ class Ranges(JsonConfig):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about the images."""
-        distinct, notes = len(set(self.images)), []
-        if distinct < len(self.images):
-            notes.append(f"Of {len(self.images)} calibration images only {distinct} are distinct.")
-        if distinct < ENOUGH_IMAGES:
-            notes.append(f"{distinct} calibration images are few; take {ENOUGH_IMAGES} or more.")
-        return tuple(notes)
+        return image_notes(self.images, self.skipped)
 
     def sha256(self) -> str:
         """Hex digest of what decides the quantized graph: the ranges, not the versions that collected them."""
         values = self.to_dict()
-        del values["versions"]
+        del values["versions"], values["skipped"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -120,6 +118,18 @@ class Ranges(JsonConfig):
             table.add_row(Text(name.removesuffix(":0")), f"{value.minimum:.4g}", f"{value.maximum:.4g}",
                           f"{value.threshold:.4g}", f"{share:.0%}")
         return table
+
+
+def image_notes(hashes: Sequence[str], skipped: Sequence[str]) -> tuple[str, ...]:
+    """What a user should know about images with these hashes, of which some were skipped."""
+    distinct, notes = len(set(hashes)), []
+    if skipped:
+        notes.append(f"{len(skipped)} images could not be read and were skipped, the first: {skipped[0]}")
+    if distinct < len(hashes):
+        notes.append(f"Of {len(hashes)} calibration images only {distinct} are distinct.")
+    if distinct < ENOUGH_IMAGES:
+        notes.append(f"{distinct} calibration images are few; take {ENOUGH_IMAGES} or more.")
+    return tuple(notes)
 
 
 def tensor_key(node: str, index: int) -> str:

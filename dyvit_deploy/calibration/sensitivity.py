@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..agreement import relative_error
-from ..config import PRECISIONS, CalibrationConfig
+from ..config import ALIASES, PRECISIONS, QUANTIZED, CalibrationConfig
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..errors import ConfigError, did_you_mean
@@ -22,14 +22,13 @@ from ..optional import require
 from ..overlap import stage_overlaps
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.ort import OrtRunner
-from .collect import float32_facts, ranges_for
+from .collect import examine, float32_facts, ranges_for
 from .policy import part_of, quantizable
 from .quantize import quantize_cpu
 from .ranges import Ranges
 from .rounding import round_product
 
 LOWER = tuple(p for p in PRECISIONS if p != "float32")
-QUANTIZED = ("int8", "float8")
 BATCH = 8
 SHOWN = 25                                  # rows of the table, bars of the chart
 
@@ -38,16 +37,17 @@ SHOWN = 25                                  # rows of the table, bars of the cha
 class LayerCost:
     """What one product alone costs.
 
-    `error` is the relative error of the logits, `top1_agreement` the share of images whose best class
-    stays, `overlap` the least mean share of kept tokens over the stages (1 where the graph does not tell).
+    `error` is the relative error of the logits, None when infinite; `top1_agreement` the share of images
+    whose best class stays; `overlap` the least mean share of kept tokens over the stages, None where the
+    graph does not tell.
     """
 
     layer: str
     node: str
     part: str
-    error: float
+    error: float | None
     top1_agreement: float
-    overlap: float
+    overlap: float | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class SensitivityReport:
     data: str
     images: int
     layers: tuple[LayerCost, ...]
+    skipped: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -74,19 +75,25 @@ class SensitivityReport:
         for column in ("logit error", "top-1 agree", "kept tokens"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("")
-        largest = max((layer.error for layer in self.layers), default=0) or 1
+        largest = max((layer.error or 0 for layer in self.layers), default=0) or 1
         for layer in self.layers[:SHOWN]:
-            table.add_row(Text(layer.layer), layer.part, f"{100 * layer.error:.3g}%", f"{layer.top1_agreement:.2%}",
-                          f"{layer.overlap:.2%}", "█" * max(1, round(24 * layer.error / largest)))
+            share = 1.0 if layer.error is None else layer.error / largest
+            table.add_row(Text(layer.layer), layer.part, percent(layer.error), f"{layer.top1_agreement:.2%}",
+                          "-" if layer.overlap is None else f"{layer.overlap:.2%}", "█" * max(1, round(24 * share)))
         return table
 
     def chart(self, path: str | Path) -> None:
         """Draws the costliest layers as bars, to a .png or .svg file."""
         from .chart import bar_chart
 
-        rows = self.layers[:SHOWN]
-        bar_chart(path, [layer.layer for layer in rows], [100 * layer.error for layer in rows],
+        rows = [(layer.layer, 100 * layer.error) for layer in self.layers[:SHOWN] if layer.error is not None]
+        bar_chart(path, [name for name, _ in rows], [cost for _, cost in rows],
                   title=f"{self.artifact}: each layer alone in {self.precision}", unit="relative logit error, %")
+
+
+def percent(error: float | None) -> str:
+    """A relative error for people."""
+    return "inf" if error is None else f"{100 * error:.3g}%"
 
 
 def measure_sensitivity(path: str | Path, precision: str, calibration: CalibrationConfig, track: Track[Any] = no_track,
@@ -95,10 +102,12 @@ def measure_sensitivity(path: str | Path, precision: str, calibration: Calibrati
 
     Ranges for int8 and float8 are read where `calibration` names a file, else collected on the same images.
     """
+    precision = ALIASES.get(precision, precision)
     if precision not in LOWER:
         raise ConfigError(f"Unknown precision {precision!r}.{did_you_mean(precision, LOWER)}")
     facts = float32_facts(path)
     images = open_calibration(calibration.data, facts.model, calibration.images)
+    examine(images, calibration.allow_noise)
     known = ranges_for(path, images, calibration, track) if precision in QUANTIZED else None
     return rank_layers(path, precision, known, images, calibration.attention, track)
 
@@ -120,8 +129,9 @@ def rank_layers(path: str | Path, precision: str, ranges: Ranges | None, images:
         for product in track(products, f"lowering one layer at a time to {precision}", len(products)):
             require("onnx").save(lower_one(path, product, precision, ranges), str(draft))
             layers.append(_cost(product, expected, _run(draft, pixels)))
-    layers.sort(key=lambda layer: (-layer.error, layer.node))
-    return SensitivityReport(Path(path).name, precision, images.name, len(expected.logits), tuple(layers))
+    layers.sort(key=lambda layer: (-np.inf if layer.error is None else -layer.error, layer.node))
+    return SensitivityReport(Path(path).name, precision, images.name, len(expected.logits), tuple(layers),
+                             tuple(images.skipped))
 
 
 def lower_one(path: str | Path, product: Product, precision: str, ranges: Ranges | None) -> Any:
@@ -133,7 +143,7 @@ def lower_one(path: str | Path, product: Product, precision: str, ranges: Ranges
 
 
 def _run(path: str | Path, pixels: Sequence[Any]) -> Outputs:
-    with OrtRunner(path) as runner:
+    with OrtRunner(path, device="cpu") as runner:
         return join_outputs([run_in_batches(runner, images, BATCH) for images in pixels])
 
 
@@ -141,7 +151,7 @@ def _cost(product: Product, expected: Outputs, got: Outputs) -> LayerCost:
     overlaps = stage_overlaps(expected.kept, got.kept, (), 0.0)
     agreement = float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean())
     error = relative_error(expected.logits, got.logits)
-    return LayerCost(product.name, product.node, part_of(product), error if np.isfinite(error) else 1e9, agreement,
-                     min((float(o.plain.mean()) for o in overlaps), default=1.0))
+    return LayerCost(product.name, product.node, part_of(product), error if np.isfinite(error) else None, agreement,
+                     min((float(o.plain.mean()) for o in overlaps), default=None))
 
 

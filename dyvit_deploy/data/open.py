@@ -31,23 +31,27 @@ def open_images(source: str | None, spec: ImageSpec, split: str = "test", limit:
         return NoiseImages(spec, limit or 32)
     if source in NAMED:                                                    # a folder of that name is ./digits
         return NAMED[source](spec, split, limit)
-    if Path(source).is_dir():
-        return FolderImages(source, spec, split, limit)
-    raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, NAMED)}")
+    check_source(source)
+    return FolderImages(source, spec, split, limit)
+
+
+def check_source(source: str) -> None:
+    """Raises DataError when `source` is neither a data set nor a folder; ask before long work."""
+    if source not in NAMED and not Path(source).is_dir():
+        raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, NAMED)}")
 
 
 def open_calibration(source: str | None, spec: ImageSpec, limit: int | None = None) -> ImageSet:
-    """Images to calibrate on: the train split where there is one, else all of them; None is noise."""
-    return open_images(source, spec, "train" if _has_split(source, "train") else "test", limit)
+    """Images to calibrate on: the train split, else val, else a folder without splits; None is noise."""
+    return open_images(source, spec, _first_split(source, "train", "val"), limit)
 
 
 def open_gate(source: str | None, spec: ImageSpec, limit: int | None = None) -> ImageSet:
-    """Images to judge a calibrated artifact on: the val split where there is one, else those that
-    `open_calibration` gives. The test split stays unseen."""
-    if _has_split(source, "val"):
-        return open_images(source, spec, "val", limit)
-    return open_calibration(source, spec, limit)
+    """Images to judge a calibrated artifact on: the val split, else train, else a folder without splits.
+    The test split stays unseen."""
+    return open_images(source, spec, _first_split(source, "val", "train"), limit)
 
 
-def _has_split(source: str | None, split: str) -> bool:
-    return source in NAMED or (source is not None and (Path(source) / split).is_dir())
+def _first_split(source: str | None, *splits: str) -> str:
+    there = [split for split in splits if source in NAMED or (source is not None and (Path(source) / split).is_dir())]
+    return there[0] if there else "test"

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, check_target, library_versions
 from ..config import ExportConfig, LoadConfig
-from ..errors import ConfigError, ExportError
+from ..errors import ConfigError, ExportError, reason
 from ..optional import require
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> Any:
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},), input_names=["images"], output_names=names,
                 verbose=False, external_data=False)
         except (torch.onnx.OnnxExporterError, torch._dynamo.exc.UserError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ExportError(f"torch.onnx could not export {model.config.name}: {reason} "
+            raise ExportError(f"torch.onnx could not export {model.config.name}: {reason(error)}. "
                               "Try another torch version, or report the model's name to us.") from error
     ir_model, changed = rewrite(program.model)
     log.info("rewrites that applied: %s", ", ".join(changed) or "none")

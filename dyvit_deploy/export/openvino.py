@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, sha256
-from ..errors import ExportError
+from ..errors import ExportError, reason
 from ..optional import require
 from ..runners.openvino import WEIGHTS_KEY
 
@@ -25,7 +25,7 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
         try:
             model = openvino.Core().read_model(str(graph))
         except RuntimeError as error:
-            raise ExportError(f"OpenVINO cannot convert {graph} ({str(error).strip().splitlines()[-1]}); "
+            raise ExportError(f"OpenVINO cannot convert {graph} ({reason(error, last=True)}); "
                               "export it as ONNX instead.") from error
         openvino.save_model(model, str(draft), compress_to_fp16=False)
         # The pair names itself, so that a .bin of another export is noticed.

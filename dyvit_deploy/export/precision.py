@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 
 from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError
-from ..graph import SCORE_PATH, element_types, load_graph
-from ..modelopt import quiet, require_modelopt
+from ..graph import PRODUCTS, SCORE_PATH, element_types, load_graph, on_score_path
+from ..modelopt import require_modelopt, run
 from ..optional import require
 from ..runners.activations import stream_activations
 from ..runners.ort import OrtRunner
@@ -41,42 +41,40 @@ class Raised:
         return f"{self.node} stays in float32: it reaches {self.largest:.3g} on these images"
 
 
-def to_half(path: str | Path, precision: str, images: ImageSet, io: str = "float32", keep: Collection[str] = (),
-            track: Track[Any] = no_track) -> tuple[Any, tuple[Raised, ...]]:
-    """The float32 file `path` in "float16" or "bfloat16", and the nodes that had to stay.
+def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence[Raised] = (), io: str = "float32",
+            keep: Collection[str] = ()) -> Any:
+    """The float32 file `path` in "float16" or "bfloat16".
 
     Args:
-        images: on which values are watched; streamed.
+        images: a few of them are shown to AutoCast.
+        raised: nodes that stay float32, see `near_overflow`.
         io: "float16" also makes the float input and the logits float16.
         keep: modules that stay float32.
 
     Raises:
-        DataError: NaN or infinity on an image; it and the layer are named.
         ExportError: AutoCast failed.
     """
-    proto = load_graph(path)
-    raised = near_overflow(path, proto, images, track) if precision == "float16" else ()
     autocast = require_modelopt("modelopt.onnx.autocast")
     exclude = [*SCORE_PATH, *(f"^{re.escape(node.node)}$" for node in raised),
                *(f"^{re.escape(name)}(/|$)" for name in keep)]
-    feed = OrtRunner(path).prepare(next(images.batches(SAMPLE)).images)
-    with tempfile.TemporaryDirectory(prefix="dyvit-autocast-") as folder, quiet():
-        sample: dict[str, Any] = {proto.graph.input[0].name: feed}
-        np.savez(Path(folder) / "sample.npz", **sample)
-        try:
-            result = autocast.convert_to_mixed_precision(
-                str(path), AUTOCAST[precision], nodes_to_exclude=exclude, data_max=np.inf, init_max=FLOAT16_LIMIT,
-                keep_io_types=io == "float32", calibration_data=str(Path(folder) / "sample.npz"))
-        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
-            raise ExportError(f"AutoCast could not convert the graph ({str(error).strip().splitlines()[0]}); try "
-                              "another version of nvidia-modelopt.") from error
+    with OrtRunner(path, device="cpu") as runner:
+        sample = {runner.input.name: runner.prepare(next(images.batches(SAMPLE)).images)}
+    with tempfile.TemporaryDirectory(prefix="dyvit-autocast-") as folder:
+        np.savez(Path(folder) / "sample.npz", **sample)  # type: ignore[arg-type]  # its own keywords aside
+        result = run(autocast.convert_to_mixed_precision, "convert the graph", str(path), AUTOCAST[precision],
+                     nodes_to_exclude=exclude, data_max=np.inf, init_max=FLOAT16_LIMIT, keep_io_types=io == "float32",
+                     calibration_data=str(Path(folder) / "sample.npz"))
     _check(result)
-    return result, raised
+    return result
 
 
-def near_overflow(path: str | Path, proto: Any, images: ImageSet, track: Track[Any] = no_track) -> tuple[Raised, ...]:
-    """Nodes of the float32 graph `proto` (the file `path`) that float16 could not hold."""
-    onnx = require("onnx")
+def near_overflow(path: str | Path, images: ImageSet, track: Track[Any] = no_track) -> tuple[Raised, ...]:
+    """Nodes of the float32 file `path` that float16 could not hold on `images`, which are streamed.
+
+    Raises:
+        DataError: NaN or infinity on an image; it and the layer are named.
+    """
+    onnx, proto = require("onnx"), load_graph(path)
     types = element_types(proto)
     floats = [name for node in proto.graph.node for name in node.output if types.get(name) == onnx.TensorProto.FLOAT]
     largest = {i.name: float(np.abs(onnx.numpy_helper.to_array(i)).max(initial=0)) for i in proto.graph.initializer
@@ -98,7 +96,8 @@ def _check(proto: Any) -> None:
     onnx = require("onnx")
     types = element_types(proto)
     for node in proto.graph.node:
-        if node.op_type == "TopK" and types.get(node.input[0]) != onnx.TensorProto.FLOAT:
-            raise ExportError(f"The scores of {node.name} are not float32 after conversion; report this to us.")
+        scored = on_score_path(node.name) and types.get(node.input[0]) != onnx.TensorProto.FLOAT
+        if scored and node.op_type in (*PRODUCTS, "Add", "TopK"):
+            raise ExportError(f"{node.name} does not compute scores in float32; report this to us.")
         if node.op_type == "LayerNormalization" and len({types.get(name) for name in node.input}) > 1:
             raise ExportError(f"{node.name} mixes precisions, which TensorRT refuses; report this to us.")

@@ -23,20 +23,19 @@ def stream_activations(path: str | Path, images: ImageSet, tensors: Sequence[str
     Raises:
         DataError: NaN or infinity in a tensor; the image and the layer are named.
     """
-    runner = OrtRunner(path, watch=tensors)
-    total = -(-len(images) // BATCH)
-    for batch in track(images.batches(BATCH), what, total):
-        found = runner.tensors(batch.images)
-        found = {tensor: found[tensor] for tensor in tensors}
-        for tensor, values in found.items():
-            if not np.isfinite(values.min()) or not np.isfinite(values.max()):
-                raise DataError(_complaint(path, tensor, batch, values))
-        yield batch, found
-    runner.close()
+    with OrtRunner(path, device="cpu", watch=tensors) as runner:
+        for batch in track(images.batches(BATCH), what, -(-len(images) // BATCH)):
+            found = {tensor: values for tensor, values in runner.tensors(batch.images).items() if tensor in tensors}
+            for tensor, values in found.items():
+                if not np.isfinite(values.min()) or not np.isfinite(values.max()):
+                    raise DataError(_complaint(path, tensor, batch, values))
+            yield batch, found
 
 
 def _complaint(path: str | Path, tensor: str, batch: Batch, values: NDArray[Any]) -> str:
     producer = next((n.name for n in load_graph(path).graph.node if tensor in n.output), tensor)
-    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    return (f"{batch.names[int(bad.argmax())]} makes {producer} give NaN or infinity, so no range can be found; look "
-            "at that image, or at the weights of that layer.")
+    who = f"an image from {batch.names[0]} on"
+    if values.ndim and len(values) == len(batch.names):                    # else it is not of one image
+        who = batch.names[int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).argmax())]
+    return (f"{who} makes {producer} give NaN or infinity, so no range can be found; look at that image, or at the "
+            "weights of that layer.")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, require_file, sha256
-from ..errors import ArtifactError, BackendError, ConfigError
+from ..errors import ArtifactError, BackendError, ConfigError, reason
 from ..graph import PRODUCTS
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
@@ -35,6 +35,27 @@ def cpu_has_bfloat16() -> bool:
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def read_openvino(path: str | Path) -> tuple[Any, ArtifactFacts | None]:
+    """The model in `path` (.xml, with its .bin) and what it says about itself.
+
+    Raises:
+        ArtifactError: one of the two files is missing, damaged, or not of the other.
+    """
+    path = require_file(path)
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise ArtifactError(f"{weights} is missing; an OpenVINO model is two files, copy both.")
+    try:
+        model = core().read_model(str(path))
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} is not an OpenVINO model that can be read ({reason(error, last=True)}); "
+                            "make or copy it again, with its .bin.") from error
+    text = _rt_info(model, METADATA_KEY)
+    if text and _rt_info(model, WEIGHTS_KEY) != sha256(weights):
+        raise ArtifactError(f"{weights} is not the file that {path.name} was written with; copy both again.")
+    return model, ArtifactFacts.from_json(text, str(path)) if text else None
+
+
 class OpenVINORunner(Runner):
     """One compiled model on the CPU; `threads` 0 uses all cores.
 
@@ -47,19 +68,8 @@ class OpenVINORunner(Runner):
     def __init__(self, path: str | Path, device: str | None = None, threads: int = 0) -> None:
         if device not in (None, "cpu"):
             raise ConfigError(f"OpenVINO models run on the CPU here, not on {device!r}; pass --device cpu.")
-        path = require_file(path)
-        weights = path.with_suffix(".bin")
-        if not weights.is_file():
-            raise ArtifactError(f"{weights} is missing; an OpenVINO model is two files, copy both.")
-        try:
-            model = core().read_model(str(path))
-        except RuntimeError as error:
-            raise ArtifactError(f"{path} is not an OpenVINO model that can be read ({_reason(error)}); "
-                                "make or copy it again, with its .bin.") from error
-        text = _rt_info(model, METADATA_KEY)
-        self.facts = ArtifactFacts.from_json(text, str(path)) if text else None
-        if text and _rt_info(model, WEIGHTS_KEY) != sha256(weights):
-            raise ArtifactError(f"{weights} is not the file that {path.name} was written with; copy both again.")
+        path = Path(path)
+        model, self.facts = read_openvino(path)
         rest = (self.facts.lowered or {}).get("rest") if self.facts else None
         hint = HINTS.get(rest or self.precision, "f32")
         if self.precision == "bfloat16" and not cpu_has_bfloat16():
@@ -69,12 +79,14 @@ class OpenVINORunner(Runner):
         try:
             compiled = core().compile_model(model, "CPU", options)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO cannot compile {path} ({_reason(error)}); export it again.") from error
+            why = reason(error, last=True)
+            raise BackendError(f"OpenVINO cannot compile {path} ({why}); export it again.") from error
         self.name = path.name
         self.input = _input_spec(model, path)
         names = [name for output in model.outputs for name in output.names]
         self._logits = "logits" if "logits" in names else 0
-        self._kept = sorted(name for name in names if name.startswith("kept_")) if self.facts else []
+        stages = len(self.facts.keep_counts or ()) if self.facts else 0
+        self._kept = [name for name in (f"kept_{stage}" for stage in range(stages)) if name in names]
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 
@@ -82,7 +94,7 @@ class OpenVINORunner(Runner):
         try:
             found = self._request.infer({0: np.ascontiguousarray(feed)}, share_inputs=True)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO could not run {self.name} at batch {len(feed)} ({_reason(error)}); "
+            raise BackendError(f"OpenVINO could not run {self.name} at batch {len(feed)} ({reason(error, last=True)}); "
                                "check its input, or export it again.") from error
         return Outputs(found[self._logits].astype(np.float32, copy=False), tuple(found[name] for name in self._kept))
 
@@ -117,8 +129,3 @@ def _input_spec(model: Any, path: Path) -> InputSpec:
 def _rt_info(model: Any, key: str) -> str | None:
     return str(model.get_rt_info(key).astype(str)) if model.has_rt_info(key) else None
 
-
-def _reason(error: Exception) -> str:
-    """The last line of OpenVINO's message; the first ones are its source files."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, require_file
-from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean
+from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
 from ..graph import element_types, graph_facts, load_graph
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
@@ -72,10 +72,10 @@ class OrtRunner(Runner):
         try:
             model = _with_outputs(load_graph(path), watch).SerializeToString() if watch else str(path)
             self._session = ort.InferenceSession(model, options, providers=[PROVIDERS[self.device]])
-        except _failures() as error:
+        except failures() as error:
             self._session = self._emulate(path, options)
             if self._session is None:
-                raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load ({_first_line(error)}); "
+                raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load ({reason(error)}); "
                                     "make or copy it again.") from error
         self.name = path.name
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -114,14 +114,17 @@ class OrtRunner(Runner):
         # Its optimizer would fuse float8 tensors into operators that take none.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         model = _with_outputs(in_float32(proto), self._watch)
-        return ort.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+        try:
+            return ort.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+        except failures():
+            return None
 
     def _run(self, names: list[str], feed: NDArray[Any]) -> list[NDArray[Any]]:
         try:
             outputs: list[NDArray[Any]] = self._session.run(names, {self.input.name: np.ascontiguousarray(feed)})
-        except _failures() as error:
+        except failures() as error:
             raise BackendError(f"ONNX Runtime could not run {self.name} at batch {len(feed)}: "
-                               f"{_first_line(error)}; check its input, or export it again.") from error
+                               f"{reason(error)}; check its input, or export it again.") from error
         return outputs
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
@@ -148,13 +151,9 @@ def _with_outputs(proto: Any, names: Sequence[str]) -> Any:
     return proto
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def failures() -> tuple[type[Exception], ...]:
     """ONNX Runtime's own exceptions, which share no base class."""
     state = require("onnxruntime.capi.onnxruntime_pybind11_state")
     own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
     return (*own, RuntimeError)
 
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

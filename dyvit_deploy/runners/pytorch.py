@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import ArtifactFacts
 from ..config import LoadConfig
-from ..errors import BackendError, ConfigError, did_you_mean
+from ..errors import BackendError, ConfigError, did_you_mean, reason
 from ..model.checkpoint import load_model
 from ..model.dynamicvit import DynamicViT
 from .base import InputSpec, Outputs, Runner
@@ -61,8 +61,7 @@ class PyTorchRunner(Runner):
             with torch.inference_mode():
                 out = self.model.forward_pruned(torch.from_numpy(feed).to(self.device))
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise BackendError(f"PyTorch could not run {self.name} at batch {len(feed)} ({reason}); "
+            raise BackendError(f"PyTorch could not run {self.name} at batch {len(feed)} ({reason(error)}); "
                                "try a smaller batch.") from error
         finally:
             self.model.train(training)
