@@ -69,7 +69,8 @@ def precision_table() -> str:
     machine, versions, costs = result["bench"]["machine"], result["bench"]["versions"], result["costs"]
     gated, calibration = costs["ort-int8 with its gate"], costs["calibrate, 512 images"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores with AVX-512 VNNI and BF16, OpenVINO "
-                 f"{versions['openvino'].split('-')[0]}, one run (`benchmarks/precision.py`); ~ did not settle within "
+                 f"{versions['openvino'].split('-')[0]}, one run (`benchmarks/precision.py`); "
+                 f"OpenVINO int8 leaves the rest in bfloat16; ~ did not settle within "
                  f"2 %. `dyvit export --int8` with 64 images, comparison and timing included, takes "
                  f"{gated['seconds']:.0f} s; `dyvit calibrate` with 512 images {calibration['seconds']:.0f} s and "
                  f"{calibration['peak_rss_mib']:.0f} MiB.")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import ArtifactFacts, library_versions
+from .artifacts import ArtifactFacts, library_versions, require_file
 from .config import ExportConfig, LoadConfig
 from .data.images import Track, no_track
 from .errors import BackendError, ConfigError
@@ -152,12 +152,19 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         def opened(path: str | Path) -> _Candidate:
             options = load if is_checkpoint(path) else dataclasses.replace(LoadConfig(), image_size=load.image_size)
             runner = stack.enter_context(open_runner(path, load=options, device=config.device, threads=config.threads))
-            if runner.emulated:
-                raise BackendError(f"{path} is {runner.precision}, which {runner.backend} only emulates on a CPU: its "
-                                   "time says nothing; bench the engine that TensorRT builds of it.")
             return _Candidate(runner, str(path), _gmacs(runner.facts))
 
-        candidates, notes = _with_baselines([opened(path) for path in artifacts], config, folder, opened)
+        for path in artifacts:                                             # before the first one is loaded
+            require_file(path)
+        given = [opened(path) for path in artifacts]
+        emulated = [c.runner for c in given if c.runner.emulated]
+        if len(emulated) == len(given):
+            first = emulated[0]
+            raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU: its "
+                               "time says nothing; time the engine that TensorRT builds of it.")
+        candidates, notes = _with_baselines([c for c in given if not c.runner.emulated], config, folder, opened)
+        notes += [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
+                  for runner in emulated]
         timings: list[Timing] = []
         for batch in track(config.batches, "timing", len(config.batches)):
             timings += _time_batch(candidates, batch, config, load)

@@ -35,6 +35,7 @@ class Commands(click.Group):
             click.echo(f"dyvit: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
+            click.echo("dyvit: interrupted", err=True)
             ctx.exit(130)
         except MemoryError:
             click.echo("dyvit: Not enough memory; use a smaller --batch or --images.", err=True)
@@ -192,6 +193,7 @@ def sensitivity(model: str, precision: str, chart: str | None, calibration: Cali
     skipped_notes(report.skipped)
     if chart:
         report.chart(chart)
+        note(f"Drawn to {chart}.")
 
 
 @main.command()

@@ -312,6 +312,8 @@ class PrecisionConfig(JsonConfig):
             object.__setattr__(self, name, value)
             if value is not None and value not in choices:
                 raise ConfigError(f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)}")
+        if self.compute_capability is not None and not 5 <= self.compute_capability < 20:
+            raise ConfigError(f"A compute capability is written like 8.6, not {self.compute_capability:g}.")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"A drop is given in points from 0 to 100, not {self.max_drop}.")
 

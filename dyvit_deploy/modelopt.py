@@ -12,6 +12,7 @@ from .optional import require
 
 EXTRA = "calib"
 # What modelopt.onnx imports. Its own [onnx] extra pins older versions of onnx and ONNX Runtime.
+PATCHED = ("calibrate", "base_quantizer", "qdq_quantizer")
 NEEDS = ("modelopt", "onnx_graphsurgeon", "onnxslim", "onnxconverter_common", "lief", "polygraphy")
 
 
@@ -29,12 +30,29 @@ def require_modelopt(module: str = "modelopt.onnx") -> Any:
 
 def run(function: Callable[..., Any], what: str, *arguments: Any, **options: Any) -> Any:
     """Calls a function of ModelOpt; ExportError says that it could not `what`."""
-    with quiet():
+    with quiet(), onnxruntime_restored():
         try:
             return function(*arguments, **options)
         except Exception as error:                                         # it raises what its five libraries raise
             raise ExportError(f"ModelOpt could not {what} ({reason(error)}); try another version of nvidia-modelopt."
                               ) from error
+
+
+@contextlib.contextmanager
+def onnxruntime_restored() -> Iterator[None]:
+    """ModelOpt replaces methods of ONNX Runtime's quantizer for the whole process; this puts them back."""
+    owners: list[Any] = []
+    for name in PATCHED:
+        module = require(f"onnxruntime.quantization.{name}")
+        owners += [module, *(value for value in vars(module).values() if isinstance(value, type))]
+    before = [(owner, dict(vars(owner))) for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, values in before:
+            for name, value in values.items():
+                if callable(value) and vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -138,8 +139,12 @@ def with_options(command: Any, *options: Callable[[Any], Any]) -> Any:
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuses a --json file that could not be written before the work, not after it."""
-    return value and str(check_target(value))
+    """Refuses, before the work, a JSON file that could not be written or that is named like a model."""
+    if value is None:
+        return None
+    if Path(value).suffix.lower() != ".json" and (Path(value).is_file() or not Path(value).exists()):
+        raise ConfigError(f"Reports and ranges are written as .json, not as {Path(value).name!r}.")
+    return str(check_target(value))
 
 
 def drawable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

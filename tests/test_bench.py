@@ -115,12 +115,14 @@ def test_a_dense_artifact_in_the_list_serves_as_the_baseline(files, tmp_path):
 
 
 def timing(name, precision, ms, backend="ONNX Runtime cpu", batch=8, gmacs=3.0, speedup=None, stand_in=False):
-    return Timing(name, backend, precision, batch, ms, ms, ms, batch / ms, 10, True, None, gmacs, speedup, None, stand_in)
+    return Timing(name, backend, precision, batch, ms, ms, ms, batch / ms, 10, True, None, gmacs, speedup, None,
+                  stand_in)
 
 
 def test_the_fastest_precision_is_named_and_a_slow_one_exposed():
-    notes = faster_here([timing("dense x", "float32", 1, stand_in=True), timing("a.onnx", "float32", 10), timing("b.onnx", "int8", 5),
-                         timing("h.onnx", "float16", 12), timing("c.xml", "bfloat16", 20, "OpenVINO cpu")])
+    notes = faster_here([timing("dense x", "float32", 1, stand_in=True), timing("a.onnx", "float32", 10),
+                         timing("b.onnx", "int8", 5), timing("h.onnx", "float16", 12),
+                         timing("c.xml", "bfloat16", 20, "OpenVINO cpu")])
     assert notes == [
         "Batch 8: b.onnx (int8, ONNX Runtime cpu) is the fastest here, 2.00x a.onnx (float32, ONNX Runtime cpu).",
         "Batch 8: h.onnx (float16, ONNX Runtime cpu) is NOT faster than a.onnx (float32, ONNX Runtime cpu) here: "

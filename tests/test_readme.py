@@ -21,7 +21,7 @@ def test_every_command_and_option_exists(line):
     command = main.commands[words[0]]
     options = {o for p in command.params for o in p.opts} | {"--help"}
     assert {w for w in words if w.startswith("-")} <= options
-    assert len(words) > 1 or words[0] in ("quickstart", "models", "doctor", "train")
+    assert len(words) > 1 or words[0] in ("quickstart", "models", "doctor", "train", "calibrate")
 
 
 def test_the_pipeline_has_at_most_8_lines_and_stands_on_the_first_screen():

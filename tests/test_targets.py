@@ -37,7 +37,8 @@ def test_a_request_leads_to_a_runtime_that_can(format, options, native, expected
     ("onnx", {"io": "float16", "precision": "bfloat16"}, "add --fp16"),
     ("onnx", {"io": "float16", "precision": "int8", "target": "tensorrt", "rest": "float32"}, "add --fp16"),
     ("onnx", {"precision": "float16", "rest": "float32"}, "--rest is what --int8 and --fp8 leave out"),
-    ("onnx", {"precision": "int8", "compute_capability": 8.6}, "add --target tensorrt"), ("tflite", {}, "Unknown format"),
+    ("onnx", {"precision": "int8", "compute_capability": 8.6}, "add --target tensorrt"),
+    ("tflite", {}, "Unknown format"),
 ])
 def test_what_a_target_cannot_run_is_refused_with_what_it_can(format, options, words):
     with pytest.raises(ConfigError, match=words):
@@ -45,7 +46,9 @@ def test_what_a_target_cannot_run_is_refused_with_what_it_can(format, options, w
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"precision": "int9"}, "Did you mean 'int8'"), ({"io": "uint8"}, "Unknown io"), ({"target": "gpu"}, "Unknown target"), ({"max_drop": -1}, "0 to 100"),
+    ({"precision": "int9"}, "Did you mean 'int8'"), ({"io": "uint8"}, "Unknown io"),
+    ({"target": "gpu"}, "Unknown target"),
+    ({"compute_capability": 86}, "like 8.6"), ({"max_drop": -1}, "0 to 100"),
 ])
 def test_a_request_is_checked_when_it_is_made(options, words):
     with pytest.raises(ConfigError, match=words):

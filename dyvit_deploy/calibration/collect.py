@@ -16,12 +16,14 @@ from ..data.open import open_calibration
 from ..errors import DataError
 from ..graph import graph_facts, load_graph, weights_fingerprint
 from ..runners.activations import BATCH, stream_activations
+from ..runners.open import is_checkpoint
 from .observers import Histogram, threshold
 from .policy import quantizable
 from .ranges import ENOUGH_IMAGES, Range, Ranges, image_notes, tensor_key
 
 LEAST_IMAGES = 4                            # fewer distinct ones are refused
-NOISE = 0.1                                 # neighbouring pixels of photos correlate at 0.8 and more
+# Neighbouring pixels of photos correlate at 0.8 and more, those of noise at 0 (0.15 once it is made smaller).
+NOISE = 0.3
 
 
 def calibrate(path: str | Path, data: str | None, config: CalibrationConfig = CalibrationConfig(),
@@ -36,6 +38,8 @@ def calibrate(path: str | Path, data: str | None, config: CalibrationConfig = Ca
 
 def float32_facts(path: str | Path) -> ArtifactFacts:
     """The facts of a float32 ONNX file of dyvit; DataError when it is something else."""
+    if is_checkpoint(path):
+        raise DataError(f"{path} is a checkpoint; export it first: dyvit export {path} -o model.onnx.")
     facts = graph_facts(load_graph(require_file(path)), str(path))
     if facts is None or facts.precision != "float32":
         found = "was not written by dyvit" if facts is None else f"is already {facts.precision}"

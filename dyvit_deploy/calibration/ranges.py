@@ -91,8 +91,7 @@ class Ranges(JsonConfig):
                 raise ArtifactError(f"{path} holds no ranges of this dyvit; make them with dyvit calibrate.")
             return cls.from_dict(values)
         except (ValueError, AttributeError, TypeError, ConfigError) as error:
-            raise ArtifactError(f"{path} holds no ranges that can be read ({error}); make them again with "
-                                "dyvit calibrate.") from error
+            raise ArtifactError(f"{path} holds no ranges that can be read; make them with dyvit calibrate.") from error
 
     def check_fits(self, fingerprint: str, preprocess: Preprocess, image_size: tuple[int, int]) -> None:
         """Raises DataError when these ranges are not of the model with this fingerprint and preprocessing."""

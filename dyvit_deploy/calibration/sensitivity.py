@@ -88,7 +88,8 @@ class SensitivityReport:
 
         rows = [(layer.layer, 100 * layer.error) for layer in self.layers[:SHOWN] if layer.error is not None]
         bar_chart(path, [name for name, _ in rows], [cost for _, cost in rows],
-                  title=f"{self.artifact}: each layer alone in {self.precision}", unit="relative logit error, %")
+                  title=f"{self.artifact}: the {len(rows)} costliest of {len(self.layers)} layers, each alone in "
+                        f"{self.precision} ({self.images} images of {self.data})", unit="relative logit error, %")
 
 
 def percent(error: float | None) -> str:

@@ -52,6 +52,11 @@ def open_gate(source: str | None, spec: ImageSpec, limit: int | None = None) -> 
     return open_images(source, spec, _first_split(source, "val", "train"), limit)
 
 
+def gate_is_separate(source: str | None) -> bool:
+    """True when `open_gate` gives other images than `open_calibration`."""
+    return _first_split(source, "train", "val") != _first_split(source, "val", "train")
+
+
 def _first_split(source: str | None, *splits: str) -> str:
     there = [split for split in splits if source in NAMED or (source is not None and (Path(source) / split).is_dir())]
     return there[0] if there else "test"
