@@ -91,7 +91,7 @@ def test_a_truncated_graph_is_refused(exported, tmp_path):
 
 
 def test_graphs_that_are_no_image_classifiers_are_refused(tmp_path):
-    with pytest.raises(ArtifactError, match="only models with one float32 or uint8"):
+    with pytest.raises(ArtifactError, match="only models with one float or uint8"):
         open_runner(foreign_onnx(tmp_path / "i.onnx", dtype=TensorProto.DOUBLE))
 
 
