@@ -168,7 +168,7 @@ def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
     """Collect the ranges of a float32 ONNX file on real images, for dyvit export --ranges."""
     from .calibration.collect import calibrate as run
 
-    ranges = run(model, calibration.data, calibration, progress)
+    ranges = run(model, calibration, progress)
     ranges.save(out)
     show(ranges, None)
     for line in ranges.notes:

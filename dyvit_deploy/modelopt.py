@@ -11,8 +11,8 @@ from .errors import ExportError, reason
 from .optional import require
 
 EXTRA = "calib"
-# What modelopt.onnx imports. Its own [onnx] extra pins older versions of onnx and ONNX Runtime.
 PATCHED = ("calibrate", "base_quantizer", "qdq_quantizer")
+# What modelopt.onnx imports. Its own [onnx] extra pins older versions of onnx and ONNX Runtime.
 NEEDS = ("modelopt", "onnx_graphsurgeon", "onnxslim", "onnxconverter_common", "lief", "polygraphy")
 
 

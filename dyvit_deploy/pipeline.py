@@ -14,7 +14,7 @@ from rich.text import Text
 from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_file, size_mib
 from .bench import BenchConfig, Timing, benchmark
 from .calibration.collect import examine, ranges_for
-from .calibration.ranges import Ranges
+from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers
 from .config import QUANTIZED, CalibrationConfig, DeployConfig, LoadConfig
 from .data.images import Track, no_track
@@ -35,6 +35,7 @@ from .tuning import IMAGES, Drop, DropMeter, fewest_kept
 BATCHES = (1, 8)                            # at which the gate compares
 TIMED_BATCH, TIMED_SECONDS = 8, 5.0
 SAME_SPEED = 1.03                           # speed-ups below are within the noise of so short a run
+GATE_IMAGES = 512                           # at most: the gate holds its images in memory
 BLAME_IMAGES, BLAMED = 16, 3
 Say = Callable[[str], None]
 
@@ -154,7 +155,7 @@ def _check_target(checkpoint: Path, path: Path, choice: Choice) -> None:
     check_target(path)
     if choice.format == "openvino":
         weights = check_target(path.with_suffix(".bin"))
-        if weights.exists() and (not path.exists() or (checkpoint.exists() and weights.samefile(checkpoint))):
+        if weights.exists() and (not path.exists() or weights.samefile(checkpoint)):
             raise ConfigError(f"{weights} exists and would be overwritten; choose another -o.")
 
 
@@ -165,15 +166,8 @@ def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, lo
     products = summary(product_precisions(load_graph(graph)).values())
     if config.format == "openvino":
         write_openvino(graph, path, report.facts)
-        report = _written(report, path, report.facts)
+        report = dataclasses.replace(report, path=str(path), size_mib=size_mib(path))
     return DeployReport(report, products)
-
-
-def _written(report: ExportReport, path: Path, facts: ArtifactFacts, nodes: int | None = None,
-             outputs: Sequence[str] | None = None) -> ExportReport:
-    """`report` for the file at `path`."""
-    return dataclasses.replace(report, path=str(path), facts=facts, nodes=nodes or report.nodes,
-                               outputs=tuple(outputs or report.outputs), size_mib=size_mib(path))
 
 
 class _Delivery:
@@ -194,32 +188,28 @@ class _Delivery:
         if self.source is None:
             self.notes.append("No images were given, so noise took their place; pass --calib FOLDER to look for "
                               "overflow and to compare on real ones.")
-        else:
-            self.notes += examine(images, calibration.allow_noise)
+        hashes = examine(images, calibration.allow_noise or self.source is None)
+        self.notes += image_notes(hashes, images.skipped)
         if self.choice.precision in QUANTIZED:
-            if not calibration.ranges:
-                self.say(f"calibrating on {images.name}")
-            self.ranges = ranges_for(self.parent, images, calibration, self.track)
-            if calibration.ranges:
-                self.say(f"reusing {calibration.ranges} ({self.ranges.method} over {len(self.ranges.images)} images)")
+            self.say(f"reusing {calibration.ranges}" if calibration.ranges else f"calibrating on {images.name}")
+            self.ranges = ranges_for(self.parent, images, hashes, calibration, self.track)
         self.say(f"lowering to {self.choice.precision} for {self.choice.target}")
         lowering = Lowering(self.parent, self.choice, self.config, images, self.ranges, self.track)
         lowered, drop = self._lower(lowering)
         self.notes += [str(raised) for raised in lowering.raised]
-        candidate = self._write(lowered, self.folder / f"candidate{SUFFIXES[self.choice.format]}", "not run", True)
+        candidate = self.folder / f"candidate{SUFFIXES[self.choice.format]}"
+        self._write(lowered, candidate, "not run", tokens=True)
         products = self._compiled(candidate) or summary(product_precisions(lowered.proto).values())
         gate = self._gate(candidate) if self.config.precision.gate else None
         passed = (gate is None or bool(gate)) and not (drop and drop.failures)
         blame = () if passed else self._blame()
         timing = self._time(candidate) if passed else None
-        rejected = path.with_suffix(f".rejected{path.suffix}")
-        for other, what in ((rejected, "rejected"), (path, "accepted")):
-            if other != (path if passed else rejected) and other.exists():
-                self.notes.append(f"{other}, {what} in an earlier run, was left as it is.")
         verdict = "rejected" if not passed else "passed" if gate is not None else "not run"
-        target = self._write(lowered, path if passed else rejected, verdict, self.config.export.with_tokens)
-        report = _written(self.report, target, self._facts(lowered, verdict), self.nodes,
-                          self.report.outputs if self.config.export.with_tokens else ("logits",))
+        rejected = path.with_suffix(f".rejected{path.suffix}")
+        target, other = (path, rejected) if passed else (rejected, path)
+        if other.exists():
+            self.notes.append(f"{other} is of an earlier run and was left as it is.")
+        report = self._write(lowered, target, verdict, self.config.export.with_tokens)
         return DeployReport(report, products, lowered.kept, gate, drop, timing, blame, tuple(self.notes))
 
     @property
@@ -273,18 +263,18 @@ class _Delivery:
         return dataclasses.replace(facts, precision=self.choice.precision, lowered=how,
                                    versions=(facts.versions or {}) | versions)
 
-    def _write(self, lowered: Lowered, path: Path, gate: str, tokens: bool) -> Path:
-        """The artifact as a file at `path`, with or without kept-token outputs."""
+    def _write(self, lowered: Lowered, path: Path, gate: str, tokens: bool) -> ExportReport:
+        """Writes the artifact to `path`, with or without kept-token outputs."""
         facts = self._facts(lowered, gate)
         proto = lowered.proto if tokens else keep_outputs(lowered.proto, ["logits"])
         set_facts(proto, facts)
-        self.nodes = len(proto.graph.node)
         graph = path if self.choice.format == "onnx" else self.folder / "graph.onnx"
         with atomic_write(graph) as temporary:
             require("onnx").save(proto, str(temporary))
         if self.choice.format == "openvino":
             write_openvino(graph, path, facts)
-        return path
+        outputs = tuple(value.name for value in proto.graph.output)
+        return ExportReport(str(path), facts, outputs, len(proto.graph.node), size_mib(path))
 
     def _compiled(self, candidate: Path) -> dict[str, int] | None:
         """What OpenVINO made of it, which decides by itself; ExportError when that is not what was asked for."""
@@ -299,10 +289,12 @@ class _Delivery:
 
     def _gate(self, candidate: Path) -> ParityReport:
         self.say("comparing with float32")
-        images = open_gate(self.source, self._model, self.config.calibration.images)
+        images = open_gate(self.source, self._model, min(self.config.calibration.images, GATE_IMAGES))
         with open_runner(self.parent, device="cpu") as reference, open_runner(candidate, device="cpu") as runner:
             reference.name, runner.name = "float32", self.choice.precision
             report = compare(reference, runner, images, CheckConfig(len(images), BATCHES), self.track)
+        if gate_is_separate(self.source) and report.skipped:
+            self.notes.append(f"{len(report.skipped)} images to compare on could not be read: {report.skipped[0]}")
         if self.choice.precision in QUANTIZED and not gate_is_separate(self.source):
             self.notes.append("Compared on the images that it was calibrated on; a folder with train/ and val/ keeps "
                               "them apart.")

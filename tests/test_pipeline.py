@@ -93,7 +93,7 @@ def test_raw_pixels_and_float16_can_be_combined(made, tmp_path):
 
 def test_reused_ranges_give_the_same_file_byte_for_byte(made, tmp_path):
     export(made, tmp_path / "float.onnx")
-    calibrate(tmp_path / "float.onnx", made[1]).save(tmp_path / "r.json")
+    calibrate(tmp_path / "float.onnx", CalibrationConfig(made[1])).save(tmp_path / "r.json")
     config = CalibrationConfig(ranges=str(tmp_path / "r.json"))
     for name in "ab":
         report = export(made, tmp_path / f"{name}.onnx", calibration=config, precision="int8")
@@ -105,7 +105,7 @@ def test_reused_ranges_give_the_same_file_byte_for_byte(made, tmp_path):
 
 def test_ranges_of_another_model_are_refused_and_nothing_is_written(made, tmp_path):
     export(made, tmp_path / "float.onnx")
-    ranges = calibrate(tmp_path / "float.onnx", made[1])
+    ranges = calibrate(tmp_path / "float.onnx", CalibrationConfig(made[1]))
     dataclasses.replace(ranges, model="0" * 64).save(tmp_path / "r.json")
     with pytest.raises(DataError, match="another model"):
         config = CalibrationConfig(made[1], str(tmp_path / "r.json"))
@@ -133,7 +133,7 @@ def test_without_the_gate_nothing_is_compared_and_the_metadata_say_so(made, tmp_
 def test_the_costliest_layers_are_kept_until_the_drop_is_met(made, tmp_path, monkeypatch):
     """A ruined layer changes classes until it is kept."""
     export(made, tmp_path / "float.onnx")
-    ranges = calibrate(tmp_path / "float.onnx", made[1])
+    ranges = calibrate(tmp_path / "float.onnx", CalibrationConfig(made[1]))
     key = "blocks.0.attn.qkv/MatMul:0"
     tensors = ranges.tensors | {key: dataclasses.replace(ranges.tensors[key], threshold=1e-4)}
     dataclasses.replace(ranges, tensors=tensors).save(tmp_path / "r.json")
@@ -206,7 +206,7 @@ def test_images_are_judged_for_every_precision(made, tmp_path):
 
 def test_ranges_whose_images_are_gone_ask_for_others(made, tmp_path):
     export(made, tmp_path / "float.onnx")
-    ranges = calibrate(tmp_path / "float.onnx", made[1])
+    ranges = calibrate(tmp_path / "float.onnx", CalibrationConfig(made[1]))
     dataclasses.replace(ranges, source="gone/photos").save(tmp_path / "r.json")
     with pytest.raises(DataError, match=r"gone/photos, which is not here .*pass --calib"):
         config = CalibrationConfig(ranges=str(tmp_path / "r.json"))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import ArtifactFacts, library_versions, require_file
 from ..config import CalibrationConfig
-from ..data.images import Batch, ImageSet, Track, no_track
+from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..errors import DataError
 from ..graph import graph_facts, load_graph, weights_fingerprint
@@ -19,21 +19,21 @@ from ..runners.activations import BATCH, stream_activations
 from ..runners.open import is_checkpoint
 from .observers import Histogram, threshold
 from .policy import quantizable
-from .ranges import ENOUGH_IMAGES, Range, Ranges, image_notes, tensor_key
+from .ranges import ENOUGH_IMAGES, Range, Ranges, tensor_key
 
 LEAST_IMAGES = 4                            # fewer distinct ones are refused
 # Neighbouring pixels of photos correlate at 0.8 and more, those of noise at 0 (0.15 once it is made smaller).
 NOISE = 0.3
 
 
-def calibrate(path: str | Path, data: str | None, config: CalibrationConfig = CalibrationConfig(),
-              track: Track[Any] = no_track) -> Ranges:
-    """Ranges of the float32 ONNX file `path` on the images called `data`; None is noise, see `collect`.
+def calibrate(path: str | Path, config: CalibrationConfig, track: Track[Any] = no_track) -> Ranges:
+    """Ranges of the float32 ONNX file `path` on `config`'s images, see `collect`; no data is noise.
 
     Raises:
         DataError: not a float32 file of dyvit, too few images, or noise.
     """
-    return collect(path, open_calibration(data, float32_facts(path).model, config.images), config, track)
+    images = open_calibration(config.data, float32_facts(path).model, config.images)
+    return collect(path, images, examine(images, config.allow_noise), config, track)
 
 
 def float32_facts(path: str | Path) -> ArtifactFacts:
@@ -47,24 +47,26 @@ def float32_facts(path: str | Path) -> ArtifactFacts:
     return facts
 
 
-def ranges_for(path: str | Path, images: ImageSet, config: CalibrationConfig, track: Track[Any] = no_track) -> Ranges:
+def ranges_for(path: str | Path, images: ImageSet, hashes: Sequence[str], config: CalibrationConfig,
+               track: Track[Any] = no_track) -> Ranges:
     """The ranges in the file that `config` names, which must be of the graph `path`; else they are collected."""
     if config.ranges is None:
-        return collect(path, images, config, track)
+        return collect(path, images, hashes, config, track)
     facts = float32_facts(path)
     ranges = Ranges.load(config.ranges)
     ranges.check_fits(weights_fingerprint(load_graph(path)), facts.model.preprocess, facts.model.image_size)
     return ranges
 
 
-def collect(path: str | Path, images: ImageSet, config: CalibrationConfig = CalibrationConfig(),
+def collect(path: str | Path, images: ImageSet, hashes: Sequence[str], config: CalibrationConfig = CalibrationConfig(),
             track: Track[Any] = no_track) -> Ranges:
     """Ranges of the inputs of every product that the policy quantizes.
 
-    Images are streamed: one small batch and one histogram per tensor are in memory.
+    Images are streamed: one small batch and one histogram per tensor are in memory. `hashes` are what
+    `examine` found.
 
     Raises:
-        DataError: too few distinct images, noise, or NaN at some layer.
+        DataError: NaN at some layer.
     """
     proto = load_graph(path)
     facts = graph_facts(proto, str(path))
@@ -72,14 +74,9 @@ def collect(path: str | Path, images: ImageSet, config: CalibrationConfig = Cali
     products = quantizable(proto, config.attention)
     watch = {tensor_key(p.node, i): tensor for p in products for i, tensor in zip(p.activations, p.tensors)}
     histograms = {tensor: Histogram() for tensor in watch.values()}
-    hashes: list[str] = []
-    correlations: list[float] = []
-    for batch, found in stream_activations(path, images, list(histograms), track):
-        hashes += image_hashes(batch)
-        correlations += neighbour_correlation(batch.images).tolist()
+    for _, found in stream_activations(path, images, list(histograms), track):
         for tensor, values in found.items():
             histograms[tensor].update(values)
-    check_images(images.name, hashes, correlations, config.allow_noise)
     ranges = {tensor: Range(h.minimum, h.maximum, threshold(h, config.method)) for tensor, h in histograms.items()}
     return Ranges(config.method, weights_fingerprint(proto), facts.model.name, facts.model.image_size,
                   facts.model.preprocess, images.name, tuple(hashes),
@@ -88,19 +85,18 @@ def collect(path: str | Path, images: ImageSet, config: CalibrationConfig = Cali
 
 
 def examine(images: ImageSet, allow_noise: bool) -> tuple[str, ...]:
-    """What a user should know about `images`; DataError when they cannot stand for real ones."""
+    """One hash per image, 16 hexadecimal digits of the sha256 of its pixels.
+
+    Raises:
+        DataError: the images cannot stand for real ones: too few distinct ones, or noise.
+    """
     hashes: list[str] = []
     correlations: list[float] = []
     for batch in images.batches(BATCH):
-        hashes += image_hashes(batch)
+        hashes += [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in batch.images]
         correlations += neighbour_correlation(batch.images).tolist()
     check_images(images.name, hashes, correlations, allow_noise)
-    return image_notes(hashes, images.skipped)
-
-
-def image_hashes(batch: Batch) -> list[str]:
-    """16 hexadecimal digits per image."""
-    return [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in batch.images]
+    return tuple(hashes)
 
 
 def check_images(name: str, hashes: Sequence[str], correlations: Sequence[float], allow_noise: bool) -> None:

@@ -21,7 +21,8 @@ from .observers import LEVELS
 from .ranges import Range, Ranges, tensor_key
 
 FLOAT8_MAX = 448.0                          # of e4m3fn
-SMALLEST = 2.0 ** -24                       # of a threshold: a tensor that was always zero needs a scale too
+# A tensor that was always zero needs a threshold and a scale too; float16 has no smaller number.
+SMALLEST = 2.0 ** -24
 
 
 def quantize_cpu(path: str | Path, ranges: Ranges, products: Sequence[Product]) -> Any:
@@ -92,7 +93,7 @@ def replace_scales(proto: Any, precision: str, ranges: Ranges, types: dict[str, 
         scale = initializers[node.input[1]]
         # ModelOpt takes tensors whose type it does not find for float32.
         dtype = onnx.helper.tensor_dtype_to_np_dtype(types.get(node.input[0], scale.data_type))
-        value: NDArray[Any] = np.asarray(max(limit, SMALLEST / LEVELS), dtype)
+        value: NDArray[Any] = np.asarray(max(limit, SMALLEST), dtype)
         scale.CopyFrom(onnx.numpy_helper.from_array(value.reshape(tuple(scale.dims)), scale.name))
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +32,10 @@ class Range(JsonConfig):
     maximum: float
     threshold: float
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and 0 <= self.threshold < math.inf):
+            raise ConfigError(f"A range needs finite numbers and a threshold of at least 0, not {self}.")
+
     @property
     def largest(self) -> float:
         """The largest |x|: what float8 scales by, whose relative precision does not depend on the range."""
@@ -42,10 +46,9 @@ class Range(JsonConfig):
 class Ranges(JsonConfig):
     """Calibration of one model on one set of images.
 
-    `skipped` are the images that could not be read.
-
     `model` is `graph.weights_fingerprint`; `images` are sha256 of the pixels fed, 16 digits each;
-    `tensors` are keyed `NODE:INPUT`, the input of a product that the range is of.
+    `tensors` are keyed `NODE:INPUT`, the input of a product that the range is of; `skipped` are the
+    images that could not be read.
     """
 
     method: str
@@ -101,9 +104,6 @@ class Ranges(JsonConfig):
         if (preprocess, tuple(image_size)) != (self.preprocess, tuple(self.image_size)):
             raise DataError("The ranges were collected with other preprocessing or image size than the model's; "
                             "calibrate again.")
-
-    def to_json(self) -> dict[str, Any]:
-        return self.to_dict()
 
     def table(self) -> Table:
         """One row per tensor: what was seen, and what is clipped."""

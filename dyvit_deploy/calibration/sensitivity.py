@@ -108,8 +108,8 @@ def measure_sensitivity(path: str | Path, precision: str, calibration: Calibrati
         raise ConfigError(f"Unknown precision {precision!r}.{did_you_mean(precision, LOWER)}")
     facts = float32_facts(path)
     images = open_calibration(calibration.data, facts.model, calibration.images)
-    examine(images, calibration.allow_noise)
-    known = ranges_for(path, images, calibration, track) if precision in QUANTIZED else None
+    hashes = examine(images, calibration.allow_noise)
+    known = ranges_for(path, images, hashes, calibration, track) if precision in QUANTIZED else None
     return rank_layers(path, precision, known, images, calibration.attention, track)
 
 

@@ -22,7 +22,7 @@ def made(tmp_path_factory):
     """A graph, its products, its ranges (attention included) and one feed."""
     folder = tmp_path_factory.mktemp("quantize")
     graph, photos = tiny_graph(folder), photo_folder(folder / "photos", 8)
-    ranges = calibrate(graph, str(photos), CalibrationConfig(method="mse", attention=True))
+    ranges = calibrate(graph, CalibrationConfig(str(photos), method="mse", attention=True))
     [batch] = open_images(str(photos), ranges, limit=2).batches(2)
     return graph, quantizable(load_graph(graph)), ranges, OrtRunner(graph).prepare(batch.images)
 

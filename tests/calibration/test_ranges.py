@@ -23,7 +23,7 @@ def made(tmp_path_factory):
     """A graph, a folder of images and its ranges by max."""
     folder = tmp_path_factory.mktemp("ranges")
     graph, photos = tiny_graph(folder), photo_folder(folder / "photos", 10)
-    return graph, photos, calibrate(graph, str(photos), CalibrationConfig(method="max"))
+    return graph, photos, calibrate(graph, CalibrationConfig(str(photos), method="max"))
 
 
 def test_ranges_are_those_of_the_activations(made):
@@ -56,7 +56,7 @@ def test_the_file_says_on_what_it_was_collected(made, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_positive_thresholds_within_the_range(made, method):
-    ranges = calibrate(made[0], str(made[1]), CalibrationConfig(method=method))
+    ranges = calibrate(made[0], CalibrationConfig(str(made[1]), method=method))
     assert all(0 < r.threshold <= r.largest for r in ranges.tensors.values())
 
 
@@ -65,7 +65,7 @@ def test_ranges_do_not_depend_on_the_interface_of_the_graph(made, tmp_path):
     for config in (ExportConfig(), ExportConfig(input="uint8")):
         export_onnx(tiny_checkpoint(tmp_path), tmp_path / "other.onnx", config)
         made[2].check_fits(weights_fingerprint(load_graph(tmp_path / "other.onnx")), made[2].preprocess, (32, 32))
-        again = calibrate(tmp_path / "other.onnx", str(made[1]), CalibrationConfig(method="max"))
+        again = calibrate(tmp_path / "other.onnx", CalibrationConfig(str(made[1]), method="max"))
         assert again.model == made[2].model and set(again.tensors) == set(made[2].tensors)
         for name, value in again.tensors.items():
             assert value.threshold == pytest.approx(made[2].tensors[name].threshold, rel=1e-4)
@@ -77,11 +77,11 @@ def test_ranges_of_other_weights_counts_or_preprocessing_are_refused(made, tmp_p
     checkpoint = tiny_checkpoint(tmp_path)
     export_onnx(checkpoint, tmp_path / "counts.onnx", load=LoadConfig(keep=KeepRequest(counts=(9, 4, 2))))
     with pytest.raises(DataError, match="another model"):
-        ranges_for(tmp_path / "counts.onnx", open_images(None, made[2]), config)
+        ranges_for(tmp_path / "counts.onnx", open_images(None, made[2]), (), config)
     other = dataclasses.replace(made[2], preprocess=dataclasses.replace(made[2].preprocess, mean=(0.5, 0.5, 0.5)))
     other.save(tmp_path / "r.json")
     with pytest.raises(DataError, match="other preprocessing"):
-        ranges_for(made[0], open_images(None, made[2]), config)
+        ranges_for(made[0], open_images(None, made[2]), (), config)
 
 
 @pytest.mark.parametrize("text", ["", "no json", "{}", '{"kind": "dyvit ranges", "format": 1}',
@@ -94,12 +94,12 @@ def test_other_files_are_no_ranges(tmp_path, text):
 
 def test_too_few_and_identical_images_are_refused_with_the_number_needed(made, tmp_path):
     with pytest.raises(DataError, match="3 distinct images among 3; calibration needs at least 4"):
-        calibrate(made[0], str(made[1]), CalibrationConfig(images=3))
+        calibrate(made[0], CalibrationConfig(str(made[1]), images=3))
     photo_folder(tmp_path / "same", 1)
     for i in range(6):
         (tmp_path / "same" / f"copy{i}.png").write_bytes((tmp_path / "same" / "000.png").read_bytes())
     with pytest.raises(DataError, match="1 distinct image among 7"):
-        calibrate(made[0], str(tmp_path / "same"), CalibrationConfig())
+        calibrate(made[0], CalibrationConfig(str(tmp_path / "same")))
 
 
 def test_few_images_and_copies_are_noted(made):
@@ -110,8 +110,8 @@ def test_few_images_and_copies_are_noted(made):
 
 def test_noise_is_refused_unless_permitted(made):
     with pytest.raises(DataError, match="--allow-random-calib"):
-        calibrate(made[0], None, CalibrationConfig())
-    assert calibrate(made[0], None, CalibrationConfig(allow_noise=True)).source == "noise"
+        calibrate(made[0], CalibrationConfig())
+    assert calibrate(made[0], CalibrationConfig(allow_noise=True)).source == "noise"
 
 
 def test_a_folder_of_noise_is_recognised_and_photos_are_not(made):
@@ -130,7 +130,7 @@ def test_nan_names_the_image_and_the_layer(made, tmp_path):
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(weight.dims), np.nan, np.float32), weight.name))
     onnx.save(proto, tmp_path / "nan.onnx")
     with pytest.raises(DataError, match=r"000\.png makes blocks\.1\.mlp\.act/Gelu give NaN"):
-        calibrate(tmp_path / "nan.onnx", str(made[1]), CalibrationConfig())
+        calibrate(tmp_path / "nan.onnx", CalibrationConfig(str(made[1])))
 
 
 def test_only_float32_graphs_of_ours_are_calibrated(made, tmp_path):
@@ -138,9 +138,9 @@ def test_only_float32_graphs_of_ours_are_calibrated(made, tmp_path):
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "foreign.onnx")
     with pytest.raises(DataError, match="not written by dyvit"):
-        calibrate(tmp_path / "foreign.onnx", str(made[1]))
+        calibrate(tmp_path / "foreign.onnx", CalibrationConfig(str(made[1])))
     with pytest.raises(ArtifactError, match="does not exist"):
-        calibrate(tmp_path / "none.onnx", str(made[1]))
+        calibrate(tmp_path / "none.onnx", CalibrationConfig(str(made[1])))
 
 
 def test_an_unknown_method_is_refused():
@@ -153,5 +153,5 @@ def test_images_are_streamed(made, monkeypatch):
     sizes = []
     plain = OrtRunner.tensors
     monkeypatch.setattr(OrtRunner, "tensors", lambda self, images: sizes.append(len(images)) or plain(self, images))
-    calibrate(made[0], str(made[1]), CalibrationConfig())
+    calibrate(made[0], CalibrationConfig(str(made[1])))
     assert max(sizes) <= 4 and sum(sizes) == 10

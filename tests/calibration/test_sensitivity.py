@@ -21,7 +21,7 @@ TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8": torch.f
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sensitivity")
     graph, photos = tiny_graph(folder), photo_folder(folder / "photos", 8)
-    return graph, str(photos), calibrate(graph, str(photos))
+    return graph, str(photos), calibrate(graph, CalibrationConfig(str(photos)))
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
