@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .catalog import list_models
     from .config import (
         CalibrationConfig,
-        DeployConfig,
+        EngineRunConfig,
         ExportConfig,
         KeepRequest,
         LoadConfig,
@@ -24,13 +24,18 @@ if TYPE_CHECKING:
         PruneConfig,
     )
     from .data.open import open_images
+    from .deploy_config import BatchProfile, BuildConfig, DeployConfig
+    from .deploy_report import Progress
     from .doctor import diagnose
+    from .engine.build import build_engine, plan_build
+    from .engine.preflight import preflight
+    from .engine.refit import refit_engine
     from .errors import DyvitError
     from .export.onnx import export_onnx
     from .inspection import inspect_artifact
     from .model.checkpoint import load_model
     from .parity import CheckConfig, Tolerance, check_artifacts, compare
-    from .pipeline import export_artifact
+    from .pipeline import export_artifact, plan_artifact
     from .quickstart import run_quickstart
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
@@ -42,16 +47,21 @@ _NAMES = {
     "calibration.collect": ("calibrate",),
     "calibration.ranges": ("Ranges",),
     "calibration.sensitivity": ("measure_sensitivity",),
-    "config": ("CalibrationConfig", "DeployConfig", "ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig",
+    "config": ("CalibrationConfig", "EngineRunConfig", "ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig",
                "PrecisionConfig", "PruneConfig"),
     "data.open": ("open_images",),
+    "deploy_config": ("BatchProfile", "BuildConfig", "DeployConfig"),
+    "deploy_report": ("Progress",),
     "doctor": ("diagnose",),
+    "engine.build": ("build_engine", "plan_build"),
+    "engine.preflight": ("preflight",),
+    "engine.refit": ("refit_engine",),
     "errors": ("DyvitError",),
     "export.onnx": ("export_onnx",),
     "inspection": ("inspect_artifact",),
     "model.checkpoint": ("load_model",),
     "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
-    "pipeline": ("export_artifact",),
+    "pipeline": ("export_artifact", "plan_artifact"),
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),

@@ -1,8 +1,9 @@
 """How fast is an artifact, and how much of what pruning promises does it deliver?
 
 What is timed: one call of the runtime, from a float32 or uint8 batch in host memory to logits in
-host memory; decoding and preprocessing of images are not in it. Candidates take turns within one
-run, because machines drift: a ratio of two runs made at different times says little.
+host memory; decoding and preprocessing of images are not in it. An engine's batch lies on the GPU
+already, as in trtexec, unless the copies are asked for; they are timed apart either way. Candidates
+take turns within one run, because machines drift: a ratio of two runs made at different times says little.
 
 The promise is the ratio of multiply-accumulates, dense over pruned: the ceiling of the speed-up.
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import ArtifactFacts, library_versions, require_file
-from .config import ExportConfig, LoadConfig
+from .artifacts import library_versions, require_file
+from .baselines import Candidate, count_gmacs, with_baselines
+from .config import EngineRunConfig, LoadConfig
 from .data.images import Track, no_track
 from .errors import BackendError, ConfigError
-from .machine import machine, peak_mib
+from .gpu_peak import gpu_facts, gpu_notes
+from .machine import gpu_clocks, machine, peak_mib
 from .runners.base import Runner
-from .runners.open import is_checkpoint, open_runner
+from .runners.open import is_checkpoint, is_engine, open_runner
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+GPU_RUNS = 50                               # timed by events, beside those timed by the clock
 TURN = 3                                    # counted runs in a row of one candidate
 
 
@@ -47,6 +51,7 @@ class BenchConfig:
     `stable` of it, or after `seconds`. `warmup` runs are thrown away. `baseline` is an artifact to
     compare with; None builds the dense backbone from each artifact's own metadata, with random
     weights, because time does not depend on them. `memory` measures peak memory, in a process per row.
+    `transfers` counts the copies between host and GPU in an engine's latency.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
@@ -58,6 +63,7 @@ class BenchConfig:
     device: str | None = None
     threads: int = 0
     memory: bool = True
+    transfers: bool = False
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -77,6 +83,9 @@ class Timing:
     `peak_rss_mib` is the peak resident memory of a process that loads the artifact and runs this
     batch, None where it cannot be measured. `speedup` is the median of the baseline over this one's,
     `ceiling` the ratio of their multiply-accumulates; None where there is nothing to compare with.
+    `gpu_ms_p50` are the medians of an engine's phases by the GPU's own events (`upload`, `compute`,
+    `download`; one stream), and `tflops` what its products amount to in `compute`, at two operations a
+    multiply-accumulate. An engine runs `streams` batches at once, which `images_per_sec` counts.
     """
 
     artifact: str
@@ -94,17 +103,22 @@ class Timing:
     speedup: float | None
     ceiling: float | None
     stand_in: bool = False
+    streams: int = 1
+    gpu_ms_p50: dict[str, float] | None = None
+    tflops: float | None = None
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All timings of one run, with the machine they were measured on."""
+    """All timings of one run, with the machine they were measured on; `gpu` has what only a GPU run tells:
+    its clocks before and after, and the peak of its matrix products, measured in this run."""
 
     timings: tuple[Timing, ...]
     machine: dict[str, Any]
     versions: dict[str, str]
     config: BenchConfig
     notes: tuple[str, ...]
+    gpu: dict[str, Any] | None = None
 
     def table(self) -> Table:
         """One row per artifact and batch size; ~ marks figures that did not settle."""
@@ -114,8 +128,14 @@ class BenchReport:
         table.add_column("precision")
         for column in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "peak MiB", "GMACs", "speed-up", "ceiling"):
             table.add_column(column, justify="right", no_wrap=True)
+        gpu = any(t.gpu_ms_p50 for t in self.timings)
+        for column in ("GPU ms", "copies ms", "TFLOP/s") if gpu else ():
+            table.add_column(column, justify="right", no_wrap=True)
         for t in self.timings:
-            optional = ((t.peak_rss_mib, ".0f"), (t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f"))
+            phases = t.gpu_ms_p50 or {}
+            copies = phases["upload"] + phases["download"] if phases else None
+            optional = [(t.peak_rss_mib, ".0f"), (t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f")]
+            optional += [(phases.get("compute"), ".3f"), (copies, ".3f"), (t.tflops, ".1f")] if gpu else []
             table.add_row(Text(f"{t.artifact} ({t.backend})"), t.precision, str(t.batch),
                           f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", f"{t.latency_ms_p90:.2f}",
                           f"{t.latency_ms_p99:.2f}", f"{t.images_per_sec:.1f}",
@@ -129,15 +149,6 @@ class BenchReport:
         return values
 
 
-@dataclass
-class _Candidate:
-    runner: Runner
-    path: str
-    gmacs: float | None
-    baseline: _Candidate | None = None
-    stand_in: bool = False
-
-
 def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(), load: LoadConfig = LoadConfig(),
               track: Track[Any] = no_track) -> BenchReport:
     """Times `artifacts` and their dense baselines alternately, at each batch size.
@@ -149,10 +160,10 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
 
-        def opened(path: str | Path) -> _Candidate:
-            options = load if is_checkpoint(path) else dataclasses.replace(LoadConfig(), image_size=load.image_size)
-            runner = stack.enter_context(open_runner(path, load=options, device=config.device, threads=config.threads))
-            return _Candidate(runner, str(path), _gmacs(runner.facts))
+        def opened(path: str | Path) -> Candidate:
+            runner = stack.enter_context(open_runner(path, load=_fitting(load, path), device=config.device,
+                                                     threads=config.threads))
+            return Candidate(runner, str(path), count_gmacs(runner.facts))
 
         for path in artifacts:                                             # before the first one is loaded
             require_file(path)
@@ -162,89 +173,31 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
             first = emulated[0]
             raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU: its "
                                "time says nothing; time the engine that TensorRT builds of it.")
-        candidates, notes = _with_baselines([c for c in given if not c.runner.emulated], config, folder, opened)
+        candidates, notes = with_baselines([c for c in given if not c.runner.emulated], config.baseline, folder, opened)
         notes += [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
                   for runner in emulated]
+        engines = any(is_engine(c.path) for c in candidates)
+        gpu = gpu_facts({c.runner.precision for c in candidates}) if engines else None
         timings: list[Timing] = []
         for batch in track(config.batches, "timing", len(config.batches)):
             timings += _time_batch(candidates, batch, config, load)
+        if gpu is not None:
+            gpu["clocks_after"] = gpu_clocks()
+            notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
     notes += faster_here(timings)
     notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
-              for c in candidates if c.runner.facts and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
+              for c in candidates if not is_engine(c.path) and c.runner.facts
+              and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
     if any(not t.stable for t in timings):
         notes.append(f"Rows marked ~ did not settle within {config.stable:.0%} in {config.seconds:g} s; "
                      "quiet the machine or raise --seconds.")
-    return BenchReport(tuple(timings), machine(), library_versions(*LIBRARIES), config, tuple(notes))
+    return BenchReport(tuple(timings), machine(), library_versions(*LIBRARIES), config, tuple(notes), gpu)
 
 
-def _with_baselines(candidates: list[_Candidate], config: BenchConfig, folder: Path,
-                    opened: Callable[[str | Path], _Candidate]) -> tuple[list[_Candidate], list[str]]:
-    """The baselines first, then the artifacts, each knowing its own.
-
-    One is enough for all artifacts of the same model, backend and input; a dense artifact among them
-    serves as it is.
-    """
-    if config.baseline is not None:
-        baseline = opened(config.baseline)
-        for candidate in candidates:
-            candidate.baseline = baseline
-        return [baseline, *candidates], []
-    notes: list[str] = []
-    built: list[_Candidate] = []
-    dense = {_kind(c): c for c in candidates
-             if c.runner.facts and c.runner.facts.dense and c.runner.precision == "float32"}
-    for candidate in candidates:
-        runner, kind = candidate.runner, _kind(candidate)
-        if runner.facts is None:
-            notes.append(f"{runner.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline "
-                         "FILE to compare it with another artifact.")
-        elif runner.facts.dense and runner.precision == "float32":
-            notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
-        else:
-            if kind not in dense:
-                dense[kind] = opened(_dense_baseline(runner, folder / f"dense-{len(built)}"))
-                dense[kind].runner.name, dense[kind].stand_in = f"dense {runner.facts.model.name}", True
-                built.append(dense[kind])
-            candidate.baseline = dense[kind]
-    return [*built, *candidates], notes
-
-
-def _kind(candidate: _Candidate) -> tuple[Any, ...]:
-    """What two artifacts must share for their times to be compared as dense and pruned."""
-    runner = candidate.runner
-    return runner.facts and runner.facts.model, runner.label, runner.input.dtype == "uint8"
-
-
-def _dense_baseline(runner: Runner, path: Path) -> Path:
-    """Writes the dense float32 backbone of `runner`'s model, with random weights, for the same backend."""
-    from .export.onnx import export_model
-    from .export.openvino import write_openvino
-    from .model.checkpoint import save_checkpoint
-    from .model.dynamicvit import DynamicViT
-
-    assert runner.facts is not None
-    facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None,
-                                precision="float32", lowered=None)
-    model = DynamicViT(facts.model, None).eval()
-    if runner.backend == "PyTorch":
-        path = path.with_suffix(".safetensors")
-        save_checkpoint(path, model, facts)
-    else:
-        kind = "uint8" if runner.input.dtype == "uint8" else "float32"
-        path = path.with_suffix(".onnx")
-        facts = export_model(model, facts, path, ExportConfig(input=kind)).facts
-        if runner.backend == "OpenVINO":
-            write_openvino(path, path.with_suffix(".xml"), facts)
-            path = path.with_suffix(".xml")
-    return path
-
-
-def _gmacs(facts: ArtifactFacts | None) -> float | None:
-    if facts is None:
-        return None
-    from .model.macs import count_costs
-
-    return count_costs(facts.model, [facts.prune])[0].gmacs
+def _fitting(load: LoadConfig, path: str | Path) -> LoadConfig:
+    """What of `load` is for an artifact like this one; the baselines of one run differ in kind."""
+    return load if is_checkpoint(path) else LoadConfig(
+        image_size=load.image_size, engine=load.engine if is_engine(path) else EngineRunConfig())
 
 
 def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = None, seed: int = 0) -> NDArray[Any]:
@@ -290,20 +243,23 @@ def _who(timing: Timing) -> str:
     return f"{timing.artifact} ({timing.precision}, {timing.backend})"
 
 
-def _time_batch(candidates: Sequence[_Candidate], batch: int, config: BenchConfig, load: LoadConfig) -> list[Timing]:
+def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig) -> list[Timing]:
     feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
-    samples = alternate([lambda c=c, f=f: c.runner.infer(f) for c, f in zip(candidates, feeds)], config)
+    samples = alternate([c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)], config)
     medians = {id(c): float(np.median(s)) for c, s in zip(candidates, samples)}
     rows = []
-    for candidate, seconds in zip(candidates, samples):
+    for candidate, feed, seconds in zip(candidates, feeds, samples):
+        streams = load.engine.streams if is_engine(candidate.path) else 1
+        gpu = {name: float(np.median(ms)) for name, ms in candidate.runner.gpu_ms(feed, GPU_RUNS).items()}
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
         base, median = candidate.baseline, medians[id(candidate)]
         rows.append(Timing(
             candidate.runner.name, candidate.runner.label, candidate.runner.precision, batch, p50, p90, p99,
-            batch / median, len(seconds), is_stable(seconds, config.stable),
+            streams * batch / median, len(seconds), is_stable(seconds, config.stable),
             peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
             candidate.gmacs, medians[id(base)] / median if base else None,
-            base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in))
+            base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in,
+            streams, gpu or None, 2 * candidate.gmacs * batch / gpu["compute"] if gpu and candidate.gmacs else None))
     return rows
 
 
@@ -357,9 +313,7 @@ def peak_memory(path: str, batch: int, load: LoadConfig, device: str | None, thr
 def report_peak() -> None:
     """What `peak_memory` runs in the other process; writes MiB to standard output."""
     path, batch, load, device, threads = json.loads(sys.argv[1])
-    config = LoadConfig.from_dict(load)
-    if not is_checkpoint(path):
-        config = LoadConfig(image_size=config.image_size)
+    config = _fitting(LoadConfig.from_dict(load), path)
     with open_runner(path, load=config, device=device, threads=threads) as runner:
         runner.infer(make_feed(runner, batch, config.image_size))
     peak = peak_mib()

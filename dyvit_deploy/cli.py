@@ -1,18 +1,21 @@
 """The command line: parses, makes one library call, prints, exits."""
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .artifacts import own_version, write_json
-from .config import CalibrationConfig, DeployConfig, ExportConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .config import CalibrationConfig, ExportConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .deploy_config import BuildConfig, DeployConfig
 from .errors import DyvitError, did_you_mean
 from .options import (
     Numbers,
+    build_options,
     calibration_options,
     device_option,
     drawable,
@@ -20,9 +23,13 @@ from .options import (
     keep_options,
     load_options,
     precision_options,
+    run_options,
     writable,
 )
 from .targets import FORMATS
+
+if TYPE_CHECKING:
+    from .engine.build import BuildPlan
 
 
 class Commands(click.Group):
@@ -37,6 +44,12 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("dyvit: interrupted", err=True)
             ctx.exit(130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            click.echo(f"dyvit: The disk is full ({error.filename or 'temporary files'}); free space, or set TMPDIR to "
+                       "a folder on another disk.", err=True)
+            ctx.exit(1)
         except MemoryError:
             click.echo("dyvit: Not enough memory; use a smaller --batch or --images.", err=True)
             ctx.exit(1)
@@ -117,7 +130,7 @@ def train(json_file: str | None, keep: KeepRequest, **options: Any) -> None:
 @click.option("--split", default="test", show_default=True, help="train, val or test.")
 @click.option("--images", type=int, help="At most this many.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run.")
-@load_options
+@run_options
 @device_option
 @json_option
 def evaluate(artifact: str, data: str, split: str, images: int | None, batch: int, load: LoadConfig,
@@ -139,25 +152,71 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
 @click.option("--input", "input_type", default="float32", show_default=True, metavar="[float32|uint8]",
               help="uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph.")
 @click.option("--allow-large-k", is_flag=True, help="Permit TopK beyond TensorRT's limit of 3840.")
+@click.option("--dry-run", is_flag=True, help="Print the steps, sizes and equivalent commands; write nothing.")
 @precision_options
+@build_options
 @load_options
 @json_option
 def export(checkpoint: str, target_format: str, out: str, with_tokens: bool, input_type: str, allow_large_k: bool,
-           precision: PrecisionConfig, calibration: CalibrationConfig, load: LoadConfig, json_file: str | None) -> None:
-    """Export a checkpoint with a fixed number of tokens per stage, in any precision.
+           dry_run: bool, precision: PrecisionConfig, calibration: CalibrationConfig, build: BuildConfig,
+           load: LoadConfig, json_file: str | None) -> None:
+    """Export a checkpoint with a fixed number of tokens per stage, in any precision, as graph or engine.
 
     A lower precision is compared with float32 on real images: exit 1 and NAME.rejected.onnx when it differs too much.
     """
-    from .pipeline import export_artifact
+    from .deploy_report import Progress
+    from .pipeline import export_artifact, plan_artifact
+    from .progress import BuildBar
 
-    config = DeployConfig(target_format, ExportConfig(with_tokens, input_type, allow_large_k), precision, calibration)
-    report = export_artifact(checkpoint, out, config, load, say=step, track=progress)
+    config = DeployConfig(target_format, ExportConfig(with_tokens, input_type, allow_large_k), precision, calibration,
+                          build)
+    if dry_run:
+        return show_plan(plan_artifact(checkpoint, out, config, load), json_file)
+    with BuildBar() as bar:
+        report = export_artifact(checkpoint, out, config, load, Progress(step, progress, bar.update))
     show(report, json_file)
     for line in report.notes:
         note(line)
     fail_notes(report.failures, report.advice)
     note(f"Next: {report.next_step(checkpoint)}")
     sys.exit(not report)
+
+
+@main.command("build")
+@click.argument("model")
+@click.option("--format", "target_format", default="trt", show_default=True, metavar="[trt|rtx]",
+              help="TensorRT, or TensorRT for RTX.")
+@click.option("-o", "--out", required=True, help="Plan to write.")
+@click.option("--dry-run", is_flag=True, help="Print the steps, sizes and equivalent commands; write nothing.")
+@build_options
+@json_option
+def build_command(model: str, target_format: str, out: str, dry_run: bool, build: BuildConfig,
+                  json_file: str | None) -> None:
+    """Build a TensorRT engine of an ONNX file, ours or any with one free batch dimension."""
+    from .engine.build import build_engine, plan_build
+    from .progress import BuildBar
+
+    if dry_run:
+        return show_plan(plan_build(model, out, target_format, build), json_file)
+    with BuildBar() as bar:
+        report = build_engine(model, out, target_format, build, bar.update)
+    show(report, json_file)
+    for line in report.notes:
+        note(line)
+    note(f"Next: dyvit inspect {out}, and on the machine with the GPU: dyvit bench {out}")
+
+
+@main.command()
+@click.argument("plan")
+@click.argument("model")
+@click.option("-o", "--out", required=True, help="Plan to write.")
+@click.option("--trust", is_flag=True, help="Load a plan whose hash is not the recorded one; it is native code.")
+@json_option
+def refit(plan: str, model: str, out: str, trust: bool, json_file: str | None) -> None:
+    """Put the weights of an ONNX file into a plan built with --strip-weights or --refittable; needs a GPU."""
+    from .engine.refit import refit_engine
+
+    show(refit_engine(plan, model, out, trust), json_file)
 
 
 @main.command()
@@ -203,7 +262,7 @@ def sensitivity(model: str, precision: str, chart: str | None, calibration: Cali
 @click.option("--images", type=int, default=64, show_default=True, help="At most this many.")
 @click.option("--batch", type=Numbers(int), default="1,8", show_default=True, help="Batch sizes of the candidate.")
 @click.option("--tolerance", type=float, help="Largest logit error, in place of the precision's own bound.")
-@load_options
+@run_options
 @device_option
 @json_option
 def check(reference: str, candidate: str, data: str | None, images: int, batch: tuple[int, ...],
@@ -227,15 +286,19 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 @click.option("--baseline", help="Compare with this artifact instead of the dense backbone.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Time limit per batch size.")
 @click.option("--threads", type=int, default=0, help="Threads of ONNX Runtime and OpenVINO; default: all cores.")
-@load_options
+@click.option("--streams", type=int, default=1, show_default=True, help="CUDA streams that an engine runs on at once.")
+@click.option("--cuda-graph", is_flag=True, help="Run engines as captured CUDA graphs.")
+@click.option("--transfers", is_flag=True, help="Count the copies between host and GPU in an engine's latency.")
+@run_options
 @device_option
 @json_option
 def bench(artifacts: tuple[str, ...], batch: tuple[int, ...], baseline: str | None, seconds: float, threads: int,
-          load: LoadConfig, device: str | None, json_file: str | None) -> None:
+          transfers: bool, load: LoadConfig, device: str | None, json_file: str | None) -> None:
     """Time artifacts against the dense backbone, in one run."""
     from .bench import BenchConfig, benchmark
 
-    config = BenchConfig(batches=batch, seconds=seconds, baseline=baseline, device=device, threads=threads)
+    config = BenchConfig(batches=batch, seconds=seconds, baseline=baseline, device=device, threads=threads,
+                         transfers=transfers)
     report = benchmark(artifacts, config, load, progress)
     show(report, json_file)
     for line in report.notes:
@@ -253,11 +316,19 @@ def inspect(artifact: str, json_file: str | None) -> None:
 
 
 @main.command()
+@click.option("--target", metavar="PLAN", help="Will this engine load here? If not, what differs.")
 @json_option
-def doctor(json_file: str | None) -> None:
+def doctor(target: str | None, json_file: str | None) -> None:
     """Show which backends work here, and how to get the others."""
     from .doctor import diagnose
+    from .engine.preflight import preflight
 
+    if target:
+        found = preflight(target)
+        show(found, json_file)
+        for line in (*found.notes, *([found.advice] if found.advice else [])):
+            note(line)
+        sys.exit(not found)
     report = diagnose()
     show(report, json_file)
     sys.exit(not report)
@@ -270,6 +341,13 @@ def show(report: Any, json_file: str | None) -> None:
     console().print(report.table())
     if json_file:
         write_json(json_file, report.to_json())
+
+
+def show_plan(plan: BuildPlan, json_file: str | None) -> None:
+    """The steps as a table, and the commands unwrapped, to be copied."""
+    show(plan, json_file)
+    for command in plan.commands:
+        click.echo(command)
 
 
 def note(text: str) -> None:

@@ -249,21 +249,42 @@ class KeepRequest(JsonConfig):
 
 
 @dataclass(frozen=True)
-class LoadConfig(JsonConfig):
-    """What a user may override when a checkpoint is opened.
+class EngineRunConfig(JsonConfig):
+    """How an engine plan is run: on `streams` CUDA streams at once, as a captured CUDA graph or not.
 
-    `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
-    `image_size` is (height, width) in pixels.
+    `trust` loads a plan whose hash is not the recorded one; `runtime_cache` is the file in which TensorRT
+    for RTX keeps the kernels that it compiles when an engine first runs.
+    """
+
+    trust: bool = False
+    runtime_cache: str | None = None
+    cuda_graph: bool = False
+    streams: int = 1
+
+    def __post_init__(self) -> None:
+        if self.streams < 1:
+            raise ConfigError(f"An engine runs on at least 1 stream, not {self.streams}.")
+
+
+@dataclass(frozen=True)
+class LoadConfig(JsonConfig):
+    """What a user may override when an artifact is opened.
+
+    Of checkpoints: `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
+    `image_size` is (height, width) in pixels; `keep` replaces the schedule. Of engine plans: `engine`.
     """
 
     model: str | None = None
     weights: str = "auto"
     image_size: tuple[int, int] | None = None
     keep: KeepRequest = KeepRequest()
+    engine: EngineRunConfig = EngineRunConfig()
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, Mapping):
             object.__setattr__(self, "keep", KeepRequest.from_dict(self.keep))
+        if isinstance(self.engine, Mapping):
+            object.__setattr__(self, "engine", EngineRunConfig.from_dict(self.engine))
         if self.weights not in WEIGHTS:
             raise ConfigError(f"Unknown weights {self.weights!r}.{did_you_mean(self.weights, WEIGHTS)}")
 
@@ -292,8 +313,7 @@ class PrecisionConfig(JsonConfig):
 
     `target` is "cpu" or "tensorrt", None the one that fits; `rest` is the precision of what int8 and
     float8 leave out, None the fastest that the target has; `io` "float16" makes float input and logits
-    float16. `compute_capability` of the GPU that will run it, e.g. 8.6; None is unknown.
-    `gate` compares the result with float32 and rejects it beyond tolerance; `max_drop` keeps the
+    float16. `gate` compares the result with float32 and rejects it beyond tolerance; `max_drop` keeps the
     costliest layers in higher precision until top-1 falls by at most that many points.
     """
 
@@ -301,7 +321,6 @@ class PrecisionConfig(JsonConfig):
     target: str | None = None
     rest: str | None = None
     io: str = "float32"
-    compute_capability: float | None = None
     gate: bool = True
     max_drop: float | None = None
 
@@ -312,8 +331,6 @@ class PrecisionConfig(JsonConfig):
             object.__setattr__(self, name, value)
             if value is not None and value not in choices:
                 raise ConfigError(f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)}")
-        if self.compute_capability is not None and not 5 <= self.compute_capability < 20:
-            raise ConfigError(f"A compute capability is written like 8.6, not {self.compute_capability:g}.")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"A drop is given in points from 0 to 100, not {self.max_drop}.")
 
@@ -339,21 +356,3 @@ class CalibrationConfig(JsonConfig):
             raise ConfigError(f"Unknown calibration method {self.method!r}.{did_you_mean(self.method, METHODS)}")
         if self.images < 1:
             raise ConfigError(f"The number of calibration images must be at least 1, not {self.images}.")
-
-
-@dataclass(frozen=True)
-class DeployConfig(JsonConfig):
-    """What to make: `format` "onnx" or "openvino", and the interface, precision and calibration of the graph."""
-
-    format: str = "onnx"
-    export: ExportConfig = ExportConfig()
-    precision: PrecisionConfig = PrecisionConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
-
-    def __post_init__(self) -> None:
-        parts: dict[str, type[JsonConfig]] = {
-            "export": ExportConfig, "precision": PrecisionConfig, "calibration": CalibrationConfig}
-        for name, kind in parts.items():
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                object.__setattr__(self, name, kind.from_dict(value))

@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from .artifacts import library_versions
-from .errors import reason
+from .engine.flavours import FLAVOURS, open_door
+from .errors import DyvitError, reason
+from .machine import gpu
 from .optional import installed, require
 
-READY, MISSING, UNUSABLE, UNUSED = "ready", "not installed", "installed, not usable", "installed, not used yet"
+READY, MISSING, UNUSABLE = "ready", "not installed", "installed, not usable"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class DoctorReport:
         table = Table(title="Backends", title_justify="left")
         for column in ("backend", "state", "version", "devices", "what for", "to get it"):
             table.add_column(column, overflow="fold")
-        style = {READY: "green", MISSING: "dim", UNUSABLE: "yellow", UNUSED: "yellow"}
+        style = {READY: "green", MISSING: "dim", UNUSABLE: "yellow"}
         for b in self.backends:
             table.add_row(b.name, Text(b.state, style[b.state]), b.version or "", b.devices, b.does, Text(b.fix or ""))
         return table
@@ -71,13 +73,20 @@ def _openvino_devices() -> str:
     return ", ".join(core().available_devices).lower() + (" with bfloat16" if cpu_has_bfloat16() else "")
 
 
+def _engine_devices(format: str) -> str:
+    open_door(format)
+    found = gpu()
+    builds = "builds only: no GPU works here" if FLAVOURS[format].builds_without_gpu else "no GPU works here"
+    return f"{found.name} (compute capability {found.compute_capability})" if found else builds
+
+
 def _nothing() -> str:
     return ""
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """Where a backend is found. `used` is False while this version of dyvit has no runner for it."""
+    """Where a backend is found."""
 
     name: str
     module: str
@@ -85,7 +94,6 @@ class _Probe:
     does: str
     fix: str
     devices: Callable[[], str] = _nothing
-    used: bool = True
 
 
 PROBES = (
@@ -98,10 +106,10 @@ PROBES = (
            "pip install 'dyvit-deploy[openvino]'", _openvino_devices),
     _Probe("ModelOpt", "modelopt", ("nvidia-modelopt",), "float16 and bfloat16; int8 and float8 for TensorRT",
            "pip install 'dyvit-deploy[calib]'"),
-    _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",), "builds the exported ONNX; no builder yet",
-           "pip install 'dyvit-deploy[rtx]'", used=False),
-    _Probe("TensorRT", "tensorrt", ("tensorrt",), "no builder yet",
-           "pip install 'dyvit-deploy[trt]', with NVIDIA's package index as its documentation says", used=False),
+    _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",), "engines; builds without a GPU, runs on one",
+           FLAVOURS["rtx"].get_it, lambda: _engine_devices("rtx")),
+    _Probe("TensorRT", "tensorrt", ("tensorrt",), "engines; builds and runs on a GPU", FLAVOURS["trt"].get_it,
+           lambda: _engine_devices("trt")),
 )
 
 
@@ -116,11 +124,11 @@ def _examine(probe: _Probe) -> Backend:
     version = _version(probe.distributions)
     try:
         require(probe.module)
-        devices = probe.devices()
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:   # the ways a broken library fails
+        devices = probe.devices()                                          # and below, the ways a broken library fails
+    except (DyvitError, ImportError, OSError, RuntimeError, AttributeError) as error:
         repair = f"pip install --force-reinstall {probe.distributions[0]}"
         return Backend(probe.name, UNUSABLE, version, reason(error), probe.does, repair)
-    return Backend(probe.name, READY if probe.used else UNUSED, version, devices, probe.does, None)
+    return Backend(probe.name, READY, version, devices, probe.does, None)
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

@@ -12,10 +12,14 @@ from rich.text import Text
 
 from .artifacts import ArtifactFacts, require_file, sha256, size_mib
 from .config import ModelConfig, PruneConfig
+from .engine.build import describe
+from .engine.layers import to_rows
+from .engine.preflight import preflight
+from .engine.sidecar import EngineFacts, read_sidecar, sidecar_path
 from .errors import ArtifactError, BackendError, CheckpointError, reason
 from .graph import graph_facts, load_graph, product_precisions, summary
 from .optional import require
-from .runners.open import is_checkpoint, unknown_kind
+from .runners.open import ENGINES, is_checkpoint, unknown_kind
 
 if TYPE_CHECKING:
     from .model.macs import Cost
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """`facts` is None for files that are not ours; `details` are what the file itself tells.
+    """`facts` is None for files that are not ours; `details` are what the file itself tells; `engine` is the
+    sidecar of an engine plan.
 
     `gmacs` are 1e9 multiply-accumulates for one image; `keep_counts` patch tokens per stage.
     """
@@ -37,6 +42,7 @@ class InspectReport:
     gmacs: float | None
     parameters: int | None
     details: dict[str, Any]
+    engine: EngineFacts | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -103,7 +109,8 @@ def _brief(training: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def inspect_artifact(path: str | Path) -> InspectReport:
-    """Reads what `path` says about itself; nothing is run, but OpenVINO models are compiled.
+    """Reads what `path` says about itself; nothing is run, but OpenVINO models are compiled. An engine plan is
+    not loaded: what its builder found is in its sidecar.
 
     Raises:
         ArtifactError: missing, damaged, or of an unknown kind.
@@ -111,7 +118,7 @@ def inspect_artifact(path: str | Path) -> InspectReport:
     path = require_file(path)
     if is_checkpoint(path):
         return _inspect_checkpoint(path)
-    readers = {".onnx": _inspect_onnx, ".xml": _inspect_openvino}
+    readers = {".onnx": _inspect_onnx, ".xml": _inspect_openvino} | dict.fromkeys(ENGINES, _inspect_engine)
     if path.suffix.lower() not in readers:
         raise unknown_kind(path)
     return readers[path.suffix.lower()](path)
@@ -162,6 +169,21 @@ def _inspect_openvino(path: Path) -> InspectReport:
     except BackendError as error:                                          # a precision that this CPU does not have
         details = {"here": str(error)}
     return _report(path, "OpenVINO", facts, details, None)
+
+
+def _inspect_engine(path: Path) -> InspectReport:
+    """From its sidecar; the plan itself, which is native code, is not loaded."""
+    here = preflight(path)
+    engine = read_sidecar(path)
+    loads = {"here": "should load" if here else f"will not load: {', and '.join(here.problems)}"}
+    if engine is None:
+        known = here.built | {"described by": f"its first bytes only; {sidecar_path(path).name} is missing"}
+        return _report(path, "engine plan", None, known | loads, None)
+    rows = to_rows(engine.products, engine.fused_attention)
+    details = {**describe(engine), "source": _pairs(engine.source), "layers": len(engine.layers), **rows, **loads,
+               "rebuild": engine.rebuild, "built with": _pairs(engine.versions)}
+    report = _report(path, "engine plan", engine.model, details, None)
+    return dataclasses.replace(report, engine=engine)
 
 
 def _counts(values: dict[str, int]) -> str:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from .calibration.policy import quantizable
 from .calibration.quantize import quantize_cpu, quantize_tensorrt
 from .calibration.ranges import Ranges
-from .config import HALF, QUANTIZED, DeployConfig
+from .config import HALF, QUANTIZED
 from .data.images import ImageSet, Track, no_track
+from .deploy_config import DeployConfig
 from .errors import ExportError, reason
 from .export.precision import Raised, near_overflow, to_half
 from .graph import load_graph, on_score_path, product_precisions

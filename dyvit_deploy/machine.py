@@ -4,8 +4,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .optional import require
 
@@ -25,8 +27,45 @@ def _processor() -> str:
 
 
 def _gpu() -> str | None:
+    found = gpu()
+    return found.name if found else None
+
+
+class Gpu(NamedTuple):
+    """The GPU that PyTorch sees first; `compute_capability` is like "8.9"."""
+
+    name: str
+    compute_capability: str
+    memory_mib: float
+
+
+def gpu() -> Gpu | None:
+    """The GPU that works here, None without one or without its driver."""
     torch = require("torch")
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return Gpu(properties.name, f"{properties.major}.{properties.minor}", properties.total_memory / 2**20)
+
+
+def system() -> str:
+    """Operating system and processor family, which native code is for: "linux-x86_64"."""
+    return f"{platform.system()}-{platform.machine()}".lower()
+
+
+CLOCKS = ("clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
+
+
+def gpu_clocks() -> dict[str, str] | None:
+    """Clocks, temperature, power and the reasons for throttling, as nvidia-smi says; None without it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        run = subprocess.run([tool, f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader", "--id=0"],
+                             capture_output=True, text=True, timeout=10, check=True)
+        return dict(zip(CLOCKS, (value.strip() for value in run.stdout.split(","))))
+    return None
 
 
 def peak_mib() -> float | None:

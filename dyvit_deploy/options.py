@@ -1,6 +1,7 @@
 """Options that several commands share, gathered into the configs that the library takes."""
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from .artifacts import check_target
-from .config import METHODS, CalibrationConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .config import METHODS, CalibrationConfig, EngineRunConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .deploy_config import BatchProfile, BuildConfig
 from .errors import ConfigError
 from .targets import FLAGS
 
@@ -75,17 +77,62 @@ def load_options(command: F) -> F:
     return decorated
 
 
+def run_options(command: F) -> F:
+    """How an engine plan is loaded; goes into the command's `load`. Commands with `--streams` and `--cuda-graph`
+    name them themselves."""
+    @functools.wraps(command)
+    def gather(load: LoadConfig, trust: bool, runtime_cache: str | None, cuda_graph: bool = False, streams: int = 1,
+               **values: Any) -> Any:
+        run = EngineRunConfig(trust, runtime_cache, cuda_graph, streams)
+        return command(load=dataclasses.replace(load, engine=run), **values)
+
+    decorated: F = with_options(
+        load_options(gather),
+        click.option("--trust", is_flag=True, help="Load an engine that is not the recorded file; it is code."),
+        click.option("--runtime-cache", help="File in which TensorRT for RTX keeps its compiled kernels."),
+    )
+    return decorated
+
+
+def build_options(command: F) -> F:
+    """How an engine is built; the command receives one `build`."""
+    @functools.wraps(command)
+    def gather(batch: str | None, profile: tuple[str, ...], workspace: float | None, timing_cache: str | None,
+               opt_level: int | None, version_compatible: bool, hardware_compatible: bool, refittable: bool,
+               strip_weights: bool, compute_capability: str | None, tf32: bool, **values: Any) -> Any:
+        profiles = ([BatchProfile.parse(batch)] if batch else []) + [BatchProfile.parse_named(text) for text in profile]
+        config = BuildConfig(
+            tuple(profiles) or BuildConfig().profiles, workspace, timing_cache, opt_level, version_compatible,
+            hardware_compatible, refittable, strip_weights,
+            tuple(compute_capability.split(",")) if compute_capability else (), tf32)
+        return command(build=config, **values)
+
+    decorated: F = with_options(
+        gather,
+        click.option("--batch", metavar="MIN:OPT:MAX", help="Batch sizes of an engine; default 1:8:32."),
+        click.option("--profile", multiple=True, metavar="NAME=MIN:OPT:MAX", help="One of several batch ranges."),
+        click.option("--workspace", type=float, metavar="MIB", help="Limit of scratch memory."),
+        click.option("--timing-cache", help="File that builds share; made anew when damaged."),
+        click.option("--opt-level", type=int, metavar="[0-5]", help="0 builds fastest, 5 runs fastest."),
+        click.option("--version-compatible", is_flag=True, help="Loads in later TensorRT versions too."),
+        click.option("--hardware-compatible", is_flag=True, help="Runs on every GPU from Ampere on."),
+        click.option("--refittable", is_flag=True, help="Weights can be exchanged."),
+        click.option("--strip-weights", is_flag=True, help="Leave weights out; dyvit refit puts them in."),
+        click.option("--compute-capability", metavar="X.Y,...", help="Of the GPUs that will run it: 8.9,12.0."),
+        click.option("--tf32", is_flag=True, help="float32 products may round their inputs to TF32."),
+    )
+    return decorated
+
+
 def precision_options(command: F) -> F:
     """What to lower to, and on which images; the command receives one `precision` and one `calibration`."""
     @functools.wraps(command)
-    def gather(target: str | None, rest: str | None, io: str, compute_capability: float | None, no_gate: bool,
-               max_drop: float | None, fp16: bool, bf16: bool, int8: bool, fp8: bool,
-               calibration: CalibrationConfig, **values: Any) -> Any:
+    def gather(target: str | None, rest: str | None, io: str, no_gate: bool, max_drop: float | None, fp16: bool,
+               bf16: bool, int8: bool, fp8: bool, calibration: CalibrationConfig, **values: Any) -> Any:
         given = [p for p, flag in (("float16", fp16), ("bfloat16", bf16), ("int8", int8), ("float8", fp8)) if flag]
         if len(given) > 1:
             raise ConfigError(f"Give one of {', '.join(FLAGS[p] for p in given)}; --rest is for what int8 leaves out.")
-        precision = PrecisionConfig(given[0] if given else "float32", target, rest, io, compute_capability, not no_gate,
-                                    max_drop)
+        precision = PrecisionConfig(given[0] if given else "float32", target, rest, io, not no_gate, max_drop)
         return command(precision=precision, calibration=calibration, **values)
 
     decorated: F = with_options(
@@ -97,7 +144,6 @@ def precision_options(command: F) -> F:
         click.option("--target", metavar="[cpu|tensorrt]", help="What runs the ONNX file; default: a CPU if it can."),
         click.option("--rest", metavar="[fp32|fp16|bf16]", help="Precision of what --int8 and --fp8 leave out."),
         click.option("--io", default="fp32", show_default=True, metavar="[fp32|fp16]", help="Images and logits."),
-        click.option("--compute-capability", type=float, metavar="X.Y", help="Of the GPU that will run it: 8.6."),
         click.option("--max-drop", type=float, metavar="POINTS",
                      help="Keep the costliest layers higher until top-1 falls by at most this."),
         click.option("--no-gate", is_flag=True, help="Do not compare the result with float32."),

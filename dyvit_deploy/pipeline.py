@@ -2,34 +2,36 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_file, size_mib
 from .bench import BenchConfig, Timing, benchmark
 from .calibration.collect import examine, ranges_for
 from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers
-from .config import QUANTIZED, CalibrationConfig, DeployConfig, LoadConfig
-from .data.images import Track, no_track
+from .config import QUANTIZED, CalibrationConfig, LoadConfig
 from .data.open import check_source, gate_is_separate, open_calibration, open_gate
+from .deploy_config import BuildConfig, DeployConfig
+from .deploy_report import DeployReport, Progress
+from .dry_run import export_command, plan_export
+from .engine.build import BuildPlan, build_engine, install, require_builder
+from .engine.flavours import check_settings, flavour_of
 from .errors import ConfigError, DataError, ExportError
 from .export.onnx import ExportReport, export_onnx
 from .export.openvino import write_openvino
 from .graph import keep_outputs, load_graph, product_precisions, set_facts, summary
 from .lowering import Lowered, Lowering
+from .machine import gpu
 from .modelopt import require_modelopt
 from .optional import require
-from .parity import CheckConfig, ParityReport, compare
+from .parity import CheckConfig, ParityReport, check_artifacts, compare
 from .runners.open import open_runner
 from .runners.openvino import OpenVINORunner, cpu_has_bfloat16
-from .targets import SUFFIXES, Choice, resolve
+from .targets import ENGINES, SUFFIXES, Choice, resolve
 from .tuning import IMAGES, Drop, DropMeter, fewest_kept
 
 BATCHES = (1, 8)                            # at which the gate compares
@@ -37,99 +39,52 @@ TIMED_BATCH, TIMED_SECONDS = 8, 5.0
 SAME_SPEED = 1.03                           # speed-ups below are within the noise of so short a run
 GATE_IMAGES = 512                           # at most: the gate holds its images in memory
 BLAME_IMAGES, BLAMED = 16, 3
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class DeployReport:
-    """True unless the gate rejected the artifact.
-
-    `products` counts convolutions and matrix products per precision; `kept` are those left higher than
-    asked. `gate` is None when nothing was lowered or --no-gate was given, `drop` without --max-drop,
-    `timing` when this machine cannot run the artifact as its target will. `blame` names the layers that
-    cost a rejected artifact most.
-    """
-
-    export: ExportReport
-    products: dict[str, int]
-    kept: tuple[str, ...] = ()
-    gate: ParityReport | None = None
-    drop: Drop | None = None
-    timing: Timing | None = None
-    blame: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return not self.failures
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """Why the artifact was rejected."""
-        # A report that failed is false: only None is absent.
-        return tuple(failure for part in (self.gate, self.drop) if part is not None for failure in part.failures)
-
-    @property
-    def advice(self) -> tuple[str, ...]:
-        """What a user can do about a rejected artifact."""
-        if self:
-            return ()
-        return (f"written to {self.export.path}, to look at", *self.blame,
-                "keep the costliest layers higher with --max-drop POINTS, calibrate on more images or with another "
-                "--method, or take a higher precision")
-
-    def next_step(self, checkpoint: str | Path) -> str:
-        """The command to type after this."""
-        if not self:
-            return f"dyvit export {checkpoint} -o float32.onnx && dyvit sensitivity float32.onnx --data YOUR_IMAGES"
-        if (self.export.facts.lowered or {}).get("target") == "tensorrt":
-            return f"trtexec --onnx={self.export.path} --stronglyTyped, on the machine with the GPU"
-        return f"dyvit check {checkpoint} {self.export.path} --data YOUR_IMAGES"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
-
-    def table(self) -> RenderableType:
-        """The artifact, its comparison with float32, and one line each for precision, drop and speed."""
-        parts: list[RenderableType] = [self.export.table(), *([] if self.gate is None else [self.gate.table()])]
-        lines = ["matrix products: " + ", ".join(f"{count} in {name}" for name, count in self.products.items())]
-        if self.kept:
-            lines.append(f"kept in higher precision: {', '.join(self.kept)}")
-        if self.drop:
-            kind = "top-1 falls by" if self.drop.labelled else "best class changes for, in 100 images:"
-            lines.append(f"{kind} {self.drop.points:.2f} on {self.drop.images} images, {self.drop.allowed:g} allowed; "
-                         f"{len(self.drop.kept)} layers kept for it")
-        if self.timing and self.timing.speedup:
-            lines.append(f"{self.timing.speedup:.2f}x the speed of float32 in ONNX Runtime (this machine, batch "
-                         f"{self.timing.batch})")
-        return Group(*parts, *(Text(line) for line in lines))
 
 
 def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConfig = DeployConfig(),
-                    load: LoadConfig = LoadConfig(), say: Say = lambda _: None, track: Track[Any] = no_track,
-                    ) -> DeployReport:
+                    load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> DeployReport:
     """Exports `checkpoint` to `path`; an artifact that the gate rejects goes to NAME.rejected.SUFFIX instead.
+
+    An engine is built of a graph that passed the gate; of one that did not, the graph is kept.
 
     Raises:
         ConfigError: a combination that the target cannot run.
         DataError: calibration images or ranges that cannot be used.
-        ExportError: the graph is not what was asked for.
+        ExportError: the graph or engine is not what was asked for.
+        MissingDependency, BackendError: a library or GPU that it takes is not here.
     """
     choice = _checked(Path(checkpoint), Path(path), config)
-    say(f"exporting {checkpoint}")
+    if config.format in ENGINES:
+        return _export_engine(Path(checkpoint), Path(path), config, load, progress)
+    progress.say(f"exporting {checkpoint}")
     with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name:
         if choice.precision == "float32":
             return _export_float32(checkpoint, Path(path), config, load, Path(name))
         parent = Path(name) / "float32.onnx"
         whole = dataclasses.replace(config.export, with_tokens=True)       # the gate compares them
         report = export_onnx(checkpoint, parent, whole, load)
-        return _Delivery(parent, report, choice, config, say, track).finish(Path(path))
+        return _Delivery(parent, report, choice, config, progress).finish(Path(path))
 
 
-def _checked(checkpoint: Path, path: Path, config: DeployConfig) -> Choice:
-    """The resolved request, after what can be refused before the work."""
-    choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16())
+def plan_artifact(checkpoint: str | Path, path: str | Path, config: DeployConfig = DeployConfig(),
+                  load: LoadConfig = LoadConfig()) -> BuildPlan:
+    """What `export_artifact` would do; what it would refuse before the work is refused here too."""
+    return plan_export(checkpoint, path, config, load, _checked(Path(checkpoint), Path(path), config, build=False))
+
+
+def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = True) -> Choice:
+    """The resolved request, after what can be refused before the work; `build` asks for the builder too."""
+    choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16(),
+                     config.build.compute_capabilities)
     require_file(checkpoint)
     _check_target(checkpoint, path, choice)
+    if config.format in ENGINES:
+        check_settings(flavour_of(config.format), config.build, not build or gpu() is not None)
+        if build:
+            require_builder(config.format, config.build)
+    elif dataclasses.replace(config.build, compute_capabilities=()) != BuildConfig():
+        flags = dataclasses.replace(config.build, compute_capabilities=()).flags()
+        raise ConfigError(f"{flags[0].split()[0]} is for engines; add --format trt or --format rtx.")
     calibration, wishes = config.calibration, config.precision
     if choice.precision == "float32" and (calibration != CalibrationConfig() or wishes.max_drop is not None):
         raise ConfigError("Calibration and --max-drop are for a lower precision; add --int8, --fp8, --fp16 or --bf16.")
@@ -150,7 +105,7 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig) -> Choice:
 def _check_target(checkpoint: Path, path: Path, choice: Choice) -> None:
     """Raises ConfigError or ArtifactError when `path` cannot be the artifact."""
     wanted = SUFFIXES[choice.format]
-    if path.suffix.lower() != wanted and (choice.format == "openvino" or path.suffix.lower() in SUFFIXES.values()):
+    if path.suffix.lower() != wanted and (choice.format != "onnx" or path.suffix.lower() in SUFFIXES.values()):
         raise ConfigError(f"--format {choice.format} writes {wanted} files, not {path.name}; change -o or --format.")
     check_target(path)
     if choice.format == "openvino":
@@ -170,13 +125,42 @@ def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, lo
     return DeployReport(report, products)
 
 
+def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: LoadConfig,
+                   progress: Progress) -> DeployReport:
+    """A graph for TensorRT by way of `export_artifact`, then its engine."""
+    with tempfile.TemporaryDirectory(prefix="dyvit-engine-") as name:
+        graph = Path(name) / f"{path.stem}.onnx"
+        wishes = dataclasses.replace(config.precision, target="tensorrt")
+        plain = dataclasses.replace(config, format="onnx", precision=wishes,
+                                    build=BuildConfig(compute_capabilities=config.build.compute_capabilities))
+        report = export_artifact(checkpoint, graph, plain, load, progress)
+        if not report:
+            kept = path.with_suffix(".rejected.onnx")
+            with atomic_write(kept) as temporary:
+                shutil.copyfile(report.path, temporary)
+            return dataclasses.replace(report, export=dataclasses.replace(report.export, path=str(kept)))
+        progress.say(f"building the engine for {config.format}")
+        again = export_command(checkpoint, path, config, load)
+        built = build_engine(graph, Path(name) / "engine.plan", config.format, config.build, progress.watch, again)
+        verdict = None
+        if gpu() is not None and config.precision.gate:
+            progress.say("comparing the engine with the checkpoint")
+            sizes = tuple({min(max(batch, p.min), p.max) for batch in BATCHES for p in built.facts.profiles[:1]})
+            verdict = check_artifacts(checkpoint, built.path, config.calibration.data, CheckConfig(batches=sizes),
+                                      load, progress.track)
+        # A report that failed is false: only None is absent.
+        target = path if verdict is None or verdict else path.with_suffix(".rejected.plan")
+        built = install(built, target)
+        return dataclasses.replace(report, engine=built, on_device=verdict, notes=report.notes + built.notes)
+
+
 class _Delivery:
     """One lowered artifact on its way from its float32 parent to its place."""
 
-    def __init__(self, parent: Path, report: ExportReport, choice: Choice, config: DeployConfig, say: Say,
-                 track: Track[Any]) -> None:
+    def __init__(self, parent: Path, report: ExportReport, choice: Choice, config: DeployConfig,
+                 progress: Progress) -> None:
         self.parent, self.report, self.choice, self.config = parent, report, choice, config
-        self.say, self.track, self.folder = say, track, parent.parent
+        self.say, self.track, self.folder = progress.say, progress.track, parent.parent
         self.notes: list[str] = []
         self.ranges: Ranges | None = None
         self.source = config.calibration.data or self._recorded_source()
@@ -315,8 +299,7 @@ class _Delivery:
     def _time(self, candidate: Path) -> Timing | None:
         """How fast the artifact is beside its float32 parent; None where this machine cannot tell."""
         if self.choice.target != "cpu":
-            self.notes.append("Not timed: dyvit builds no engines yet; trtexec builds one on a machine with a GPU.")
-            return None
+            return None                                                    # its engine is timed, on a GPU
         self.say("timing")
         config = BenchConfig((TIMED_BATCH,), TIMED_SECONDS, warmup=1, min_runs=3, baseline=self.parent, device="cpu",
                              memory=False)

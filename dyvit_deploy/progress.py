@@ -8,9 +8,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track as rich_track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track as rich_track,
+)
 
 if TYPE_CHECKING:
+    from .engine.monitor import BuildStep
     from .training.loop import EpochReport, Step
 
 TABLE_WIDTH = 130                           # columns that every table fits in
@@ -70,3 +79,31 @@ class TrainingBar:
             self._task, completed=event.step, total=event.steps,
             description=f"{event.phase} epoch {event.epoch}/{event.epochs}",
             losses=losses + (f" kept {kept}" if kept else ""))
+
+
+class BuildBar:
+    """The builder's phases: one bar for the innermost that runs, which vanishes when the build is done."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
+                                  TimeElapsedColumn(), TimeRemainingColumn(), console=errors(), transient=True,
+                                  disable=not errors().is_terminal)
+        self._task: Any = None
+        self._phase = ""
+
+    def __enter__(self) -> BuildBar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def update(self, step: BuildStep) -> None:
+        """Shows one step of the builder."""
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("building", total=None)
+        if step.phase != self._phase:
+            self._phase = step.phase
+            self._progress.reset(self._task, total=step.steps, description=step.phase.lower())
+        self._progress.update(self._task, completed=step.step)

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from .artifacts import atomic_write, make_folder, size_mib, write_json
 from .bench import BenchConfig, BenchReport, benchmark
-from .config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+from .config import CalibrationConfig, ExportConfig, PrecisionConfig
 from .data.images import Track, no_track
+from .deploy_config import DeployConfig
+from .deploy_report import Progress
 from .errors import ExportError
 from .optional import installed, require
 from .parity import CheckConfig, ParityReport, check_artifacts
@@ -87,7 +89,7 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     exports = _exports(student, dense, folder)
     for source, path, config, options in exports:
         say(f"dyvit export {source} {options} -o {path}")
-        exported = export_artifact(source, path, config, track=track)
+        exported = export_artifact(source, path, config, progress=Progress(track=track))
         if not exported:
             raise ExportError(f"{path} was rejected: {exported.failures[0]}; see {exported.export.path}.")
     checks = {}

@@ -1,13 +1,15 @@
 """Which runtime computes in which precision; as data."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .config import QUANTIZED, PrecisionConfig
 from .errors import ConfigError, did_you_mean
 
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
 FORMATS = tuple(SUFFIXES)
+ENGINES = ("trt", "rtx")                    # formats that a builder makes of an ONNX graph
 FLAGS = {"float32": "float32 (no flag)", "float16": "--fp16", "bfloat16": "--bf16", "int8": "--int8", "float8": "--fp8"}
 
 
@@ -20,10 +22,12 @@ class Support:
     rests: tuple[str, ...]
 
 
+_TENSORRT = ("float32", "float16", "bfloat16", "int8", "float8")
 SUPPORT = {
     ("onnx", "cpu"): Support("ONNX Runtime on a CPU", ("float32", "float16", "int8"), ("float32",)),
-    ("onnx", "tensorrt"): Support("TensorRT", ("float32", "float16", "bfloat16", "int8", "float8"),
-                                  ("float16", "float32")),
+    ("onnx", "tensorrt"): Support("TensorRT", _TENSORRT, ("float16", "float32")),
+    ("trt", "tensorrt"): Support("TensorRT", _TENSORRT, ("float16", "float32")),
+    ("rtx", "tensorrt"): Support("TensorRT for RTX", _TENSORRT, ("float16", "float32")),
     ("openvino", "cpu"): Support("OpenVINO on a CPU", ("float32", "bfloat16", "int8"), ("bfloat16", "float32")),
 }
 # The least compute capability of a GPU that has the precision (TensorRT's support matrix).
@@ -40,8 +44,8 @@ class Choice:
     rest: str
 
 
-def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool) -> Choice:
-    """Where a request leads to.
+def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool, capabilities: Sequence[str] = ()) -> Choice:
+    """Where a request leads to. `capabilities` are those of the GPUs that it is for, like "8.9".
 
     ONNX is for a CPU unless only TensorRT has the precision, or `config.target` says TensorRT.
 
@@ -60,6 +64,7 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool) -> Cho
         raise ConfigError(f"{support.runtime} has no {config.precision}; {_alternatives(support)}"
                           + (", or pass --target tensorrt." if target != "tensorrt" and format == "onnx" else "."))
     _check_hardware(config, target, support, cpu_has_bfloat16)
+    _check_gpus(config, target, support, capabilities)
     rests = [rest for rest in support.rests if rest != "bfloat16" or cpu_has_bfloat16]
     rest = config.rest or rests[0]
     if config.rest and config.precision not in QUANTIZED:
@@ -73,15 +78,19 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool) -> Cho
 
 
 def _check_hardware(config: PrecisionConfig, target: str, support: Support, cpu_has_bfloat16: bool) -> None:
-    least, capability = LEAST_CAPABILITY[config.precision], config.compute_capability
-    if target == "tensorrt" and capability is not None and capability < least:
-        able = [FLAGS[p] for p in support.precisions if LEAST_CAPABILITY[p] <= capability]
-        raise ConfigError(f"{config.precision} needs a GPU of compute capability {least}, not {capability}; "
-                          + (f"choose one of: {', '.join(able)}." if able else "TensorRT does not run on that GPU."))
-    if target == "cpu" and capability is not None:
-        raise ConfigError("--compute-capability is of a GPU; add --target tensorrt, or leave it out.")
     if target == "cpu" and config.precision == "bfloat16" and not cpu_has_bfloat16:
         raise ConfigError("This CPU does not compute in bfloat16; use --int8, or float32 (no flag).")
+
+
+def _check_gpus(config: PrecisionConfig, target: str, support: Support, capabilities: Sequence[str]) -> None:
+    if target == "cpu" and capabilities:
+        raise ConfigError("--compute-capability is of a GPU; add --target tensorrt, or leave it out.")
+    least = LEAST_CAPABILITY[config.precision]
+    for capability in map(float, capabilities):
+        if capability < least:
+            able = [FLAGS[p] for p in support.precisions if LEAST_CAPABILITY[p] <= capability]
+            raise ConfigError(f"{config.precision} needs a GPU of compute capability {least}, not {capability}; "
+                              + (f"choose one of: {', '.join(able)}." if able else "TensorRT does not run there."))
 
 
 def _alternatives(support: Support) -> str:

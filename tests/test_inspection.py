@@ -6,7 +6,8 @@ import torch
 from helpers import needs_openvino, tiny_checkpoint
 
 from dyvit_deploy import zoo
-from dyvit_deploy.config import DeployConfig, ExportConfig, PruneConfig
+from dyvit_deploy.config import ExportConfig, PruneConfig
+from dyvit_deploy.deploy_config import DeployConfig
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.inspection import inspect_artifact

@@ -8,14 +8,16 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "dyvit_deploy"
 LAYERS = [
-    {"errors"}, {"optional", "config"}, {"zoo", "targets", "modelopt", "machine"}, {"artifacts"}, {"graph"}, {"data"},
-    {"model"}, {"runners"}, {"overlap", "agreement"}, {"training", "export", "calibration"}, {"lowering", "tuning"},
-    {"parity", "bench", "inspection", "doctor", "catalog"}, {"pipeline"}, {"quickstart", "progress"}, {"options"},
-    {"cli", "__main__"},
+    {"errors"}, {"optional", "config", "parts"}, {"zoo", "targets", "modelopt", "machine", "deploy_config"},
+    {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
+    {"training", "export", "calibration"}, {"lowering", "tuning"},
+    {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog"}, {"deploy_report", "dry_run"},
+    {"pipeline"}, {"quickstart", "progress"}, {"options"}, {"cli", "__main__"},
 ]
 STAGES = {"training", "export", "calibration"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}
-HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "openvino", "sklearn", "modelopt", "matplotlib")
+HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "openvino", "sklearn",
+         "modelopt", "matplotlib")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

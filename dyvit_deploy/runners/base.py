@@ -134,6 +134,18 @@ class Runner(abc.ABC):
         """uint8 [B, height, width, 3] RGB images as the feed of `infer`."""
         return images if self.input.dtype == "uint8" else normalise(images, self.preprocess).astype(self.input.dtype)
 
+    def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
+        """What bench times for one batch; it returns when the batch is done.
+
+        Runners whose feed lies on a device leave the copies out unless `transfers`; the others take host
+        memory, so there is nothing to leave out.
+        """
+        return lambda: self.infer(feed)
+
+    def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
+        """Milliseconds per phase as the GPU's own events tell; empty for runners that have none."""
+        return {}
+
     @abc.abstractmethod
     def _infer(self, feed: NDArray[Any]) -> Outputs: ...
 

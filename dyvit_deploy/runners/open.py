@@ -6,12 +6,13 @@ import importlib
 from pathlib import Path
 
 from ..artifacts import ArtifactFacts, require_file
-from ..config import KeepRequest, LoadConfig
+from ..config import EngineRunConfig, KeepRequest, LoadConfig
 from ..errors import ArtifactError, ConfigError
 from .base import Runner
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 GRAPHS = {".onnx": ("ort", "OrtRunner"), ".xml": ("openvino", "OpenVINORunner")}  # suffix: module and class
+ENGINES = (".plan", ".engine", ".trt")
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -19,14 +20,20 @@ def is_checkpoint(path: str | Path) -> bool:
     return Path(path).suffix.lower() in CHECKPOINTS
 
 
+def is_engine(path: str | Path) -> bool:
+    """True when `path` is named like an engine plan."""
+    return Path(path).suffix.lower() in ENGINES
+
+
 def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: ArtifactFacts | None = None,
                 device: str | None = None, threads: int = 0) -> Runner:
-    """Opens a checkpoint with PyTorch, an ONNX file with ONNX Runtime, OpenVINO's .xml with OpenVINO.
+    """Opens a checkpoint with PyTorch, an ONNX file with ONNX Runtime, OpenVINO's .xml with OpenVINO, an engine
+    plan with the TensorRT that built it.
 
     Args:
         path: decides the backend by its suffix.
         load, like: for checkpoints, see `dyvit_deploy.model.checkpoint.load_model`; an image size is
-            also taken for graphs of others, whose own may be free.
+            also taken for graphs of others, whose own may be free, and `load.engine` is for plans.
         device: "cpu" or "cuda"; default is CUDA where it works.
         threads: for ONNX Runtime and OpenVINO; 0 uses all cores.
 
@@ -41,18 +48,29 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
                               "--keep-ratios, --keep-counts, --stages and --image-size.")
         from .pytorch import PyTorchRunner
         return PyTorchRunner.open(path, load, like, device)
-    if path.suffix.lower() not in GRAPHS:
-        raise unknown_kind(path)
-    module, name = GRAPHS[path.suffix.lower()]
-    runner: Runner = getattr(importlib.import_module(f".{module}", __package__), name)(path, device, threads)
-    fixed = dataclasses.replace(load, image_size=None) if runner.facts is None else load
+    runner = _open_fixed(path, load, device, threads)
+    fixed = dataclasses.replace(load, engine=EngineRunConfig(), image_size=load.image_size if runner.facts else None)
     if fixed != LoadConfig():
         raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size and the --keep "
                           "options are for checkpoints.")
     return runner
 
 
+def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) -> Runner:
+    """The runner of an artifact whose model cannot be changed any more."""
+    if is_engine(path):
+        if device not in (None, "cuda"):
+            raise ConfigError(f"{path} is an engine for a GPU; leave out --device.")
+        from .tensorrt import TensorRTRunner
+        return TensorRTRunner(path, load.engine)
+    if path.suffix.lower() not in GRAPHS:
+        raise unknown_kind(path)
+    module, name = GRAPHS[path.suffix.lower()]
+    runner: Runner = getattr(importlib.import_module(f".{module}", __package__), name)(path, device, threads)
+    return runner
+
+
 def unknown_kind(path: Path) -> ArtifactError:
     """The error for a file that is named like nothing known here."""
-    return ArtifactError(f"{path} is neither an ONNX file (.onnx), an OpenVINO model (.xml) nor a checkpoint "
-                         f"({', '.join(CHECKPOINTS)}); rename it if it is one.")
+    return ArtifactError(f"{path} is neither an ONNX file (.onnx), an OpenVINO model (.xml), an engine plan (.plan) "
+                         f"nor a checkpoint ({', '.join(CHECKPOINTS)}); rename it if it is one.")

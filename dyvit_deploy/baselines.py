@@ -1,0 +1,133 @@
+"""The dense backbone that a pruned artifact is timed against, made for the same runtime where none is given."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .artifacts import ArtifactFacts, atomic_write
+from .calibration.collect import collect, examine
+from .config import QUANTIZED, CalibrationConfig, ExportConfig, PrecisionConfig
+from .data.open import open_calibration
+from .deploy_config import DeployConfig
+from .engine.build import build_engine
+from .engine.sidecar import read_sidecar
+from .lowering import Lowering
+from .optional import require
+from .runners.base import Runner
+from .runners.open import is_engine
+from .targets import Choice
+
+NOISE_IMAGES = 8                            # enough to lower a graph whose results nobody reads
+
+
+@dataclass
+class Candidate:
+    """One artifact in a run of bench. `gmacs` are of one image; `baseline` is what it is compared with;
+    `stand_in` marks a dense backbone with random weights."""
+
+    runner: Runner
+    path: str
+    gmacs: float | None
+    baseline: Candidate | None = None
+    stand_in: bool = False
+
+
+def with_baselines(candidates: list[Candidate], given: str | Path | None, folder: Path,
+                   opened: Callable[[str | Path], Candidate]) -> tuple[list[Candidate], list[str]]:
+    """The baselines first, then the artifacts, each knowing its own; and notes about those that have none.
+
+    One is enough for all artifacts of the same model, backend and input; a dense artifact among them
+    serves as it is. The baseline of an engine is an engine of the same precision, else it is float32.
+    """
+    if given is not None:
+        baseline = opened(given)
+        for candidate in candidates:
+            candidate.baseline = baseline
+        return [baseline, *candidates], []
+    notes: list[str] = []
+    built: list[Candidate] = []
+    dense = {_kind(c): c for c in candidates if c.runner.facts and _serves(c)}
+    for candidate in candidates:
+        runner, kind = candidate.runner, _kind(candidate)
+        if runner.facts is None:
+            notes.append(f"{runner.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline "
+                         "FILE to compare it with another artifact.")
+        elif _serves(candidate):
+            notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
+        else:
+            if kind not in dense:
+                dense[kind] = opened(_dense_baseline(candidate, folder / f"dense-{len(built)}"))
+                dense[kind].runner.name, dense[kind].stand_in = f"dense {runner.facts.model.name}", True
+                built.append(dense[kind])
+            candidate.baseline = dense[kind]
+    return [*built, *candidates], notes
+
+
+def _serves(candidate: Candidate) -> bool:
+    """True for a dense artifact that others are compared with."""
+    runner = candidate.runner
+    return bool(runner.facts and runner.facts.dense) and (is_engine(candidate.path) or runner.precision == "float32")
+
+
+def _kind(candidate: Candidate) -> tuple[Any, ...]:
+    """What two artifacts must share for their times to be compared as dense and pruned."""
+    runner = candidate.runner
+    precision = runner.precision if is_engine(candidate.path) else "float32"
+    return runner.facts and runner.facts.model, runner.label, runner.input.dtype == "uint8", precision
+
+
+def _dense_baseline(candidate: Candidate, path: Path) -> Path:
+    """Writes the dense backbone of the candidate's model, with random weights, for the same backend."""
+    from .export.onnx import export_model
+    from .export.openvino import write_openvino
+    from .model.checkpoint import save_checkpoint
+    from .model.dynamicvit import DynamicViT
+
+    runner = candidate.runner
+    assert runner.facts is not None
+    facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None,
+                                precision="float32", lowered=None)
+    model = DynamicViT(facts.model, None).eval()
+    if runner.backend == "PyTorch":
+        path = path.with_suffix(".safetensors")
+        save_checkpoint(path, model, facts)
+        return path
+    graph = path.with_suffix(".onnx")
+    wishes = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32")
+    facts = export_model(model, facts, graph, wishes).facts
+    if runner.backend == "OpenVINO":
+        write_openvino(graph, path.with_suffix(".xml"), facts)
+        return path.with_suffix(".xml")
+    return _dense_engine(candidate, graph) if is_engine(candidate.path) else graph
+
+
+def _dense_engine(candidate: Candidate, graph: Path) -> Path:
+    """The engine of the dense float32 `graph`, in the candidate's precision and built as it was."""
+    facts, sidecar = candidate.runner.facts, read_sidecar(Path(candidate.path))
+    assert facts is not None and sidecar is not None
+    if facts.precision != "float32":
+        how = facts.lowered or {}
+        choice = Choice("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
+        wishes = PrecisionConfig(facts.precision, io="float16" if facts.input == "float16" else "float32")
+        images = open_calibration(None, facts.model, NOISE_IMAGES)
+        noise = CalibrationConfig(allow_noise=True)
+        ranges = (collect(graph, images, examine(images, allow_noise=True), noise)
+                  if facts.precision in QUANTIZED else None)
+        lowered = Lowering(graph, choice, DeployConfig(precision=wishes, calibration=noise), images, ranges).lower()
+        with atomic_write(graph) as temporary:
+            require("onnx").save(lowered.proto, str(temporary))
+    plan = graph.with_suffix(".plan")
+    build_engine(graph, plan, sidecar.builder["format"], sidecar.config)
+    return plan
+
+
+def count_gmacs(facts: ArtifactFacts | None) -> float | None:
+    """1e9 multiply-accumulates for one image; None for files that are not ours."""
+    if facts is None:
+        return None
+    from .model.macs import count_costs
+
+    return count_costs(facts.model, [facts.prune])[0].gmacs

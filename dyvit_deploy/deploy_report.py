@@ -1,0 +1,105 @@
+"""What an export made, and how its work is shown."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from .bench import Timing
+from .data.images import Track, no_track
+from .engine.build import BuildReport
+from .engine.monitor import Watch, unwatched
+from .export.onnx import ExportReport
+from .parity import ParityReport
+from .tuning import Drop
+
+
+class Progress(NamedTuple):
+    """How long work is shown: a line per step, a bar around loops, and the builder's own steps."""
+
+    say: Callable[[str], None] = lambda _: None
+    track: Track[Any] = no_track
+    watch: Watch = unwatched
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """True unless the gate rejected the artifact.
+
+    `products` counts convolutions and matrix products per precision; `kept` are those left higher than
+    asked. `gate` is None when nothing was lowered or --no-gate was given, `drop` without --max-drop,
+    `timing` when this machine cannot run the artifact as its target will. `blame` names the layers that
+    cost a rejected artifact most. Of an engine, `export` is the graph that it was built of, `engine` what was
+    built, and `on_device` its comparison with the checkpoint on this machine's GPU.
+    """
+
+    export: ExportReport
+    products: dict[str, int]
+    kept: tuple[str, ...] = ()
+    gate: ParityReport | None = None
+    drop: Drop | None = None
+    timing: Timing | None = None
+    blame: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    engine: BuildReport | None = None
+    on_device: ParityReport | None = None
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why the artifact was rejected."""
+        # A report that failed is false: only None is absent.
+        return tuple(failure for part in (self.gate, self.drop, self.on_device) if part is not None
+                     for failure in part.failures)
+
+    @property
+    def path(self) -> str:
+        """Where the artifact was written."""
+        return self.engine.path if self.engine else self.export.path
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What a user can do about a rejected artifact."""
+        if self:
+            return ()
+        return (f"written to {self.path}, to look at", *self.blame,
+                "keep the costliest layers higher with --max-drop POINTS, calibrate on more images or with another "
+                "--method, or take a higher precision")
+
+    def next_step(self, checkpoint: str | Path) -> str:
+        """The command to type after this."""
+        if not self:
+            return f"dyvit export {checkpoint} -o float32.onnx && dyvit sensitivity float32.onnx --data YOUR_IMAGES"
+        if self.engine:
+            return f"dyvit inspect {self.path}, and on the machine with the GPU: dyvit bench {self.path}"
+        if (self.export.facts.lowered or {}).get("target") == "tensorrt":
+            return f"dyvit build {self.path} -o {Path(self.path).with_suffix('.plan')}, on the machine with the GPU"
+        return f"dyvit check {checkpoint} {self.path} --data YOUR_IMAGES"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
+
+    def table(self) -> RenderableType:
+        """The artifact, its comparison with float32, and one line each for precision, drop and speed."""
+        shown = self.engine or self.export
+        compared = [report for report in (self.gate, self.on_device) if report is not None]
+        parts: list[RenderableType] = [shown.table(), *(report.table() for report in compared)]
+        lines = [] if self.engine else [
+            "matrix products: " + ", ".join(f"{count} in {name}" for name, count in self.products.items())]
+        if self.kept:
+            lines.append(f"kept in higher precision: {', '.join(self.kept)}")
+        if self.drop:
+            kind = "top-1 falls by" if self.drop.labelled else "best class changes for, in 100 images:"
+            lines.append(f"{kind} {self.drop.points:.2f} on {self.drop.images} images, {self.drop.allowed:g} allowed; "
+                         f"{len(self.drop.kept)} layers kept for it")
+        if self.timing and self.timing.speedup:
+            lines.append(f"{self.timing.speedup:.2f}x the speed of float32 in ONNX Runtime (this machine, batch "
+                         f"{self.timing.batch})")
+        return Group(*parts, *(Text(line) for line in lines))

@@ -1,0 +1,92 @@
+"""What an export would do: its steps, sizes, and the same in the words of other tools."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from .artifacts import require_file, size_mib
+from .config import QUANTIZED, CalibrationConfig, LoadConfig
+from .deploy_config import DeployConfig
+from .engine.build import BuildPlan, profile_words
+from .engine.commands import polygraphy_line, trtexec_line
+from .engine.flavours import FLAVOURS
+from .engine.network import Tensor
+from .targets import ENGINES, FLAGS, Choice
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
+
+
+def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,
+                choice: Choice) -> BuildPlan:
+    """The steps of `pipeline.export_artifact` with these arguments, without taking them.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint cannot be opened as asked.
+    """
+    from .model.checkpoint import load_model
+
+    checkpoint, path = require_file(checkpoint), Path(path)
+    model, facts = load_model(checkpoint, load)
+    weights = sum(p.numel() for p in model.parameters()) * 4 / 2**20
+    kept = " / ".join(map(str, (model.config.patches, *model.keep_counts)))
+    steps = [f"open {checkpoint} ({size_mib(checkpoint):.1f} MiB): {facts.model.name}, patches kept {kept}",
+             f"export a float32 ONNX graph, about {weights:.1f} MiB"]
+    if choice.precision != "float32":
+        steps += _lowering_steps(config, choice, weights)
+    commands: tuple[str, ...] = ()
+    if config.format in ENGINES:
+        images = _images(config, model.config.image_size)
+        steps += [*profile_words([images], config.build.profiles),
+                  f"build the engine with {FLAVOURS[config.format].name}",
+                  "compare the precision of every matrix product with the graph's"]
+        graph = path.with_suffix(".onnx")
+        wishes = dataclasses.replace(config.precision, target="tensorrt")
+        to_graph = dataclasses.replace(config, format="onnx", precision=wishes, build=type(config.build)())
+        flavour = FLAVOURS[config.format]
+        commands = (export_command(checkpoint, graph, to_graph, load),
+                    *(line(flavour, str(graph), str(path), [images], config.build)
+                      for line in (trtexec_line, polygraphy_line)))
+    beside = {"openvino": path.with_suffix(".bin").name}.get(config.format)
+    beside = f"{path.name}.json" if config.format in ENGINES else beside
+    return BuildPlan((*steps, f"write {path}" + (f" and {beside}" if beside else "")), commands)
+
+
+def _lowering_steps(config: DeployConfig, choice: Choice, weights: float) -> list[str]:
+    calibration = config.calibration
+    steps = []
+    if choice.precision in QUANTIZED:
+        steps.append(f"reuse the ranges in {calibration.ranges}" if calibration.ranges else
+                     f"calibrate on at most {calibration.images} images of {calibration.data or 'noise'}")
+    small = weights * BYTES[choice.precision] / 4
+    steps.append(f"lower to {choice.precision} for {choice.target}, about {small:.1f} MiB of weights")
+    return steps + (["compare with float32 at batch 1 and 8"] if config.precision.gate else [])
+
+
+def _images(config: DeployConfig, size: tuple[int, int]) -> Tensor:
+    if config.export.input == "uint8":
+        return Tensor("images", "uint8", (None, *size, 3))
+    return Tensor("images", config.precision.io, (None, 3, *size))
+
+
+def export_command(checkpoint: Path, path: Path, config: DeployConfig, load: LoadConfig = LoadConfig()) -> str:
+    """The command line of `export_artifact` with these arguments."""
+    precision, calibration, keep = config.precision, config.calibration, load.keep
+    words = ["dyvit export", str(checkpoint), f"--format {config.format}"]
+    words += [FLAGS[precision.precision]] if precision.precision != "float32" else []
+    for option, value, default in (
+            ("--calib", calibration.data, None), ("--ranges", calibration.ranges, None),
+            ("--target", precision.target if config.format == "onnx" else None, None),
+            ("--calib-images", calibration.images, CalibrationConfig().images),
+            ("--method", calibration.method, CalibrationConfig().method), ("--rest", precision.rest, None),
+            ("--io", precision.io, "float32"), ("--max-drop", precision.max_drop, None),
+            ("--input", config.export.input, "float32"), ("--keep-ratio", keep.ratio, None),
+            ("--keep-ratios", keep.ratios, None), ("--keep-counts", keep.counts, None), ("--stages", keep.stages, None),
+            ("--image-size", load.image_size, None), ("--model", load.model, None),
+            ("--weights", load.weights, "auto")):
+        if value != default:
+            mark = "x" if option == "--image-size" else ","
+            words.append(f"{option} {mark.join(map(str, value)) if isinstance(value, tuple) else value}")
+    for flag, given in (("--with-tokens", config.export.with_tokens), ("--quantize-attention", calibration.attention),
+                        ("--no-gate", not precision.gate)):
+        words += [flag] if given else []
+    return " ".join([*words, *config.build.flags(), f"-o {path}"])

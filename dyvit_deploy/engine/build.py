@@ -1,0 +1,298 @@
+"""Builds a TensorRT engine of an ONNX file, and makes sure that it is what the graph asked for."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from ..artifacts import ArtifactFacts, check_target, library_versions, require_file, sha256, size_mib
+from ..deploy_config import BatchProfile, BuildConfig
+from ..errors import BackendError, ConfigError, ExportError
+from ..graph import graph_facts, load_graph, product_precisions, summary
+from ..machine import gpu, system
+from ..optional import require
+from .commands import polygraphy_line, trtexec_line
+from .flavours import Door, check_settings, flavour_of, open_door
+from .layers import EngineLayer, complaint, engine_precisions, from_inspector, from_log, fused_attention
+from .monitor import Cancel, Watch, progress_monitor, unwatched
+from .network import Tensor, add_profiles, build_failure, check_graph, parse, real_profiles, tensors
+from .sidecar import BY_BUILDER, BY_GRAPH, ON_DEVICE, EngineFacts, sidecar_path, write_plan
+from .timing_cache import load_timing_cache, save_timing_cache
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built. `seconds` is the builder's time; `notes` are for the user."""
+
+    path: str
+    facts: EngineFacts
+    size_mib: float
+    seconds: float
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        facts = self.facts
+        table = Table(title=Text(self.path), title_justify="left", show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in describe(facts).items():
+            table.add_row(name, Text(value))
+        table.add_row("size", f"{self.size_mib:.1f} MiB, built in {self.seconds:.1f} s")
+        return table
+
+
+def describe(facts: EngineFacts) -> dict[str, str]:
+    """The facts that every view of an engine shows, in words."""
+    target, fused = facts.target, len(facts.fused_attention)
+    total = fused + len(facts.unfused_attention)
+    built_on = (f"{target['gpu']} (compute capability {target['compute_capability']})" if target.get("gpu")
+                else "a machine without a GPU")
+    built_for = ", ".join(target.get("compute_capabilities") or ())
+    rows = {
+        "builder": f"{flavour_of(facts.builder['format']).name} {facts.builder['version']}, on {built_on}, "
+                   f"{target['system']}",
+        "for": f"compute capability {built_for}" if built_for else "",
+        "profiles": ", ".join(f"{p.name}: batch {p.min} to {p.max}, tuned for {p.opt}" for p in facts.profiles),
+        "inputs": _interface(facts.inputs), "outputs": _interface(facts.outputs),
+        "matrix products": ", ".join(f"{n} in {kind}" for kind, n in summary(facts.products.values()).items())
+                           + f"; {facts.verified}",
+        "attention": f"{fused} of {total} are one fused kernel" if total else "",
+        "weights": "left out; dyvit refit puts them back" if facts.stripped else "",
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
+def _interface(tensors: dict[str, Any]) -> str:
+    return "; ".join(f"{name} {dtype} [{', '.join('batch' if side is None else str(side) for side in shape)}]"
+                     for name, (dtype, shape) in tensors.items())
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build would do, without doing it; `commands` do the same with other tools."""
+
+    steps: tuple[str, ...]
+    commands: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        table = Table(title="Nothing is built; the steps would be", title_justify="left", show_header=False)
+        table.add_column(justify="right")
+        table.add_column(overflow="fold")
+        for number, step in enumerate(self.steps, 1):
+            table.add_row(str(number), Text(step))
+        return table
+
+
+def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig()) -> BuildPlan:
+    """The steps, sizes and equivalent commands of `build_engine`; needs no TensorRT.
+
+    Raises:
+        ArtifactError, ConfigError, ExportError: what can be refused before the work.
+    """
+    onnx, path, flavour = require_file(onnx), _checked_target(path), flavour_of(format)
+    check_settings(flavour, config, gpu=True)
+    check_graph(onnx)
+    inputs = graph_inputs(load_graph(onnx))
+    profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
+    steps = (f"read {onnx} ({size_mib(onnx):.1f} MiB) into a strongly typed network of {flavour.name}",
+             *profile_words(inputs, profiles),
+             f"build; the plan will hold about {size_mib(onnx):.0f} MiB of weights"
+             + (", left out" if config.strip_weights else "") + ", and kernels",
+             "compare the precision of every matrix product with the graph's",
+             f"write {path} and {sidecar_path(path).name}")
+    settings = dataclasses.replace(config, profiles=profiles)
+    return BuildPlan(steps, tuple(line(flavour, str(onnx), str(path), inputs, settings)
+                                  for line in (trtexec_line, polygraphy_line)))
+
+
+def graph_inputs(proto: Any) -> list[Tensor]:
+    """The inputs of an ONNX graph."""
+    helper = require("onnx").helper
+    found = []
+    for value in proto.graph.input:
+        kind = value.type.tensor_type
+        shape = tuple(None if d.dim_param or not d.dim_value else d.dim_value for d in kind.shape.dim)
+        found.append(Tensor(value.name, str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape))
+    return found
+
+
+def profile_words(inputs: list[Tensor], profiles: Sequence[BatchProfile]) -> list[str]:
+    """One step per optimization profile, with the size of its largest input."""
+    return [f"add profile {p.name}: batch {p.min} to {p.max}, tuned for {p.opt}, at most "
+            f"{_input_mib(inputs, p.max):.1f} MiB of images" for p in profiles]
+
+
+def _input_mib(inputs: list[Tensor], batch: int) -> float:
+    return sum(math.prod(batch if side is None else side for side in tensor.shape) * np.dtype(tensor.dtype).itemsize
+               for tensor in inputs) / 2**20
+
+
+def _checked_target(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != ".plan":
+        raise ConfigError(f"Engines are written as .plan files, not {path.name}; change -o.")
+    return check_target(path)
+
+
+def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig(),
+                 watch: Watch = unwatched, rebuild: str | None = None) -> BuildReport:
+    """Builds the engine of `onnx` and writes it to `path`, with its facts beside it.
+
+    Args:
+        onnx: a graph of ours, or any whose only free dimension is the batch.
+        format: "trt" or "rtx".
+        watch: is told of every step of the builder.
+        rebuild: the command that makes the plan again; default is `dyvit build`.
+
+    Raises:
+        ConfigError: a setting that this library, graph or GPU does not have.
+        MissingDependency, BackendError: the library or the GPU is not there, or memory does not suffice.
+        ExportError: the graph cannot be built, or the engine is not in the precision of the graph.
+        KeyboardInterrupt: Ctrl-C; nothing was written.
+    """
+    onnx, path = require_file(onnx), _checked_target(path)
+    check_target(sidecar_path(path))
+    door = require_builder(format, config)
+    check_graph(onnx)
+    builder, network = parse(door, onnx)
+    inputs, outputs = tensors(door, network)
+    profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
+    notes = [f"{why}." for name, why in door.flavour.ignored.items() if getattr(config, name) is not None]
+    settings = _settings(door, builder, inputs, config, notes)
+    cancel = Cancel()
+    settings.progress_monitor = progress_monitor(door, watch, cancel)
+    started = time.perf_counter()
+    with cancel.on_interrupt():
+        plan = builder.build_serialized_network(network, settings)
+    seconds = time.perf_counter() - started
+    if plan is None:
+        raise build_failure(door, onnx, config.workspace_mib)
+    if config.timing_cache:
+        save_timing_cache(settings, Path(config.timing_cache))
+    proto = load_graph(onnx)
+    layers, verified = _layers(door, plan)
+    wanted = product_precisions(proto)
+    found = engine_precisions(layers, wanted)
+    wrong = complaint(wanted, found)
+    if wrong:
+        raise ExportError(f"{wrong}; nothing was written, export it in another precision or report this to us.")
+    facts = EngineFacts(
+        plan={}, builder={"format": format, "version": door.version, "config": config.to_dict()},
+        target=_target(config), profiles=profiles, inputs=_as_json(inputs), outputs=_as_json(outputs),
+        products=wanted | found, source={"file": onnx.name, "sha256": sha256(onnx)},
+        rebuild=rebuild or " ".join(["dyvit build", str(onnx), f"--format {format}", *config.flags(), f"-o {path}"]),
+        verified=verified, stripped=config.strip_weights, model=_model(proto, onnx), layers=tuple(layers),
+        versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
+    fused, apart = fused_attention(layers)
+    facts = dataclasses.replace(facts, fused_attention=fused, unfused_attention=apart)
+    return save_engine(path, plan, facts, seconds, notes)
+
+
+def save_engine(path: Path, plan: Any, facts: EngineFacts, seconds: float, notes: list[str]) -> BuildReport:
+    """Writes a plan and its facts, with the plan's hash and size filled in."""
+    content = memoryview(plan)
+    digest = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": content.nbytes}
+    facts = dataclasses.replace(facts, plan=digest)
+    write_plan(path, content, facts)
+    return BuildReport(str(path), facts, size_mib(path), seconds, tuple(notes))
+
+
+def install(report: BuildReport, path: Path) -> BuildReport:
+    """Moves a finished engine to its place, with its sidecar."""
+    return save_engine(path, Path(report.path).read_bytes(), report.facts, report.seconds, list(report.notes))
+
+
+def require_builder(format: str, config: BuildConfig) -> Door:
+    """The library that builds `format`, once nothing stands against building with it here.
+
+    Raises:
+        ConfigError: a setting that it does not have.
+        MissingDependency, BackendError: it is not installed, or has no GPU to build on.
+    """
+    flavour = flavour_of(format)
+    found = gpu()
+    check_settings(flavour, config, found is not None)
+    door = open_door(format)
+    if found is None and not flavour.builds_without_gpu:
+        raise BackendError(f"{flavour.name} builds on the GPU that it builds for, and none with a driver works here; "
+                           "build on that machine, or choose --format rtx, which needs no GPU to build.")
+    return door
+
+
+def _settings(door: Door, builder: Any, inputs: list[Tensor], config: BuildConfig, notes: list[str]) -> Any:
+    """The library's builder config of ours. Precision is no setting: it lies in the graph."""
+    trt = door.trt
+    settings = builder.create_builder_config()
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED          # else layers do not tell their origin
+    add_profiles(builder, settings, inputs, config.profiles)
+    if not config.tf32:
+        settings.clear_flag(trt.BuilderFlag.TF32)
+    for wish, flag in (("version_compatible", "VERSION_COMPATIBLE"), ("refittable", "REFIT"),
+                       ("strip_weights", "STRIP_PLAN")):
+        if getattr(config, wish):
+            settings.set_flag(getattr(trt.BuilderFlag, flag))
+    if config.hardware_compatible:
+        settings.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if config.workspace_mib is not None:
+        settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(config.workspace_mib * 2**20))
+    if config.optimization_level is not None:
+        settings.builder_optimization_level = config.optimization_level
+    if config.compute_capabilities:
+        settings.num_compute_capabilities = len(config.compute_capabilities)
+        for i, capability in enumerate(config.compute_capabilities):
+            settings.set_compute_capability(_capability(door, capability), i)
+    if config.timing_cache and (note := load_timing_cache(door, settings, Path(config.timing_cache))):
+        notes.append(note)
+    return settings
+
+
+def _capability(door: Door, text: str) -> Any:
+    name = f"SM{text.replace('.', '')}"
+    known = [n for n in dir(door.trt.ComputeCapability) if n.startswith("SM")]
+    if name not in known:
+        listed = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(known, key=lambda n: int(n[2:])))
+        raise ConfigError(f"{door.flavour.name} {door.version} builds for compute capability {listed}, not {text}.")
+    return getattr(door.trt.ComputeCapability, name)
+
+
+def _layers(door: Door, plan: Any) -> tuple[list[EngineLayer], str]:
+    """The engine's layers, from the engine itself where a GPU can load it, else from the builder's log."""
+    if gpu() is not None:
+        engine = door.trt.Runtime(door.logger).deserialize_cuda_engine(plan)
+        if engine is not None:
+            text = engine.create_engine_inspector().get_engine_information(door.trt.LayerInformationFormat.JSON)
+            layers = from_inspector(text)
+            if layers:
+                return layers, ON_DEVICE
+    layers = from_log(door.logger.layers)
+    return layers, BY_BUILDER if layers else BY_GRAPH
+
+
+def _target(config: BuildConfig) -> dict[str, Any]:
+    found = gpu()
+    return {"gpu": found.name if found else None, "compute_capability": found.compute_capability if found else None,
+            "compute_capabilities": list(config.compute_capabilities), "system": system()}
+
+
+def _as_json(tensors: list[Tensor]) -> dict[str, Any]:
+    return {tensor.name: [tensor.dtype, list(tensor.shape)] for tensor in tensors}
+
+
+def _model(proto: Any, path: Path) -> ArtifactFacts | None:
+    return graph_facts(proto, str(path))
+

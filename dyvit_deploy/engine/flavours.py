@@ -1,0 +1,141 @@
+"""The one door to TensorRT: two libraries of one interface, and what they do not share, as data.
+
+`--format trt` is TensorRT, `--format rtx` is TensorRT for RTX; neither ever stands in for the other.
+Polygraphy is not used to build: it serves one of the two per process, and it asks the library for names
+that TensorRT 11 removed.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..deploy_config import BuildConfig
+from ..errors import BackendError, ConfigError, MissingDependency, did_you_mean, reason
+from ..optional import require
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One library. `magic` are the first bytes of its plans, None where that was never seen.
+
+    `lacks` says why a setting of BuildConfig does not exist there; `ignored` why one has no effect;
+    `needs_gpu` are settings that it cannot build without a GPU.
+    """
+
+    format: str
+    module: str
+    name: str
+    extra: str
+    get_it: str
+    least: Version
+    magic: bytes | None
+    builds_without_gpu: bool
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    needs_gpu: tuple[str, ...] = ()
+
+
+FLAVOURS = {
+    "trt": Flavour(
+        "trt", "tensorrt", "TensorRT", "trt",
+        "pip install 'dyvit-deploy[trt]', with NVIDIA's own package index, where full TensorRT comes from, as "
+        "NVIDIA's installation guide says", (10, 12), None, False,
+        lacks={"compute_capabilities": "TensorRT builds for the GPU at hand"}),
+    "rtx": Flavour(
+        "rtx", "tensorrt_rtx", "TensorRT for RTX", "rtx", "pip install 'dyvit-deploy[rtx]'", (1, 4), b"vtrt", True,
+        lacks={"version_compatible": "TensorRT for RTX has no lean runtime",
+               "hardware_compatible": "its engines already run on several GPUs"},
+        ignored={"timing_cache": "TensorRT for RTX times nothing while it builds, so a timing cache has no effect",
+                 "optimization_level": "TensorRT for RTX compiles kernels when an engine first runs, so the level has "
+                                       "little effect"},
+        needs_gpu=("refittable", "strip_weights")),
+}
+
+
+def flavour_of(format: str) -> Flavour:
+    """Raises ConfigError when `format` is neither "trt" nor "rtx"."""
+    if format not in FLAVOURS:
+        raise ConfigError(f"Unknown engine format {format!r}.{did_you_mean(format, FLAVOURS)}")
+    return FLAVOURS[format]
+
+
+def check_settings(flavour: Flavour, config: BuildConfig, gpu: bool) -> None:
+    """Raises ConfigError when `flavour` cannot build as `config` says, on a machine with or without a GPU."""
+    default = BuildConfig()
+    asked = [name for name in (*flavour.lacks, *flavour.needs_gpu) if getattr(config, name) != getattr(default, name)]
+    for name in asked:
+        option = f"--{name.replace('_', '-').replace('capabilities', 'capability')}"
+        if name in flavour.lacks:
+            raise ConfigError(f"{flavour.name} has no {option}: {flavour.lacks[name]}; leave it out.")
+        if not gpu:
+            raise ConfigError(f"{flavour.name} needs a GPU to build with {option}, and none works here; leave it out, "
+                              "or build on the machine with the GPU.")
+
+
+class Door:
+    """An opened library: `trt` is the module, `logger` collects what it says."""
+
+    def __init__(self, flavour: Flavour, module: Any) -> None:
+        self.flavour, self.trt = flavour, module
+        self.version: str = module.__version__
+        self.logger = _collector(module)
+
+
+def open_door(format: str) -> Door:
+    """The library behind `format`.
+
+    Raises:
+        MissingDependency: it is not installed; the message says where it comes from.
+        BackendError: it is too old, or does not start.
+    """
+    flavour = flavour_of(format)
+    try:
+        module = require(flavour.module, flavour.extra)
+        version = parse_version(module.__version__)
+    except MissingDependency as error:
+        other = next(f for f in FLAVOURS.values() if f is not flavour)
+        raise MissingDependency(f"{flavour.name} is not installed. Install it with: {flavour.get_it}; or choose "
+                                f"--format {other.format} ({other.name}).") from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a wheel without its libraries, say
+        raise BackendError(f"{flavour.name} is installed but does not start ({reason(error)}); install it again: "
+                           f"{flavour.get_it}.") from error
+    if version < flavour.least:
+        least = ".".join(map(str, flavour.least))
+        raise BackendError(f"{flavour.name} {module.__version__} is too old; install {least} or later.")
+    return Door(flavour, module)
+
+
+def parse_version(text: str) -> Version:
+    """The leading numbers of a version: (10, 12, 0, 36)."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:4])
+
+
+def _collector(trt: Any) -> Any:
+    """A logger that keeps what the library says instead of printing it.
+
+    `errors` and `warnings` are its messages; `layers` is the list of the built engine's layers, which the
+    builder writes to its verbose log.
+    """
+    class Collector(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+            self.layers: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
+            elif message.startswith(LAYERS):
+                self.layers += message.splitlines()[1:]
+
+    return Collector()
+
+
+LAYERS = ("Layers:", "Engine Layer Information:")  # how the list begins: TensorRT for RTX, TensorRT

@@ -1,0 +1,199 @@
+"""Will this plan load here? Answered before TensorRT is asked, whose own answer is a bare None."""
+from __future__ import annotations
+
+import dataclasses
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..artifacts import require_file
+from ..errors import ArtifactError, BackendError, DyvitError
+from ..machine import Gpu, gpu, system
+from .flavours import FLAVOURS, Flavour, Version, open_door, parse_version
+from .sidecar import EngineFacts, is_altered, read_sidecar
+
+HEADER = struct.Struct("<4s12xQ4B")         # of TensorRT for RTX 1.4 to 1.7: magic, size of the file, version
+# Where an engine of TensorRT for RTX runs that was built for no GPU in particular (its documentation).
+PORTABLE = "8.0, 8.6, 8.9, 12.0 or later"
+NO_GPU = "no NVIDIA GPU with a driver works here"
+ALTERED = "its hash is not the one in its .json, so it is another file than the one that was built"
+STRIPPED = "its weights were left out (dyvit refit PLAN MODEL.onnx -o FULL.plan puts them in)"
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """False when the plan will not load here; `problems` say why, `notes` what is uncertain.
+
+    `built` and `here` are what it was built with and for, and what this machine has. `altered` means that
+    the plan is not the file that its sidecar describes.
+    """
+
+    path: str
+    built: dict[str, str]
+    here: dict[str, str]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    altered: bool
+    rebuild: str | None
+
+    def __bool__(self) -> bool:
+        return not self.problems
+
+    @property
+    def advice(self) -> str:
+        """What to do about the problems; empty without any. Building again gives no machine a GPU."""
+        if not self.problems:
+            return ""
+        if NO_GPU in self.problems:
+            return "take it to a machine with an NVIDIA GPU"
+        return f"build it again here: {self.rebuild}" if self.rebuild else "build it again on this machine"
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong and what to do."""
+        return f"{self.path} cannot load here: {', and '.join(self.problems)}; {self.advice}."
+
+    def to_json(self) -> dict[str, Any]:
+        return {"will_load": bool(self), "advice": self.advice, **dataclasses.asdict(self)}
+
+    def table(self) -> Table:
+        """What it was built for beside what is here."""
+        table = Table(title=Text(f"{self.path}: {'should load here' if self else 'will NOT load here'}"),
+                      title_justify="left")
+        for column in ("", "built for", "here"):
+            table.add_column(column, overflow="fold")
+        for name in dict.fromkeys((*self.built, *self.here)):
+            table.add_row(name, Text(self.built.get(name, "unknown")), Text(self.here.get(name, "-")))
+        for problem in self.problems:
+            table.add_row(Text("problem", "red"), Text(problem), "")
+        return table
+
+
+def read_plan_header(path: Path) -> tuple[Flavour, Version] | None:
+    """The library and version in a plan's first bytes; None where they do not tell.
+
+    Raises:
+        ArtifactError: it is no plan, or only the beginning of one.
+    """
+    path = require_file(path)
+    with path.open("rb") as file:
+        head = file.read(HEADER.size)
+    if head[1:4] != b"trt":                                                # all magics that were ever seen end so
+        raise ArtifactError(f"{path} is not an engine plan; if another tool put its own data before the plan, cut that "
+                            "off, else build it again.")
+    flavour = next((f for f in FLAVOURS.values() if f.magic == head[:4]), None)
+    if flavour is None or len(head) < HEADER.size:
+        return None
+    _, size, *version = HEADER.unpack(head)
+    if size != path.stat().st_size:
+        raise ArtifactError(f"{path} has {path.stat().st_size} of the {size} bytes of its plan: it was not copied to "
+                            "the end, or changed; copy or build it again.")
+    return flavour, tuple(version)
+
+
+def preflight(path: str | Path) -> Preflight:
+    """Compares what the plan was built with and for with this machine.
+
+    Raises:
+        ArtifactError: the file is no plan, is cut short, or its sidecar is not ours.
+    """
+    path = require_file(path)
+    facts = read_sidecar(path)
+    altered = facts is not None and is_altered(path, facts)
+    header = read_plan_header(path) if facts is None or altered else None
+    flavour = FLAVOURS[facts.builder["format"]] if facts else header[0] if header else FLAVOURS["trt"]
+    built, found = _built(facts, flavour, header), gpu()
+    here = {"graphics card": _describe(found), "system": system()}
+    problems: list[str] = []
+    notes: list[str] = []
+    try:
+        version = open_door(flavour.format).version
+        here["library"] = f"{flavour.name} {version}"
+        problems += _versions(flavour, facts, header, version)
+    except DyvitError as error:
+        here["library"] = f"{flavour.name} is not usable"
+        problems.append(str(error).rstrip("."))
+    if found is None:
+        problems.append(NO_GPU)
+    elif facts:
+        problems += _gpus(facts, found, notes)
+    if facts and facts.target.get("system") not in (None, system()):
+        problems.append(f"it was built for {facts.target['system']}, and this is {system()}")
+    if facts and facts.stripped:
+        problems.append(STRIPPED)
+    if altered:
+        problems.append(ALTERED)
+    if facts is None:
+        notes.append("There is no .json beside the plan, so what it was built for is known only in part.")
+    return Preflight(str(path), built, here, tuple(problems), tuple(notes), altered, facts.rebuild if facts else None)
+
+
+def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[Flavour, EngineFacts | None]:
+    """The library of a plan and its facts, once nothing is known to stand against loading it; `stripped` permits one
+    without weights.
+
+    Raises:
+        ArtifactError: the plan is not the file that its sidecar describes, and is not trusted.
+        BackendError: it cannot load here.
+    """
+    report = preflight(path)
+    facts = read_sidecar(path)
+    if report.altered and not trust:
+        raise ArtifactError(f"{path} is not the file that {path.name}.json describes; a plan is native code, so load "
+                            "it with --trust only when you know where it comes from, or build it again.")
+    known = (ALTERED, STRIPPED) if stripped else (ALTERED,)
+    rest = tuple(problem for problem in report.problems if problem not in known)
+    if rest:
+        raise BackendError(dataclasses.replace(report, problems=rest).sentence)
+    if facts:
+        return FLAVOURS[facts.builder["format"]], None if report.altered else facts
+    header = read_plan_header(path)
+    return header[0] if header else FLAVOURS["trt"], None
+
+
+def _built(facts: EngineFacts | None, flavour: Flavour, header: tuple[Flavour, Version] | None) -> dict[str, str]:
+    if facts is None:
+        version = " " + ".".join(map(str, header[1])) if header else ""
+        return {"library": f"{flavour.name}{version}"}
+    target = facts.target
+    asked = ", ".join(target.get("compute_capabilities") or ())
+    card = asked or (f"{target['gpu']} (compute capability {target['compute_capability']})" if target.get("gpu")
+                     else f"any of compute capability {PORTABLE}")
+    return {"library": f"{flavour.name} {facts.builder['version']}", "graphics card": card,
+            "system": str(target.get("system"))}
+
+
+def _describe(found: Gpu | None) -> str:
+    return f"{found.name} (compute capability {found.compute_capability})" if found else "none that works"
+
+
+def _versions(flavour: Flavour, facts: EngineFacts | None, header: tuple[Flavour, Version] | None,
+              here: str) -> list[str]:
+    built, now = parse_version(facts.builder["version"]) if facts else None, parse_version(here)
+    if header and not facts:
+        built = header[1]
+    if built is None or built == now[:len(built)]:
+        return []
+    if facts and facts.config.version_compatible and built[0] == now[0] and built <= now:
+        return []
+    return [f"it was built by {flavour.name} {'.'.join(map(str, built))}, and {here} is installed"]
+
+
+def _gpus(facts: EngineFacts, found: Gpu, notes: list[str]) -> list[str]:
+    asked, here = facts.target.get("compute_capabilities") or (), found.compute_capability
+    if asked:
+        return [] if here in asked else [f"it was built for compute capability {', '.join(asked)}, and {found.name} "
+                                         f"has {here}"]
+    if facts.builder["format"] == "rtx":
+        if float(here) in (7.5, 9.0) or 10 <= float(here) < 12:
+            notes.append(f"{found.name} (compute capability {here}) is not among those that TensorRT for RTX names: "
+                         f"{PORTABLE}.")
+        return []
+    built = facts.target.get("compute_capability")
+    if built in (None, here) or (facts.config.hardware_compatible and float(here) >= 8):
+        return []
+    return [f"it was built for {facts.target['gpu']} (compute capability {built}), and {found.name} has {here}"]

@@ -1,0 +1,111 @@
+"""The facts of an engine, kept beside the plan: the plan itself stays raw, for trtexec, Triton and C++."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import ArtifactFacts, atomic_write, sha256, write_json
+from ..config import JsonConfig
+from ..deploy_config import BatchProfile, BuildConfig
+from ..errors import ArtifactError, ConfigError
+from .layers import EngineLayer
+
+FORMAT = 1
+# Where the precisions of `products` are from, the surest first.
+ON_DEVICE = "read from the engine on a GPU"
+BY_BUILDER = "as the builder lists them, not yet verified on a device"
+BY_GRAPH = "as the graph asks, not yet verified on a device"
+NEEDED = {"plan": {"sha256", "bytes"}, "builder": {"format", "version", "config"}}
+LARGEST = 64 << 20                          # bytes of a sidecar that is read
+
+
+@dataclass(frozen=True)
+class EngineFacts(JsonConfig):
+    """What a plan is.
+
+    `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx"), `version` and `config`, the
+    BuildConfig. `target` is what it was built on and for: `gpu` and `compute_capability` (None where there
+    was none), `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], None for
+    the batch. `products` maps the graph's matrix products to the precision that the engine computes them in,
+    or the network where the engine did not tell. `source` is the ONNX file: `file`, `sha256`. `model` are
+    the facts of a graph of ours. `rebuild` is the command that makes the plan again.
+    """
+
+    plan: dict[str, Any]
+    builder: dict[str, Any]
+    target: dict[str, Any]
+    profiles: tuple[BatchProfile, ...]
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    products: dict[str, str]
+    source: dict[str, Any]
+    rebuild: str
+    verified: str = BY_GRAPH
+    stripped: bool = False
+    model: ArtifactFacts | None = None
+    layers: tuple[EngineLayer, ...] = ()
+    fused_attention: tuple[str, ...] = ()
+    unfused_attention: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Mapping):
+            values = {key: value for key, value in self.model.items() if key != "format"}
+            object.__setattr__(self, "model", ArtifactFacts.from_dict(values))
+        for name, kind in (("profiles", BatchProfile), ("layers", EngineLayer)):
+            values = tuple(kind.from_dict(v) if isinstance(v, Mapping) else v for v in getattr(self, name))
+            object.__setattr__(self, name, values)
+
+    @property
+    def config(self) -> BuildConfig:
+        return BuildConfig.from_dict(self.builder["config"])
+
+
+def sidecar_path(plan: Path) -> Path:
+    """`engine.plan.json` of `engine.plan`."""
+    return plan.with_name(plan.name + ".json")
+
+
+def write_plan(path: Path, plan: bytes | memoryview, facts: EngineFacts) -> None:
+    """Writes the plan, then its sidecar; a failure leaves no plan beside facts of another."""
+    sidecar = sidecar_path(path)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(plan)
+        # From here on the old sidecar is of no plan: a hash that does not match says so.
+        write_json(sidecar, {"format": FORMAT, **facts.to_dict()})
+
+
+def read_sidecar(plan: Path) -> EngineFacts | None:
+    """What lies beside `plan`; None when nothing does.
+
+    Raises:
+        ArtifactError: it is not a sidecar of ours.
+    """
+    path = sidecar_path(plan)
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("it is too large")
+        values = json.loads(path.read_text())
+        version = values.pop("format")
+        if version != FORMAT:
+            raise ArtifactError(f"{path} was written in format {version}, this dyvit reads format {FORMAT}; build the "
+                                "engine again.")
+        facts = EngineFacts.from_dict(values)
+        for name, found in (("plan", facts.plan), ("builder", facts.builder)):
+            if missing := NEEDED[name] - found.keys():
+                raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        BuildConfig.from_dict(facts.builder["config"])
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, ConfigError) as error:
+        raise ArtifactError(f"{path} is no description of an engine that dyvit wrote ({error}); build the engine "
+                            "again, or remove that file.") from error
+    return facts
+
+
+def is_altered(plan: Path, facts: EngineFacts) -> bool:
+    """True when `plan` is not the file that `facts` were written for."""
+    return {"sha256": sha256(plan), "bytes": plan.stat().st_size} != facts.plan

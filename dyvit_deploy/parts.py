@@ -1,0 +1,32 @@
+"""Names of graph nodes as people speak of the model: `blocks.7.attn.qkv/MatMul` is "block 7 attention"."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+PARTS = (
+    (r"blocks\.(\d+)\.attn\b", "block {} attention"),
+    (r"blocks\.(\d+)\.mlp\b", "block {} MLP"),
+    (r"blocks\.(\d+)\b", "block {}"),
+    (r"score_predictor\.(\d+)\b", "predictor {}"),
+    (r"selector\.(\d+)\b", "token selection {}"),
+    (r"(?:patch_embed|cls_token|pos_embed)\b", "patch embedding"),
+    (r"(?:fc_)?norm\b", "final norm"),
+    (r"(?:aux_)?head\b", "head"),
+)
+OTHER = "between the blocks"
+
+
+def part_name(node: str) -> str:
+    """The part of the model that the graph node `node` belongs to; OTHER where its name does not tell."""
+    for pattern, words in PARTS:
+        match = re.match(pattern, node)
+        if match:
+            return words.format(*match.groups())
+    return OTHER
+
+
+def part_names(nodes: Iterable[str]) -> list[str]:
+    """Every part once, in the order of `nodes`; nodes that do not tell are called by their own name."""
+    names = ((part_name(node), node) for node in nodes)
+    return list(dict.fromkeys(node if part == OTHER else part for part, node in names))

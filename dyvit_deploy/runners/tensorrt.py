@@ -1,0 +1,293 @@
+"""Runs engine plans with TensorRT or TensorRT for RTX.
+
+Memory, streams and graphs are PyTorch's. Polygraphy's runner is not used: it has neither pinned buffers nor
+CUDA graphs nor several streams, and says itself that it is not for measuring.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import atomic_write, require_file
+from ..config import EngineRunConfig
+from ..deploy_config import BatchProfile
+from ..engine.flavours import Door, open_door
+from ..engine.network import DATA_TYPES, last
+from ..engine.preflight import require_loadable
+from ..errors import ArtifactError, BackendError, ConfigError
+from .base import InputSpec, Outputs, Runner
+from .cuda import Cuda
+
+IMAGE_TYPES = ("float32", "float16", "uint8")
+
+
+class TensorRTRunner(Runner):
+    """One engine on the GPU, with one execution context, stream and set of buffers per stream asked for.
+
+    The profile is chosen by the batch: among those that take it, the one tuned for the nearest size. A batch
+    below the least of all profiles is filled up with the first image, and the surplus dropped.
+    """
+
+    device = "cuda"
+
+    def __init__(self, path: str | Path, run: EngineRunConfig = EngineRunConfig(), cuda: Cuda | None = None) -> None:
+        path = require_file(path)
+        flavour, sidecar = require_loadable(path, run.trust)
+        self._run, self._cuda = run, cuda or Cuda()
+        self.backend, self.name = flavour.name, path.name
+        door = open_door(flavour.format)
+        self._runtime = door.trt.Runtime(door.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise BackendError(f"{flavour.name} {door.version} cannot load {path} ({last(door.logger.errors)}); build "
+                               f"it again on this machine{': ' + sidecar.rebuild if sidecar else ''}.")
+        self._door = door
+        self.facts = sidecar.model if sidecar else None
+        inputs, self._outputs = _tensors(door, self._engine)
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].dtype not in IMAGE_TYPES:
+            found = "; ".join(f"{i.name} {i.dtype} {list(i.shape)}" for i in inputs)
+            raise ArtifactError(f"{path} takes {found or 'no input'}; only engines with one float or uint8 image input "
+                                "of four dimensions can be run here.")
+        self.input = inputs[0]
+        names = [spec.name for spec in self._outputs]
+        self._logits = "logits" if "logits" in names else self._first_scores(path)
+        stages = len(self.facts.keep_counts or ()) if self.facts else 0
+        self._kept = [name for name in (f"kept_{stage}" for stage in range(stages)) if name in names]
+        self.profiles = tuple(self._profile(i) for i in range(self._engine.num_optimization_profiles))
+        self._check_memory(path)
+        self._cache: Any = None
+        self._settings = self._runtime_settings()
+        self._lanes = [_Lane(self._context(), self._cuda) for _ in range(run.streams)]
+
+    def _first_scores(self, path: Path) -> str:
+        for spec in self._outputs:
+            if spec.dtype in ("float32", "float16") and len(spec.shape) == 2:
+                return spec.name
+        raise ArtifactError(f"{path} has no float output of two dimensions; only classifiers can be run here.")
+
+    def _profile(self, index: int) -> BatchProfile:
+        least, opt, most = (int(shape[0]) for shape in self._engine.get_tensor_profile_shape(self.input.name, index))
+        return BatchProfile(least, opt, most, str(index))
+
+    def _check_memory(self, path: Path) -> None:
+        """Raises BackendError, with the batch that would fit, before CUDA runs out of memory halfway."""
+        need = self._engine.device_memory_size_v2 / 2**20 * self._run.streams
+        free = self._cuda.free_mib()
+        if need > free:
+            largest = max(profile.max for profile in self.profiles)
+            fits = int(largest * free / need)
+            raise BackendError(f"{path} needs {need:.0f} MiB of GPU memory to run and {free:.0f} are free; free some, "
+                               f"or build it with --batch 1:{max(1, fits // 2)}:{max(1, fits)}.")
+
+    def _runtime_settings(self) -> Any:
+        """The flavour's own run-time settings: TensorRT for RTX caches kernels and captures graphs itself."""
+        if self._door.flavour.format != "rtx":
+            if self._run.runtime_cache:
+                raise ConfigError("TensorRT has no runtime cache; --runtime-cache is for engines of --format rtx.")
+            return None
+        settings = self._engine.create_runtime_config()
+        if self._run.cuda_graph:
+            settings.cuda_graph_strategy = self._door.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if self._run.runtime_cache:
+            self._cache = settings.create_runtime_cache()
+            with contextlib.suppress(FileNotFoundError):
+                self._cache.deserialize(Path(self._run.runtime_cache).read_bytes())
+            settings.set_runtime_cache(self._cache)
+        return settings
+
+    def _context(self) -> Any:
+        make = self._engine.create_execution_context
+        context = make() if self._settings is None else make(self._settings)
+        if context is None:
+            raise BackendError(f"{self.backend} cannot prepare {self.name} ({last(self._door.logger.errors)}); free "
+                               "GPU memory, or build it with a smaller largest batch.")
+        return context
+
+    def profile_for(self, batch: int) -> int:
+        """The number of the profile that takes `batch` images.
+
+        Raises:
+            BackendError: none does.
+        """
+        able = [i for i, p in enumerate(self.profiles) if p.min <= batch <= p.max]
+        if not able:
+            known = ", ".join(f"{p.min} to {p.max}" for p in self.profiles)
+            least, most = min(batch, *(p.min for p in self.profiles)), max(batch, *(p.max for p in self.profiles))
+            raise BackendError(f"Batch {batch} lies outside the profiles of {self.name} ({known}); choose another "
+                               f"batch, or build it with --batch {least}:{batch}:{most}.")
+        return min(able, key=lambda i: abs(self.profiles[i].opt - batch))
+
+    def _infer(self, feed: NDArray[Any]) -> Outputs:
+        batch = len(feed)
+        missing = max(0, min(profile.min for profile in self.profiles) - batch)
+        if missing:
+            feed = np.concatenate([feed, np.repeat(feed[:1], missing, axis=0)])
+        lane = self._ready(self._lanes[0], feed.shape)
+        with self._failures(batch):
+            lane.upload(feed)
+            lane.launch()
+            found = lane.download([self._logits, *self._kept])
+        logits, *kept = (values[:batch] for values in found)
+        return Outputs(logits.astype(np.float32), tuple(values.astype(np.int64) for values in kept))
+
+    def _ready(self, lane: _Lane, shape: tuple[int, ...]) -> _Lane:
+        """`lane` with buffers and profile for this shape; a captured graph is part of it."""
+        if lane.shape != shape:
+            with self._failures(shape[0]):
+                lane.prepare(shape, self.profile_for(shape[0]), self.input, self._outputs,
+                             graph=self._run.cuda_graph and self._settings is None)
+        return lane
+
+    @contextlib.contextmanager
+    def _failures(self, batch: int) -> Any:
+        try:
+            yield
+        except self._cuda.out_of_memory() as error:
+            raise BackendError(f"The GPU's memory does not suffice for {self.name} at batch {batch}; choose a smaller "
+                               "batch, or free the GPU.") from error
+        except RuntimeError as error:
+            said = last(self._door.logger.errors) if self._door.logger.errors else error
+            raise BackendError(f"{self.backend} could not run {self.name} at batch {batch} ({said}); build it again, "
+                               "or run dyvit doctor --target PLAN.") from error
+
+    def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
+        """One batch per stream, launched together and waited for; with or without the copies to and from the host."""
+        self.input.check(feed, self.name)
+        lanes = [self._ready(lane, feed.shape) for lane in self._lanes]
+        for lane in lanes:
+            lane.upload(feed)
+
+        def call() -> None:
+            with self._failures(len(feed)):
+                for lane in lanes:
+                    if transfers:
+                        lane.upload(feed)
+                    lane.launch()
+                for lane in lanes:
+                    if transfers:
+                        lane.download([self._logits, *self._kept])
+                    else:
+                        lane.stream.synchronize()
+        return call
+
+    def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
+        """Milliseconds of `runs` batches on one stream, by events on the GPU: `upload`, `compute`, `download`."""
+        lane = self._ready(self._lanes[0], feed.shape)
+        return lane.timed([self._logits, *self._kept], feed, runs)
+
+    def close(self) -> None:
+        """Writes the runtime cache, and frees contexts before the engine, which they use."""
+        if self._cache is not None:
+            with atomic_write(str(self._run.runtime_cache)) as temporary:
+                temporary.write_bytes(bytes(self._cache.serialize()))
+        self._lanes.clear()
+        self._cache = self._settings = self._engine = self._runtime = None
+
+
+class _Lane:
+    """One execution context on one stream, with its buffers for one input shape."""
+
+    def __init__(self, context: Any, cuda: Cuda) -> None:
+        self._context, self._cuda = context, cuda
+        self.stream = cuda.stream()
+        self.shape: tuple[int, ...] | None = None
+
+    def prepare(self, shape: tuple[int, ...], profile: int, source: InputSpec, outputs: Sequence[InputSpec],
+                graph: bool) -> None:
+        """Buffers for `shape`, and the first run, in which the library compiles and allocates."""
+        context, cuda = self._context, self._cuda
+        self.shape = None                                                  # half-prepared until the end
+        self.stream.synchronize()
+        if not (context.set_optimization_profile_async(profile, self.stream.cuda_stream)
+                and context.set_input_shape(source.name, shape)):
+            raise RuntimeError(f"it does not take the shape {list(shape)}")
+        self._source = (source.name, cuda.pinned(shape, source.dtype), cuda.on_device(shape, source.dtype))
+        self._results = {}
+        for spec in outputs:
+            sides = tuple(int(side) for side in context.get_tensor_shape(spec.name))
+            self._results[spec.name] = cuda.pinned(sides, spec.dtype), cuda.on_device(sides, spec.dtype)
+        addresses = {source.name: self._source[2]} | {name: pair[1] for name, pair in self._results.items()}
+        for name, tensor in addresses.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        self._source[2].zero_()
+        self._replay: Callable[[], None] | None = None
+        self.launch()
+        self.stream.synchronize()
+        if graph:
+            self._replay = cuda.capture(self._enqueue, self.stream)
+        self.shape = shape
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self.stream.cuda_stream):
+            raise RuntimeError("the engine refused to run")
+
+    def launch(self) -> None:
+        """Starts one batch and does not wait for it."""
+        if self._replay is None:
+            self._enqueue()
+        else:
+            with self._cuda.within(self.stream):
+                self._replay()
+
+    def upload(self, feed: NDArray[Any]) -> None:
+        """Starts to copy `feed` to the GPU."""
+        self._stage(feed)
+        self._start_upload()
+
+    def _stage(self, feed: NDArray[Any]) -> None:
+        """Puts `feed` into the host buffer, once the last copy has left it."""
+        self.stream.synchronize()
+        self._source[1].numpy()[...] = feed
+
+    def _start_upload(self) -> None:
+        _, host, device = self._source
+        with self._cuda.within(self.stream):
+            device.copy_(host, non_blocking=True)
+
+    def download(self, names: Sequence[str]) -> list[NDArray[Any]]:
+        """Waits for the batch and gives the outputs, as copies."""
+        self._start_download(names)
+        self.stream.synchronize()
+        return [self._results[name][0].numpy().copy() for name in names]
+
+    def _start_download(self, names: Sequence[str]) -> None:
+        with self._cuda.within(self.stream):
+            for name in names:
+                host, device = self._results[name]
+                host.copy_(device, non_blocking=True)
+
+    def timed(self, names: Sequence[str], feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
+        """See `TensorRTRunner.gpu_ms`."""
+        found: dict[str, list[float]] = {"upload": [], "compute": [], "download": []}
+        for _ in range(runs):
+            events = [self._cuda.event() for _ in range(4)]
+            self._stage(feed)
+            events[0].record(self.stream)
+            self._start_upload()
+            events[1].record(self.stream)
+            self.launch()
+            events[2].record(self.stream)
+            self._start_download(names)
+            events[3].record(self.stream)
+            self.stream.synchronize()
+            for name, a, b in zip(found, events, events[1:]):
+                found[name].append(float(a.elapsed_time(b)))
+        return found
+
+
+def _tensors(door: Door, engine: Any) -> tuple[list[InputSpec], list[InputSpec]]:
+    """Inputs and outputs of the engine."""
+    inputs: list[InputSpec] = []
+    outputs: list[InputSpec] = []
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        kind = str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
+        shape = tuple(None if side < 0 else int(side) for side in engine.get_tensor_shape(name))
+        spec = InputSpec(name, DATA_TYPES.get(kind, kind.lower()), shape)
+        (inputs if engine.get_tensor_mode(name) == door.trt.TensorIOMode.INPUT else outputs).append(spec)
+    return inputs, outputs
