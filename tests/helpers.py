@@ -30,6 +30,7 @@ def needs(module: str, extra: str) -> pytest.MarkDecorator:
 
 
 needs_modelopt, needs_openvino = needs("modelopt", "calib"), needs("openvino", "openvino")
+needs_rtx = needs("tensorrt_rtx", "rtx")
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the reference numbers are not at {REFERENCE}")
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photos are not at {PHOTOS}")
 

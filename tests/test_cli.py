@@ -151,7 +151,7 @@ BAD = {
                                 "written as .json"),
     "json over a model": (["inspect", "{dir}/tiny.onnx", "--json", "{dir}/tiny.safetensors"], 2, "written as .json"),
     "capability without a point": (["export", "{dir}/tiny.safetensors", "--fp8", "--compute-capability", "86",
-                                    "--calib", "{dir}/calib", "-o", "{tmp}/x.onnx"], 2, "like 8.6"),
+                                    "--calib", "{dir}/calib", "-o", "{tmp}/x.onnx"], 2, "like 8.9 or 89"),
     "forgotten precision": (["export", "{dir}/tiny.safetensors", "--calib", "{dir}/calib", "-o", "{tmp}/x.onnx"], 2,
                             "add --int8"),
     "ranges that are none": (["export", "{dir}/tiny.safetensors", "--int8", "--ranges", "{dir}/tiny.onnx",

@@ -1,9 +1,13 @@
 import importlib.util
 import json
 import sys
+from types import ModuleType
+
+from helpers import needs_rtx
 
 from dyvit_deploy import doctor
-from dyvit_deploy.doctor import MISSING, READY, UNUSABLE, UNUSED, diagnose
+from dyvit_deploy.doctor import MISSING, READY, UNUSABLE, diagnose
+from dyvit_deploy.machine import Gpu
 
 
 def state(report, name):
@@ -36,9 +40,20 @@ def test_a_backend_that_breaks_on_import_is_not_called_ready(monkeypatch, tmp_pa
     assert row.state == UNUSABLE and "libgomp" in row.devices
 
 
-def test_backends_without_a_runner_are_never_called_ready():
-    report = diagnose()
-    assert all(state(report, name).state in (MISSING, UNUSED, UNUSABLE) for name in ("TensorRT for RTX", "TensorRT"))
+@needs_rtx
+def test_a_builder_of_engines_says_whether_they_could_run_here(monkeypatch):
+    monkeypatch.setattr(doctor, "gpu", lambda: None)
+    assert state(diagnose(), "TensorRT for RTX").devices == "builds only: no GPU works here"
+    monkeypatch.setattr(doctor, "gpu", lambda: Gpu("Ada", "8.9", 1e5))
+    assert state(diagnose(), "TensorRT for RTX").devices == "Ada (compute capability 8.9)"
+
+
+def test_a_library_too_old_to_build_is_not_called_ready(monkeypatch):
+    library = ModuleType("tensorrt")
+    library.__version__, library.__spec__ = "8.6.1", importlib.util.spec_from_loader("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    row = state(diagnose(), "TensorRT")
+    assert row.state == UNUSABLE and "8.6.1 is too old" in row.devices
 
 
 def test_backends_that_are_there_say_what_they_can_do():

@@ -13,6 +13,8 @@ from dyvit_deploy.targets import FLAGS, LEAST_CAPABILITY, SUPPORT, Choice, resol
     ("onnx", {"precision": "float8"}, False, ("tensorrt", "float8", "float16")),
     ("onnx", {"precision": "int8", "target": "tensorrt"}, False, ("tensorrt", "int8", "float16")),
     ("onnx", {"precision": "int8", "target": "tensorrt", "rest": "float32"}, False, ("tensorrt", "int8", "float32")),
+    ("trt", {}, False, ("tensorrt", "float32", "float16")),
+    ("rtx", {"precision": "float8"}, False, ("tensorrt", "float8", "float16")),
     ("openvino", {"precision": "int8"}, True, ("cpu", "int8", "bfloat16")),
     ("openvino", {"precision": "int8"}, False, ("cpu", "int8", "float32")),
     ("openvino", {"precision": "bfloat16"}, True, ("cpu", "bfloat16", "bfloat16")),
@@ -29,15 +31,13 @@ def test_a_request_leads_to_a_runtime_that_can(format, options, native, expected
     ("openvino", {"target": "tensorrt"}, "leave out --target"),
     ("onnx", {"precision": "float8", "target": "cpu"}, "no float8; .*--int8, or pass --target tensorrt"),
     ("onnx", {"precision": "bfloat16", "target": "cpu"}, "ONNX Runtime on a CPU has no bfloat16"),
-    ("onnx", {"precision": "float8", "compute_capability": 8.6}, r"capability 8\.9, not 8\.6; choose .*--bf16, --int8"),
-    ("onnx", {"precision": "bfloat16", "compute_capability": 7.5}, r"capability 8\.0, not 7\.5; .*--fp16, --int8"),
-    ("onnx", {"precision": "float16", "target": "tensorrt", "compute_capability": 6.1}, "does not run on that GPU"),
     ("onnx", {"io": "float16"}, "add --fp16"),
     ("onnx", {"io": "float16", "precision": "int8"}, "add --fp16"),
     ("onnx", {"io": "float16", "precision": "bfloat16"}, "add --fp16"),
     ("onnx", {"io": "float16", "precision": "int8", "target": "tensorrt", "rest": "float32"}, "add --fp16"),
     ("onnx", {"precision": "float16", "rest": "float32"}, "--rest is what --int8 and --fp8 leave out"),
-    ("onnx", {"precision": "int8", "compute_capability": 8.6}, "add --target tensorrt"),
+    ("trt", {"target": "cpu"}, "leave out --target"),
+    ("rtx", {"io": "float16"}, "add --fp16"),
     ("tflite", {}, "Unknown format"),
 ])
 def test_what_a_target_cannot_run_is_refused_with_what_it_can(format, options, words):
@@ -45,10 +45,22 @@ def test_what_a_target_cannot_run_is_refused_with_what_it_can(format, options, w
         resolve(format, PrecisionConfig(**options), False)
 
 
+@pytest.mark.parametrize("format, options, capabilities, words", [
+    ("onnx", {"precision": "float8"}, ["8.6"], r"capability 8\.9, not 8\.6; choose .*--bf16, --int8"),
+    ("rtx", {"precision": "float8"}, ["8.9", "8.6"], r"capability 8\.9, not 8\.6"),
+    ("onnx", {"precision": "bfloat16"}, ["7.5"], r"capability 8\.0, not 7\.5; .*--fp16, --int8"),
+    ("onnx", {"precision": "float16", "target": "tensorrt"}, ["6.1"], "does not run there"),
+    ("onnx", {"precision": "int8"}, ["8.6"], "add --target tensorrt"),
+])
+def test_a_gpu_without_the_precision_is_refused(format, options, capabilities, words):
+    with pytest.raises(ConfigError, match=words):
+        resolve(format, PrecisionConfig(**options), False, capabilities)
+
+
 @pytest.mark.parametrize("options, words", [
     ({"precision": "int9"}, "Did you mean 'int8'"), ({"io": "uint8"}, "Unknown io"),
     ({"target": "gpu"}, "Unknown target"),
-    ({"compute_capability": 86}, "like 8.6"), ({"max_drop": -1}, "0 to 100"),
+    ({"max_drop": -1}, "0 to 100"),
 ])
 def test_a_request_is_checked_when_it_is_made(options, words):
     with pytest.raises(ConfigError, match=words):

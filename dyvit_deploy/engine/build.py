@@ -173,7 +173,10 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     inputs, outputs = tensors(door, network)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
     notes = [f"{why}." for name, why in door.flavour.ignored.items() if getattr(config, name) is not None]
-    settings = _settings(door, builder, inputs, config, notes)
+    settings = _settings(door, builder, inputs, config)
+    cached = config.timing_cache and "timing_cache" not in door.flavour.ignored
+    if cached and (note := load_timing_cache(door, settings, Path(str(config.timing_cache)))):
+        notes.append(note)
     cancel = Cancel()
     settings.progress_monitor = progress_monitor(door, watch, cancel)
     started = time.perf_counter()
@@ -182,8 +185,8 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     seconds = time.perf_counter() - started
     if plan is None:
         raise build_failure(door, onnx, config.workspace_mib)
-    if config.timing_cache:
-        save_timing_cache(settings, Path(config.timing_cache))
+    if cached:
+        save_timing_cache(settings, Path(str(config.timing_cache)))
     proto = load_graph(onnx)
     layers, verified = _layers(door, plan)
     wanted = product_precisions(proto)
@@ -192,7 +195,7 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     if wrong:
         raise ExportError(f"{wrong}; nothing was written, export it in another precision or report this to us.")
     facts = EngineFacts(
-        plan={}, builder={"format": format, "version": door.version, "config": config.to_dict()},
+        plan={}, builder={"format": format, "version": door.version}, config=config,
         target=_target(config), profiles=profiles, inputs=_as_json(inputs), outputs=_as_json(outputs),
         products=wanted | found, source={"file": onnx.name, "sha256": sha256(onnx)},
         rebuild=rebuild or " ".join(["dyvit build", str(onnx), f"--format {format}", *config.flags(), f"-o {path}"]),
@@ -234,7 +237,7 @@ def require_builder(format: str, config: BuildConfig) -> Door:
     return door
 
 
-def _settings(door: Door, builder: Any, inputs: list[Tensor], config: BuildConfig, notes: list[str]) -> Any:
+def _settings(door: Door, builder: Any, inputs: list[Tensor], config: BuildConfig) -> Any:
     """The library's builder config of ours. Precision is no setting: it lies in the graph."""
     trt = door.trt
     settings = builder.create_builder_config()
@@ -256,8 +259,6 @@ def _settings(door: Door, builder: Any, inputs: list[Tensor], config: BuildConfi
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for i, capability in enumerate(config.compute_capabilities):
             settings.set_compute_capability(_capability(door, capability), i)
-    if config.timing_cache and (note := load_timing_cache(door, settings, Path(config.timing_cache))):
-        notes.append(note)
     return settings
 
 

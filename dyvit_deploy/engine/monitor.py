@@ -76,6 +76,7 @@ def progress_monitor(door: Door, watch: Watch, cancel: Cancel) -> Any:
             return not cancel.asked
 
         def phase_finish(self, phase: str) -> None:
-            self.phases.pop(phase, None)
+            depth, steps = self.phases.pop(phase, (0, 1))
+            watch(BuildStep(phase, depth, steps, steps))                   # the library may skip the last steps
 
     return Monitor()

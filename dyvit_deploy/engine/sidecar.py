@@ -11,6 +11,7 @@ from ..artifacts import ArtifactFacts, atomic_write, sha256, write_json
 from ..config import JsonConfig
 from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import ArtifactError, ConfigError
+from .flavours import flavour_of
 from .layers import EngineLayer
 
 FORMAT = 1
@@ -18,7 +19,7 @@ FORMAT = 1
 ON_DEVICE = "read from the engine on a GPU"
 BY_BUILDER = "as the builder lists them, not yet verified on a device"
 BY_GRAPH = "as the graph asks, not yet verified on a device"
-NEEDED = {"plan": {"sha256", "bytes"}, "builder": {"format", "version", "config"}}
+NEEDED = {"plan": {"sha256", "bytes"}, "builder": {"format", "version"}}
 LARGEST = 64 << 20                          # bytes of a sidecar that is read
 
 
@@ -26,16 +27,17 @@ LARGEST = 64 << 20                          # bytes of a sidecar that is read
 class EngineFacts(JsonConfig):
     """What a plan is.
 
-    `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx"), `version` and `config`, the
-    BuildConfig. `target` is what it was built on and for: `gpu` and `compute_capability` (None where there
-    was none), `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], None for
-    the batch. `products` maps the graph's matrix products to the precision that the engine computes them in,
+    `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx") and `version`. `target` is
+    what it was built on and for: `gpu` and `compute_capability` (None where there was none),
+    `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], None for the batch.
+    `products` maps the graph's matrix products to the precision that the engine computes them in,
     or the network where the engine did not tell. `source` is the ONNX file: `file`, `sha256`. `model` are
     the facts of a graph of ours. `rebuild` is the command that makes the plan again.
     """
 
     plan: dict[str, Any]
     builder: dict[str, Any]
+    config: BuildConfig
     target: dict[str, Any]
     profiles: tuple[BatchProfile, ...]
     inputs: dict[str, Any]
@@ -55,14 +57,11 @@ class EngineFacts(JsonConfig):
         if isinstance(self.model, Mapping):
             values = {key: value for key, value in self.model.items() if key != "format"}
             object.__setattr__(self, "model", ArtifactFacts.from_dict(values))
+        if isinstance(self.config, Mapping):
+            object.__setattr__(self, "config", BuildConfig.from_dict(self.config))
         for name, kind in (("profiles", BatchProfile), ("layers", EngineLayer)):
             values = tuple(kind.from_dict(v) if isinstance(v, Mapping) else v for v in getattr(self, name))
             object.__setattr__(self, name, values)
-
-    @property
-    def config(self) -> BuildConfig:
-        return BuildConfig.from_dict(self.builder["config"])
-
 
 def sidecar_path(plan: Path) -> Path:
     """`engine.plan.json` of `engine.plan`."""
@@ -99,7 +98,7 @@ def read_sidecar(plan: Path) -> EngineFacts | None:
         for name, found in (("plan", facts.plan), ("builder", facts.builder)):
             if missing := NEEDED[name] - found.keys():
                 raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
-        BuildConfig.from_dict(facts.builder["config"])
+        flavour_of(facts.builder["format"])
     except (ValueError, KeyError, AttributeError, TypeError, OSError, ConfigError) as error:
         raise ArtifactError(f"{path} is no description of an engine that dyvit wrote ({error}); build the engine "
                             "again, or remove that file.") from error

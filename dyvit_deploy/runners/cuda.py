@@ -43,7 +43,8 @@ class Cuda:
         return replay
 
     def free_mib(self) -> float:
-        """Memory of the GPU that is not taken."""
+        """Memory of the GPU that is not taken, after PyTorch gave back what it keeps for itself."""
+        self._torch.cuda.empty_cache()
         return float(self._torch.cuda.mem_get_info()[0]) / 2**20
 
     def out_of_memory(self) -> type[Exception]:

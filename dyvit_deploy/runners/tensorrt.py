@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import atomic_write, require_file
+from ..artifacts import atomic_write, check_target, require_file
 from ..config import EngineRunConfig
 from ..deploy_config import BatchProfile
 from ..engine.flavours import Door, open_door
 from ..engine.network import DATA_TYPES, last
 from ..engine.preflight import require_loadable
-from ..errors import ArtifactError, BackendError, ConfigError
+from ..errors import ArtifactError, BackendError, ConfigError, reason
 from .base import InputSpec, Outputs, Runner
 from .cuda import Cuda
 
@@ -42,6 +42,8 @@ class TensorRTRunner(Runner):
         self.backend, self.name = flavour.name, path.name
         door = open_door(flavour.format)
         self._runtime = door.trt.Runtime(door.logger)
+        # A version-compatible plan brings host code of its own, which is refused unless the plan is trusted.
+        self._runtime.engine_host_code_allowed = run.trust or bool(sidecar and sidecar.config.version_compatible)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BackendError(f"{flavour.name} {door.version} cannot load {path} ({last(door.logger.errors)}); build "
@@ -95,8 +97,8 @@ class TensorRTRunner(Runner):
             settings.cuda_graph_strategy = self._door.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._run.runtime_cache:
             self._cache = settings.create_runtime_cache()
-            with contextlib.suppress(FileNotFoundError):
-                self._cache.deserialize(Path(self._run.runtime_cache).read_bytes())
+            if content := _cache_content(self._run.runtime_cache):
+                self._cache.deserialize(content)
             settings.set_runtime_cache(self._cache)
         return settings
 
@@ -145,13 +147,15 @@ class TensorRTRunner(Runner):
 
     @contextlib.contextmanager
     def _failures(self, batch: int) -> Any:
+        before = len(self._door.logger.errors)
         try:
             yield
         except self._cuda.out_of_memory() as error:
             raise BackendError(f"The GPU's memory does not suffice for {self.name} at batch {batch}; choose a smaller "
                                "batch, or free the GPU.") from error
         except RuntimeError as error:
-            said = last(self._door.logger.errors) if self._door.logger.errors else error
+            fresh = self._door.logger.errors[before:]
+            said = last(fresh) if fresh else reason(error)
             raise BackendError(f"{self.backend} could not run {self.name} at batch {batch} ({said}); build it again, "
                                "or run dyvit doctor --target PLAN.") from error
 
@@ -178,7 +182,8 @@ class TensorRTRunner(Runner):
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
         """Milliseconds of `runs` batches on one stream, by events on the GPU: `upload`, `compute`, `download`."""
         lane = self._ready(self._lanes[0], feed.shape)
-        return lane.timed([self._logits, *self._kept], feed, runs)
+        with self._failures(len(feed)):
+            return lane.timed([self._logits, *self._kept], feed, runs)
 
     def close(self) -> None:
         """Writes the runtime cache, and frees contexts before the engine, which they use."""
@@ -206,15 +211,16 @@ class _Lane:
         if not (context.set_optimization_profile_async(profile, self.stream.cuda_stream)
                 and context.set_input_shape(source.name, shape)):
             raise RuntimeError(f"it does not take the shape {list(shape)}")
-        self._source = (source.name, cuda.pinned(shape, source.dtype), cuda.on_device(shape, source.dtype))
-        self._results = {}
-        for spec in outputs:
-            sides = tuple(int(side) for side in context.get_tensor_shape(spec.name))
-            self._results[spec.name] = cuda.pinned(sides, spec.dtype), cuda.on_device(sides, spec.dtype)
+        with cuda.within(self.stream):                                     # memory and zeros are ordered by stream
+            self._source = (source.name, cuda.pinned(shape, source.dtype), cuda.on_device(shape, source.dtype))
+            self._results = {}
+            for spec in outputs:
+                sides = tuple(int(side) for side in context.get_tensor_shape(spec.name))
+                self._results[spec.name] = cuda.pinned(sides, spec.dtype), cuda.on_device(sides, spec.dtype)
+            self._source[2].zero_()
         addresses = {source.name: self._source[2]} | {name: pair[1] for name, pair in self._results.items()}
         for name, tensor in addresses.items():
             context.set_tensor_address(name, tensor.data_ptr())
-        self._source[2].zero_()
         self._replay: Callable[[], None] | None = None
         self.launch()
         self.stream.synchronize()
@@ -278,6 +284,16 @@ class _Lane:
             for name, a, b in zip(found, events, events[1:]):
                 found[name].append(float(a.elapsed_time(b)))
         return found
+
+
+def _cache_content(path: str) -> bytes:
+    """What lies in the runtime cache `path`; nothing where there is none yet."""
+    file = check_target(path)
+    try:
+        return file.read_bytes() if file.is_file() else b""
+    except OSError as error:
+        raise ArtifactError(f"The runtime cache {path} cannot be read ({error.strerror or error}); choose another file."
+                            ) from error
 
 
 def _tensors(door: Door, engine: Any) -> tuple[list[InputSpec], list[InputSpec]]:

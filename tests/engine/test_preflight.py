@@ -1,0 +1,126 @@
+"""What can be said of a plan before it is loaded; plans and libraries of other kinds are in tests/runners."""
+import pytest
+from helpers import needs_rtx, tiny_graph
+
+from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
+from dyvit_deploy.engine import preflight as module
+from dyvit_deploy.engine.build import build_engine
+from dyvit_deploy.engine.preflight import preflight, read_plan_header, require_loadable
+from dyvit_deploy.engine.sidecar import sidecar_path
+from dyvit_deploy.errors import ArtifactError, BackendError
+from dyvit_deploy.inspection import inspect_artifact
+from dyvit_deploy.machine import Gpu
+
+pytestmark = needs_rtx
+ADA, HOPPER = Gpu("Ada", "8.9", 24_000.0), Gpu("Hopper", "9.0", 80_000.0)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plans")
+    graph = tiny_graph(folder)
+    profiles = (BatchProfile(1, 2, 4),)
+    build_engine(graph, folder / "e.plan", "rtx", BuildConfig(profiles))
+    build_engine(graph, folder / "ada.plan", "rtx", BuildConfig(profiles, compute_capabilities=("8.9",)))
+    return folder
+
+
+@pytest.fixture
+def plan(built, tmp_path):
+    for name in ("e.plan", "e.plan.json", "ada.plan", "ada.plan.json"):
+        (tmp_path / name).write_bytes((built / name).read_bytes())
+    return tmp_path / "e.plan"
+
+
+def see(monkeypatch, gpu):
+    monkeypatch.setattr(module, "gpu", lambda: gpu)
+
+
+def test_where_everything_fits_nothing_stands_against_loading(plan, monkeypatch):
+    see(monkeypatch, ADA)
+    report = preflight(plan)
+    assert report and not report.problems and report.advice == "" and report.to_json()["will_load"]
+    flavour, facts = require_loadable(plan, trust=False)
+    assert flavour.format == "rtx" and facts.model is not None
+
+
+def test_without_a_gpu_the_advice_is_another_machine_not_another_build(plan, monkeypatch):
+    see(monkeypatch, None)
+    assert not preflight(plan)
+    with pytest.raises(BackendError, match="no NVIDIA GPU with a driver works here; take it to a machine"):
+        require_loadable(plan, trust=False)
+
+
+def test_another_gpu_than_it_was_built_for_is_named_with_the_command(plan, monkeypatch):
+    see(monkeypatch, HOPPER)
+    with pytest.raises(BackendError, match=r"for compute capability 8\.9, and Hopper has 9\.0; build it again here: "
+                                           r"dyvit build .*--format rtx"):
+        require_loadable(plan.with_name("ada.plan"), trust=False)
+
+
+def test_a_gpu_that_the_library_does_not_name_is_a_note_not_a_refusal(plan, monkeypatch):
+    see(monkeypatch, HOPPER)
+    report = preflight(plan)
+    assert report and "not among those that TensorRT for RTX names" in report.notes[0]
+
+
+def test_another_version_is_named_with_both(plan, monkeypatch):
+    see(monkeypatch, ADA)
+    text = sidecar_path(plan).read_text()
+    version = text.split('"version": "')[1].split('"')[0]
+    sidecar_path(plan).write_text(text.replace(f'"version": "{version}"', '"version": "1.3.0.35"', 1))
+    with pytest.raises(BackendError, match=rf"built by TensorRT for RTX 1\.3\.0\.35, and {version} is installed"):
+        require_loadable(plan, trust=False)
+
+
+def test_another_system_is_named(plan, monkeypatch):
+    see(monkeypatch, ADA)
+    sidecar_path(plan).write_text(sidecar_path(plan).read_text().replace("linux-x86_64", "windows-amd64"))
+    assert any("built for windows-amd64" in problem for problem in preflight(plan).problems)
+
+
+def test_a_changed_plan_is_loaded_only_on_trust(plan, monkeypatch):
+    see(monkeypatch, ADA)
+    content = bytearray(plan.read_bytes())
+    content[-100] ^= 1
+    plan.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"not the file that e\.plan\.json describes; .*native code.*--trust"):
+        require_loadable(plan, trust=False)
+    flavour, facts = require_loadable(plan, trust=True)
+    assert flavour.format == "rtx" and facts is None                       # what they say is of another plan
+
+
+def test_a_plan_without_its_sidecar_tells_its_library_and_version(plan, monkeypatch):
+    see(monkeypatch, ADA)
+    sidecar_path(plan).unlink()
+    report = preflight(plan)
+    assert report and report.built["library"].startswith("TensorRT for RTX 1.") and "no .json" in report.notes[0]
+    shown = inspect_artifact(plan)
+    assert shown.facts is None and shown.engine is None and "first bytes" in shown.details["described by"]
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"not a plan at all, but long enough to hold a header", "is not an engine plan"),
+    (b'\x10\x00\x00\x00{"names": 1}vtrt' + bytes(64), "put its own data before the plan, cut that off"),
+    (b"", "is empty"),
+])
+def test_what_is_no_plan_is_refused(tmp_path, content, words):
+    (tmp_path / "x.plan").write_bytes(content)
+    with pytest.raises(ArtifactError, match=words):
+        preflight(tmp_path / "x.plan")
+
+
+def test_a_plan_that_was_cut_short_is_refused_with_both_sizes(plan):
+    whole = plan.stat().st_size
+    plan.write_bytes(plan.read_bytes()[:whole // 2])
+    sidecar_path(plan).unlink()
+    with pytest.raises(ArtifactError, match=f"has {whole // 2} of the {whole} bytes"):
+        read_plan_header(plan)
+
+
+def test_inspect_shows_layers_and_lineage_without_loading_the_plan(plan):
+    report = inspect_artifact(plan)
+    assert report.engine.builder["format"] == "rtx" and report.keep_counts == (8, 4, 2)
+    assert report.details["block 0"].startswith("attn.qkv float32") and report.details["profiles"]
+    assert report.facts.parent["file"] == "tiny.safetensors" and report.details["source"]
+    assert report.table()

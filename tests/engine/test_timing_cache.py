@@ -1,0 +1,87 @@
+"""A shared timing cache, with stand-ins for what the library does: TensorRT for RTX has none, TensorRT needs a GPU."""
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from dyvit_deploy.engine.timing_cache import DAMAGED, load_timing_cache, save_timing_cache
+from dyvit_deploy.errors import ArtifactError
+
+
+class Cache:
+    """Entries, one byte each; `other` bytes are of another GPU."""
+
+    def __init__(self, content):
+        self.entries = set(content)
+
+    def combine(self, other, ignore_mismatch):
+        assert ignore_mismatch
+        self.entries |= other.entries
+
+    def serialize(self):
+        return bytes(sorted(self.entries))
+
+
+class Config:
+    def __init__(self, door, rest=b""):
+        self.door, self.cache = door, None
+
+    def create_timing_cache(self, content):
+        if b"garbage" in content:
+            self.door.logger.warnings.append(f"{DAMAGED}. Returning an empty timing cache.")
+            return Cache(b"")
+        return Cache(content)
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert not ignore_mismatch
+        if ord("X") in cache.entries:
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self):
+        return self.cache
+
+
+@pytest.fixture
+def door():
+    return SimpleNamespace(logger=SimpleNamespace(warnings=[]))
+
+
+def build(door, path, timed=b""):
+    config = Config(door)
+    note = load_timing_cache(door, config, path)
+    config.cache.entries |= set(timed)
+    save_timing_cache(config, path)
+    return note
+
+
+def test_the_next_build_finds_what_the_last_one_timed(door, tmp_path):
+    path = tmp_path / "cache"
+    assert build(door, path, b"ab") is None and path.read_bytes() == b"ab"
+    config = Config(door)
+    assert load_timing_cache(door, config, path) is None and config.cache.entries == set(b"ab")
+
+
+def test_builds_at_once_lose_nothing_of_one_another(door, tmp_path):
+    threads = [threading.Thread(target=build, args=(door, tmp_path / "cache", bytes([i]))) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "cache").read_bytes() == bytes(range(12))
+
+
+@pytest.mark.parametrize("content, words", [(b"garbage", "is damaged"), (b"X", "is of another GPU or version")])
+def test_a_cache_that_does_not_serve_is_made_anew_and_that_is_said(door, tmp_path, content, words):
+    path = tmp_path / "cache"
+    path.write_bytes(content)
+    note = build(door, path, b"new")
+    assert f"{path} {words}; it is made anew" in note
+    assert set(b"new") <= set(path.read_bytes())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_build(door, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match="choose another"):
+        load_timing_cache(door, Config(door), tmp_path / "file" / "cache")

@@ -1,0 +1,454 @@
+"""A `tensorrt` that needs no GPU: the names of 10.12 and of 11, and just enough behaviour to build and run engines.
+
+A name that the version does not have is refused, as by the real library, and noted in `unknown`. Names that
+TensorRT 11 removed exist on the 10.12 shape, and whoever asks for one is noted in `removed_touched` on both. The
+names are those of NVIDIA's bindings (python/src/infer and python/src/parsers of the releases 10.12 and 11.1).
+An engine computes the function `compute` of its library, which a test gives, on the memory at its addresses.
+"""
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from collections import UserList
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest.mock import MagicMock
+
+import numpy as np
+import onnx
+
+from dyvit_deploy.graph import PRODUCTS, element_types
+
+REMOVED = {
+    "BuilderFlag": "FP16 INT8 BF16 FP8 INT4 FP4 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS "
+                   "REJECT_EMPTY_ALGORITHMS WEIGHTLESS",
+    "NetworkDefinitionCreationFlag": "EXPLICIT_BATCH",
+    "Builder": "platform_has_fast_fp16 platform_has_fast_int8 platform_has_tf32",
+    "IBuilderConfig": "int8_calibrator algorithm_selector get_calibration_profile set_calibration_profile "
+                      "quantization_flags get_quantization_flag set_quantization_flag clear_quantization_flag",
+    "ICudaEngine": "device_memory_size get_device_memory_size_for_profile has_implicit_batch_dimension "
+                   "create_execution_context_without_device_memory weight_streaming_budget",
+    "IExecutionContext": "all_shape_inputs_specified",
+    "ILayer": "precision precision_is_set reset_precision set_output_type output_type_is_set reset_output_type",
+    "ITensor": "dynamic_range set_dynamic_range reset_dynamic_range",
+    "OnnxParser": "supports_model parse_with_weight_descriptors",
+    "tensorrt": "CalibrationAlgoType IAlgorithmSelector IInt8Calibrator IInt8EntropyCalibrator IInt8EntropyCalibrator2 "
+                "IInt8LegacyCalibrator IInt8MinMaxCalibrator QuantizationFlag",
+}
+ENUMERATIONS = {
+    "BuilderFlag": "GPU_FALLBACK REFIT TF32 SPARSE_WEIGHTS VERSION_COMPATIBLE STRIP_PLAN STRICT_NANS",
+    "DataType": "FLOAT HALF INT8 INT32 BOOL UINT8 FP8 BF16 INT64 INT4 FP4",
+    "HardwareCompatibilityLevel": "NONE AMPERE_PLUS SAME_COMPUTE_CAPABILITY",
+    "LayerInformationFormat": "ONELINE JSON",
+    "MemoryPoolType": "WORKSPACE TACTIC_DRAM TACTIC_SHARED_MEMORY",
+    "NetworkDefinitionCreationFlag": "STRONGLY_TYPED",
+    "ProfilingVerbosity": "LAYER_NAMES_ONLY DETAILED NONE",
+    "TensorIOMode": "NONE INPUT OUTPUT",
+    "ILogger": "INTERNAL_ERROR ERROR WARNING INFO VERBOSE",
+    "CudaGraphStrategy": "DISABLED WHOLE_GRAPH_CAPTURE",
+}
+ONLY_RTX = ("CudaGraphStrategy", "IRuntimeCache")
+# ONNX element type: TensorRT's name, the inspector's, numpy's.
+TYPES = {onnx.TensorProto.FLOAT: ("FLOAT", "Float", "float32"), onnx.TensorProto.FLOAT16: ("HALF", "Half", "float16"),
+         onnx.TensorProto.INT64: ("INT64", "Int64", "int64"), onnx.TensorProto.UINT8: ("UINT8", "UInt8", "uint8")}
+SPELT = {name: spelt for name, spelt, _ in TYPES.values()}
+NUMPY = {name: kind for name, _, kind in TYPES.values()}
+LONG = {"Float": "Row major linear FP32", "Half": "Row major linear FP16 format"}  # of convolutions, in 10
+
+
+class Member(NamedTuple):
+    """One value of an enumeration: no integer, like those of the bindings."""
+
+    owner: str
+    name: str
+    value: int
+
+    def __int__(self) -> int:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.name}"
+
+
+def members(owner: str, names: str, first: int = 0) -> dict[str, Member]:
+    return {name: Member(owner, name, value) for value, name in enumerate(names.split(), first)}
+
+
+def missing(place: Any, name: str) -> Any:
+    """What a version answers to a name that it does not have, or that the next one removed."""
+    library, owner = place.library, place.owner
+    if not name.startswith("_"):
+        removed = name in REMOVED.get(owner, "").split()
+        (library.removed_touched if removed else library.unknown).append(f"{owner}.{name}")
+        if removed and library.major == 10:
+            return MagicMock(name=name)
+    raise AttributeError(f"{owner} has no {name}")
+
+
+class Library(ModuleType):
+    """The module, and what a test sets and reads: see `make`."""
+
+    owner, library = "tensorrt", property(lambda self: self)
+    __getattr__ = missing
+
+
+class Strict(type):
+    __getattr__ = missing
+
+
+class Api(metaclass=Strict):
+    """A class of the library. `writable` are the properties that may be set."""
+
+    library: Any = None
+    writable: tuple[str, ...] = ()
+    __getattr__ = missing
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in self.writable:
+            missing(self, name)
+        object.__setattr__(self, name, value)
+
+    def _refuse(self, message: str) -> None:
+        self._logger.log(self.library.ILogger.ERROR, message)
+
+
+def creates(name: str) -> Callable[..., Any]:
+    """A method that makes an object of that class."""
+    return lambda self, *given: getattr(self.library, name)(*given)
+
+
+class ILogger(Api):
+    __setattr__ = object.__setattr__                                       # Python classes derive from this one
+
+
+class IProgressMonitor(ILogger):
+    """Likewise."""
+
+
+class ILayer(Api):
+    """Has nothing but removed names here."""
+
+
+class Dims(UserList):
+    """Sides that are neither a tuple nor a list."""
+
+
+class ITensor(Api):
+    writable = ("name", "dtype", "shape")
+
+
+class INetworkDefinition(Api):
+    def __init__(self) -> None:
+        self._inputs: list[ITensor] = []
+        self._outputs: list[ITensor] = []
+        self._products: list[dict[str, str]] = []
+
+    num_inputs = property(lambda self: len(self._inputs))
+    num_outputs = property(lambda self: len(self._outputs))
+
+    def get_input(self, index: int) -> ITensor:
+        return self._inputs[index]
+
+    def get_output(self, index: int) -> ITensor:
+        return self._outputs[index]
+
+
+class OnnxParser(Api):
+    def __init__(self, network: INetworkDefinition, logger: Any) -> None:
+        self._network = network
+
+    num_errors = 0
+
+    def parse_from_file(self, path: str) -> bool:
+        assert isinstance(path, str)
+        proto, network = onnx.load(path), self._network
+        for value in proto.graph.input:
+            network._inputs.append(self._tensor(value))
+        for value in proto.graph.output:
+            network._outputs.append(self._tensor(value))
+        types = element_types(proto)
+        for node in proto.graph.node:
+            if node.op_type in PRODUCTS:
+                kind = "FLOAT" if node.name in self.library.widened else TYPES[types[node.input[0]]][0]
+                network._products.append({"node": node.name, "operator": node.op_type, "dtype": kind})
+        return True
+
+    def _tensor(self, value: Any) -> ITensor:
+        tensor, kind = self.library.ITensor(), value.type.tensor_type
+        tensor.name, tensor.dtype = value.name, getattr(self.library.DataType, TYPES[kind.elem_type][0])
+        tensor.shape = Dims([side.dim_value or -1 for side in kind.shape.dim])
+        return tensor
+
+
+class IOptimizationProfile(Api):
+    def __init__(self) -> None:
+        self._shapes: dict[str, list[list[int]]] = {}
+
+    def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:
+        self._shapes[input] = [list(min), list(opt), list(max)]
+
+
+class ITimingCache(Api):
+    def __init__(self, content: bytes = b"") -> None:
+        self._entries = set(json.loads(content or b"[]"))
+
+    def combine(self, other: ITimingCache, ignore_mismatch: bool) -> bool:
+        self._entries |= other._entries
+        return True
+
+    def serialize(self) -> memoryview:
+        return memoryview(json.dumps(sorted(self._entries)).encode())
+
+
+class IBuilderConfig(Api):
+    writable = ("profiling_verbosity", "hardware_compatibility_level", "builder_optimization_level", "progress_monitor")
+    progress_monitor = None
+
+    def __init__(self) -> None:
+        self._flags, self._pools, self._profiles, self._cache = {"TF32"}, {}, [], None
+        self.builder_optimization_level = 3
+        self.profiling_verbosity = self.library.ProfilingVerbosity.LAYER_NAMES_ONLY
+        self.hardware_compatibility_level = self.library.HardwareCompatibilityLevel.NONE
+
+    def set_flag(self, flag: Member) -> None:
+        self._flags.add(flag.name)
+
+    def clear_flag(self, flag: Member) -> None:
+        self._flags.discard(flag.name)
+
+    def set_memory_pool_limit(self, pool: Member, size: int) -> None:
+        self._pools[pool.name] = size
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        self._profiles.append(profile._shapes)
+        return len(self._profiles) - 1
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return True
+
+    create_timing_cache = creates("ITimingCache")
+    get_timing_cache = lambda self: self._cache  # noqa: E731
+
+
+class Builder(Api):
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def create_network(self, flags: int = 0) -> INetworkDefinition:
+        self.library.network_flags.append(flags)
+        return self.library.INetworkDefinition()
+
+    create_builder_config = creates("IBuilderConfig")
+    create_optimization_profile = creates("IOptimizationProfile")
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> memoryview | None:
+        if any(-1 in tensor.shape for tensor in network._inputs) and not config._profiles:
+            return self._refuse("Network has dynamic inputs, but no optimization profile has been defined.")
+        if config.progress_monitor and not self._phases(config.progress_monitor):
+            return None
+        if config._cache is not None:
+            config._cache._entries |= {product["node"] for product in network._products}
+        plan = {
+            "version": self.library.__version__, "flags": sorted(config._flags), "pools": config._pools,
+            "level": config.builder_optimization_level, "hardware": config.hardware_compatibility_level.name,
+            "verbosity": config.profiling_verbosity.name, "profiles": config._profiles, "products": network._products,
+            "tensors": {tensor.name: [mode, tensor.dtype.name, list(tensor.shape)] for mode, tensors in (
+                ("INPUT", network._inputs), ("OUTPUT", network._outputs)) for tensor in tensors}}
+        self.library.built.append(plan)
+        return memoryview(self.library.magic + json.dumps(plan).encode())
+
+    @staticmethod
+    def _phases(monitor: Any) -> bool:
+        """The whole build of two steps, with a phase of three within; False when the monitor says to stop."""
+        monitor.phase_start("Building engine", None, 2)
+        monitor.phase_start("Timing kernels", "Building engine", 3)
+        if not all(monitor.step_complete("Timing kernels", step) for step in range(3)):
+            return False
+        monitor.phase_finish("Timing kernels")
+        going = all(monitor.step_complete("Building engine", step) for step in range(2))
+        monitor.phase_finish("Building engine")
+        return going
+
+
+class Runtime(Api):
+    writable = ("engine_host_code_allowed",)
+    engine_host_code_allowed = False
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, content: Any) -> ICudaEngine | None:
+        content, library = bytes(content), self.library
+        plan = json.loads(content.removeprefix(library.magic)) if content.startswith(library.magic) else {}
+        portable = "VERSION_COMPATIBLE" in plan.get("flags", ())
+        refusal = library.refusal
+        if plan.get("version") != library.__version__ and not portable:
+            refusal = "Error Code 1: Serialization (Version tag does not match.)"
+        elif portable and not self.engine_host_code_allowed:
+            refusal = "Error Code 1: Internal Error (Engine has host code, which is not allowed.)"
+        if refusal:
+            return self._refuse(f"IRuntime::deserializeCudaEngine: {refusal}")
+        return library.ICudaEngine(plan, self._logger)
+
+
+class ICudaEngine(Api):
+    def __init__(self, plan: dict[str, Any], logger: Any) -> None:
+        self._plan, self._logger, self._tensors = plan, logger, plan["tensors"]
+
+    num_io_tensors = property(lambda self: len(self._tensors))
+    num_optimization_profiles = property(lambda self: max(1, len(self._plan["profiles"])))
+    device_memory_size_v2 = property(lambda self: int(self.library.context_mib * 2**20))
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Member:
+        return getattr(self.library.TensorIOMode, self._tensors[name][0])
+
+    def get_tensor_dtype(self, name: str) -> Member:
+        return getattr(self.library.DataType, self._tensors[name][1])
+
+    def get_tensor_shape(self, name: str) -> Dims:
+        return Dims(self._tensors[name][2])
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
+        fixed = {name: [self._tensors[name][2]] * 3}
+        return [Dims(shape) for shape in (self._plan["profiles"] or [fixed])[profile_index][name]]
+
+    def create_engine_inspector(self) -> EngineInspector:
+        inspector = self.library.EngineInspector()
+        inspector._plan = self._plan
+        return inspector
+
+    def create_execution_context(self, settings: Any = None) -> IExecutionContext | None:
+        self.library.contexts.append(settings)
+        return self.library.IExecutionContext(self) if self.library.gives_contexts else None
+
+    create_runtime_config = creates("IRuntimeConfig")
+
+
+class EngineInspector(Api):
+    """Tells layers in the words of its version; convolutions in 10 only where an execution context has shapes."""
+
+    writable = ("execution_context",)
+    execution_context = None
+
+    def get_engine_information(self, format: Member) -> str:
+        assert format.name == "JSON"
+        layers: list[Any] = [self._layer(**product) for product in self._plan["products"]]
+        if self._plan["verbosity"] != "DETAILED":
+            layers = [layer["Name"] for layer in layers]
+        return json.dumps({"Layers": layers, "Bindings" if self.library.major == 10 else "I/O Tensors": []})
+
+    def _layer(self, node: str, operator: str, dtype: str) -> dict[str, Any]:
+        conv, spelt = operator == "Conv", SPELT[dtype]
+        tensor: dict[str, Any] = {"Name": "x", "Location": "Device", "Dimensions": [-1, 8]}
+        if self.library.major == 10:
+            shaped = self.execution_context is not None and self.execution_context._shapes
+            tensor["Format/Datatype"] = (LONG[spelt] if shaped else "N/A due to dynamic shapes") if conv else spelt
+        else:
+            tensor |= {"Datatype": spelt, "Format": "N/A due to dynamic shapes"}
+        return {"Name": f"{node}_myl0_1", "LayerType": "CaskConvolution" if conv else "gemm", "Inputs": [tensor],
+                "Outputs": [tensor], "Metadata": f"[ONNX Layer: {node}]"}
+
+
+class IExecutionContext(Api):
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine, self._logger, self._profile = engine, engine._logger, 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self.library.profiles_chosen.append(profile_index)
+        self._profile = profile_index
+        self._shapes.clear()
+        return 0 <= profile_index < self._engine.num_optimization_profiles
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        assert type(shape) in (tuple, list)
+        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
+        if not all(a <= side <= b for a, side, b in zip(least, shape, most)):
+            self._refuse("IExecutionContext::setInputShape: Error Code 3: API Usage Error (shape outside the profile.)")
+            return False
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> Dims:
+        batch = next(iter(self._shapes.values()))[0] if self._shapes else -1
+        return Dims(self._shapes.get(name) or [batch if side < 0 else side for side in self._engine._tensors[name][2]])
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = int(memory)
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        tensors = self._engine._tensors
+        if set(tensors) - set(self._addresses) or self.library.breaks:
+            self._refuse("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access)")
+            return False
+        self.library.launches.append(stream_handle)
+        inputs = [self._memory(name) for name, (mode, *_) in tensors.items() if mode == "INPUT"]
+        for name, values in self.library.compute(*inputs).items():
+            memory = self._memory(name)
+            assert (memory.shape, memory.dtype) == (values.shape, values.dtype), name
+            memory[...] = values
+        return True
+
+    def _memory(self, name: str) -> np.ndarray:
+        shape, kind = tuple(self.get_tensor_shape(name)), np.dtype(NUMPY[self._engine._tensors[name][1]])
+        content = (ctypes.c_char * (math.prod(shape) * kind.itemsize)).from_address(self._addresses[name])
+        return np.frombuffer(content, kind).reshape(shape)
+
+
+class IRuntimeConfig(Api):
+    writable = ("cuda_graph_strategy",)
+
+    create_runtime_cache = creates("IRuntimeCache")
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self._cache = cache
+        return True
+
+
+class IRuntimeCache(Api):
+    def __init__(self) -> None:
+        self._content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self._content = content
+        return True
+
+    def serialize(self) -> memoryview:
+        return memoryview(self._content + b"kernel ")
+
+
+CLASSES = (ILogger, IProgressMonitor, ILayer, ITensor, INetworkDefinition, OnnxParser, IOptimizationProfile,
+           ITimingCache, IBuilderConfig, Builder, Runtime, ICudaEngine, EngineInspector, IExecutionContext,
+           IRuntimeConfig, IRuntimeCache)
+
+
+def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None) -> Library:
+    """A library of `version`: 10.12 and 11 are TensorRT, 1.7 is TensorRT for RTX.
+
+    A test may set `compute`; `widened`, products that come out as Float; `refusal`, what is said to every plan;
+    `gives_contexts`, `breaks`, `context_mib`. It may read `unknown`, `removed_touched`, `network_flags`, `built`,
+    `contexts` (their settings), `profiles_chosen` and `launches` (their streams).
+    """
+    library = Library("tensorrt")
+    library.__version__, library.major = version, int(version.split(".")[0])
+    library.magic = b"vtrt" if library.major == 1 else b"ftrt"
+    library.compute, library.widened, library.refusal = compute, set(), None
+    library.gives_contexts, library.breaks, library.context_mib = True, False, 1.0
+    for name in ("unknown", "removed_touched", "network_flags", "built", "contexts", "profiles_chosen", "launches"):
+        setattr(library, name, [])
+    known = {cls.__name__: (cls, {}) for cls in CLASSES}
+    for name, values in ENUMERATIONS.items():
+        first = 1 if name == "NetworkDefinitionCreationFlag" and library.major == 10 else 0
+        known[name] = known.get(name, [Api])[0], members(name, values, first)
+    for name, (cls, values) in known.items():
+        if library.major == 1 or name not in ONLY_RTX:
+            setattr(library, name, Strict(name, (cls,), {"library": library, "owner": name, **values}))
+    return library
