@@ -41,31 +41,25 @@ import torch
 from speed import RESULTS, random_checkpoint
 from tables import GPU_BATCHES
 
+import dyvit_deploy as dv
 from dyvit_deploy import zoo
 from dyvit_deploy.artifacts import check_target, library_versions, write_json
-from dyvit_deploy.bench import LIBRARIES, BenchConfig, alternate, is_stable
-from dyvit_deploy.config import ExportConfig, PruneConfig, default_stages
-from dyvit_deploy.data.images import NoiseImages
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
-from dyvit_deploy.engine.build import build_engine
+from dyvit_deploy.bench import LIBRARIES, alternate, is_stable
+from dyvit_deploy.config import default_stages
 from dyvit_deploy.engine.flavours import FLAVOURS, open_door
-from dyvit_deploy.errors import BackendError, DyvitError, MissingDependency, reason
-from dyvit_deploy.export.onnx import export_onnx
+from dyvit_deploy.errors import BackendError, MissingDependency, reason
 from dyvit_deploy.export.precision import to_half
 from dyvit_deploy.gpu_peak import gpu_facts
 from dyvit_deploy.graph import graph_facts, load_graph, on_score_path, set_facts
 from dyvit_deploy.machine import gpu_clocks, machine
-from dyvit_deploy.model.checkpoint import load_model
 from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.optional import require
-from dyvit_deploy.parity import CheckConfig, check_artifacts
-from dyvit_deploy.runners.open import open_runner
 from dyvit_deploy.runners.ort import PROVIDERS, cuda_works
 
-DENSE, PRUNED = RATIOS = (1.0, 0.7)
+PRUNED = 0.7                                # keep ratio; 1.0 is dense
 EAGER, COMPILED, ORT = "PyTorch eager", "PyTorch compiled", "ONNX Runtime"
 FORMATS = {flavour.name: flavour.format for flavour in FLAVOURS.values()}
-EVENT_RUNS, PARITY_IMAGES, CAST_IMAGES = 10, 8, 4
+EVENT_RUNS, PARITY_IMAGES, CAST_IMAGES = 10, 32, 4
 MORE = ("timm", "onnx", "onnxscript", "triton", "nvidia-modelopt", "tensorrt", "tensorrt-rtx")
 
 
@@ -77,16 +71,13 @@ class Job(NamedTuple):
     model: str
     batch: int
 
-    def __str__(self) -> str:
-        return f"{self.backend}, {self.precision}, {self.model}, batch {self.batch}"
-
 
 PROBE = Job("", "float32", "digits-s", 1)   # shows whether a backend works here at all
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to measure; `seconds` is the time limit of one configuration."""
+    """What to measure; one configuration is timed for `seconds` at most."""
 
     models: tuple[str, ...] = ("deit-s", "deit-b", "lvvit-s")
     batches: tuple[int, ...] = (1, 8, 32, 128, 256)
@@ -100,10 +91,10 @@ class Plan:
         return sorted(jobs, key=lambda job: (job.backend != EAGER, job.batch not in GPU_BATCHES))
 
     @property
-    def profiles(self) -> tuple[BatchProfile, ...]:
+    def profiles(self) -> tuple[dv.BatchProfile, ...]:
         """Engines are tuned for the README's batches, and take all others up to the largest."""
         tops = [batch for batch in self.batches if batch in GPU_BATCHES or batch == max(self.batches)]
-        return tuple(BatchProfile(low + 1, top, top, f"up-to-{top}") for low, top in zip([0, *tops], tops))
+        return tuple(dv.BatchProfile(low + 1, top, top, f"up-to-{top}") for low, top in zip([0, *tops], tops))
 
 
 QUICK = Plan(("digits-s",), (1, 2), ("float32",), 0.3)
@@ -115,14 +106,14 @@ class Workshop:
 
     folder: Path
     device: str
-    profiles: tuple[BatchProfile, ...]
+    profiles: tuple[dv.BatchProfile, ...]
     float16_graph_by: str | None = None
     failed: dict[Path, Exception] = dataclasses.field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[Path], Any]) -> Path:
         path = self.folder / name
         if path in self.failed:
-            raise self.failed[path]
+            raise copy.copy(self.failed[path])
         try:
             if not path.exists():
                 make(path)
@@ -142,21 +133,22 @@ class Workshop:
             if job.precision == "float16":
                 self._to_half(self.graph(job._replace(precision="float32"), ratio), path)
             else:
-                export_onnx(self.checkpoint(job.model, ratio), path, ExportConfig(with_tokens=ratio == PRUNED))
+                dv.export_onnx(self.checkpoint(job.model, ratio), path, dv.ExportConfig(with_tokens=ratio == PRUNED))
         return self.once(f"{job.model}-{ratio}-{job.precision}.onnx", make)
 
     def _to_half(self, graph: Path, path: Path) -> None:
         proto = load_graph(graph)
-        facts = graph_facts(proto, str(graph))
-        assert facts is not None
+        facts: Any = graph_facts(proto, str(graph))
         try:
-            proto, self.float16_graph_by = to_half(graph, "float16", NoiseImages(facts.model, CAST_IMAGES)), "ModelOpt"
+            proto = to_half(graph, "float16", dv.open_images(None, facts.model, limit=CAST_IMAGES))
+            self.float16_graph_by = "ModelOpt"
         except MissingDependency:
+            scores = [node.name for node in proto.graph.node if on_score_path(node.name)]
+            convert = require("onnxruntime.transformers.float16").convert_float_to_float16
+            proto = convert(proto, keep_io_types=True, node_block_list=scores)
+            del proto.graph.value_info[:]                                  # they tell the types of before
             self.float16_graph_by = "onnxruntime.transformers"
-            proto = require("onnxruntime.transformers.float16").convert_float_to_float16(
-                proto, keep_io_types=True, node_block_list=[n.name for n in proto.graph.node if on_score_path(n.name)])
-        lowered = {"target": "tensorrt", "rest": None, "kept": [], "ranges": None, "gate": "not run"}
-        set_facts(proto, dataclasses.replace(facts, precision="float16", lowered=lowered))
+        set_facts(proto, dataclasses.replace(facts, precision="float16", lowered={"target": "tensorrt"}))
         require("onnx").save(proto, str(path))
 
     def artifact(self, job: Job, ratio: float) -> Path:
@@ -165,7 +157,7 @@ class Workshop:
             return self.graph(job, ratio)
         format, graph = FORMATS[job.backend], self.graph(job, ratio)
         return self.once(f"{graph.stem}-{format}.plan",
-                         lambda path: build_engine(graph, path, format, BuildConfig(self.profiles)))
+                         lambda path: dv.build_engine(graph, path, format, dv.BuildConfig(self.profiles)))
 
 
 class Timed(NamedTuple):
@@ -178,7 +170,7 @@ class Timed(NamedTuple):
 @functools.cache
 def loaded(checkpoint: Path) -> Any:
     """The model in main memory; a dense one without the bookkeeping of stages that drop nothing."""
-    model, facts = load_model(checkpoint)
+    model, facts = dv.load_model(checkpoint)
     if facts.dense:
         model.stage_of.clear()
     return model
@@ -197,8 +189,8 @@ def open_pytorch(shop: Workshop, job: Job, ratio: float, stack: contextlib.ExitS
         model, images = model.half(), images.half()
     if job.backend == COMPILED:
         torch.compiler.reset()                                             # else the ninth model would run uncompiled
-        # C++ kernels take a minute to compile, and nobody reads a rehearsal's figures.
-        model = torch.compile(model, dynamic=False, fullgraph=True, backend="inductor" if gpu else "aot_eager")
+        # Compiling for a CPU takes a minute, and nobody reads a rehearsal's figures.
+        model = torch.compile(model, dynamic=False, fullgraph=True, backend="inductor" if gpu else "eager")
 
     @torch.inference_mode()
     def call() -> None:
@@ -208,15 +200,13 @@ def open_pytorch(shop: Workshop, job: Job, ratio: float, stack: contextlib.ExitS
 
     @torch.inference_mode()
     def compute_ms() -> list[float]:
-        found = []
-        for _ in range(EVENT_RUNS if gpu else 0):
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(EVENT_RUNS if gpu else 0)]
+        for before, after in pairs:
             before.record()
             model(images)
             after.record()
             after.synchronize()
-            found.append(before.elapsed_time(after))
-        return found
+        return [before.elapsed_time(after) for before, after in pairs]
     return Timed(call, compute_ms)
 
 
@@ -236,7 +226,7 @@ def open_ort(shop: Workshop, job: Job, ratio: float, stack: contextlib.ExitStack
 
 
 def open_engine(shop: Workshop, job: Job, ratio: float, stack: contextlib.ExitStack) -> Timed:
-    runner = stack.enter_context(open_runner(shop.artifact(job, ratio)))
+    runner = stack.enter_context(dv.open_runner(shop.artifact(job, ratio)))
     feed = noise(job.model, job.batch)
     return Timed(runner.timed_call(feed, transfers=False), lambda: runner.gpu_ms(feed, EVENT_RUNS)["compute"])
 
@@ -267,22 +257,22 @@ def working_backends(shop: Workshop, result: dict[str, Any]) -> list[str]:
 
 
 def why(error: Exception) -> str:
-    return str(error) if isinstance(error, DyvitError) else f"{type(error).__name__}: {reason(error)}"
+    return str(error) if isinstance(error, dv.DyvitError) else f"{type(error).__name__}: {reason(error)}"
 
 
 @functools.cache
 def gmacs(model: str) -> list[float]:
     """Of one image, dense and pruned."""
     config = zoo.get(model)
-    schedules = [None, PruneConfig.from_ratio(PRUNED, default_stages(config.depth))]
+    schedules = [None, dv.PruneConfig.from_ratio(PRUNED, default_stages(config.depth))]
     return [cost.gmacs for cost in count_costs(config, schedules)]
 
 
 def measure(shop: Workshop, job: Job, seconds: float) -> dict[str, Any]:
     """One row: both models timed in turns, then by events."""
-    config = BenchConfig(seconds=seconds)
+    config = dv.BenchConfig(seconds=seconds)
     with contextlib.ExitStack() as stack:
-        pair = [OPEN[job.backend](shop, job, ratio, stack) for ratio in RATIOS]
+        pair = [OPEN[job.backend](shop, job, ratio, stack) for ratio in (1.0, PRUNED)]
         samples = alternate([timed.call for timed in pair], config)
         events = [timed.compute_ms() for timed in pair]
     sides, costs = [], gmacs(job.model)
@@ -298,39 +288,38 @@ def measure(shop: Workshop, job: Job, seconds: float) -> dict[str, Any]:
             "ceiling": costs[0] / costs[1], "dense": dense, "pruned": pruned}
 
 
-def compare(shop: Workshop, job: Job) -> dict[str, Any]:
-    """The pruned artifact against float32 PyTorch, on noise."""
-    config = CheckConfig(PARITY_IMAGES, (min(PARITY_IMAGES, shop.profiles[-1].max),), device=shop.device)
-    report = check_artifacts(shop.checkpoint(job.model, PRUNED), shop.artifact(job, PRUNED), config=config)
-    return {**job._asdict(), "passed": bool(report), **dataclasses.asdict(report.batches[0])}
+def compare(shop: Workshop, job: Job) -> list[dict[str, Any]]:
+    """The pruned artifact against float32 PyTorch on noise, in two of an engine's profiles."""
+    device = None if job.backend in FORMATS else shop.device               # engines know theirs
+    config = dv.CheckConfig(PARITY_IMAGES, tuple(profile.opt for profile in shop.profiles[:2]), device=device)
+    report = dv.check_artifacts(shop.checkpoint(job.model, PRUNED), shop.artifact(job, PRUNED), config=config)
+    return [{**job._asdict(), "passed": not batch.failures, **dataclasses.asdict(batch)} for batch in report.batches]
 
 
 def go_through(shop: Workshop, jobs: list[Job], plan: Plan, end: float, result: dict[str, Any],
                save: Callable[[], None]) -> None:
-    """Fills `result`, whose `left_out` shrinks. A job is skipped when there is less time left than the last one of
-    its backend took, because nothing that has begun is cut short."""
+    """Fills `result`. A job is skipped when there is less time left than the last one of its backend took, because
+    nothing that has begun is cut short."""
     took: dict[str, float] = {}
     compared = {job[:3] for job in jobs if job.backend in (EAGER, COMPILED)}
     for job in jobs:
-        began = time.perf_counter()
+        began, name = time.perf_counter(), "{}, {}, {}, batch {}".format(*job)
         if began + took.get(job.backend, 0.0) > end:
             continue
         try:
+            gc.collect()                                                   # of the memory of the job before
+            torch.cuda.empty_cache()
             row = measure(shop, job, plan.seconds)
             result["rows"].append(row)
-            say(f"{job}: {row['dense']['images_per_sec']:.1f} -> {row['pruned']['images_per_sec']:.1f} images/s, "
+            say(f"{name}: {row['dense']['images_per_sec']:.1f} -> {row['pruned']['images_per_sec']:.1f} images/s, "
                 f"{row['speedup']:.2f}x where {row['ceiling']:.2f}x is the ceiling")
             if job[:3] not in compared:
                 compared.add(job[:3])
-                result["parity"].append(compare(shop, job))
+                result["parity"] += compare(shop, job)
         except Exception as error:                                         # one configuration must not stop the run
             result["failed"].append({**job._asdict(), "reason": why(error)})
-            say(f"{job} failed: {why(error)}")
-        gc.collect()
-        torch.cuda.empty_cache()
+            say(f"{name} failed: {why(error)}")
         took[job.backend] = time.perf_counter() - began
-        result["left_out"].remove(job._asdict())
-        result["float16_graph_by"] = shop.float16_graph_by
         save()
 
 
@@ -344,17 +333,24 @@ def run(plan: Plan, device: str, minutes: float, path: Path) -> dict[str, Any]:
                    "pytorch_float16_by": "model.half()"},
         "started": now(), "finished": None, "interrupted": False, "gpu": {**gpu, "clocks_after": None},
         "float16_graph_by": None, "rows": [], "parity": [], "missing": [], "refused": [], "failed": [], "left_out": []}
+    jobs: list[Job] = []
     with tempfile.TemporaryDirectory(prefix="dyvit-gpu-") as name:
         shop = Workshop(Path(name), device, plan.profiles)
+
+        def save() -> None:
+            tried = {tuple(entry[field] for field in Job._fields) for entry in result["rows"] + result["failed"]}
+            result["left_out"] = [job._asdict() for job in jobs if job not in tried]
+            result["float16_graph_by"] = shop.float16_graph_by
+            write_json(path, result)
+
         try:
-            jobs = plan.jobs(working_backends(shop, result))
-            result["left_out"] = [job._asdict() for job in jobs]
-            go_through(shop, jobs, plan, end, result, lambda: write_json(path, result))
+            jobs += plan.jobs(working_backends(shop, result))
+            go_through(shop, jobs, plan, end, result, save)
         except KeyboardInterrupt:
             result["interrupted"] = True
-    result["finished"] = now()
-    result["gpu"]["clocks_after"] = gpu_clocks() if device == "cuda" else None
-    write_json(path, result)
+        result["finished"] = now()
+        result["gpu"]["clocks_after"] = gpu_clocks() if device == "cuda" else None
+        save()
     say(f"{len(result['rows'])} rows, {len(result['failed'])} failed, {len(result['left_out'])} left out: {path}")
     return result
 
@@ -395,7 +391,7 @@ def main() -> None:
         slug = re.sub(r"[^a-z0-9]+", "-", str(machine()["gpu"]).lower())
         path = check_target(options.output or RESULTS / f"gpu-{slug}.json")
         result = run(QUICK if options.quick else Plan(), options.device, options.minutes, path)
-    except DyvitError as error:
+    except dv.DyvitError as error:
         sys.exit(str(error))
     sys.exit(130 if result["interrupted"] else 0 if result["rows"] else 1)
 

@@ -127,8 +127,8 @@ def gpu_rows(result: dict) -> str:
                          f"| {settled}{row['speedup']:.2f}x | {row['ceiling']:.2f}x |")
     versions = result["versions"]
     used = [f"{name} {versions[key]}" for key, name in GPU_LIBRARIES.items() if key in versions]
-    absent = [f"{entry['backend']} {word}" for word, entries in (("is not here", result["missing"]),
-                                                                 ("refuses this GPU", result["refused"]))
+    absent = [f"{entry['backend']} {word}" for word, entries in (("is missing", result["missing"]),
+                                                                 ("does not run here", result["refused"]))
               for entry in entries]
     absent += [f"{len(result[key])} configurations {word}" for key, word in (("failed", "failed"),
                                                                              ("left_out", "did not fit into the time"))

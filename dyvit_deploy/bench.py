@@ -32,7 +32,7 @@ from .baselines import Candidate, count_gmacs, with_baselines
 from .config import EngineRunConfig, LoadConfig
 from .data.images import Track, no_track
 from .errors import BackendError, ConfigError
-from .gpu_peak import gpu_facts, gpu_notes
+from .gpu_peak import cross_check, gpu_facts, gpu_notes
 from .machine import gpu_clocks, machine, peak_mib
 from .runners.base import Runner
 from .runners.open import is_checkpoint, is_engine, open_runner
@@ -81,7 +81,7 @@ class Timing:
 
     Latencies are milliseconds for the whole batch; `images_per_sec` is batch over the median.
     `peak_rss_mib` is the peak resident memory of a process that loads the artifact and runs this
-    batch, None where it cannot be measured. `speedup` is the median of the baseline over this one's,
+    batch, None where it cannot be measured. `speedup` is `images_per_sec` over the baseline's,
     `ceiling` the ratio of their multiply-accumulates; None where there is nothing to compare with.
     `gpu_ms_p50` are the medians of an engine's phases by the GPU's own events (`upload`, `compute`,
     `download`; one stream), and `tflops` what its products amount to in `compute`, at two operations a
@@ -180,7 +180,10 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         gpu = gpu_facts({c.runner.precision for c in candidates}) if engines else None
         timings: list[Timing] = []
         for batch in track(config.batches, "timing", len(config.batches)):
-            timings += _time_batch(candidates, batch, config, load)
+            rows = _time_batch(candidates, batch, config, load)
+            timings += rows
+            notes += [line for c, row in zip(candidates, rows) if row.gpu_ms_p50 and c.runner.backend == "TensorRT"
+                      for line in cross_check(c.path, c.runner.input, batch, row.gpu_ms_p50["compute"])]
         if gpu is not None:
             gpu["clocks_after"] = gpu_clocks()
             notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
@@ -225,15 +228,15 @@ def faster_here(timings: Sequence[Timing]) -> list[str]:
     notes = []
     for batch, gmacs in dict.fromkeys((t.batch, t.gmacs) for t in timings):
         rows = sorted((t for t in timings if (t.batch, t.gmacs, t.stand_in) == (batch, gmacs, False)),
-                      key=lambda t: t.latency_ms_p50)
+                      key=lambda t: -t.images_per_sec)
         if len({t.precision for t in rows}) > 1:
-            ratio = rows[1].latency_ms_p50 / rows[0].latency_ms_p50
+            ratio = rows[0].images_per_sec / rows[1].images_per_sec
             notes.append(f"Batch {batch}: {_who(rows[0])} is the fastest here, {ratio:.2f}x {_who(rows[1])}.")
         for lower in (t for t in rows if t.precision != "float32"):
             faster = [t for t in rows if (t.backend, t.precision) == (lower.backend, "float32")
-                      and t.latency_ms_p50 <= lower.latency_ms_p50]
+                      and t.images_per_sec >= lower.images_per_sec]
             notes += [f"Batch {batch}: {_who(lower)} is NOT faster than {_who(t)} here: "
-                      f"{t.latency_ms_p50 / lower.latency_ms_p50:.2f}x." for t in faster]
+                      f"{lower.images_per_sec / t.images_per_sec:.2f}x." for t in faster]
             if lower.speedup is not None and lower.speedup < 1 and not faster:
                 notes.append(f"Batch {batch}: {_who(lower)} is NOT faster than its baseline: {lower.speedup:.2f}x.")
     return notes
@@ -246,20 +249,21 @@ def _who(timing: Timing) -> str:
 def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig) -> list[Timing]:
     feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
     samples = alternate([c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)], config)
-    medians = {id(c): float(np.median(s)) for c, s in zip(candidates, samples)}
+    streams = {id(c): load.engine.streams if is_engine(c.path) else 1 for c in candidates}
+    speed = {id(c): streams[id(c)] * batch / float(np.median(s)) for c, s in zip(candidates, samples)}  # images/s
     rows = []
     for candidate, feed, seconds in zip(candidates, feeds, samples):
-        streams = load.engine.streams if is_engine(candidate.path) else 1
         gpu = {name: float(np.median(ms)) for name, ms in candidate.runner.gpu_ms(feed, GPU_RUNS).items()}
+        tflops = 2 * candidate.gmacs * batch / gpu["compute"] if gpu and candidate.gmacs else None
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
-        base, median = candidate.baseline, medians[id(candidate)]
+        base, mine = candidate.baseline, id(candidate)
         rows.append(Timing(
             candidate.runner.name, candidate.runner.label, candidate.runner.precision, batch, p50, p90, p99,
-            streams * batch / median, len(seconds), is_stable(seconds, config.stable),
+            speed[mine], len(seconds), is_stable(seconds, config.stable),
             peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
-            candidate.gmacs, medians[id(base)] / median if base else None,
+            candidate.gmacs, speed[mine] / speed[id(base)] if base else None,
             base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in,
-            streams, gpu or None, 2 * candidate.gmacs * batch / gpu["compute"] if gpu and candidate.gmacs else None))
+            streams[mine], gpu or None, tflops))
     return rows
 
 

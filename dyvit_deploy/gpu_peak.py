@@ -11,6 +11,7 @@ from typing import Any
 
 from .machine import gpu_clocks
 from .optional import require
+from .runners.base import InputSpec
 
 SIDE, RUNS = 8192, 10                       # of the square matrices; products timed
 IDLE_REASONS = 0x1                          # nvidia-smi's bit for "nothing to do"
@@ -65,6 +66,14 @@ def gpu_notes(gpu: dict[str, Any], transfers: bool, others: bool) -> list[str]:
     return notes
 
 
+def cross_check(plan: str, images: InputSpec, batch: int, ours_ms: float) -> list[str]:
+    """What trtexec measures for the same plan and batch, as a note; nothing where it does not exist. It loads
+    no plans of TensorRT for RTX."""
+    theirs = trtexec_compute_ms(Path(plan), images.name, (batch, *(side or 1 for side in images.shape[1:])))
+    return [] if theirs is None else [f"Batch {batch}: trtexec measures {theirs:.3f} ms on the GPU for "
+                                      f"{Path(plan).name}, this run {ours_ms:.3f} ms."]
+
+
 def trtexec_compute_ms(plan: Path, name: str, shape: tuple[int, ...]) -> float | None:
     """Median milliseconds on the GPU that trtexec measures for the plan; None where it does not exist or refuses."""
     tool = shutil.which("trtexec")
@@ -72,6 +81,9 @@ def trtexec_compute_ms(plan: Path, name: str, shape: tuple[int, ...]) -> float |
         return None
     command = [tool, f"--loadEngine={plan}", f"--shapes={name}:{'x'.join(map(str, shape))}", "--noDataTransfers",
                "--useSpinWait", "--duration=3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.SubprocessError):
+        return None
     found = re.search(r"GPU Compute Time:.*?median = ([\d.]+) ms", done.stdout)
     return float(found[1]) if found else None

@@ -22,20 +22,16 @@ import onnx
 from dyvit_deploy.graph import PRODUCTS, element_types
 
 REMOVED = {
-    "BuilderFlag": "FP16 INT8 BF16 FP8 INT4 FP4 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS "
-                   "REJECT_EMPTY_ALGORITHMS WEIGHTLESS",
+    "BuilderFlag": "FP16 INT8 BF16 FP8 INT4 FP4 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS WEIGHTLESS",
     "NetworkDefinitionCreationFlag": "EXPLICIT_BATCH",
     "Builder": "platform_has_fast_fp16 platform_has_fast_int8 platform_has_tf32",
-    "IBuilderConfig": "int8_calibrator algorithm_selector get_calibration_profile set_calibration_profile "
-                      "quantization_flags get_quantization_flag set_quantization_flag clear_quantization_flag",
-    "ICudaEngine": "device_memory_size get_device_memory_size_for_profile has_implicit_batch_dimension "
-                   "create_execution_context_without_device_memory weight_streaming_budget",
+    "IBuilderConfig": "int8_calibrator set_calibration_profile quantization_flags set_quantization_flag",
+    "ICudaEngine": "device_memory_size has_implicit_batch_dimension create_execution_context_without_device_memory",
     "IExecutionContext": "all_shape_inputs_specified",
     "ILayer": "precision precision_is_set reset_precision set_output_type output_type_is_set reset_output_type",
     "ITensor": "dynamic_range set_dynamic_range reset_dynamic_range",
     "OnnxParser": "supports_model parse_with_weight_descriptors",
-    "tensorrt": "CalibrationAlgoType IAlgorithmSelector IInt8Calibrator IInt8EntropyCalibrator IInt8EntropyCalibrator2 "
-                "IInt8LegacyCalibrator IInt8MinMaxCalibrator QuantizationFlag",
+    "tensorrt": "IInt8Calibrator IInt8EntropyCalibrator IInt8EntropyCalibrator2 IInt8MinMaxCalibrator",
 }
 ENUMERATIONS = {
     "BuilderFlag": "GPU_FALLBACK REFIT TF32 SPARSE_WEIGHTS VERSION_COMPATIBLE STRIP_PLAN STRICT_NANS",
@@ -65,15 +61,8 @@ class Member(NamedTuple):
     name: str
     value: int
 
-    def __int__(self) -> int:
-        return self.value
-
-    def __str__(self) -> str:
-        return f"{self.owner}.{self.name}"
-
-
-def members(owner: str, names: str, first: int = 0) -> dict[str, Member]:
-    return {name: Member(owner, name, value) for value, name in enumerate(names.split(), first)}
+    def __int__(self) -> int: return self.value
+    def __str__(self) -> str: return f"{self.owner}.{self.name}"
 
 
 def missing(place: Any, name: str) -> Any:
@@ -101,7 +90,7 @@ class Strict(type):
 class Api(metaclass=Strict):
     """A class of the library. `writable` are the properties that may be set."""
 
-    library: Any = None
+    library, owner = None, "?"
     writable: tuple[str, ...] = ()
     __getattr__ = missing
 
@@ -110,8 +99,7 @@ class Api(metaclass=Strict):
             missing(self, name)
         object.__setattr__(self, name, value)
 
-    def _refuse(self, message: str) -> None:
-        self._logger.log(self.library.ILogger.ERROR, message)
+    def _refuse(self, message: str) -> None: self._logger.log(self.library.ILogger.ERROR, message)
 
 
 def creates(name: str) -> Callable[..., Any]:
@@ -123,16 +111,10 @@ class ILogger(Api):
     __setattr__ = object.__setattr__                                       # Python classes derive from this one
 
 
-class IProgressMonitor(ILogger):
-    """Likewise."""
+class IProgressMonitor(ILogger): ...
 
 
-class ILayer(Api):
-    """Has nothing but removed names here."""
-
-
-class Dims(UserList):
-    """Sides that are neither a tuple nor a list."""
+class Dims(UserList): ...                   # neither a tuple nor a list
 
 
 class ITensor(Api):
@@ -140,39 +122,27 @@ class ITensor(Api):
 
 
 class INetworkDefinition(Api):
-    def __init__(self) -> None:
-        self._inputs: list[ITensor] = []
-        self._outputs: list[ITensor] = []
-        self._products: list[dict[str, str]] = []
-
     num_inputs = property(lambda self: len(self._inputs))
     num_outputs = property(lambda self: len(self._outputs))
-
-    def get_input(self, index: int) -> ITensor:
-        return self._inputs[index]
-
-    def get_output(self, index: int) -> ITensor:
-        return self._outputs[index]
+    def get_input(self, index: int) -> ITensor: return self._inputs[index]
+    def get_output(self, index: int) -> ITensor: return self._outputs[index]
 
 
 class OnnxParser(Api):
-    def __init__(self, network: INetworkDefinition, logger: Any) -> None:
-        self._network = network
-
     num_errors = 0
+
+    def __init__(self, network: INetworkDefinition, logger: Any) -> None: self._network = network
 
     def parse_from_file(self, path: str) -> bool:
         assert isinstance(path, str)
         proto, network = onnx.load(path), self._network
-        for value in proto.graph.input:
-            network._inputs.append(self._tensor(value))
-        for value in proto.graph.output:
-            network._outputs.append(self._tensor(value))
-        types = element_types(proto)
+        network._inputs = [self._tensor(value) for value in proto.graph.input]
+        network._outputs = [self._tensor(value) for value in proto.graph.output]
+        network._products, types = [], element_types(proto)
         for node in proto.graph.node:
             if node.op_type in PRODUCTS:
                 kind = "FLOAT" if node.name in self.library.widened else TYPES[types[node.input[0]]][0]
-                network._products.append({"node": node.name, "operator": node.op_type, "dtype": kind})
+                network._products += [{"node": node.name, "operator": node.op_type, "dtype": kind}]
         return True
 
     def _tensor(self, value: Any) -> ITensor:
@@ -183,8 +153,7 @@ class OnnxParser(Api):
 
 
 class IOptimizationProfile(Api):
-    def __init__(self) -> None:
-        self._shapes: dict[str, list[list[int]]] = {}
+    def __init__(self) -> None: self._shapes: dict[str, list[list[int]]] = {}
 
     def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:
         self._shapes[input] = [list(min), list(opt), list(max)]
@@ -198,8 +167,7 @@ class ITimingCache(Api):
         self._entries |= other._entries
         return True
 
-    def serialize(self) -> memoryview:
-        return memoryview(json.dumps(sorted(self._entries)).encode())
+    def serialize(self) -> memoryview: return memoryview(json.dumps(sorted(self._entries)).encode())
 
 
 class IBuilderConfig(Api):
@@ -212,14 +180,10 @@ class IBuilderConfig(Api):
         self.profiling_verbosity = self.library.ProfilingVerbosity.LAYER_NAMES_ONLY
         self.hardware_compatibility_level = self.library.HardwareCompatibilityLevel.NONE
 
-    def set_flag(self, flag: Member) -> None:
-        self._flags.add(flag.name)
-
-    def clear_flag(self, flag: Member) -> None:
-        self._flags.discard(flag.name)
-
-    def set_memory_pool_limit(self, pool: Member, size: int) -> None:
-        self._pools[pool.name] = size
+    def set_flag(self, flag: Member) -> None: self._flags.add(flag.name)
+    def clear_flag(self, flag: Member) -> None: self._flags.discard(flag.name)
+    def set_memory_pool_limit(self, pool: Member, size: int) -> None: self._pools[pool.name] = size
+    def get_timing_cache(self) -> ITimingCache | None: return self._cache
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self._profiles.append(profile._shapes)
@@ -230,12 +194,10 @@ class IBuilderConfig(Api):
         return True
 
     create_timing_cache = creates("ITimingCache")
-    get_timing_cache = lambda self: self._cache  # noqa: E731
 
 
 class Builder(Api):
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
+    def __init__(self, logger: Any) -> None: self._logger = logger
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         self.library.network_flags.append(flags)
@@ -265,20 +227,18 @@ class Builder(Api):
         """The whole build of two steps, with a phase of three within; False when the monitor says to stop."""
         monitor.phase_start("Building engine", None, 2)
         monitor.phase_start("Timing kernels", "Building engine", 3)
-        if not all(monitor.step_complete("Timing kernels", step) for step in range(3)):
-            return False
-        monitor.phase_finish("Timing kernels")
-        going = all(monitor.step_complete("Building engine", step) for step in range(2))
-        monitor.phase_finish("Building engine")
-        return going
+        for phase, steps in (("Timing kernels", 3), ("Building engine", 2)):
+            if not all(monitor.step_complete(phase, step) for step in range(steps)):
+                return False
+            monitor.phase_finish(phase)
+        return True
 
 
 class Runtime(Api):
     writable = ("engine_host_code_allowed",)
     engine_host_code_allowed = False
 
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
+    def __init__(self, logger: Any) -> None: self._logger = logger
 
     def deserialize_cuda_engine(self, content: Any) -> ICudaEngine | None:
         content, library = bytes(content), self.library
@@ -301,33 +261,20 @@ class ICudaEngine(Api):
     num_io_tensors = property(lambda self: len(self._tensors))
     num_optimization_profiles = property(lambda self: max(1, len(self._plan["profiles"])))
     device_memory_size_v2 = property(lambda self: int(self.library.context_mib * 2**20))
-
-    def get_tensor_name(self, index: int) -> str:
-        return list(self._tensors)[index]
-
-    def get_tensor_mode(self, name: str) -> Member:
-        return getattr(self.library.TensorIOMode, self._tensors[name][0])
-
-    def get_tensor_dtype(self, name: str) -> Member:
-        return getattr(self.library.DataType, self._tensors[name][1])
-
-    def get_tensor_shape(self, name: str) -> Dims:
-        return Dims(self._tensors[name][2])
+    create_runtime_config = creates("IRuntimeConfig")
+    def get_tensor_name(self, index: int) -> str: return list(self._tensors)[index]
+    def get_tensor_mode(self, name: str) -> Member: return getattr(self.library.TensorIOMode, self._tensors[name][0])
+    def get_tensor_dtype(self, name: str) -> Member: return getattr(self.library.DataType, self._tensors[name][1])
+    def get_tensor_shape(self, name: str) -> Dims: return Dims(self._tensors[name][2])
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
         fixed = {name: [self._tensors[name][2]] * 3}
         return [Dims(shape) for shape in (self._plan["profiles"] or [fixed])[profile_index][name]]
 
-    def create_engine_inspector(self) -> EngineInspector:
-        inspector = self.library.EngineInspector()
-        inspector._plan = self._plan
-        return inspector
-
+    def create_engine_inspector(self) -> EngineInspector: return self.library.EngineInspector(self._plan)
     def create_execution_context(self, settings: Any = None) -> IExecutionContext | None:
         self.library.contexts.append(settings)
         return self.library.IExecutionContext(self) if self.library.gives_contexts else None
-
-    create_runtime_config = creates("IRuntimeConfig")
 
 
 class EngineInspector(Api):
@@ -335,6 +282,8 @@ class EngineInspector(Api):
 
     writable = ("execution_context",)
     execution_context = None
+
+    def __init__(self, plan: dict[str, Any]) -> None: self._plan = plan
 
     def get_engine_information(self, format: Member) -> str:
         assert format.name == "JSON"
@@ -344,13 +293,10 @@ class EngineInspector(Api):
         return json.dumps({"Layers": layers, "Bindings" if self.library.major == 10 else "I/O Tensors": []})
 
     def _layer(self, node: str, operator: str, dtype: str) -> dict[str, Any]:
-        conv, spelt = operator == "Conv", SPELT[dtype]
-        tensor: dict[str, Any] = {"Name": "x", "Location": "Device", "Dimensions": [-1, 8]}
-        if self.library.major == 10:
-            shaped = self.execution_context is not None and self.execution_context._shapes
-            tensor["Format/Datatype"] = (LONG[spelt] if shaped else "N/A due to dynamic shapes") if conv else spelt
-        else:
-            tensor |= {"Datatype": spelt, "Format": "N/A due to dynamic shapes"}
+        conv, spelt, unknown = operator == "Conv", SPELT[dtype], "N/A due to dynamic shapes"
+        shaped = self.execution_context is not None and self.execution_context._shapes
+        old = {"Format/Datatype": (LONG[spelt] if shaped else unknown) if conv else spelt}
+        tensor = {"Name": "x"} | (old if self.library.major == 10 else {"Datatype": spelt, "Format": unknown})
         return {"Name": f"{node}_myl0_1", "LayerType": "CaskConvolution" if conv else "gemm", "Inputs": [tensor],
                 "Outputs": [tensor], "Metadata": f"[ONNX Layer: {node}]"}
 
@@ -414,20 +360,16 @@ class IRuntimeConfig(Api):
 
 
 class IRuntimeCache(Api):
-    def __init__(self) -> None:
-        self._content = b""
+    def __init__(self) -> None: self._content = b""
 
     def deserialize(self, content: bytes) -> bool:
         self._content = content
         return True
 
-    def serialize(self) -> memoryview:
-        return memoryview(self._content + b"kernel ")
+    def serialize(self) -> memoryview: return memoryview(self._content + b"kernel ")
 
 
-CLASSES = (ILogger, IProgressMonitor, ILayer, ITensor, INetworkDefinition, OnnxParser, IOptimizationProfile,
-           ITimingCache, IBuilderConfig, Builder, Runtime, ICudaEngine, EngineInspector, IExecutionContext,
-           IRuntimeConfig, IRuntimeCache)
+CLASSES = (IProgressMonitor, *Api.__subclasses__())
 
 
 def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None) -> Library:
@@ -444,10 +386,11 @@ def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | 
     library.gives_contexts, library.breaks, library.context_mib = True, False, 1.0
     for name in ("unknown", "removed_touched", "network_flags", "built", "contexts", "profiles_chosen", "launches"):
         setattr(library, name, [])
-    known = {cls.__name__: (cls, {}) for cls in CLASSES}
+    known = {"ILayer": (Api, {})} | {cls.__name__: (cls, {}) for cls in CLASSES}
     for name, values in ENUMERATIONS.items():
         first = 1 if name == "NetworkDefinitionCreationFlag" and library.major == 10 else 0
-        known[name] = known.get(name, [Api])[0], members(name, values, first)
+        members = {value: Member(name, value, number) for number, value in enumerate(values.split(), first)}
+        known[name] = known.get(name, [Api])[0], members
     for name, (cls, values) in known.items():
         if library.major == 1 or name not in ONLY_RTX:
             setattr(library, name, Strict(name, (cls,), {"library": library, "owner": name, **values}))

@@ -14,12 +14,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import ArtifactFacts, check_target, library_versions, require_file, sha256, size_mib
+from ..artifacts import check_target, library_versions, require_file, sha256, size_mib
 from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import BackendError, ConfigError, ExportError
 from ..graph import graph_facts, load_graph, product_precisions, summary
 from ..machine import gpu, system
 from ..optional import require
+from ..parts import part_names
 from .commands import polygraphy_line, trtexec_line
 from .flavours import Door, check_settings, flavour_of, open_door
 from .layers import EngineLayer, complaint, engine_precisions, from_inspector, from_log, fused_attention
@@ -188,18 +189,23 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     if cached:
         save_timing_cache(settings, Path(str(config.timing_cache)))
     proto = load_graph(onnx)
-    layers, verified = _layers(door, plan)
+    layers, verified = _layers(door, plan, config)
     wanted = product_precisions(proto)
     found = engine_precisions(layers, wanted)
     wrong = complaint(wanted, found)
     if wrong:
         raise ExportError(f"{wrong}; nothing was written, export it in another precision or report this to us.")
+    silent = [node for node in wanted if node not in found]
+    if silent and found:
+        notes.append(f"The engine does not name {len(silent)} of {len(wanted)} matrix products ("
+                     f"{', '.join(part_names(silent)[:3])}); theirs are the graph's precisions.")
     facts = EngineFacts(
         plan={}, builder={"format": format, "version": door.version}, config=config,
         target=_target(config), profiles=profiles, inputs=_as_json(inputs), outputs=_as_json(outputs),
-        products=wanted | found, source={"file": onnx.name, "sha256": sha256(onnx)},
+        products=wanted, source={"file": onnx.name, "sha256": sha256(onnx)},
         rebuild=rebuild or " ".join(["dyvit build", str(onnx), f"--format {format}", *config.flags(), f"-o {path}"]),
-        verified=verified, stripped=config.strip_weights, model=_model(proto, onnx), layers=tuple(layers),
+        verified=verified if found else BY_GRAPH, stripped=config.strip_weights,
+        model=graph_facts(proto, str(onnx)), layers=tuple(layers),
         versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
     fused, apart = fused_attention(layers)
     facts = dataclasses.replace(facts, fused_attention=fused, unfused_attention=apart)
@@ -271,17 +277,33 @@ def _capability(door: Door, text: str) -> Any:
     return getattr(door.trt.ComputeCapability, name)
 
 
-def _layers(door: Door, plan: Any) -> tuple[list[EngineLayer], str]:
+def _layers(door: Door, plan: Any, config: BuildConfig) -> tuple[list[EngineLayer], str]:
     """The engine's layers, from the engine itself where a GPU can load it, else from the builder's log."""
     if gpu() is not None:
-        engine = door.trt.Runtime(door.logger).deserialize_cuda_engine(plan)
-        if engine is not None:
-            text = engine.create_engine_inspector().get_engine_information(door.trt.LayerInformationFormat.JSON)
-            layers = from_inspector(text)
-            if layers:
-                return layers, ON_DEVICE
+        runtime = door.trt.Runtime(door.logger)
+        if config.version_compatible:
+            runtime.engine_host_code_allowed = True                        # it was built right here
+        engine = runtime.deserialize_cuda_engine(plan)
+        layers = [] if engine is None else from_inspector(_inspected(door, engine))
+        if layers:
+            return layers, ON_DEVICE
     layers = from_log(door.logger.layers)
     return layers, BY_BUILDER if layers else BY_GRAPH
+
+
+def _inspected(door: Door, engine: Any) -> str:
+    """The inspector's JSON. TensorRT tells the types of some layers only for known shapes; a context of
+    TensorRT for RTX would compile kernels, and its inspector needs none."""
+    inspector = engine.create_engine_inspector()
+    context = engine.create_execution_context() if door.flavour.format == "trt" else None
+    if context is not None:
+        for i in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(i)
+            if engine.get_tensor_mode(name) == door.trt.TensorIOMode.INPUT:
+                context.set_input_shape(name, tuple(engine.get_tensor_profile_shape(name, 0)[1]))
+        inspector.execution_context = context
+    text: str = inspector.get_engine_information(door.trt.LayerInformationFormat.JSON)
+    return text
 
 
 def _target(config: BuildConfig) -> dict[str, Any]:
@@ -292,8 +314,3 @@ def _target(config: BuildConfig) -> dict[str, Any]:
 
 def _as_json(tensors: list[Tensor]) -> dict[str, Any]:
     return {tensor.name: [tensor.dtype, list(tensor.shape)] for tensor in tensors}
-
-
-def _model(proto: Any, path: Path) -> ArtifactFacts | None:
-    return graph_facts(proto, str(path))
-

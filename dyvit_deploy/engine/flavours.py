@@ -6,6 +6,7 @@ that TensorRT 11 removed.
 """
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ FLAVOURS = {
         "NVIDIA's installation guide says", (10, 12), None, False,
         lacks={"compute_capabilities": "TensorRT builds for the GPU at hand"}),
     "rtx": Flavour(
-        "rtx", "tensorrt_rtx", "TensorRT for RTX", "rtx", "pip install 'dyvit-deploy[rtx]'", (1, 4), b"vtrt", True,
+        "rtx", "tensorrt_rtx", "TensorRT for RTX", "rtx", "pip install 'dyvit-deploy[rtx]'", (1, 7), b"vtrt", True,
         lacks={"version_compatible": "TensorRT for RTX has no lean runtime",
                "hardware_compatible": "its engines already run on several GPUs"},
         ignored={"timing_cache": "TensorRT for RTX times nothing while it builds, so a timing cache has no effect",
@@ -83,6 +84,7 @@ class Door:
         self.flavour, self.trt = flavour, module
         self.version: str = module.__version__
         self.logger = _collector(module)
+        self.logger.clear()
 
 
 def open_door(format: str) -> Door:
@@ -114,8 +116,10 @@ def parse_version(text: str) -> Version:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:4])
 
 
+@functools.cache
 def _collector(trt: Any) -> Any:
-    """A logger that keeps what the library says instead of printing it.
+    """A logger that keeps what the library says instead of printing it; one per library, because TensorRT
+    itself keeps the first that it is given.
 
     `errors` and `warnings` are its messages; `layers` is the list of the built engine's layers, which the
     builder writes to its verbose log.
@@ -123,6 +127,9 @@ def _collector(trt: Any) -> Any:
     class Collector(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
             self.errors: list[str] = []
             self.warnings: list[str] = []
             self.layers: list[str] = []

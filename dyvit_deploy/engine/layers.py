@@ -59,8 +59,9 @@ def from_log(lines: Iterable[str]) -> list[EngineLayer]:
 
 
 def _types(kinds: Iterable[str]) -> tuple[str, ...]:
-    names = (re.split(r"[^\w]", kind, maxsplit=1)[0].lower() for kind in kinds if kind)
-    return tuple(TYPES.get(name, name) for name in names)
+    said = (re.findall(r"\w+", kind.lower()) for kind in kinds if kind)
+    # TensorRT 10 says it in a sentence, as in "Row major linear FP16 format".
+    return tuple(next((TYPES[word] for word in words if word in TYPES), words[0]) for words in said if words)
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ HEADER = struct.Struct("<4s12xQ4B")         # of TensorRT for RTX 1.4 to 1.7: ma
 PORTABLE = "8.0, 8.6, 8.9, 12.0 or later"
 NO_GPU = "no NVIDIA GPU with a driver works here"
 ALTERED = "its hash is not the one in its .json, so it is another file than the one that was built"
-STRIPPED = "its weights were left out (dyvit refit PLAN MODEL.onnx -o FULL.plan puts them in)"
+STRIPPED = "its weights were left out"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Preflight:
             return ""
         if NO_GPU in self.problems:
             return "take it to a machine with an NVIDIA GPU"
+        if self.problems == (STRIPPED,):
+            return f"put them in: dyvit refit {self.path} MODEL.onnx -o FULL.plan"
         return f"build it again here: {self.rebuild}" if self.rebuild else "build it again on this machine"
 
     @property
@@ -178,7 +180,7 @@ def _versions(flavour: Flavour, facts: EngineFacts | None, header: tuple[Flavour
         built = header[1]
     if built is None or built == now[:len(built)]:
         return []
-    if facts and facts.config.version_compatible and built[0] == now[0] and built <= now:
+    if facts and facts.config.version_compatible and built <= now:
         return []
     return [f"it was built by {flavour.name} {'.'.join(map(str, built))}, and {here} is installed"]
 

@@ -32,7 +32,10 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, trust: bo
                             "plan that dyvit wrote, with that file beside it.")
     door = open_door(flavour.format)
     started = time.perf_counter()
-    engine = door.trt.Runtime(door.logger).deserialize_cuda_engine(plan.read_bytes())
+    runtime = door.trt.Runtime(door.logger)
+    if facts.config.version_compatible:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise BackendError(f"{flavour.name} cannot load {plan} ({last(door.logger.errors)}); build it again here.")
     _refit(door, engine, onnx)

@@ -30,8 +30,8 @@ class EngineFacts(JsonConfig):
     `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx") and `version`. `target` is
     what it was built on and for: `gpu` and `compute_capability` (None where there was none),
     `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], None for the batch.
-    `products` maps the graph's matrix products to the precision that the engine computes them in,
-    or the network where the engine did not tell. `source` is the ONNX file: `file`, `sha256`. `model` are
+    `products` maps the graph's matrix products to their precision; no engine is written that computes one
+    in a wider type, as far as `verified` says. `source` is the ONNX file: `file`, `sha256`. `model` are
     the facts of a graph of ours. `rebuild` is the command that makes the plan again.
     """
 
@@ -62,6 +62,7 @@ class EngineFacts(JsonConfig):
         for name, kind in (("profiles", BatchProfile), ("layers", EngineLayer)):
             values = tuple(kind.from_dict(v) if isinstance(v, Mapping) else v for v in getattr(self, name))
             object.__setattr__(self, name, values)
+
 
 def sidecar_path(plan: Path) -> Path:
     """`engine.plan.json` of `engine.plan`."""

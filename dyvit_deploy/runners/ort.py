@@ -20,6 +20,7 @@ from .emulation import in_float32
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 EMULATED = ("bfloat16", "float8")           # precisions that ONNX Runtime has no CPU kernels for
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # else float32 products round their inputs on a GPU
 
 
 @functools.cache
@@ -71,7 +72,8 @@ class OrtRunner(Runner):
         self._watch = list(watch)
         try:
             model = _with_outputs(load_graph(path), watch).SerializeToString() if watch else str(path)
-            self._session = ort.InferenceSession(model, options, providers=[PROVIDERS[self.device]])
+            self._session = ort.InferenceSession(model, options, providers=[PROVIDERS[self.device]],
+                                                 provider_options=[PROVIDER_OPTIONS[self.device]])
         except failures() as error:
             self._session = self._emulate(path, options)
             if self._session is None:

@@ -58,7 +58,8 @@ class PyTorchRunner(Runner):
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode():
+            # By default cuDNN rounds the inputs of float32 convolutions to TF32.
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 out = self.model.forward_pruned(torch.from_numpy(feed).to(self.device))
         except RuntimeError as error:
             raise BackendError(f"PyTorch could not run {self.name} at batch {len(feed)} ({reason(error)}); "

@@ -74,7 +74,7 @@ def test_a_fixed_batch_is_padded_and_cut():
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("x.onnx", b"not a model", "not an ONNX model"), ("x.plan", b"x", "neither an ONNX file"),
+    ("x.onnx", b"not a model", "not an ONNX model"), ("x.plan", b"x", "not an engine plan"),
     ("x", b"x", "neither an ONNX file"),
 ])
 def test_files_that_nothing_runs_are_refused(tmp_path, name, content, words):

@@ -1,0 +1,395 @@
+"""Engines from build to bench, with a library and a GPU that are not there."""
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import time
+from types import SimpleNamespace as Thing
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from fake_tensorrt import CLASSES, ENUMERATIONS, make
+from helpers import tiny_model
+from onnx import TensorProto as T, helper
+
+from dyvit_deploy import bench
+from dyvit_deploy.config import EngineRunConfig, LoadConfig
+from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
+from dyvit_deploy.engine import build, preflight
+from dyvit_deploy.engine.sidecar import ON_DEVICE, read_sidecar, sidecar_path
+from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError
+from dyvit_deploy.graph import set_facts
+from dyvit_deploy.machine import Gpu
+from dyvit_deploy.runners import tensorrt as runners
+from dyvit_deploy.runners.base import run_in_batches
+from dyvit_deploy.runners.tensorrt import TensorRTRunner
+
+OLD, NEW, RTX = "10.12.0.36", "11.4.0.106", "1.7.1.116"
+CARD = Gpu("Fake GPU", "9.0", 1e5)
+KEPT = (8, 4, 2)
+ELEMENTS = {"float32": T.FLOAT, "float16": T.FLOAT16, "uint8": T.UINT8}
+QKV, CONV = "blocks.1.attn.qkv/MatMul", "patch_embed.proj/Conv"
+
+
+class HostTensor(torch.Tensor):
+    """Memory of a GPU that is none; whatever touches it is noted with the stream it was given to."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        owner = next(a for a in args if isinstance(a, cls))
+        if function.__name__ in ("copy_", "zero_"):
+            owner.cuda.work.append((function.__name__, owner.cuda.current))
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class HostCuda:
+    """`runners.cuda.Cuda` on the host. Above `fits` images, allocations fail."""
+
+    def __init__(self, free=1e5, fits=10**6):
+        self.free, self.fits = free, fits
+        self.streams, self.work, self.current, self.captures, self.replays = 0, [], None, 0, 0
+
+    def pinned(self, shape, dtype):
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+
+    def on_device(self, shape, dtype):
+        if shape[0] > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+        self.work.append(("empty", self.current))
+        tensor = self.pinned(shape, dtype).as_subclass(HostTensor)
+        tensor.cuda = self
+        return tensor
+
+    def stream(self):
+        self.streams += 1
+        return Thing(cuda_stream=99 + self.streams, synchronize=lambda: None)
+
+    @contextlib.contextmanager
+    def within(self, stream):
+        before, self.current = self.current, stream.cuda_stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def event(self):
+        event = Thing(record=lambda stream: setattr(event, "at", time.perf_counter()),
+                      elapsed_time=lambda later: (later.at - event.at) * 1e3)
+        return event
+
+    def capture(self, launch, stream):
+        def replay():
+            self.replays += self.current == stream.cuda_stream
+            launch()
+        self.captures += 1
+        return replay
+
+    def free_mib(self): return self.free
+    def out_of_memory(self): return torch.OutOfMemoryError
+
+
+def answer(feed):
+    """What the engines compute: logits and kept tokens that differ from image to image."""
+    flat = feed.reshape(len(feed), -1).astype(np.float32)
+    first = (np.abs(flat[:, :1]) * 10).astype(np.int64)
+    return {"logits": flat[:, :5] * 2} | {f"kept_{i}": first + 100 * i + np.arange(k) for i, k in enumerate(KEPT)}
+
+
+def graph(folder, *, input="float32", batch="n", inside=T.FLOAT, facts=True, name="tiny"):
+    """An ONNX file with the interface and the names of ours, whose nodes do not matter."""
+    sides = (32, 32, 3) if input == "uint8" else (3, 32, 32)
+    outputs = [("logits", T.FLOAT, 5), *((f"kept_{i}", T.INT64, k) for i, k in reversed(list(enumerate(KEPT))))]
+    nodes = [helper.make_node("Cast", ["images"], ["x"], to=inside),
+             helper.make_node("Conv", ["x", "v"], ["p"], CONV), helper.make_node("MatMul", ["x", "w"], ["y"], QKV),
+             helper.make_node("Cast", ["y"], ["logits"], to=T.FLOAT),
+             *(helper.make_node("Cast", ["y"], [out], to=T.INT64) for out, *_ in outputs[1:])]
+    weights = [helper.make_tensor(key, inside, shape, np.zeros(np.prod(shape))) for key, shape in (
+        ("w", (32, 5)), ("v", (4, 3, 8, 8)))]
+    proto = helper.make_model(helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("images", ELEMENTS[input], [batch, *sides])],
+        [helper.make_tensor_value_info(out, kind, [batch, k]) for out, kind, k in outputs], weights))
+    if facts:
+        set_facts(proto, dataclasses.replace(tiny_model()[1], input=input, keep_counts=KEPT))
+    onnx.save(proto, folder / f"{name}.onnx")
+    return folder / f"{name}.onnx"
+
+
+def install(monkeypatch, version, card=CARD):
+    """The library of that version, on a machine with that GPU."""
+    library = make(version, answer)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx" if version == RTX else "tensorrt", library)
+    for module in (build, preflight):
+        monkeypatch.setattr(module, "gpu", lambda: card)
+    return library
+
+
+@pytest.fixture(params=[OLD, NEW])
+def trt(request, monkeypatch):
+    library = install(monkeypatch, request.param)
+    yield library
+    assert library.unknown == library.removed_touched == []
+
+
+def engine(folder, config=BuildConfig(), format="trt", name="tiny", **options):
+    path = folder / f"{name}.plan"
+    build.build_engine(graph(folder, name=name, **options), path, format, config)
+    return path
+
+
+def opened(path, cuda=None, **run):
+    return TensorRTRunner(path, EngineRunConfig(**run), cuda or HostCuda())
+
+
+def images(batch, kind="float32"):
+    values = np.random.default_rng(batch).uniform(0, 256, (batch, 3, 32, 32)).astype(kind)
+    return values.reshape(batch, 32, 32, 3) if kind == "uint8" else values
+
+
+def agrees(found, feed):
+    pairs = list(zip((found.logits, *found.kept), answer(feed).values()))
+    return len(pairs) == 4 and all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def test_the_fake_has_no_name_that_the_real_library_lacks():
+    real, fake = pytest.importorskip("tensorrt_rtx"), make(RTX)
+    assert len({int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED) for library in (real, fake)}) == 1
+    for name in (*ENUMERATIONS, *(cls.__name__ for cls in CLASSES)):
+        ours = {n for cls in getattr(fake, name).__mro__[:2] for n in vars(cls) if not n.startswith("_")}
+        ours -= {"library", "owner", "writable"}
+        assert ours | set(getattr(fake, name).writable) <= set(dir(getattr(real, name))), name
+
+
+@pytest.mark.parametrize("version", [OLD, NEW])
+def test_the_fake_tells_who_asks_for_removed_names(version):
+    library = make(version)
+    assert hasattr(library.BuilderFlag, "FP16") is hasattr(library, "IInt8Calibrator") is (version == OLD)
+    assert not hasattr(library.Builder(None), "build_engine")
+    with pytest.raises(AttributeError):
+        library.IBuilderConfig().max_workspace_size = 1
+    assert library.removed_touched == ["BuilderFlag.FP16", "tensorrt.IInt8Calibrator"]
+    assert library.unknown == ["Builder.build_engine", "IBuilderConfig.max_workspace_size"]
+
+
+@pytest.mark.parametrize("config, told", [
+    (BuildConfig(), {"flags": [], "level": 3}),
+    (BuildConfig(tf32=True), {"flags": ["TF32"]}),
+    (BuildConfig(refittable=True), {"flags": ["REFIT"]}), (BuildConfig(strip_weights=True), {"flags": ["STRIP_PLAN"]}),
+    (BuildConfig(hardware_compatible=True), {"hardware": "AMPERE_PLUS"}),
+    (BuildConfig(optimization_level=5, workspace_mib=64), {"level": 5, "pools": {"WORKSPACE": 64 << 20}}),
+    (BuildConfig((BatchProfile(1, 1, 1, "a"), BatchProfile(2, 8, 16, "b"))), {"profiles": [
+        {"images": [[batch, 3, 32, 32] for batch in sizes]} for sizes in ((1, 1, 1), (2, 8, 16))]}),
+])
+def test_every_setting_reaches_the_library_and_the_engine_is_read_back(trt, tmp_path, config, told):
+    facts = read_sidecar(engine(tmp_path, config))
+    assert {key: trt.built[0][key] for key in told} == told
+    assert facts.verified == ON_DEVICE and facts.products[QKV] == "float32"
+    assert trt.network_flags == [1 << (1 if trt.major == 10 else 0)]
+    assert facts.builder["version"] == trt.__version__ and facts.target["gpu"] == "Fake GPU"
+
+
+def test_a_version_compatible_engine_runs(trt, tmp_path):
+    path, feed = engine(tmp_path, BuildConfig(version_compatible=True)), images(2)
+    assert trt.built[0]["flags"] == ["VERSION_COMPATIBLE"] and agrees(opened(path).infer(feed), feed)
+
+
+def test_a_version_compatible_engine_is_read_back(trt, tmp_path):
+    assert read_sidecar(engine(tmp_path, BuildConfig(version_compatible=True))).verified == ON_DEVICE
+
+
+def test_builds_share_a_timing_cache(trt, tmp_path):
+    cache = tmp_path / "cache"
+    cache.write_text('["of another"]')
+    engine(tmp_path, BuildConfig(timing_cache=str(cache)))
+    assert json.loads(cache.read_text()) == [QKV, "of another", CONV]
+
+
+def test_ctrl_c_stops_the_build_and_nothing_is_written(trt, tmp_path):
+    def watch(step):
+        if step.phase == "Timing kernels" and step.step == 1:
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build.build_engine(graph(tmp_path), tmp_path / "tiny.plan", "trt", watch=watch)
+    assert trt.built == [] and [p.name for p in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
+@pytest.mark.parametrize("node, part", [(QKV, "block 1 attention"), (CONV, "patch embedding")])
+def test_products_that_came_out_wider_than_asked_for_are_an_error(trt, tmp_path, node, part):
+    trt.widened = {node}
+    with pytest.raises(ExportError, match=rf"1 of 2 .*float16 became float32\): {part}; nothing was written"):
+        engine(tmp_path, inside=T.FLOAT16)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_an_engine_gives_logits_and_kept_tokens_in_order(trt, tmp_path, kind, cuda_graph):
+    cuda = HostCuda()
+    with opened(engine(tmp_path, input=kind), cuda, cuda_graph=cuda_graph) as runner:
+        assert (runner.input.dtype, runner.facts.keep_counts, runner.label) == (kind, KEPT, "TensorRT cuda")
+        for feed in (images(batch, kind) for batch in (1, 3, 3, 32)):
+            assert agrees(runner.infer(feed), feed)
+    assert (cuda.captures, cuda.replays) == ((3, 4) if cuda_graph else (0, 0))
+    runner.close()                                                         # for the second time
+
+
+def test_all_work_of_a_lane_is_on_its_own_stream(trt, tmp_path):
+    cuda = HostCuda()
+    opened(engine(tmp_path), cuda).infer(images(1))
+    assert set(cuda.work) == {("empty", 100), ("zero_", 100), ("copy_", 100)} and set(trt.launches) == {100}
+
+
+def test_batches_below_the_profiles_are_filled_up_and_cut_and_others_are_an_error(trt, tmp_path):
+    runner = opened(engine(tmp_path, BuildConfig((BatchProfile(4, 8, 8, "a"), BatchProfile(16, 16, 16, "b")))))
+    assert agrees(runner.infer(images(3)), images(3))
+    for batch, words in ((17, "--batch 4:17:17"), (9, "--batch 4:9:16")):
+        with pytest.raises(BackendError, match=rf"Batch {batch} .*\(4 to 8, 16 to 16\).* {words}"):
+            runner.infer(images(batch))
+
+
+def test_the_profile_tuned_nearest_is_chosen(trt, tmp_path):
+    profiles = BatchProfile(1, 1, 8, "a"), BatchProfile(1, 8, 8, "b"), BatchProfile(1, 32, 32, "c")
+    runner = opened(engine(tmp_path, BuildConfig(profiles)))
+    for batch in (2, 6, 9):
+        assert agrees(runner.infer(images(batch)), images(batch))
+    assert trt.profiles_chosen == [0, 1, 2]
+
+
+def test_a_fixed_batch_is_run_at_that_size(trt, tmp_path):
+    runner, photos = opened(engine(tmp_path, batch=4, input="uint8")), images(6, "uint8")
+    assert runner.profiles == (BatchProfile(4, 4, 4, "0"),)
+    assert np.array_equal(run_in_batches(runner, photos, 1).logits, answer(photos)["logits"])
+
+
+def test_plans_of_others_run_without_facts(trt, tmp_path):
+    path = engine(tmp_path)
+    sidecar_path(path).unlink()
+    with opened(path) as runner:
+        assert runner.facts is None and runner.infer(images(2)).kept == ()
+
+
+def test_changed_plans_are_opened_only_when_trusted(trt, tmp_path):
+    path = engine(tmp_path, BuildConfig(version_compatible=True))
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ArtifactError, match="--trust"):
+        opened(path)
+    runner = opened(path, trust=True)
+    assert runner.facts is None and np.array_equal(runner.infer(images(1)).logits, answer(images(1))["logits"])
+
+
+def test_a_plan_that_does_not_load_is_one_sentence_with_what_to_do(trt, tmp_path):
+    path = engine(tmp_path)
+    trt.refusal = "Error Code 1: Serialization (Magic tag does not match)"
+    with pytest.raises(BackendError, match=r"cannot load .*Magic tag .*: dyvit build .*tiny\.onnx --format trt -o"):
+        opened(path)
+    trt.refusal, trt.gives_contexts = None, False
+    with pytest.raises(BackendError, match=r"^TensorRT cannot prepare tiny\.plan [^\n]*$"):
+        opened(path)
+
+
+def test_too_little_memory_names_a_batch_that_would_fit(trt, tmp_path):
+    path, trt.context_mib = engine(tmp_path), 300.0
+    assert len(opened(path, HostCuda(600), streams=2)._lanes) == 2
+    with pytest.raises(BackendError, match=r"needs 600 MiB .* 599 are free; .*--batch 1:15:31"):
+        opened(path, HostCuda(599), streams=2)
+
+
+def test_memory_that_runs_out_is_one_sentence_and_smaller_batches_still_run(trt, tmp_path):
+    runner = opened(engine(tmp_path), HostCuda(fits=8))
+    with pytest.raises(BackendError, match=r"^The GPU's memory does not suffice for tiny\.plan at batch 9; [^\n]*$"):
+        runner.infer(images(9))
+    assert agrees(runner.infer(images(8)), images(8))
+
+
+def test_a_failed_run_tells_its_own_reason(trt, tmp_path):
+    runner = opened(engine(tmp_path))
+    runner.infer(images(1))
+    trt.breaks = True
+    for call in (lambda: runner.infer(images(1)), lambda: runner.gpu_ms(images(1), 1)):
+        with pytest.raises(BackendError, match=r"not run tiny\.plan at batch 1 .*illegal memory access"):
+            call()
+    trt.breaks, trt.compute = False, lambda feed: (_ for _ in ()).throw(RuntimeError("CUDA error: misaligned\nmore"))
+    with pytest.raises(BackendError, match=r"\(CUDA error: misaligned\)"):
+        runner.infer(images(1))
+
+
+@pytest.mark.parametrize("transfers, copies", [(False, 0), (True, 1 + 4)])
+def test_a_timed_call_runs_every_stream_and_copies_only_when_asked_to(trt, tmp_path, transfers, copies):
+    cuda, feed = HostCuda(), images(2)
+    runner = opened(engine(tmp_path), cuda, streams=2)
+    call = runner.timed_call(feed, transfers)
+    cuda.work.clear(), trt.launches.clear()
+    call()
+    assert len({id(lane._context) for lane in runner._lanes}) == 2 and trt.launches == [100, 101]
+    assert sorted(cuda.work) == [("copy_", 100)] * copies + [("copy_", 101)] * copies
+    assert all(np.array_equal(lane.download(["logits"])[0], answer(feed)["logits"]) for lane in runner._lanes)
+
+
+def test_graphs_and_the_runtime_cache_of_rtx_are_its_own(monkeypatch, tmp_path):
+    rtx, cuda, cache = install(monkeypatch, RTX), HostCuda(), tmp_path / "kernels"
+    path = engine(tmp_path, format="rtx")
+    for content in (b"kernel ", b"kernel kernel "):
+        with opened(path, cuda, cuda_graph=True, runtime_cache=str(cache)) as runner:
+            assert agrees(runner.infer(images(2)), images(2))
+        assert cache.read_bytes() == content
+    assert cuda.captures == 0 and rtx.contexts[-1].cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+    with pytest.raises(ArtifactError, match="is a folder"):
+        opened(path, cuda, runtime_cache=str(tmp_path))
+
+
+def test_a_runtime_cache_is_not_for_tensorrt(trt, tmp_path):
+    with pytest.raises(ConfigError, match="no runtime cache"):
+        opened(engine(tmp_path), runtime_cache=str(tmp_path / "c"))
+
+
+def test_bench_counts_streams_and_compares_engines(trt, tmp_path, monkeypatch):
+    monkeypatch.setattr(runners, "Cuda", HostCuda)
+    monkeypatch.setattr(bench, "gpu_facts", lambda precisions: {"matmul_peak_tflops": {"float32": 1.0}})
+    monkeypatch.setattr(bench, "gpu_clocks", lambda: None)
+    ours, other = engine(tmp_path), engine(tmp_path, facts=False, name="other")
+    sidecar_path(other).unlink()
+    report = bench.benchmark(
+        [ours], bench.BenchConfig(batches=(2,), seconds=0.01, warmup=1, min_runs=3, memory=False, baseline=other),
+        LoadConfig(engine=EngineRunConfig(streams=2)))
+    theirs, timing = report.timings
+    assert (theirs.artifact, timing.artifact, timing.streams) == ("other.plan", "tiny.plan", 2)
+    assert timing.images_per_sec == pytest.approx(2 * 2e3 / timing.latency_ms_p50)
+    assert timing.speedup == pytest.approx(theirs.latency_ms_p50 / timing.latency_ms_p50)
+    assert set(timing.gpu_ms_p50) == {"upload", "compute", "download"} and min(timing.gpu_ms_p50.values()) > 0
+    assert timing.tflops == pytest.approx(2 * timing.gmacs * 2 / timing.gpu_ms_p50["compute"])
+    assert theirs.gpu_ms_p50 and theirs.tflops is theirs.gmacs is None and report.gpu["clocks_after"] is None
+    assert report.table() and json.dumps(report.to_json())
+
+
+@pytest.mark.parametrize("version, card, system, settings, words", [
+    ("11.4.0.106", "9.0", "linux", {}, None),
+    ("11.4.0.106", "8.9", "linux", {}, r"built for Fake GPU \(compute capability 9\.0\), and Fake GPU has 8\.9"),
+    ("11.4.0.106", "8.9", "linux", {"hardware_compatible": True}, None),
+    ("11.4.0.106", "7.5", "linux", {"hardware_compatible": True}, r"has 7\.5"),
+    ("11.5.0.1", "9.0", "linux", {}, r"built by TensorRT 11\.4\.0\.106, and 11\.5\.0\.1 is installed"),
+    ("11.5.0.1", "9.0", "linux", {"version_compatible": True}, None),
+    ("11.3.0.1", "9.0", "linux", {"version_compatible": True}, r"11\.3\.0\.1 is installed"),
+    ("11.4.0.106", "9.0", "windows", {}, "built for linux, and this is windows"),
+    ("11.4.0.106", "9.0", "linux", {"strip_weights": True}, "weights were left out"),
+])
+def test_what_stands_against_loading_is_known_before(monkeypatch, tmp_path, version, card, system, settings, words):
+    monkeypatch.setattr(build, "system", lambda: "linux")
+    install(monkeypatch, NEW)
+    path = engine(tmp_path, BuildConfig(**settings))
+    install(monkeypatch, version, CARD._replace(compute_capability=card))
+    monkeypatch.setattr(preflight, "system", lambda: system)
+    if words is None:
+        assert preflight.preflight(path) and agrees(opened(path).infer(images(1)), images(1))
+    else:
+        with pytest.raises(BackendError, match=rf"cannot load here: .*{words}.*; "):
+            opened(path)
+    assert preflight.preflight(path).notes == ()
+
+
+def test_version_compatible_engines_of_10_load_in_11(monkeypatch, tmp_path):
+    install(monkeypatch, OLD)
+    path = engine(tmp_path, BuildConfig(version_compatible=True))
+    install(monkeypatch, NEW)
+    assert preflight.preflight(path)
