@@ -142,8 +142,24 @@ def gpu_rows(result: dict) -> str:
 
 GPU_LIBRARIES = {"driver": "driver", "cuda": "CUDA", "torch": "PyTorch", "onnxruntime-gpu": "ONNX Runtime",
                  "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+def engine_table() -> str:
+    """What building costs without a GPU, and what the builder made of it."""
+    result = read("deit-s-0.7-engines.json")
+    lines = [f"| {result['model']} at keep ratio {result['keep_ratio']} | build, whole process | peak memory | plan "
+             "| matrix products | attention fused |", "|---|---|---|---|---|---|"]
+    for precision, row in result["rows"].items():
+        products = ", ".join(f"{count} {kind}" for kind, count in row["products"].items())
+        lines.append(f"| {precision} | {row['seconds']:.1f} s | {row['peak_rss_mib']:.0f} MiB | {row['plan_mib']:.0f} MiB "
+                     f"| {products} | {row['fused_attention']} of {row['attention']} blocks |")
+    machine = result["machine"]
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, no GPU, TensorRT for RTX "
+                 f"{result['versions']['tensorrt-rtx']} (`benchmarks/engines.py`). Products and fusions as the builder "
+                 "lists them; nothing has been run on a device.")
+    return "\n".join(lines)
+
+
 TABLES = {"speed": speed_table, "demo": demo_table, "precision": precision_table, "gpu": gpu_table,
-          "accuracy": accuracy_table}
+          "accuracy": accuracy_table, "engine": engine_table}
 
 
 def render(text: str) -> str:
