@@ -38,7 +38,8 @@ def build(graph: Path, plan: Path, dyvit: list[str]) -> dict:
     for kind in facts["products"].values():
         products[kind] = products.get(kind, 0) + 1
     return {"seconds": seconds, "builder_seconds": report["seconds"],
-            "peak_rss_mib": int(done.stdout.split()[-1]) / 1024, "plan_mib": report["size_mib"], "products": products, "fused_attention": len(facts["fused_attention"]),
+            "peak_rss_mib": int(done.stdout.split()[-1]) / 1024, "plan_mib": report["size_mib"],
+            "products": products, "fused_attention": len(facts["fused_attention"]),
             "attention": len(facts["fused_attention"]) + len(facts["unfused_attention"]),
             "verified": facts["verified"], "layers": len(facts["layers"]), "builder": facts["builder"]}
 

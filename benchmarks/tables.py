@@ -149,8 +149,9 @@ def engine_table() -> str:
              "| matrix products | attention fused |", "|---|---|---|---|---|---|"]
     for precision, row in result["rows"].items():
         products = ", ".join(f"{count} {kind}" for kind, count in row["products"].items())
-        lines.append(f"| {precision} | {row['seconds']:.1f} s | {row['peak_rss_mib']:.0f} MiB | {row['plan_mib']:.0f} MiB "
-                     f"| {products} | {row['fused_attention']} of {row['attention']} blocks |")
+        cells = (precision, f"{row['seconds']:.1f} s", f"{row['peak_rss_mib']:.0f} MiB", f"{row['plan_mib']:.0f} MiB",
+                 products, f"{row['fused_attention']} of {row['attention']} blocks")
+        lines.append(f"| {' | '.join(cells)} |")
     machine = result["machine"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, no GPU, TensorRT for RTX "
                  f"{result['versions']['tensorrt-rtx']} (`benchmarks/engines.py`). Products and fusions as the builder "
