@@ -5,10 +5,10 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -170,13 +170,45 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     check_target(sidecar_path(path))
     door = require_builder(format, config)
     check_graph(onnx)
+    made = _compile(door, onnx, config, watch)
+    proto = load_graph(onnx)
+    wanted = product_precisions(proto)
+    layers, verified = _layers(door, made.plan, config)
+    notes = [*made.notes, *_check_precisions(layers, wanted)]
+    named = any(node in wanted for layer in layers for node in layer.nodes)
+    fused, apart = fused_attention(layers)
+    facts = EngineFacts(
+        plan={}, builder={"format": format, "version": door.version}, config=config, target=_target(config),
+        profiles=made.profiles, inputs=_as_json(made.inputs), outputs=_as_json(made.outputs), products=wanted,
+        source={"file": onnx.name, "sha256": sha256(onnx)},
+        rebuild=rebuild or " ".join(["dyvit build", str(onnx), f"--format {format}", *config.flags(), f"-o {path}"]),
+        verified=verified if named else BY_GRAPH, stripped=config.strip_weights, model=graph_facts(proto, str(onnx)),
+        layers=tuple(layers), fused_attention=fused, unfused_attention=apart,
+        versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
+    return save_engine(path, made.plan, facts, made.seconds, notes)
+
+
+class _Compiled(NamedTuple):
+    """What came out of the builder: the plan's bytes, and the network's interface."""
+
+    plan: Any
+    seconds: float
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    profiles: tuple[BatchProfile, ...]
+    notes: list[str]
+
+
+def _compile(door: Door, onnx: Path, config: BuildConfig, watch: Watch) -> _Compiled:
+    """Runs the builder on `onnx`; see `build_engine` for what it raises."""
     builder, network = parse(door, onnx)
     inputs, outputs = tensors(door, network)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
     notes = [f"{why}." for name, why in door.flavour.ignored.items() if getattr(config, name) is not None]
     settings = _settings(door, builder, inputs, config)
-    cached = config.timing_cache and "timing_cache" not in door.flavour.ignored
-    if cached and (note := load_timing_cache(door, settings, Path(str(config.timing_cache)))):
+    ignored = "timing_cache" in door.flavour.ignored
+    cache = None if config.timing_cache is None or ignored else Path(config.timing_cache)
+    if cache and (note := load_timing_cache(door, settings, cache)):
         notes.append(note)
     cancel = Cancel()
     settings.progress_monitor = progress_monitor(door, watch, cancel)
@@ -186,30 +218,24 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     seconds = time.perf_counter() - started
     if plan is None:
         raise build_failure(door, onnx, config.workspace_mib)
-    if cached:
-        save_timing_cache(settings, Path(str(config.timing_cache)))
-    proto = load_graph(onnx)
-    layers, verified = _layers(door, plan, config)
-    wanted = product_precisions(proto)
+    if cache:
+        save_timing_cache(settings, cache)
+    return _Compiled(plan, seconds, inputs, outputs, profiles, notes)
+
+
+def _check_precisions(layers: Sequence[EngineLayer], wanted: Mapping[str, str]) -> list[str]:
+    """What a user should know of products that the engine does not name.
+
+    Raises:
+        ExportError: a product came out wider than the graph asks for.
+    """
     found = engine_precisions(layers, wanted)
     wrong = complaint(wanted, found)
     if wrong:
         raise ExportError(f"{wrong}; nothing was written, export it in another precision or report this to us.")
     silent = [node for node in wanted if node not in found]
-    if silent and found:
-        notes.append(f"The engine does not name {len(silent)} of {len(wanted)} matrix products ("
-                     f"{', '.join(part_names(silent)[:3])}); theirs are the graph's precisions.")
-    facts = EngineFacts(
-        plan={}, builder={"format": format, "version": door.version}, config=config,
-        target=_target(config), profiles=profiles, inputs=_as_json(inputs), outputs=_as_json(outputs),
-        products=wanted, source={"file": onnx.name, "sha256": sha256(onnx)},
-        rebuild=rebuild or " ".join(["dyvit build", str(onnx), f"--format {format}", *config.flags(), f"-o {path}"]),
-        verified=verified if found else BY_GRAPH, stripped=config.strip_weights,
-        model=graph_facts(proto, str(onnx)), layers=tuple(layers),
-        versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
-    fused, apart = fused_attention(layers)
-    facts = dataclasses.replace(facts, fused_attention=fused, unfused_attention=apart)
-    return save_engine(path, plan, facts, seconds, notes)
+    return [f"The engine does not name {len(silent)} of {len(wanted)} matrix products "
+            f"({', '.join(part_names(silent)[:3])}); theirs are the graph's precisions."] if silent and found else []
 
 
 def save_engine(path: Path, plan: Any, facts: EngineFacts, seconds: float, notes: list[str]) -> BuildReport:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,18 @@ def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[F
         return FLAVOURS[facts.builder["format"]], None if report.altered else facts
     header = read_plan_header(path)
     return header[0] if header else FLAVOURS["trt"], None
+
+
+def read_trusted(path: Path, facts: EngineFacts | None) -> bytes:
+    """The plan's bytes, once they are those that `facts` describe: the file may have changed since the preflight.
+
+    Raises:
+        ArtifactError: they are not.
+    """
+    content = path.read_bytes()
+    if facts and hashlib.sha256(content).hexdigest() != facts.plan["sha256"]:
+        raise ArtifactError(f"{path} changed while it was opened; try again.")
+    return content
 
 
 def _built(facts: EngineFacts | None, flavour: Flavour, header: tuple[Flavour, Version] | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ..graph import graph_facts, load_graph
 from .build import BuildReport, save_engine
 from .flavours import Door, open_door
 from .network import last
-from .preflight import require_loadable
+from .preflight import read_trusted, require_loadable
 from .sidecar import sidecar_path
 
 
@@ -35,7 +35,7 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, trust: bo
     runtime = door.trt.Runtime(door.logger)
     if facts.config.version_compatible:
         runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    engine = runtime.deserialize_cuda_engine(read_trusted(plan, facts))
     if engine is None:
         raise BackendError(f"{flavour.name} cannot load {plan} ({last(door.logger.errors)}); build it again here.")
     _refit(door, engine, onnx)

@@ -18,7 +18,7 @@ from ..config import EngineRunConfig
 from ..deploy_config import BatchProfile
 from ..engine.flavours import Door, open_door
 from ..engine.network import DATA_TYPES, last
-from ..engine.preflight import require_loadable
+from ..engine.preflight import read_trusted, require_loadable
 from ..errors import ArtifactError, BackendError, ConfigError, reason
 from .base import InputSpec, Outputs, Runner
 from .cuda import Cuda
@@ -44,7 +44,7 @@ class TensorRTRunner(Runner):
         self._runtime = door.trt.Runtime(door.logger)
         # A version-compatible plan brings host code of its own, which is refused unless the plan is trusted.
         self._runtime.engine_host_code_allowed = run.trust or bool(sidecar and sidecar.config.version_compatible)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(read_trusted(path, sidecar))
         if self._engine is None:
             raise BackendError(f"{flavour.name} {door.version} cannot load {path} ({last(door.logger.errors)}); build "
                                f"it again on this machine{': ' + sidecar.rebuild if sidecar else ''}.")
