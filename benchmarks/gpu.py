@@ -54,7 +54,7 @@ from dyvit_deploy.graph import graph_facts, load_graph, on_score_path, set_facts
 from dyvit_deploy.machine import gpu_clocks, machine
 from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.optional import require
-from dyvit_deploy.runners.ort import PROVIDERS, cuda_works
+from dyvit_deploy.runners.ort import PROVIDER_OPTIONS, PROVIDERS, cuda_works
 
 PRUNED = 0.7                                # keep ratio; 1.0 is dense
 EAGER, COMPILED, ORT = "PyTorch eager", "PyTorch compiled", "ONNX Runtime"
@@ -213,7 +213,8 @@ def open_pytorch(shop: Workshop, job: Job, ratio: float, stack: contextlib.ExitS
 def open_ort(shop: Workshop, job: Job, ratio: float, stack: contextlib.ExitStack) -> Timed:
     ort = require("onnxruntime")
     # OrtRunner takes host memory; a binding leaves batch and outputs on the GPU.
-    session = ort.InferenceSession(str(shop.artifact(job, ratio)), providers=[PROVIDERS[shop.device]])
+    session = ort.InferenceSession(str(shop.artifact(job, ratio)),
+                                   providers=[(PROVIDERS[shop.device], PROVIDER_OPTIONS[shop.device])])
     binding = session.io_binding()
     binding.bind_ortvalue_input("images", ort.OrtValue.ortvalue_from_numpy(noise(job.model, job.batch), shop.device, 0))
     for output in session.get_outputs():
@@ -309,7 +310,7 @@ def go_through(shop: Workshop, jobs: list[Job], plan: Plan, end: float, result: 
         try:
             gc.collect()                                                   # of the memory of the job before
             torch.cuda.empty_cache()
-            row = measure(shop, job, plan.seconds)
+            row = measure(shop, job, plan.seconds) | {"clocks": gpu_clocks() if shop.device == "cuda" else None}
             result["rows"].append(row)
             say(f"{name}: {row['dense']['images_per_sec']:.1f} -> {row['pruned']['images_per_sec']:.1f} images/s, "
                 f"{row['speedup']:.2f}x where {row['ceiling']:.2f}x is the ceiling")
@@ -326,12 +327,12 @@ def go_through(shop: Workshop, jobs: list[Job], plan: Plan, end: float, result: 
 def run(plan: Plan, device: str, minutes: float, path: Path) -> dict[str, Any]:
     """Measures, and writes what there is after every configuration."""
     end = time.perf_counter() + 60 * minutes
-    gpu = gpu_facts(plan.precisions) if device == "cuda" else {"matmul_peak_tflops": None, "clocks_before": None}
+    gpu = gpu_facts(plan.precisions) if device == "cuda" else {"matmul_peak_tflops": None}
     result: dict[str, Any] = {
         "machine": machine(), "versions": library_versions(*LIBRARIES, *MORE) | driver(), "device": device,
         "config": {**dataclasses.asdict(plan), "keep_ratio": PRUNED, "minutes": minutes, "tf32": False,
                    "pytorch_float16_by": "model.half()"},
-        "started": now(), "finished": None, "interrupted": False, "gpu": {**gpu, "clocks_after": None},
+        "started": now(), "finished": None, "interrupted": False, "gpu": gpu,
         "float16_graph_by": None, "rows": [], "parity": [], "missing": [], "refused": [], "failed": [], "left_out": []}
     jobs: list[Job] = []
     with tempfile.TemporaryDirectory(prefix="dyvit-gpu-") as name:
@@ -349,7 +350,6 @@ def run(plan: Plan, device: str, minutes: float, path: Path) -> dict[str, Any]:
         except KeyboardInterrupt:
             result["interrupted"] = True
         result["finished"] = now()
-        result["gpu"]["clocks_after"] = gpu_clocks() if device == "cuda" else None
         save()
     say(f"{len(result['rows'])} rows, {len(result['failed'])} failed, {len(result['left_out'])} left out: {path}")
     return result

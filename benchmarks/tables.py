@@ -142,6 +142,8 @@ def gpu_rows(result: dict) -> str:
 
 GPU_LIBRARIES = {"driver": "driver", "cuda": "CUDA", "torch": "PyTorch", "onnxruntime-gpu": "ONNX Runtime",
                  "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+
+
 def engine_table() -> str:
     """What building costs without a GPU, and what the builder made of it."""
     result = read("deit-s-0.7-engines.json")

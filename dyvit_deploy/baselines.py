@@ -14,6 +14,7 @@ from .data.open import open_calibration
 from .deploy_config import DeployConfig
 from .engine.build import build_engine
 from .engine.sidecar import read_sidecar
+from .errors import BackendError, ExportError, MissingDependency
 from .lowering import Lowering
 from .optional import require
 from .runners.base import Runner
@@ -59,9 +60,17 @@ def with_baselines(candidates: list[Candidate], given: str | Path | None, folder
             notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
         else:
             if kind not in dense:
-                dense[kind] = opened(_dense_baseline(candidate, folder / f"dense-{len(built)}"))
-                dense[kind].runner.name, dense[kind].stand_in = f"dense {runner.facts.model.name}", True
-                built.append(dense[kind])
+                try:
+                    made = opened(_dense_baseline(candidate, folder / f"dense-{len(built)}"))
+                except (MissingDependency, ExportError, BackendError) as error:
+                    if not is_engine(candidate.path):                      # the others need nothing that is not here
+                        raise
+                    notes.append(f"{runner.name} has no dense baseline here ({str(error).rstrip('.')}); pass "
+                                 "--baseline FILE to compare it.")
+                    continue
+                made.runner.name, made.stand_in = f"dense {runner.facts.model.name}", True
+                dense[kind] = made
+                built.append(made)
             candidate.baseline = dense[kind]
     return [*built, *candidates], notes
 
@@ -120,7 +129,9 @@ def _dense_engine(candidate: Candidate, graph: Path) -> Path:
         with atomic_write(graph) as temporary:
             require("onnx").save(lowered.proto, str(temporary))
     plan = graph.with_suffix(".plan")
-    build_engine(graph, plan, sidecar.builder["format"], sidecar.config)
+    # Where its timings were kept is the business of the machine that built it, and a baseline needs its weights.
+    settings = dataclasses.replace(sidecar.config, timing_cache=None, strip_weights=False, refittable=False)
+    build_engine(graph, plan, sidecar.builder["format"], settings)
     return plan
 
 

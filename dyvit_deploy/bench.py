@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import subprocess
@@ -29,13 +30,13 @@ from rich.text import Text
 
 from .artifacts import library_versions, require_file
 from .baselines import Candidate, count_gmacs, with_baselines
-from .config import EngineRunConfig, LoadConfig
+from .config import LoadConfig
 from .data.images import Track, no_track
 from .errors import BackendError, ConfigError
 from .gpu_peak import cross_check, gpu_facts, gpu_notes
 from .machine import gpu_clocks, machine, peak_mib
 from .runners.base import Runner
-from .runners.open import is_checkpoint, is_engine, open_runner
+from .runners.open import is_engine, load_for, open_runner
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
@@ -161,7 +162,7 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
 
         def opened(path: str | Path) -> Candidate:
-            runner = stack.enter_context(open_runner(path, load=_fitting(load, path), device=config.device,
+            runner = stack.enter_context(open_runner(path, load=load_for(path, load), device=config.device,
                                                      threads=config.threads))
             return Candidate(runner, str(path), count_gmacs(runner.facts))
 
@@ -178,14 +179,15 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
                   for runner in emulated]
         engines = any(is_engine(c.path) for c in candidates)
         gpu = gpu_facts({c.runner.precision for c in candidates}) if engines else None
+        for candidate, batch in itertools.product(candidates, config.batches):
+            candidate.runner.check_batch(batch)                            # before an hour of timing, not after
         timings: list[Timing] = []
         for batch in track(config.batches, "timing", len(config.batches)):
-            rows = _time_batch(candidates, batch, config, load)
+            rows = _time_batch(candidates, batch, config, load, gpu)
             timings += rows
             notes += [line for c, row in zip(candidates, rows) if row.gpu_ms_p50 and c.runner.backend == "TensorRT"
-                      for line in cross_check(c.path, c.runner.input, batch, row.gpu_ms_p50["compute"])]
+                      for line in cross_check(c.runner, c.path, batch, load.engine, row.gpu_ms_p50["compute"])]
         if gpu is not None:
-            gpu["clocks_after"] = gpu_clocks()
             notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
     notes += faster_here(timings)
     notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
@@ -197,12 +199,6 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
     return BenchReport(tuple(timings), machine(), library_versions(*LIBRARIES), config, tuple(notes), gpu)
 
 
-def _fitting(load: LoadConfig, path: str | Path) -> LoadConfig:
-    """What of `load` is for an artifact like this one; the baselines of one run differ in kind."""
-    return load if is_checkpoint(path) else LoadConfig(
-        image_size=load.image_size, engine=load.engine if is_engine(path) else EngineRunConfig())
-
-
 def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = None, seed: int = 0) -> NDArray[Any]:
     """Random input for `runner`: float standard normal, or uint8 0..255.
 
@@ -210,9 +206,7 @@ def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = N
         ConfigError: the artifact's batch is fixed at another size.
         BackendError: its image size is free and `image_size` is None.
     """
-    fixed = runner.input.shape[0]
-    if fixed not in (None, batch):
-        raise ConfigError(f"{runner.name} takes batches of {fixed} only; pass --batch {fixed}.")
+    runner.check_batch(batch)
     size = runner.image_spec(image_size).image_size
     rng = np.random.default_rng(seed)
     if runner.input.dtype == "uint8":
@@ -246,15 +240,18 @@ def _who(timing: Timing) -> str:
     return f"{timing.artifact} ({timing.precision}, {timing.backend})"
 
 
-def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig) -> list[Timing]:
+def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig,
+                gpu: dict[str, Any] | None) -> list[Timing]:
     feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
     samples = alternate([c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)], config)
+    if gpu is not None:
+        gpu["clocks"].append(gpu_clocks())                                 # while it is still warm
     streams = {id(c): load.engine.streams if is_engine(c.path) else 1 for c in candidates}
     speed = {id(c): streams[id(c)] * batch / float(np.median(s)) for c, s in zip(candidates, samples)}  # images/s
     rows = []
     for candidate, feed, seconds in zip(candidates, feeds, samples):
-        gpu = {name: float(np.median(ms)) for name, ms in candidate.runner.gpu_ms(feed, GPU_RUNS).items()}
-        tflops = 2 * candidate.gmacs * batch / gpu["compute"] if gpu and candidate.gmacs else None
+        phases = {name: float(np.median(ms)) for name, ms in candidate.runner.gpu_ms(feed, GPU_RUNS).items()}
+        tflops = 2 * candidate.gmacs * batch / phases["compute"] if phases and candidate.gmacs else None
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
         base, mine = candidate.baseline, id(candidate)
         rows.append(Timing(
@@ -263,7 +260,7 @@ def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig
             peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
             candidate.gmacs, speed[mine] / speed[id(base)] if base else None,
             base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in,
-            streams[mine], gpu or None, tflops))
+            streams[mine], phases or None, tflops))
     return rows
 
 
@@ -317,7 +314,7 @@ def peak_memory(path: str, batch: int, load: LoadConfig, device: str | None, thr
 def report_peak() -> None:
     """What `peak_memory` runs in the other process; writes MiB to standard output."""
     path, batch, load, device, threads = json.loads(sys.argv[1])
-    config = _fitting(LoadConfig.from_dict(load), path)
+    config = load_for(path, LoadConfig.from_dict(load))
     with open_runner(path, load=config, device=device, threads=threads) as runner:
         runner.infer(make_feed(runner, batch, config.image_size))
     peak = peak_mib()

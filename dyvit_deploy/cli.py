@@ -12,7 +12,7 @@ import click
 from .artifacts import own_version, write_json
 from .config import CalibrationConfig, ExportConfig, KeepRequest, LoadConfig, PrecisionConfig
 from .deploy_config import BuildConfig, DeployConfig
-from .errors import DyvitError, did_you_mean
+from .errors import ConfigError, DyvitError, did_you_mean
 from .options import (
     Numbers,
     build_options,
@@ -170,6 +170,7 @@ def export(checkpoint: str, target_format: str, out: str, with_tokens: bool, inp
 
     config = DeployConfig(target_format, ExportConfig(with_tokens, input_type, allow_large_k), precision, calibration,
                           build)
+    check_apart(out, json_file)
     if dry_run:
         return show_plan(plan_artifact(checkpoint, out, config, load), json_file)
     with BuildBar() as bar:
@@ -196,6 +197,7 @@ def build_command(model: str, target_format: str, out: str, dry_run: bool, build
     from .engine.build import build_engine, plan_build
     from .progress import BuildBar
 
+    check_apart(out, json_file)
     if dry_run:
         return show_plan(plan_build(model, out, target_format, build), json_file)
     with BuildBar() as bar:
@@ -341,6 +343,12 @@ def show(report: Any, json_file: str | None) -> None:
     console().print(report.table())
     if json_file:
         write_json(json_file, report.to_json())
+
+
+def check_apart(out: str, json_file: str | None) -> None:
+    """Refuses a report in the place of an engine's own description."""
+    if json_file and Path(json_file).resolve() == Path(f"{out}.json").resolve():
+        raise ConfigError(f"{json_file} is where the description of {out} goes; name another file.")
 
 
 def show_plan(plan: BuildPlan, json_file: str | None) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .artifacts import library_versions
 from .engine.flavours import FLAVOURS, open_door
-from .errors import DyvitError, reason
+from .errors import BackendError, DyvitError, reason
 from .machine import gpu
 from .optional import installed, require
 
@@ -76,8 +76,10 @@ def _openvino_devices() -> str:
 def _engine_devices(format: str) -> str:
     open_door(format)
     found = gpu()
-    builds = "builds only: no GPU works here" if FLAVOURS[format].builds_without_gpu else "no GPU works here"
-    return f"{found.name} (compute capability {found.compute_capability})" if found else builds
+    if found is None and not FLAVOURS[format].builds_without_gpu:
+        raise BackendError("no GPU with a driver works here, which it needs to build and to run")
+    return (f"{found.name} (compute capability {found.compute_capability})" if found
+            else "builds only: no GPU works here")
 
 
 def _nothing() -> str:
@@ -126,7 +128,8 @@ def _examine(probe: _Probe) -> Backend:
         require(probe.module)
         devices = probe.devices()                                          # and below, the ways a broken library fails
     except (DyvitError, ImportError, OSError, RuntimeError, AttributeError) as error:
-        repair = f"pip install --force-reinstall {probe.distributions[0]}"
+        # What we refuse ourselves says what to do.
+        repair = None if isinstance(error, DyvitError) else f"pip install --force-reinstall {probe.distributions[0]}"
         return Backend(probe.name, UNUSABLE, version, reason(error), probe.does, repair)
     return Backend(probe.name, READY, version, devices, probe.does, None)
 

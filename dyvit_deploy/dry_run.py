@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from .artifacts import require_file, size_mib
@@ -10,10 +11,9 @@ from .deploy_config import DeployConfig
 from .engine.build import BuildPlan, profile_words
 from .engine.commands import polygraphy_line, trtexec_line
 from .engine.flavours import FLAVOURS
+from .engine.layers import WIDTH
 from .engine.network import Tensor
 from .targets import ENGINES, FLAGS, Choice
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
 
 
 def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,
@@ -57,7 +57,7 @@ def _lowering_steps(config: DeployConfig, choice: Choice, weights: float) -> lis
     if choice.precision in QUANTIZED:
         steps.append(f"reuse the ranges in {calibration.ranges}" if calibration.ranges else
                      f"calibrate on at most {calibration.images} images of {calibration.data or 'noise'}")
-    small = weights * BYTES[choice.precision] / 4
+    small = weights * WIDTH[choice.precision] / WIDTH["float32"]
     steps.append(f"lower to {choice.precision} for {choice.target}, about {small:.1f} MiB of weights")
     return steps + (["compare with float32 at batch 1 and 8"] if config.precision.gate else [])
 
@@ -71,7 +71,7 @@ def _images(config: DeployConfig, size: tuple[int, int]) -> Tensor:
 def export_command(checkpoint: Path, path: Path, config: DeployConfig, load: LoadConfig = LoadConfig()) -> str:
     """The command line of `export_artifact` with these arguments."""
     precision, calibration, keep = config.precision, config.calibration, load.keep
-    words = ["dyvit export", str(checkpoint), f"--format {config.format}"]
+    words = ["dyvit export", shlex.quote(str(checkpoint)), f"--format {config.format}"]
     words += [FLAGS[precision.precision]] if precision.precision != "float32" else []
     for option, value, default in (
             ("--calib", calibration.data, None), ("--ranges", calibration.ranges, None),
@@ -85,8 +85,10 @@ def export_command(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
             ("--weights", load.weights, "auto")):
         if value != default:
             mark = "x" if option == "--image-size" else ","
-            words.append(f"{option} {mark.join(map(str, value)) if isinstance(value, tuple) else value}")
+            text = mark.join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"{option} {shlex.quote(text)}")
     for flag, given in (("--with-tokens", config.export.with_tokens), ("--quantize-attention", calibration.attention),
-                        ("--no-gate", not precision.gate)):
+                        ("--no-gate", not precision.gate), ("--allow-random-calib", calibration.allow_noise),
+                        ("--allow-large-k", config.export.allow_large_k)):
         words += [flag] if given else []
-    return " ".join([*words, *config.build.flags(), f"-o {path}"])
+    return " ".join([*words, *config.build.flags(), f"-o {shlex.quote(str(path))}"])

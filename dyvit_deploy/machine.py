@@ -53,6 +53,13 @@ def system() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
+def _gpu_uuid() -> str | None:
+    """The name by which nvidia-smi knows PyTorch's first GPU; the two count in different orders."""
+    torch = require("torch")
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None) if torch.cuda.is_available() else None
+    return f"GPU-{uuid}" if uuid else None
+
+
 CLOCKS = ("clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
 
 
@@ -62,7 +69,9 @@ def gpu_clocks() -> dict[str, str] | None:
     if tool is None:
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        run = subprocess.run([tool, f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader", "--id=0"],
+        uuid = _gpu_uuid()
+        which = [f"--id={uuid}"] if uuid else []
+        run = subprocess.run([tool, f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader", *which],
                              capture_output=True, text=True, timeout=10, check=True)
         return dict(zip(CLOCKS, (value.strip() for value in run.stdout.split(","))))
     return None

@@ -21,7 +21,7 @@ from .data.open import open_images
 from .errors import ConfigError, DataError
 from .overlap import StageOverlap, near_cut, stage_overlaps
 from .runners.base import Outputs, Runner, join_outputs, run_in_batches, take
-from .runners.open import is_checkpoint, open_runner
+from .runners.open import is_checkpoint, load_for, open_runner
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,10 @@ def check_artifacts(reference: str | Path, candidate: str | Path, data: str | No
     """
     with contextlib.ExitStack() as stack:
         # Beside a checkpoint, the options are meant for the checkpoint.
-        graph = (LoadConfig(image_size=load.image_size) if is_checkpoint(reference) or is_checkpoint(candidate)
-                 else load)
+        mixed = is_checkpoint(reference) or is_checkpoint(candidate)
 
         def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
-            return stack.enter_context(open_runner(path, load=load if is_checkpoint(path) else graph, like=like,
+            return stack.enter_context(open_runner(path, load=load_for(path, load) if mixed else load, like=like,
                                                    device=config.device))
 
         if is_checkpoint(reference) and not is_checkpoint(candidate):

@@ -18,9 +18,10 @@ from .data.open import check_source, gate_is_separate, open_calibration, open_ga
 from .deploy_config import BuildConfig, DeployConfig
 from .deploy_report import DeployReport, Progress
 from .dry_run import export_command, plan_export
-from .engine.build import BuildPlan, build_engine, install, require_builder
+from .engine.build import BuildPlan, BuildReport, build_engine, install, require_builder
 from .engine.flavours import check_settings, flavour_of
-from .errors import ConfigError, DataError, ExportError
+from .engine.preflight import preflight
+from .errors import BackendError, ConfigError, DataError, ExportError
 from .export.onnx import ExportReport, export_onnx
 from .export.openvino import write_openvino
 from .graph import keep_outputs, load_graph, product_precisions, set_facts, summary
@@ -77,11 +78,11 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = T
     choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16(),
                      config.build.compute_capabilities)
     require_file(checkpoint)
-    _check_target(checkpoint, path, choice)
-    if config.format in ENGINES:
-        check_settings(flavour_of(config.format), config.build, not build or gpu() is not None)
-        if build:
-            require_builder(config.format, config.build)
+    _check_target(checkpoint, path, choice, build)
+    if config.format in ENGINES and build:
+        require_builder(config.format, config.build)
+    elif config.format in ENGINES:
+        check_settings(flavour_of(config.format), config.build, gpu=True)
     elif dataclasses.replace(config.build, compute_capabilities=()) != BuildConfig():
         flags = dataclasses.replace(config.build, compute_capabilities=()).flags()
         raise ConfigError(f"{flags[0].split()[0]} is for engines; add --format trt or --format rtx.")
@@ -102,11 +103,13 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = T
     return choice
 
 
-def _check_target(checkpoint: Path, path: Path, choice: Choice) -> None:
-    """Raises ConfigError or ArtifactError when `path` cannot be the artifact."""
+def _check_target(checkpoint: Path, path: Path, choice: Choice, write: bool) -> None:
+    """Raises ConfigError or ArtifactError when `path` cannot be the artifact; only `write` touches the disk."""
     wanted = SUFFIXES[choice.format]
     if path.suffix.lower() != wanted and (choice.format != "onnx" or path.suffix.lower() in SUFFIXES.values()):
         raise ConfigError(f"--format {choice.format} writes {wanted} files, not {path.name}; change -o or --format.")
+    if not write:
+        return
     check_target(path)
     if choice.format == "openvino":
         weights = check_target(path.with_suffix(".bin"))
@@ -142,16 +145,35 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
         progress.say(f"building the engine for {config.format}")
         again = export_command(checkpoint, path, config, load)
         built = build_engine(graph, Path(name) / "engine.plan", config.format, config.build, progress.watch, again)
-        verdict = None
-        if gpu() is not None and config.precision.gate:
-            progress.say("comparing the engine with the checkpoint")
-            sizes = tuple({min(max(batch, p.min), p.max) for batch in BATCHES for p in built.facts.profiles[:1]})
-            verdict = check_artifacts(checkpoint, built.path, config.calibration.data, CheckConfig(batches=sizes),
-                                      load, progress.track)
+        verdict, notes = _on_device(checkpoint, built, config, load, progress)
         # A report that failed is false: only None is absent.
-        target = path if verdict is None or verdict else path.with_suffix(".rejected.plan")
+        passed = verdict is None or bool(verdict)
+        rejected = path.with_suffix(".rejected.plan")
+        target, other = (path, rejected) if passed else (rejected, path)
+        if other.exists():
+            notes.append(f"{other} is of an earlier run and was left as it is.")
+        if config.build.strip_weights:
+            graph_again = export_command(checkpoint, path.with_suffix(".onnx"), plain, load)
+            notes.append(f"Its weights come with the graph: {graph_again}")
         built = install(built, target)
-        return dataclasses.replace(report, engine=built, on_device=verdict, notes=report.notes + built.notes)
+        return dataclasses.replace(report, engine=built, on_device=verdict, notes=(*report.notes, *built.notes, *notes))
+
+
+def _on_device(checkpoint: Path, built: BuildReport, config: DeployConfig, load: LoadConfig,
+               progress: Progress) -> tuple[ParityReport | None, list[str]]:
+    """The engine against the checkpoint at every size that its profiles name; None where it does not run here."""
+    if gpu() is None or not config.precision.gate:
+        return None, []
+    here = preflight(built.path)
+    if not here:
+        return None, [f"Not compared on this GPU: {', and '.join(here.problems)}."]
+    progress.say("comparing the engine with the checkpoint")
+    sizes = tuple(sorted({size for p in built.facts.profiles for size in (p.min, p.opt, p.max)}))
+    try:
+        return check_artifacts(checkpoint, built.path, config.calibration.data, CheckConfig(batches=sizes), load,
+                               progress.track), []
+    except BackendError as error:
+        return None, [f"Not compared on this GPU: {error}"]
 
 
 class _Delivery:

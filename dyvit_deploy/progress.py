@@ -107,3 +107,5 @@ class BuildBar:
             self._phase = step.phase
             self._progress.reset(self._task, total=step.steps, description=step.phase.lower())
         self._progress.update(self._task, completed=step.step)
+        if step.depth == 0 and step.step == step.steps:                    # other bars may follow
+            self._progress.stop()

@@ -43,9 +43,11 @@ ENUMERATIONS = {
     "ProfilingVerbosity": "LAYER_NAMES_ONLY DETAILED NONE",
     "TensorIOMode": "NONE INPUT OUTPUT",
     "ILogger": "INTERNAL_ERROR ERROR WARNING INFO VERBOSE",
-    "CudaGraphStrategy": "DISABLED WHOLE_GRAPH_CAPTURE",
+    "SerializationFlag": "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME INCLUDE_REFIT",
+    "ComputeCapability": "NONE CURRENT SM80 SM86 SM89 SM120 SM121", "CudaGraphStrategy": "DISABLED WHOLE_GRAPH_CAPTURE",
+    "DynamicShapesKernelSpecializationStrategy": "LAZY EAGER NONE",
 }
-ONLY_RTX = ("CudaGraphStrategy", "IRuntimeCache")
+ONLY_RTX = ("ComputeCapability", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy", "IRuntimeCache")
 # ONNX element type: TensorRT's name, the inspector's, numpy's.
 TYPES = {onnx.TensorProto.FLOAT: ("FLOAT", "Float", "float32"), onnx.TensorProto.FLOAT16: ("HALF", "Half", "float16"),
          onnx.TensorProto.INT64: ("INT64", "Int64", "int64"), onnx.TensorProto.UINT8: ("UINT8", "UInt8", "uint8")}
@@ -136,6 +138,7 @@ class OnnxParser(Api):
     def parse_from_file(self, path: str) -> bool:
         assert isinstance(path, str)
         proto, network = onnx.load(path), self._network
+        self.library.graphs.append(proto)
         network._inputs = [self._tensor(value) for value in proto.graph.input]
         network._outputs = [self._tensor(value) for value in proto.graph.output]
         network._products, types = [], element_types(proto)
@@ -164,6 +167,7 @@ class ITimingCache(Api):
         self._entries = set(json.loads(content or b"[]"))
 
     def combine(self, other: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch                                         # one of another GPU is left out
         self._entries |= other._entries
         return True
 
@@ -176,6 +180,7 @@ class IBuilderConfig(Api):
 
     def __init__(self) -> None:
         self._flags, self._pools, self._profiles, self._cache = {"TF32"}, {}, [], None
+        self._capabilities: list[str] = []
         self.builder_optimization_level = 3
         self.profiling_verbosity = self.library.ProfilingVerbosity.LAYER_NAMES_ONLY
         self.hardware_compatibility_level = self.library.HardwareCompatibilityLevel.NONE
@@ -194,6 +199,19 @@ class IBuilderConfig(Api):
         return True
 
     create_timing_cache = creates("ITimingCache")
+
+
+class RtxBuilderConfig(IBuilderConfig):
+    writable = (*IBuilderConfig.writable, "num_compute_capabilities")
+    num_compute_capabilities = 1
+    def set_compute_capability(self, compute_capability: Member, index: int) -> bool:
+        assert 0 <= index < self.num_compute_capabilities
+        self._capabilities.insert(index, compute_capability.name)
+        return True
+
+
+def packed(library: Library, plan: dict[str, Any]) -> memoryview:
+    return memoryview(library.magic + json.dumps(plan).encode())
 
 
 class Builder(Api):
@@ -217,10 +235,11 @@ class Builder(Api):
             "version": self.library.__version__, "flags": sorted(config._flags), "pools": config._pools,
             "level": config.builder_optimization_level, "hardware": config.hardware_compatibility_level.name,
             "verbosity": config.profiling_verbosity.name, "profiles": config._profiles, "products": network._products,
+            "capabilities": config._capabilities, "weights": "STRIP_PLAN" not in config._flags,
             "tensors": {tensor.name: [mode, tensor.dtype.name, list(tensor.shape)] for mode, tensors in (
                 ("INPUT", network._inputs), ("OUTPUT", network._outputs)) for tensor in tensors}}
         self.library.built.append(plan)
-        return memoryview(self.library.magic + json.dumps(plan).encode())
+        return packed(self.library, plan)
 
     @staticmethod
     def _phases(monitor: Any) -> bool:
@@ -261,7 +280,7 @@ class ICudaEngine(Api):
     num_io_tensors = property(lambda self: len(self._tensors))
     num_optimization_profiles = property(lambda self: max(1, len(self._plan["profiles"])))
     device_memory_size_v2 = property(lambda self: int(self.library.context_mib * 2**20))
-    create_runtime_config = creates("IRuntimeConfig")
+    create_runtime_config, create_serialization_config = creates("IRuntimeConfig"), creates("ISerializationConfig")
     def get_tensor_name(self, index: int) -> str: return list(self._tensors)[index]
     def get_tensor_mode(self, name: str) -> Member: return getattr(self.library.TensorIOMode, self._tensors[name][0])
     def get_tensor_dtype(self, name: str) -> Member: return getattr(self.library.DataType, self._tensors[name][1])
@@ -275,6 +294,36 @@ class ICudaEngine(Api):
     def create_execution_context(self, settings: Any = None) -> IExecutionContext | None:
         self.library.contexts.append(settings)
         return self.library.IExecutionContext(self) if self.library.gives_contexts else None
+
+    def serialize_with_config(self, config: ISerializationConfig) -> memoryview:
+        weights = self._plan["weights"] and "EXCLUDE_WEIGHTS" not in config._flags
+        return packed(self.library, self._plan | {"weights": weights})
+
+
+class ISerializationConfig(Api):
+    def __init__(self) -> None: self._flags = {"EXCLUDE_WEIGHTS"}      # of plans without weights
+    def clear_flag(self, flag: Member) -> bool: return self._flags.discard(flag.name) is None
+
+
+class Refitter(Api):
+    def __init__(self, engine: ICudaEngine, logger: Any) -> None: self._engine, self._logger = engine, logger
+
+    def refit_cuda_engine(self) -> bool:
+        self._engine._plan["weights"] = True
+        return True
+
+
+class OnnxParserRefitter(Api):
+    def __init__(self, refitter: Refitter, logger: Any) -> None: self._plan, self._logger = refitter._engine._plan, logger
+
+    def refit_from_file(self, path: str) -> bool:
+        assert isinstance(path, str)
+        told = {node.name for node in onnx.load(path).graph.node if node.op_type in PRODUCTS}
+        fits = told == {product["node"] for product in self._plan["products"]}
+        if not (fits and {"REFIT", "STRIP_PLAN"} & set(self._plan["flags"])):
+            self._refuse("Error Code 4: API Usage Error (Refit: a weight is not refittable.)")
+            return False
+        return True
 
 
 class EngineInspector(Api):
@@ -293,9 +342,10 @@ class EngineInspector(Api):
         return json.dumps({"Layers": layers, "Bindings" if self.library.major == 10 else "I/O Tensors": []})
 
     def _layer(self, node: str, operator: str, dtype: str) -> dict[str, Any]:
-        conv, spelt, unknown = operator == "Conv", SPELT[dtype], "N/A due to dynamic shapes"
+        conv, unknown = operator == "Conv", "N/A due to dynamic shapes"
+        spelt = SPELT[dtype] if self.library.tells_types else unknown
         shaped = self.execution_context is not None and self.execution_context._shapes
-        old = {"Format/Datatype": (LONG[spelt] if shaped else unknown) if conv else spelt}
+        old = {"Format/Datatype": (LONG.get(spelt, spelt) if shaped else unknown) if conv else spelt}
         tensor = {"Name": "x"} | (old if self.library.major == 10 else {"Datatype": spelt, "Format": unknown})
         return {"Name": f"{node}_myl0_1", "LayerType": "CaskConvolution" if conv else "gemm", "Inputs": [tensor],
                 "Outputs": [tensor], "Metadata": f"[ONNX Layer: {node}]"}
@@ -332,7 +382,7 @@ class IExecutionContext(Api):
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         tensors = self._engine._tensors
-        if set(tensors) - set(self._addresses) or self.library.breaks:
+        if set(tensors) - set(self._addresses) or self.library.breaks or not self._engine._plan["weights"]:
             self._refuse("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access)")
             return False
         self.library.launches.append(stream_handle)
@@ -350,8 +400,7 @@ class IExecutionContext(Api):
 
 
 class IRuntimeConfig(Api):
-    writable = ("cuda_graph_strategy",)
-
+    writable = ("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy")
     create_runtime_cache = creates("IRuntimeCache")
 
     def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
@@ -376,17 +425,19 @@ def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | 
     """A library of `version`: 10.12 and 11 are TensorRT, 1.7 is TensorRT for RTX.
 
     A test may set `compute`; `widened`, products that come out as Float; `refusal`, what is said to every plan;
-    `gives_contexts`, `breaks`, `context_mib`. It may read `unknown`, `removed_touched`, `network_flags`, `built`,
-    `contexts` (their settings), `profiles_chosen` and `launches` (their streams).
+    `gives_contexts`, `breaks`, `context_mib`, `tells_types`. It may read `unknown`, `removed_touched`, `graphs` (as
+    parsed), `network_flags`, `built`, `contexts` (their settings), `profiles_chosen`, `launches` (their streams).
     """
     library = Library("tensorrt")
     library.__version__, library.major = version, int(version.split(".")[0])
     library.magic = b"vtrt" if library.major == 1 else b"ftrt"
     library.compute, library.widened, library.refusal = compute, set(), None
     library.gives_contexts, library.breaks, library.context_mib = True, False, 1.0
-    for name in ("unknown", "removed_touched", "network_flags", "built", "contexts", "profiles_chosen", "launches"):
+    library.tells_types = True
+    for name in "unknown removed_touched graphs network_flags built contexts profiles_chosen launches".split():
         setattr(library, name, [])
     known = {"ILayer": (Api, {})} | {cls.__name__: (cls, {}) for cls in CLASSES}
+    known["IBuilderConfig"] = RtxBuilderConfig if library.major == 1 else IBuilderConfig, {}
     for name, values in ENUMERATIONS.items():
         first = 1 if name == "NetworkDefinitionCreationFlag" and library.major == 10 else 0
         members = {value: Member(name, value, number) for number, value in enumerate(values.split(), first)}

@@ -1,9 +1,15 @@
 import sys
 
 import pytest
+from helpers import tiny_checkpoint
 
+from dyvit_deploy.config import CalibrationConfig, PrecisionConfig
+from dyvit_deploy.deploy_config import DeployConfig
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.optional import installed, require
+from dyvit_deploy.pipeline import export_artifact
+from dyvit_deploy.runners.openvino import core
+from dyvit_deploy.targets import SUFFIXES
 
 
 def test_an_absent_library_names_its_extra(monkeypatch):
@@ -25,3 +31,18 @@ def test_installed_does_not_import(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert installed("quiet_library")
     assert not installed("no_such_library")
+
+
+@pytest.mark.parametrize("module, precision, format", [
+    ("modelopt", {"precision": "float16"}, "onnx"), ("lief", {"precision": "float8"}, "onnx"),
+    ("openvino", {}, "openvino"),
+])
+def test_an_export_without_its_library_names_the_pip_line_and_writes_nothing(tmp_path, monkeypatch, module, precision,
+                                                                             format):
+    monkeypatch.setitem(sys.modules, module, None)
+    core.cache_clear()                      # it may have been opened by a test before
+    config = DeployConfig(format, precision=PrecisionConfig(**precision),
+                          calibration=CalibrationConfig(allow_noise=True) if precision else CalibrationConfig())
+    with pytest.raises(MissingDependency, match=rf"{module} is not installed. .*pip install 'dyvit-deploy\["):
+        export_artifact(tiny_checkpoint(tmp_path), tmp_path / f"m{SUFFIXES[format]}", config)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]

@@ -1,9 +1,11 @@
 """Builds a TensorRT engine of an ONNX file, and makes sure that it is what the graph asked for."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from rich.text import Text
 
 from ..artifacts import check_target, library_versions, require_file, sha256, size_mib
 from ..deploy_config import BatchProfile, BuildConfig
-from ..errors import BackendError, ConfigError, ExportError
+from ..errors import ArtifactError, BackendError, ConfigError, ExportError
 from ..graph import graph_facts, load_graph, product_precisions, summary
 from ..machine import gpu, system
 from ..optional import require
@@ -24,6 +26,7 @@ from ..parts import part_names
 from .commands import polygraphy_line, trtexec_line
 from .flavours import Door, check_settings, flavour_of, open_door
 from .layers import EngineLayer, complaint, engine_precisions, from_inspector, from_log, fused_attention
+from .load import load_engine
 from .monitor import Cancel, Watch, progress_monitor, unwatched
 from .network import Tensor, add_profiles, build_failure, check_graph, parse, real_profiles, tensors
 from .sidecar import BY_BUILDER, BY_GRAPH, ON_DEVICE, EngineFacts, sidecar_path, write_plan
@@ -68,7 +71,7 @@ def describe(facts: EngineFacts) -> dict[str, str]:
         "profiles": ", ".join(f"{p.name}: batch {p.min} to {p.max}, tuned for {p.opt}" for p in facts.profiles),
         "inputs": _interface(facts.inputs), "outputs": _interface(facts.outputs),
         "matrix products": ", ".join(f"{n} in {kind}" for kind, n in summary(facts.products.values()).items())
-                           + f"; {facts.verified}",
+                           + f"; {facts.verified}" + (f", {len(facts.untold)} not told" if facts.untold else ""),
         "attention": f"{fused} of {total} are one fused kernel" if total else "",
         "weights": "left out; dyvit refit puts them back" if facts.stripped else "",
     }
@@ -105,7 +108,7 @@ def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildCon
     Raises:
         ArtifactError, ConfigError, ExportError: what can be refused before the work.
     """
-    onnx, path, flavour = require_file(onnx), _checked_target(path), flavour_of(format)
+    onnx, path, flavour = require_file(onnx), check_suffix(path), flavour_of(format)
     check_settings(flavour, config, gpu=True)
     check_graph(onnx)
     inputs = graph_inputs(load_graph(onnx))
@@ -143,10 +146,18 @@ def _input_mib(inputs: list[Tensor], batch: int) -> float:
                for tensor in inputs) / 2**20
 
 
-def _checked_target(path: str | Path) -> Path:
+def check_suffix(path: str | Path) -> Path:
+    """Raises ConfigError unless `path` is named like a plan."""
     path = Path(path)
     if path.suffix.lower() != ".plan":
         raise ConfigError(f"Engines are written as .plan files, not {path.name}; change -o.")
+    return path
+
+
+def checked_target(path: str | Path) -> Path:
+    """`path`, once it is sure that a plan and its sidecar can be written there."""
+    path = check_suffix(path)
+    check_target(sidecar_path(path))
     return check_target(path)
 
 
@@ -166,24 +177,25 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
         ExportError: the graph cannot be built, or the engine is not in the precision of the graph.
         KeyboardInterrupt: Ctrl-C; nothing was written.
     """
-    onnx, path = require_file(onnx), _checked_target(path)
-    check_target(sidecar_path(path))
+    onnx, path = require_file(onnx), checked_target(path)
     door = require_builder(format, config)
     check_graph(onnx)
     made = _compile(door, onnx, config, watch)
     proto = load_graph(onnx)
     wanted = product_precisions(proto)
     layers, verified = _layers(door, made.plan, config)
-    notes = [*made.notes, *_check_precisions(layers, wanted)]
-    named = any(node in wanted for layer in layers for node in layer.nodes)
+    found = engine_precisions(layers, wanted)
+    notes = [*made.notes, *_check_precisions(found, wanted)]
     fused, apart = fused_attention(layers)
     facts = EngineFacts(
         plan={}, builder={"format": format, "version": door.version}, config=config, target=_target(config),
         profiles=made.profiles, inputs=_as_json(made.inputs), outputs=_as_json(made.outputs), products=wanted,
         source={"file": onnx.name, "sha256": sha256(onnx)},
-        rebuild=rebuild or " ".join(["dyvit build", str(onnx), f"--format {format}", *config.flags(), f"-o {path}"]),
-        verified=verified if named else BY_GRAPH, stripped=config.strip_weights, model=graph_facts(proto, str(onnx)),
-        layers=tuple(layers), fused_attention=fused, unfused_attention=apart,
+        rebuild=rebuild or " ".join(["dyvit build", shlex.quote(str(onnx)), f"--format {format}", *config.flags(),
+                                     f"-o {shlex.quote(str(path))}"]),
+        untold=tuple(node for node in wanted if node not in found), verified=verified if found else BY_GRAPH,
+        stripped=config.strip_weights, model=graph_facts(proto, str(onnx)), layers=tuple(layers),
+        fused_attention=fused, unfused_attention=apart,
         versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
     return save_engine(path, made.plan, facts, made.seconds, notes)
 
@@ -219,23 +231,25 @@ def _compile(door: Door, onnx: Path, config: BuildConfig, watch: Watch) -> _Comp
     if plan is None:
         raise build_failure(door, onnx, config.workspace_mib)
     if cache:
-        save_timing_cache(settings, cache)
+        try:
+            save_timing_cache(settings, cache)
+        except ArtifactError as error:                                     # a finished engine is worth more
+            notes.append(str(error))
     return _Compiled(plan, seconds, inputs, outputs, profiles, notes)
 
 
-def _check_precisions(layers: Sequence[EngineLayer], wanted: Mapping[str, str]) -> list[str]:
+def _check_precisions(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """What a user should know of products that the engine does not name.
 
     Raises:
         ExportError: a product came out wider than the graph asks for.
     """
-    found = engine_precisions(layers, wanted)
     wrong = complaint(wanted, found)
     if wrong:
         raise ExportError(f"{wrong}; nothing was written, export it in another precision or report this to us.")
     silent = [node for node in wanted if node not in found]
-    return [f"The engine does not name {len(silent)} of {len(wanted)} matrix products "
-            f"({', '.join(part_names(silent)[:3])}); theirs are the graph's precisions."] if silent and found else []
+    return [f"The engine does not tell the precision of {len(silent)} of {len(wanted)} matrix products "
+            f"({', '.join(part_names(silent)[:3])}); theirs are what the graph asks for."] if silent else []
 
 
 def save_engine(path: Path, plan: Any, facts: EngineFacts, seconds: float, notes: list[str]) -> BuildReport:
@@ -306,13 +320,11 @@ def _capability(door: Door, text: str) -> Any:
 def _layers(door: Door, plan: Any, config: BuildConfig) -> tuple[list[EngineLayer], str]:
     """The engine's layers, from the engine itself where a GPU can load it, else from the builder's log."""
     if gpu() is not None:
-        runtime = door.trt.Runtime(door.logger)
-        if config.version_compatible:
-            runtime.engine_host_code_allowed = True                        # it was built right here
-        engine = runtime.deserialize_cuda_engine(plan)
-        layers = [] if engine is None else from_inspector(_inspected(door, engine))
-        if layers:
-            return layers, ON_DEVICE
+        with contextlib.suppress(BackendError):                            # of another GPU than this one, say
+            loaded = load_engine(door, plan, "the engine", config.version_compatible)
+            layers = from_inspector(_inspected(door, loaded.engine))
+            if layers:
+                return layers, ON_DEVICE
     layers = from_log(door.logger.layers)
     return layers, BY_BUILDER if layers else BY_GRAPH
 

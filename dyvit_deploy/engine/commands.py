@@ -27,13 +27,14 @@ def trtexec_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], c
                          (not config.tf32, "--noTF32")):
         words += [option] if wish else []
     if config.compute_capabilities:
-        words.append("--computeCapabilities=" + ",".join(config.compute_capabilities))
+        words.append("--computeCapabilities=" + ",".join(config.compute_capabilities).replace(".", ""))
     return shlex.join([*words, "--profilingVerbosity=detailed"])
 
 
 def polygraphy_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:
     """The polygraphy command that builds the same engine."""
-    words = ["polygraphy", "convert", onnx, "--convert-to", "trt", "-o", plan, "--strongly-typed"]
+    words = ["polygraphy", "convert", onnx, "--convert-to", "trt", "-o", plan, "--strongly-typed",
+             "--profiling-verbosity", "detailed"]
     for profile in config.profiles:
         for name, batch in _sizes(profile):
             words += [f"--trt-{name}-shapes", *_polygraphy_shapes(inputs, batch)]

@@ -35,9 +35,14 @@ class EngineLayer(JsonConfig):
 
 
 def from_inspector(text: str) -> list[EngineLayer]:
-    """The layers in the inspector's JSON; without detailed verbosity these are names, which tell nothing."""
+    """The layers in the inspector's JSON, none where it is no JSON; without detailed verbosity these are names,
+    which tell nothing."""
     layers = []
-    for layer in json.loads(text).get("Layers", []):
+    try:
+        told = json.loads(text, strict=False).get("Layers", [])            # metadata hold control characters
+    except ValueError:
+        return []
+    for layer in told:
         if isinstance(layer, dict):
             kinds = (t.get("Datatype") or t.get("Format/Datatype") or "" for t in layer.get("Inputs", []))
             layers.append(EngineLayer(layer.get("Name", ""), layer.get("LayerType", ""), _types(kinds),

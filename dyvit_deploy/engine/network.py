@@ -146,6 +146,10 @@ def build_failure(door: Door, path: Path, workspace_mib: float | None) -> Except
     if "within workspace limit" in low:
         given = f"--workspace {workspace_mib:g}" if workspace_mib else "the workspace limit"
         return ConfigError(f"No implementation fits into {given} MiB; raise it, or leave it out.")
+    if "could not find any implementation" in low:
+        place = _blamed(said) or "a part of the graph: "
+        return BackendError(f"{door.flavour.name} finds no implementation for {place}{last(door.logger.errors)}; raise "
+                            "--workspace or leave it out, free GPU memory, or choose a smaller largest batch.")
     if "out of memory" in low or "outofmemory" in low:
         return BackendError("The GPU's memory does not suffice to build this engine; choose a smaller largest batch "
                             "(--batch 1:8:8), bound the scratch memory (--workspace 1024), or free the GPU.")

@@ -85,7 +85,7 @@ def read_plan_header(path: Path) -> tuple[Flavour, Version] | None:
     path = require_file(path)
     with path.open("rb") as file:
         head = file.read(HEADER.size)
-    if head[1:4] != b"trt":                                                # all magics that were ever seen end so
+    if head[1:4] != b"trt":                 # TensorRT for RTX writes vtrt, TensorRT ftrt, as Torch-TensorRT checks too
         raise ArtifactError(f"{path} is not an engine plan; if another tool put its own data before the plan, cut that "
                             "off, else build it again.")
     flavour = next((f for f in FLAVOURS.values() if f.magic == head[:4]), None)
@@ -107,6 +107,9 @@ def preflight(path: str | Path) -> Preflight:
     path = require_file(path)
     facts = read_sidecar(path)
     altered = facts is not None and is_altered(path, facts)
+    if facts and path.stat().st_size < facts.plan["bytes"]:
+        raise ArtifactError(f"{path} has {path.stat().st_size} of the {facts.plan['bytes']} bytes of its plan: it was "
+                            "not copied to the end; copy or build it again.")
     header = read_plan_header(path) if facts is None or altered else None
     flavour = FLAVOURS[facts.builder["format"]] if facts else header[0] if header else FLAVOURS["trt"]
     built, found = _built(facts, flavour, header), gpu()

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import check_target, require_file, sha256
+from ..artifacts import require_file, sha256
 from ..errors import ArtifactError, BackendError
 from ..graph import graph_facts, load_graph
-from .build import BuildReport, save_engine
+from .build import BuildReport, checked_target, save_engine
 from .flavours import Door, open_door
+from .load import load_engine
 from .network import last
 from .preflight import read_trusted, require_loadable
 from .sidecar import sidecar_path
@@ -25,26 +27,30 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, trust: bo
         ArtifactError: the plan has no sidecar, or is not the file that it describes.
         BackendError: the plan cannot load here, or does not take these weights.
     """
-    plan, onnx, path = require_file(plan), require_file(onnx), check_target(path)
+    plan, onnx, path = require_file(plan), require_file(onnx), checked_target(path)
     flavour, facts = require_loadable(plan, trust, stripped=True)
     if facts is None:
         raise ArtifactError(f"{plan} has no {sidecar_path(plan).name} of its own, which says what it holds; refit the "
                             "plan that dyvit wrote, with that file beside it.")
     door = open_door(flavour.format)
     started = time.perf_counter()
-    runtime = door.trt.Runtime(door.logger)
-    if facts.config.version_compatible:
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(read_trusted(plan, facts))
-    if engine is None:
-        raise BackendError(f"{flavour.name} cannot load {plan} ({last(door.logger.errors)}); build it again here.")
+    loaded = load_engine(door, read_trusted(plan, facts), str(plan), facts.config.version_compatible)
+    engine = loaded.engine
     _refit(door, engine, onnx)
     settings = engine.create_serialization_config()
     settings.clear_flag(door.trt.SerializationFlag.EXCLUDE_WEIGHTS)
     content = engine.serialize_with_config(settings)
-    found = dataclasses.replace(facts, stripped=False, source={"file": onnx.name, "sha256": sha256(onnx)},
-                                model=graph_facts(load_graph(onnx), str(onnx)))
-    return save_engine(path, content, found, time.perf_counter() - started, [])
+    if content is None:
+        raise BackendError(f"{flavour.name} could not write the engine down ({last(door.logger.errors)}); build it "
+                           "again without --strip-weights.")
+    source = {"file": onnx.name, "sha256": sha256(onnx)}
+    notes = [] if source["sha256"] == facts.source["sha256"] else [
+        f"{onnx.name} is not the file that {plan.name} was built of, so its weights are others."]
+    found = dataclasses.replace(
+        facts, stripped=False, source=source, config=dataclasses.replace(facts.config, strip_weights=False),
+        rebuild=shlex.join(["dyvit", "refit", str(plan), str(onnx), "-o", str(path)]),
+        model=graph_facts(load_graph(onnx), str(onnx)))
+    return save_engine(path, content, found, time.perf_counter() - started, notes)
 
 
 def _refit(door: Door, engine: Any, onnx: Path) -> None:

@@ -30,8 +30,9 @@ class EngineFacts(JsonConfig):
     `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx") and `version`. `target` is
     what it was built on and for: `gpu` and `compute_capability` (None where there was none),
     `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], None for the batch.
-    `products` maps the graph's matrix products to their precision; no engine is written that computes one
-    in a wider type, as far as `verified` says. `source` is the ONNX file: `file`, `sha256`. `model` are
+    `products` maps the graph's matrix products to their precision: what the graph asks for, once the engine
+    was seen to compute none of them wider; `verified` says who told, `untold` are those it told nothing of.
+    `source` is the ONNX file: `file`, `sha256`. `model` are
     the facts of a graph of ours. `rebuild` is the command that makes the plan again.
     """
 
@@ -46,6 +47,7 @@ class EngineFacts(JsonConfig):
     source: dict[str, Any]
     rebuild: str
     verified: str = BY_GRAPH
+    untold: tuple[str, ...] = ()
     stripped: bool = False
     model: ArtifactFacts | None = None
     layers: tuple[EngineLayer, ...] = ()
@@ -54,6 +56,13 @@ class EngineFacts(JsonConfig):
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("plan", "builder", "target", "inputs", "outputs", "products", "source"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} must be an object, not {getattr(self, name)!r}")
+        for part, keys in ((self.builder, NEEDED["builder"]), (self.target, {"system"}),
+                           (self.products, self.products.keys())):
+            if missing := sorted(key for key in keys if not isinstance(part.get(key), str)):
+                raise ConfigError(f"{', '.join(missing)} must be given as text")
         if isinstance(self.model, Mapping):
             values = {key: value for key, value in self.model.items() if key != "format"}
             object.__setattr__(self, "model", ArtifactFacts.from_dict(values))
@@ -70,7 +79,8 @@ def sidecar_path(plan: Path) -> Path:
 
 
 def write_plan(path: Path, plan: bytes | memoryview, facts: EngineFacts) -> None:
-    """Writes the plan, then its sidecar; a failure leaves no plan beside facts of another."""
+    """Writes the plan and its sidecar; after a failure between the two, the hash tells that they do not belong
+    together."""
     sidecar = sidecar_path(path)
     with atomic_write(path) as temporary:
         temporary.write_bytes(plan)
@@ -96,9 +106,8 @@ def read_sidecar(plan: Path) -> EngineFacts | None:
             raise ArtifactError(f"{path} was written in format {version}, this dyvit reads format {FORMAT}; build the "
                                 "engine again.")
         facts = EngineFacts.from_dict(values)
-        for name, found in (("plan", facts.plan), ("builder", facts.builder)):
-            if missing := NEEDED[name] - found.keys():
-                raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        if missing := NEEDED["plan"] - facts.plan.keys():
+            raise ValueError(f"plan lacks {', '.join(sorted(missing))}")
         flavour_of(facts.builder["format"])
     except (ValueError, KeyError, AttributeError, TypeError, OSError, ConfigError) as error:
         raise ArtifactError(f"{path} is no description of an engine that dyvit wrote ({error}); build the engine "

@@ -1,6 +1,7 @@
 """A timing cache that several builds share: locked while it is read and written, made anew when damaged."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def load_timing_cache(door: Door, config: Any, path: Path) -> str | None:
     if not damaged and fits:
         return None
     why = "is damaged" if damaged else "is of another GPU or version"
-    return f"The timing cache {path} {why}; it is made anew."
+    kept = path.with_name(path.name + ".old")
+    os.replace(path, kept)                                                 # it may be no cache at all
+    return f"The timing cache {path} {why}; it is made anew, and the old file is now {kept.name}."
 
 
 def save_timing_cache(config: Any, path: Path) -> None:
@@ -50,6 +53,6 @@ def save_timing_cache(config: Any, path: Path) -> None:
         return
     with _lock(path):
         if path.is_file() and (earlier := config.create_timing_cache(path.read_bytes())) is not None:
-            cache.combine(earlier, True)                                   # what does not match is left out
+            cache.combine(earlier, False)                                  # one of another GPU is left out
         with atomic_write(path) as temporary:
             temporary.write_bytes(bytes(cache.serialize()))

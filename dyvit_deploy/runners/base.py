@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..artifacts import ArtifactFacts
 from ..config import ImageSpec, Preprocess
 from ..data.preprocess import normalise
-from ..errors import BackendError
+from ..errors import BackendError, ConfigError
 
 Self = TypeVar("Self", bound="Runner")
 
@@ -133,6 +133,12 @@ class Runner(abc.ABC):
     def prepare(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         """uint8 [B, height, width, 3] RGB images as the feed of `infer`."""
         return images if self.input.dtype == "uint8" else normalise(images, self.preprocess).astype(self.input.dtype)
+
+    def check_batch(self, batch: int) -> None:
+        """Raises ConfigError, or BackendError, when this artifact cannot be timed at `batch` images."""
+        fixed = self.input.shape[0]
+        if fixed not in (None, batch):
+            raise ConfigError(f"{self.name} takes batches of {fixed} only; pass --batch {fixed}.")
 
     def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
         """What bench times for one batch; it returns when the batch is done.

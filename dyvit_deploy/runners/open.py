@@ -25,6 +25,12 @@ def is_engine(path: str | Path) -> bool:
     return Path(path).suffix.lower() in ENGINES
 
 
+def load_for(path: str | Path, load: LoadConfig) -> LoadConfig:
+    """What of `load` is for an artifact named like this one, where several of different kinds are opened."""
+    return load if is_checkpoint(path) else LoadConfig(
+        image_size=load.image_size, engine=load.engine if is_engine(path) else EngineRunConfig())
+
+
 def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: ArtifactFacts | None = None,
                 device: str | None = None, threads: int = 0) -> Runner:
     """Opens a checkpoint with PyTorch, an ONNX file with ONNX Runtime, OpenVINO's .xml with OpenVINO, an engine

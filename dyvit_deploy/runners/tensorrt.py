@@ -6,6 +6,7 @@ CUDA graphs nor several streams, and says itself that it is not for measuring.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from ..artifacts import atomic_write, check_target, require_file
 from ..config import EngineRunConfig
 from ..deploy_config import BatchProfile
 from ..engine.flavours import Door, open_door
+from ..engine.load import load_engine
 from ..engine.network import DATA_TYPES, last
 from ..engine.preflight import read_trusted, require_loadable
 from ..errors import ArtifactError, BackendError, ConfigError, reason
 from .base import InputSpec, Outputs, Runner
 from .cuda import Cuda
 
+log = logging.getLogger(__name__)
 IMAGE_TYPES = ("float32", "float16", "uint8")
 
 
@@ -30,7 +33,7 @@ class TensorRTRunner(Runner):
     """One engine on the GPU, with one execution context, stream and set of buffers per stream asked for.
 
     The profile is chosen by the batch: among those that take it, the one tuned for the nearest size. A batch
-    below the least of all profiles is filled up with the first image, and the surplus dropped.
+    that none takes is filled up with its first image to the next size that one does, and the surplus dropped.
     """
 
     device = "cuda"
@@ -41,13 +44,9 @@ class TensorRTRunner(Runner):
         self._run, self._cuda = run, cuda or Cuda()
         self.backend, self.name = flavour.name, path.name
         door = open_door(flavour.format)
-        self._runtime = door.trt.Runtime(door.logger)
-        # A version-compatible plan brings host code of its own, which is refused unless the plan is trusted.
-        self._runtime.engine_host_code_allowed = run.trust or bool(sidecar and sidecar.config.version_compatible)
-        self._engine = self._runtime.deserialize_cuda_engine(read_trusted(path, sidecar))
-        if self._engine is None:
-            raise BackendError(f"{flavour.name} {door.version} cannot load {path} ({last(door.logger.errors)}); build "
-                               f"it again on this machine{': ' + sidecar.rebuild if sidecar else ''}.")
+        host_code = run.trust or bool(sidecar and sidecar.config.version_compatible)
+        self._runtime, self._engine = load_engine(door, read_trusted(path, sidecar), str(path), host_code,
+                                                  sidecar.rebuild if sidecar else None)
         self._door = door
         self.facts = sidecar.model if sidecar else None
         inputs, self._outputs = _tensors(door, self._engine)
@@ -93,12 +92,16 @@ class TensorRTRunner(Runner):
                 raise ConfigError("TensorRT has no runtime cache; --runtime-cache is for engines of --format rtx.")
             return None
         settings = self._engine.create_runtime_config()
+        # By default kernels for a shape are compiled in the background, and a slower one runs, and is timed, meanwhile.
+        strategy = self._door.trt.DynamicShapesKernelSpecializationStrategy
+        settings.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
         if self._run.cuda_graph:
             settings.cuda_graph_strategy = self._door.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._run.runtime_cache:
             self._cache = settings.create_runtime_cache()
-            if content := _cache_content(self._run.runtime_cache):
-                self._cache.deserialize(content)
+            if (content := _cache_content(self._run.runtime_cache)) and not self._cache.deserialize(content):
+                log.warning("the runtime cache %s is damaged or of another GPU; it is made anew",
+                            self._run.runtime_cache)
             settings.set_runtime_cache(self._cache)
         return settings
 
@@ -124,10 +127,16 @@ class TensorRTRunner(Runner):
                                f"batch, or build it with --batch {least}:{batch}:{most}.")
         return min(able, key=lambda i: abs(self.profiles[i].opt - batch))
 
+    def check_batch(self, batch: int) -> None:
+        """See `Runner.check_batch`; batches are not filled up for timing."""
+        super().check_batch(batch)
+        self.profile_for(batch)
+
     def _infer(self, feed: NDArray[Any]) -> Outputs:
         batch = len(feed)
-        missing = max(0, min(profile.min for profile in self.profiles) - batch)
-        if missing:
+        if not any(p.min <= batch <= p.max for p in self.profiles):
+            larger = [profile.min for profile in self.profiles if profile.min > batch]
+            missing = min(larger, default=batch) - batch
             feed = np.concatenate([feed, np.repeat(feed[:1], missing, axis=0)])
         lane = self._ready(self._lanes[0], feed.shape)
         with self._failures(batch):
@@ -163,8 +172,9 @@ class TensorRTRunner(Runner):
         """One batch per stream, launched together and waited for; with or without the copies to and from the host."""
         self.input.check(feed, self.name)
         lanes = [self._ready(lane, feed.shape) for lane in self._lanes]
-        for lane in lanes:
-            lane.upload(feed)
+        with self._failures(len(feed)):
+            for lane in lanes:
+                lane.upload(feed)
 
         def call() -> None:
             with self._failures(len(feed)):
@@ -187,11 +197,13 @@ class TensorRTRunner(Runner):
 
     def close(self) -> None:
         """Writes the runtime cache, and frees contexts before the engine, which they use."""
-        if self._cache is not None:
-            with atomic_write(str(self._run.runtime_cache)) as temporary:
-                temporary.write_bytes(bytes(self._cache.serialize()))
+        cache, self._cache = self._cache, None
         self._lanes.clear()
-        self._cache = self._settings = self._engine = self._runtime = None
+        self._settings = self._engine = self._runtime = None
+        content = cache.serialize() if cache is not None else None
+        if content is not None:
+            with atomic_write(str(self._run.runtime_cache)) as temporary:
+                temporary.write_bytes(bytes(content))
 
 
 class _Lane:

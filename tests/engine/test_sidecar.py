@@ -48,7 +48,7 @@ def test_a_changed_plan_is_noticed(written):
     (lambda v: v | {"format": 99}, "written in format 99, this dyvit reads format 1; build the engine again"),
     (lambda v: {k: x for k, x in v.items() if k != "plan"}, "no description of an engine"),
     (lambda v: v | {"plan": {}}, "plan lacks bytes, sha256"),
-    (lambda v: v | {"builder": {"format": "rtx"}}, "builder lacks version"),
+    (lambda v: v | {"builder": {"format": "rtx"}}, "version must be given as text"),
     (lambda v: v | {"builder": {"format": "../x", "version": "1"}}, "no description of an engine"),
     (lambda v: v | {"config": {"profiles": []}}, "at least one profile"),
     (lambda v: v | {"surprise": 1}, "no field 'surprise'"),

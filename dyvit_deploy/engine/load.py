@@ -1,0 +1,41 @@
+"""Plan bytes to an engine, for the builder, the runner and refit alike."""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..errors import BackendError
+from .flavours import Door
+from .network import last
+
+
+class Loaded(NamedTuple):
+    """An engine, and the runtime that must outlive it."""
+
+    runtime: Any
+    engine: Any
+
+
+def load_engine(door: Door, plan: Any, name: str, host_code: bool = False, rebuild: str | None = None) -> Loaded:
+    """Deserializes the bytes `plan` of the file called `name`.
+
+    Args:
+        host_code: permits the code for the CPU that version-compatible plans bring, which TensorRT refuses otherwise.
+        rebuild: the command that makes the plan again, for the error.
+
+    Raises:
+        BackendError: the library refuses it, or memory does not suffice.
+    """
+    runtime = door.trt.Runtime(door.logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        said = last(door.logger.errors)
+        if "out of memory" in said.lower() or "outofmemory" in said.lower():
+            raise BackendError(f"The GPU's memory does not suffice to load {name} ({said}); free some, or build it "
+                               "with a smaller largest batch.")
+        again = f": {rebuild}" if rebuild else (
+            ", or pass --trust when it is version-compatible and you know where it comes from")
+        raise BackendError(f"{door.flavour.name} {door.version} cannot load {name} ({said}); build it again on this "
+                           f"machine{again}.")
+    return Loaded(runtime, engine)

@@ -1,0 +1,118 @@
+"""A GPU that is not there: its memory is the host's, its library is the one of `fake_tensorrt`."""
+OLD, NEW, RTX = "10.12.0.36", "11.4.0.106", "1.7.1.116"
+CARD = Gpu("Fake GPU", "9.0", 1e5)
+KEPT = (8, 4, 2)
+ELEMENTS = {"float32": T.FLOAT, "float16": T.FLOAT16, "uint8": T.UINT8}
+QKV, CONV = "blocks.1.attn.qkv/MatMul", "patch_embed.proj/Conv"
+
+
+class HostTensor(torch.Tensor):
+    """Memory of a GPU that is none; whatever touches it is noted with the stream it was given to."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        owner = next(a for a in args if isinstance(a, cls))
+        if function.__name__ in ("copy_", "zero_"):
+            owner.cuda.work.append((function.__name__, owner.cuda.current))
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class HostCuda:
+    """`runners.cuda.Cuda` on the host. Above `fits` images, allocations fail."""
+
+    def __init__(self, free=1e5, fits=10**6):
+        self.free, self.fits = free, fits
+        self.streams, self.work, self.current, self.captures, self.replays = 0, [], None, 0, 0
+
+    def pinned(self, shape, dtype):
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+
+    def on_device(self, shape, dtype):
+        if shape[0] > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+        self.work.append(("empty", self.current))
+        tensor = self.pinned(shape, dtype).as_subclass(HostTensor)
+        tensor.cuda = self
+        return tensor
+
+    def stream(self):
+        self.streams += 1
+        return Thing(cuda_stream=99 + self.streams, synchronize=lambda: None)
+
+    @contextlib.contextmanager
+    def within(self, stream):
+        before, self.current = self.current, stream.cuda_stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def event(self):
+        event = Thing(record=lambda stream: setattr(event, "at", time.perf_counter()),
+                      elapsed_time=lambda later: (later.at - event.at) * 1e3)
+        return event
+
+    def capture(self, launch, stream):
+        def replay():
+            self.replays += self.current == stream.cuda_stream
+            launch()
+        self.captures += 1
+        return replay
+
+    def free_mib(self): return self.free
+    def out_of_memory(self): return torch.OutOfMemoryError
+
+
+def answer(feed):
+    """What the engines compute: logits and kept tokens that differ from image to image."""
+    flat = feed.reshape(len(feed), -1).astype(np.float32)
+    first = (np.abs(flat[:, :1]) * 10).astype(np.int64)
+    return {"logits": flat[:, :5] * 2} | {f"kept_{i}": first + 100 * i + np.arange(k) for i, k in enumerate(KEPT)}
+
+
+def graph(folder, *, input="float32", batch="n", inside=T.FLOAT, facts=True, name="tiny"):
+    """An ONNX file with the interface and the names of ours, whose nodes do not matter."""
+    sides = (32, 32, 3) if input == "uint8" else (3, 32, 32)
+    outputs = [("logits", T.FLOAT, 5), *((f"kept_{i}", T.INT64, k) for i, k in reversed(list(enumerate(KEPT))))]
+    nodes = [helper.make_node("Cast", ["images"], ["x"], to=inside),
+             helper.make_node("Conv", ["x", "v"], ["p"], CONV), helper.make_node("MatMul", ["x", "w"], ["y"], QKV),
+             helper.make_node("Cast", ["y"], ["logits"], to=T.FLOAT),
+             *(helper.make_node("Cast", ["y"], [out], to=T.INT64) for out, *_ in outputs[1:])]
+    weights = [helper.make_tensor(key, inside, shape, np.zeros(np.prod(shape))) for key, shape in (
+        ("w", (32, 5)), ("v", (4, 3, 8, 8)))]
+    proto = helper.make_model(helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("images", ELEMENTS[input], [batch, *sides])],
+        [helper.make_tensor_value_info(out, kind, [batch, k]) for out, kind, k in outputs], weights))
+    if facts:
+        set_facts(proto, dataclasses.replace(tiny_model()[1], input=input, keep_counts=KEPT))
+    onnx.save(proto, folder / f"{name}.onnx")
+    return folder / f"{name}.onnx"
+
+
+def install(monkeypatch, version, card=CARD):
+    """The library of that version, on a machine with that GPU."""
+    library = make(version, answer)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx" if version == RTX else "tensorrt", library)
+    for module in (build, preflight):
+        monkeypatch.setattr(module, "gpu", lambda: card)
+    return library
+
+
+def engine(folder, config=BuildConfig(), format="trt", name="tiny", **options):
+    path = folder / f"{name}.plan"
+    build.build_engine(graph(folder, name=name, **options), path, format, config)
+    return path
+
+
+def opened(path, cuda=None, **run):
+    return TensorRTRunner(path, EngineRunConfig(**run), cuda or HostCuda())
+
+
+def images(batch, kind="float32"):
+    values = np.random.default_rng(batch).uniform(0, 256, (batch, 3, 32, 32)).astype(kind)
+    return values.reshape(batch, 32, 32, 3) if kind == "uint8" else values
+
+
+def agrees(found, feed):
+    pairs = list(zip((found.logits, *found.kept), answer(feed).values()))
+    return len(pairs) == 4 and all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
