@@ -212,13 +212,16 @@ def build_command(model: str, target_format: str, out: str, dry_run: bool, build
 @click.argument("plan")
 @click.argument("model")
 @click.option("-o", "--out", required=True, help="Plan to write.")
-@click.option("--trust", is_flag=True, help="Load a plan whose hash is not the recorded one; it is native code.")
 @json_option
-def refit(plan: str, model: str, out: str, trust: bool, json_file: str | None) -> None:
+def refit(plan: str, model: str, out: str, json_file: str | None) -> None:
     """Put the weights of an ONNX file into a plan built with --strip-weights or --refittable; needs a GPU."""
     from .engine.refit import refit_engine
 
-    show(refit_engine(plan, model, out, trust), json_file)
+    check_apart(out, json_file)
+    report = refit_engine(plan, model, out)
+    show(report, json_file)
+    for line in report.notes:
+        note(line)
 
 
 @main.command()

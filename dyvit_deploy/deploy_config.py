@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -100,14 +101,13 @@ class BuildConfig(JsonConfig):
 
     def flags(self) -> list[str]:
         """These settings as the command line takes them."""
-        flags = []
-        if self.profiles != BuildConfig().profiles:
-            flags = [f"--batch {p}" if p.name == "default" else f"--profile {p.name}={p}" for p in self.profiles]
+        flags = [f"--batch {p}" if i == 0 and p.name == "default" else f"--profile {shlex.quote(f'{p.name}={p}')}"
+                 for i, p in enumerate(self.profiles)] if self.profiles != BuildConfig().profiles else []
         for name, option in (("workspace_mib", "--workspace"), ("timing_cache", "--timing-cache"),
                              ("optimization_level", "--opt-level")):
             value = getattr(self, name)
-            flags += [] if value is None else [f"{option} {value:g}" if isinstance(value, float) else
-                                               f"{option} {value}"]
+            text = f"{value:.15g}" if isinstance(value, float) else shlex.quote(str(value))
+            flags += [] if value is None else [f"{option} {text}"]
         flags += [f"--{name.replace('_', '-')}" for name in
                   ("version_compatible", "hardware_compatible", "refittable", "strip_weights", "tf32")
                   if getattr(self, name)]

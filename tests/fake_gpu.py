@@ -1,9 +1,93 @@
-"""A GPU that is not there: its memory is the host's, its library is the one of `fake_tensorrt`."""
+"""A GPU that is not there: its memory is the host's, its library the one of `fake_tensorrt`, of which the classes
+that only some engines need are here: those of refit and of TensorRT for RTX."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from types import SimpleNamespace as Thing
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from fake_tensorrt import CLASSES, RTX_CLASSES, Api, IBuilderConfig, ICudaEngine, Member, creates, make
+from helpers import tiny_model
+from onnx import TensorProto as T, helper
+
+from dyvit_deploy import pipeline
+from dyvit_deploy.config import EngineRunConfig
+from dyvit_deploy.deploy_config import BuildConfig
+from dyvit_deploy.engine import build, preflight
+from dyvit_deploy.graph import PRODUCTS, set_facts
+from dyvit_deploy.machine import Gpu
+from dyvit_deploy.runners.tensorrt import TensorRTRunner
+
 OLD, NEW, RTX = "10.12.0.36", "11.4.0.106", "1.7.1.116"
 CARD = Gpu("Fake GPU", "9.0", 1e5)
 KEPT = (8, 4, 2)
 ELEMENTS = {"float32": T.FLOAT, "float16": T.FLOAT16, "uint8": T.UINT8}
 QKV, CONV = "blocks.1.attn.qkv/MatMul", "patch_embed.proj/Conv"
+
+
+class RtxBuilderConfig(IBuilderConfig):
+    writable = (*IBuilderConfig.writable, "num_compute_capabilities")
+    num_compute_capabilities = 1
+    def set_compute_capability(self, compute_capability: Member, index: int) -> bool:
+        assert 0 <= index < self.num_compute_capabilities
+        self._capabilities.insert(index, compute_capability.name)
+        return True
+
+
+class ISerializationConfig(Api):
+    def __init__(self) -> None: self._flags = {"EXCLUDE_WEIGHTS"}      # of plans without weights
+    def clear_flag(self, flag: Member) -> bool: return self._flags.discard(flag.name) is None
+
+
+class Refitter(Api):
+    def __init__(self, engine: ICudaEngine, logger: Any) -> None: self._engine, self._logger = engine, logger
+
+    def refit_cuda_engine(self) -> bool:
+        self._engine._plan["weights"] = True
+        return True
+
+
+class OnnxParserRefitter(Api):
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self._plan, self._logger = refitter._engine._plan, logger
+
+    def refit_from_file(self, path: str) -> bool:
+        assert isinstance(path, str)
+        told = {node.name for node in onnx.load(path).graph.node if node.op_type in PRODUCTS}
+        fits = told == {product["node"] for product in self._plan["products"]}
+        if not (fits and {"REFIT", "STRIP_PLAN"} & set(self._plan["flags"])):
+            self._refuse("Error Code 4: API Usage Error (Refit: a weight is not refittable.)")
+            return False
+        return True
+
+
+class IRuntimeConfig(Api):
+    writable = ("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy")
+    create_runtime_cache = creates("IRuntimeCache")
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self._cache = cache
+        return True
+
+
+class IRuntimeCache(Api):
+    def __init__(self) -> None: self._content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self._content = content
+        return True
+
+    def serialize(self) -> memoryview: return memoryview(self._content + b"kernel ")
+
+
+CLASSES += [ISerializationConfig, Refitter, OnnxParserRefitter, IRuntimeConfig, IRuntimeCache]
+RTX_CLASSES["IBuilderConfig"] = RtxBuilderConfig
 
 
 class HostTensor(torch.Tensor):
@@ -93,7 +177,7 @@ def install(monkeypatch, version, card=CARD):
     """The library of that version, on a machine with that GPU."""
     library = make(version, answer)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx" if version == RTX else "tensorrt", library)
-    for module in (build, preflight):
+    for module in (build, preflight, pipeline):
         monkeypatch.setattr(module, "gpu", lambda: card)
     return library
 

@@ -201,15 +201,6 @@ class IBuilderConfig(Api):
     create_timing_cache = creates("ITimingCache")
 
 
-class RtxBuilderConfig(IBuilderConfig):
-    writable = (*IBuilderConfig.writable, "num_compute_capabilities")
-    num_compute_capabilities = 1
-    def set_compute_capability(self, compute_capability: Member, index: int) -> bool:
-        assert 0 <= index < self.num_compute_capabilities
-        self._capabilities.insert(index, compute_capability.name)
-        return True
-
-
 def packed(library: Library, plan: dict[str, Any]) -> memoryview:
     return memoryview(library.magic + json.dumps(plan).encode())
 
@@ -295,35 +286,9 @@ class ICudaEngine(Api):
         self.library.contexts.append(settings)
         return self.library.IExecutionContext(self) if self.library.gives_contexts else None
 
-    def serialize_with_config(self, config: ISerializationConfig) -> memoryview:
+    def serialize_with_config(self, config: Any) -> memoryview:
         weights = self._plan["weights"] and "EXCLUDE_WEIGHTS" not in config._flags
         return packed(self.library, self._plan | {"weights": weights})
-
-
-class ISerializationConfig(Api):
-    def __init__(self) -> None: self._flags = {"EXCLUDE_WEIGHTS"}      # of plans without weights
-    def clear_flag(self, flag: Member) -> bool: return self._flags.discard(flag.name) is None
-
-
-class Refitter(Api):
-    def __init__(self, engine: ICudaEngine, logger: Any) -> None: self._engine, self._logger = engine, logger
-
-    def refit_cuda_engine(self) -> bool:
-        self._engine._plan["weights"] = True
-        return True
-
-
-class OnnxParserRefitter(Api):
-    def __init__(self, refitter: Refitter, logger: Any) -> None: self._plan, self._logger = refitter._engine._plan, logger
-
-    def refit_from_file(self, path: str) -> bool:
-        assert isinstance(path, str)
-        told = {node.name for node in onnx.load(path).graph.node if node.op_type in PRODUCTS}
-        fits = told == {product["node"] for product in self._plan["products"]}
-        if not (fits and {"REFIT", "STRIP_PLAN"} & set(self._plan["flags"])):
-            self._refuse("Error Code 4: API Usage Error (Refit: a weight is not refittable.)")
-            return False
-        return True
 
 
 class EngineInspector(Api):
@@ -399,26 +364,8 @@ class IExecutionContext(Api):
         return np.frombuffer(content, kind).reshape(shape)
 
 
-class IRuntimeConfig(Api):
-    writable = ("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy")
-    create_runtime_cache = creates("IRuntimeCache")
-
-    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
-        self._cache = cache
-        return True
-
-
-class IRuntimeCache(Api):
-    def __init__(self) -> None: self._content = b""
-
-    def deserialize(self, content: bytes) -> bool:
-        self._content = content
-        return True
-
-    def serialize(self) -> memoryview: return memoryview(self._content + b"kernel ")
-
-
-CLASSES = (IProgressMonitor, *Api.__subclasses__())
+CLASSES = [IProgressMonitor, *Api.__subclasses__()]      # `fake_gpu` has more
+RTX_CLASSES: dict[str, type[Api]] = {}     # instead of those, in TensorRT for RTX
 
 
 def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None) -> Library:
@@ -434,10 +381,11 @@ def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | 
     library.compute, library.widened, library.refusal = compute, set(), None
     library.gives_contexts, library.breaks, library.context_mib = True, False, 1.0
     library.tells_types = True
-    for name in "unknown removed_touched graphs network_flags built contexts profiles_chosen launches".split():
+    for name in ("unknown", "removed_touched", "graphs", "network_flags", "built", "contexts", "profiles_chosen",
+                 "launches"):
         setattr(library, name, [])
     known = {"ILayer": (Api, {})} | {cls.__name__: (cls, {}) for cls in CLASSES}
-    known["IBuilderConfig"] = RtxBuilderConfig if library.major == 1 else IBuilderConfig, {}
+    known |= {name: (cls, {}) for name, cls in RTX_CLASSES.items() if library.major == 1}
     for name, values in ENUMERATIONS.items():
         first = 1 if name == "NetworkDefinitionCreationFlag" and library.major == 10 else 0
         members = {value: Member(name, value, number) for number, value in enumerate(values.split(), first)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import require_file, sha256
-from ..errors import ArtifactError, BackendError
+from ..errors import ArtifactError, BackendError, ConfigError
 from ..graph import graph_facts, load_graph
 from .build import BuildReport, checked_target, save_engine
 from .flavours import Door, open_door
@@ -18,23 +18,26 @@ from .preflight import read_trusted, require_loadable
 from .sidecar import sidecar_path
 
 
-def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, trust: bool = False) -> BuildReport:
+def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path) -> BuildReport:
     """Writes to `path` the engine `plan` with the weights of `onnx`, the graph that it was built of.
 
     Needs a GPU that can load the plan, and a plan built refittable or stripped.
 
     Raises:
         ArtifactError: the plan has no sidecar, or is not the file that it describes.
+        ConfigError: `path` is no plan, or the plan itself.
         BackendError: the plan cannot load here, or does not take these weights.
     """
     plan, onnx, path = require_file(plan), require_file(onnx), checked_target(path)
-    flavour, facts = require_loadable(plan, trust, stripped=True)
+    if path.resolve() == plan.resolve():
+        raise ConfigError(f"{plan} would be overwritten by its own refit; name another -o.")
+    flavour, facts = require_loadable(plan, trust=False, stripped=True)
     if facts is None:
         raise ArtifactError(f"{plan} has no {sidecar_path(plan).name} of its own, which says what it holds; refit the "
                             "plan that dyvit wrote, with that file beside it.")
     door = open_door(flavour.format)
     started = time.perf_counter()
-    loaded = load_engine(door, read_trusted(plan, facts), str(plan), facts.config.version_compatible)
+    loaded = load_engine(door, read_trusted(plan, facts), str(plan), facts.config.version_compatible, facts.rebuild)
     engine = loaded.engine
     _refit(door, engine, onnx)
     settings = engine.create_serialization_config()

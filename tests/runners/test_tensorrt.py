@@ -1,31 +1,38 @@
 """Engines from build to bench, with a library and a GPU that are not there."""
-import contextlib
-import dataclasses
 import json
 import signal
-import sys
-import time
-from types import SimpleNamespace as Thing
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from fake_tensorrt import CLASSES, ENUMERATIONS, make
-from helpers import tiny_model
-from onnx import TensorProto as T, helper
+from fake_gpu import (
+    CARD,
+    CONV,
+    KEPT,
+    NEW,
+    OLD,
+    QKV,
+    RTX,
+    HostCuda,
+    agrees,
+    answer,
+    engine,
+    graph,
+    images,
+    install,
+    opened,
+)
+from fake_tensorrt import CLASSES, ENUMERATIONS, Api, make
+from onnx import TensorProto as T
 
 from dyvit_deploy import bench
 from dyvit_deploy.config import EngineRunConfig, LoadConfig
 from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
 from dyvit_deploy.engine import build, preflight
-from dyvit_deploy.engine.sidecar import ON_DEVICE, read_sidecar, sidecar_path
+from dyvit_deploy.engine.sidecar import BY_GRAPH, ON_DEVICE, read_sidecar, sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError
-from dyvit_deploy.graph import set_facts
-from dyvit_deploy.machine import Gpu
 from dyvit_deploy.runners import tensorrt as runners
 from dyvit_deploy.runners.base import run_in_batches
-from dyvit_deploy.runners.tensorrt import TensorRTRunner
+
 
 @pytest.fixture(params=[OLD, NEW])
 def trt(request, monkeypatch):
@@ -38,7 +45,8 @@ def test_the_fake_has_no_name_that_the_real_library_lacks():
     real, fake = pytest.importorskip("tensorrt_rtx"), make(RTX)
     assert len({int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED) for library in (real, fake)}) == 1
     for name in (*ENUMERATIONS, *(cls.__name__ for cls in CLASSES)):
-        ours = {n for cls in getattr(fake, name).__mro__[:2] for n in vars(cls) if not n.startswith("_")}
+        classes = [cls for cls in getattr(fake, name).__mro__ if cls not in (Api, object)]
+        ours = {n for cls in classes for n in vars(cls) if not n.startswith("_")}
         ours -= {"library", "owner", "writable"}
         assert ours | set(getattr(fake, name).writable) <= set(dir(getattr(real, name))), name
 
@@ -69,6 +77,22 @@ def test_every_setting_reaches_the_library_and_the_engine_is_read_back(trt, tmp_
     assert facts.verified == ON_DEVICE and facts.products[QKV] == "float32"
     assert trt.network_flags == [1 << (1 if trt.major == 10 else 0)]
     assert facts.builder["version"] == trt.__version__ and facts.target["gpu"] == "Fake GPU"
+
+
+def test_compute_capabilities_reach_tensorrt_for_rtx(monkeypatch, tmp_path):
+    rtx = install(monkeypatch, RTX)
+    path = engine(tmp_path, BuildConfig(compute_capabilities=("8.9", "12.0")), "rtx")
+    assert rtx.built[0]["capabilities"] == ["SM89", "SM120"] and rtx.unknown == []
+    assert read_sidecar(path).target["compute_capabilities"] == ["8.9", "12.0"]
+    with pytest.raises(ConfigError, match=r"capability 8\.0, 8\.6, 8\.9, 12\.0, 12\.1, not 9\.0"):
+        engine(tmp_path, BuildConfig(compute_capabilities=("9.0",)), "rtx")
+
+
+def test_an_engine_that_tells_no_types_is_not_said_to_be_read_back(trt, tmp_path):
+    trt.tells_types = False
+    report = build.build_engine(graph(tmp_path), tmp_path / "tiny.plan", "trt")
+    assert report.facts.verified == BY_GRAPH and report.facts.untold == tuple(report.facts.products)
+    assert any("does not tell the precision of 2 of 2 matrix products" in note for note in report.notes)
 
 
 def test_a_version_compatible_engine_runs(trt, tmp_path):
@@ -122,12 +146,23 @@ def test_all_work_of_a_lane_is_on_its_own_stream(trt, tmp_path):
     assert set(cuda.work) == {("empty", 100), ("zero_", 100), ("copy_", 100)} and set(trt.launches) == {100}
 
 
-def test_batches_below_the_profiles_are_filled_up_and_cut_and_others_are_an_error(trt, tmp_path):
+def test_batches_that_no_profile_takes_are_filled_up_to_the_next_that_one_does_and_cut(trt, tmp_path):
+    profiles = BatchProfile(32, 32, 32, "c"), BatchProfile(4, 4, 8, "a"), BatchProfile(16, 16, 16, "b")
+    runner = opened(engine(tmp_path, BuildConfig(profiles)))
+    for batch, size in ((3, 4), (9, 16), (15, 16), (17, 32), (4, 4), (8, 8)):
+        assert agrees(runner.infer(images(batch)), images(batch)) and runner._lanes[0].shape[0] == size
+    assert trt.profiles_chosen == [1, 2, 0, 1, 1]                          # once per size: 4, 16, 32, 4, 8
+
+
+def test_batches_above_every_profile_are_an_error_and_timing_fills_nothing_up(trt, tmp_path):
     runner = opened(engine(tmp_path, BuildConfig((BatchProfile(4, 8, 8, "a"), BatchProfile(16, 16, 16, "b")))))
-    assert agrees(runner.infer(images(3)), images(3))
-    for batch, words in ((17, "--batch 4:17:17"), (9, "--batch 4:9:16")):
-        with pytest.raises(BackendError, match=rf"Batch {batch} .*\(4 to 8, 16 to 16\).* {words}"):
-            runner.infer(images(batch))
+    known = r"Batch {0} .*\(4 to 8, 16 to 16\).* --batch {1}:{0}:{2}\."
+    with pytest.raises(BackendError, match=known.format(17, 4, 17)):
+        runner.infer(images(17))
+    for batch, least in ((9, 4), (3, 3)):
+        for call, given in ((runner.timed_call, (images(batch), False)), (runner.check_batch, (batch,))):
+            with pytest.raises(BackendError, match=known.format(batch, least, 16)):
+                call(*given)
 
 
 def test_the_profile_tuned_nearest_is_chosen(trt, tmp_path):
@@ -158,6 +193,28 @@ def test_changed_plans_are_opened_only_when_trusted(trt, tmp_path):
         opened(path)
     runner = opened(path, trust=True)
     assert runner.facts is None and np.array_equal(runner.infer(images(1)).logits, answer(images(1))["logits"])
+
+
+def test_a_plan_that_was_cut_short_says_so_trusted_or_not(trt, tmp_path):
+    path = engine(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-7])
+    for trust in (False, True):
+        with pytest.raises(ArtifactError, match=rf"has {len(content) - 7} of the {len(content)} bytes"):
+            opened(path, trust=trust)
+
+
+@pytest.mark.parametrize("place, value", [
+    (("target",), {}), (("inputs",), [1]), (("products",), [1]), (("builder", "version"), 1)])
+def test_a_sidecar_with_fields_of_another_type_is_one_sentence(trt, tmp_path, place, value):
+    path = engine(tmp_path)
+    facts = json.loads(sidecar_path(path).read_text())
+    owner = facts[place[0]] if place[1:] else facts
+    owner[place[-1]] = value
+    sidecar_path(path).write_text(json.dumps(facts))
+    for call in (opened, read_sidecar, preflight.preflight):
+        with pytest.raises(ArtifactError, match=r"^[^\n]*tiny\.plan\.json is no description [^\n]*; build the engine"):
+            call(path)
 
 
 def test_a_plan_that_does_not_load_is_one_sentence_with_what_to_do(trt, tmp_path):
@@ -215,6 +272,7 @@ def test_graphs_and_the_runtime_cache_of_rtx_are_its_own(monkeypatch, tmp_path):
         with opened(path, cuda, cuda_graph=True, runtime_cache=str(cache)) as runner:
             assert agrees(runner.infer(images(2)), images(2))
         assert cache.read_bytes() == content
+    assert {settings.dynamic_shapes_kernel_specialization_strategy.name for settings in rtx.contexts} == {"EAGER"}
     assert cuda.captures == 0 and rtx.contexts[-1].cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
     with pytest.raises(ArtifactError, match="is a folder"):
         opened(path, cuda, runtime_cache=str(tmp_path))
@@ -227,20 +285,21 @@ def test_a_runtime_cache_is_not_for_tensorrt(trt, tmp_path):
 
 def test_bench_counts_streams_and_compares_engines(trt, tmp_path, monkeypatch):
     monkeypatch.setattr(runners, "Cuda", HostCuda)
-    monkeypatch.setattr(bench, "gpu_facts", lambda precisions: {"matmul_peak_tflops": {"float32": 1.0}})
-    monkeypatch.setattr(bench, "gpu_clocks", lambda: None)
+    monkeypatch.setattr(bench, "gpu_facts", lambda precisions: {"matmul_peak_tflops": {"float32": 1.0}, "clocks": []})
+    monkeypatch.setattr(bench, "gpu_clocks", lambda: {"clocks.sm": "1980 MHz"})
     ours, other = engine(tmp_path), engine(tmp_path, facts=False, name="other")
     sidecar_path(other).unlink()
     report = bench.benchmark(
-        [ours], bench.BenchConfig(batches=(2,), seconds=0.01, warmup=1, min_runs=3, memory=False, baseline=other),
+        [ours], bench.BenchConfig(batches=(2, 3), seconds=0.01, warmup=1, min_runs=3, memory=False, baseline=other),
         LoadConfig(engine=EngineRunConfig(streams=2)))
-    theirs, timing = report.timings
+    theirs, timing, *rest = report.timings
     assert (theirs.artifact, timing.artifact, timing.streams) == ("other.plan", "tiny.plan", 2)
     assert timing.images_per_sec == pytest.approx(2 * 2e3 / timing.latency_ms_p50)
     assert timing.speedup == pytest.approx(theirs.latency_ms_p50 / timing.latency_ms_p50)
     assert set(timing.gpu_ms_p50) == {"upload", "compute", "download"} and min(timing.gpu_ms_p50.values()) > 0
     assert timing.tflops == pytest.approx(2 * timing.gmacs * 2 / timing.gpu_ms_p50["compute"])
-    assert theirs.gpu_ms_p50 and theirs.tflops is theirs.gmacs is None and report.gpu["clocks_after"] is None
+    assert theirs.gpu_ms_p50 and theirs.tflops is theirs.gmacs is None and len(rest) == 2
+    assert report.gpu["clocks"] == [{"clocks.sm": "1980 MHz"}] * 2
     assert report.table() and json.dumps(report.to_json())
 
 
