@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -135,7 +136,7 @@ def train(json_file: str | None, keep: KeepRequest, **options: Any) -> None:
 @json_option
 def evaluate(artifact: str, data: str, split: str, images: int | None, batch: int, load: LoadConfig,
              device: str | None, json_file: str | None) -> None:
-    """Top-1 of a checkpoint or ONNX file on labelled images."""
+    """Top-1 of a checkpoint, graph or engine on labelled images."""
     from .runners.evaluate import EvalConfig, evaluate_artifact
 
     report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, progress)
@@ -205,7 +206,8 @@ def build_command(model: str, target_format: str, out: str, dry_run: bool, build
     show(report, json_file)
     for line in report.notes:
         note(line)
-    note(f"Next: dyvit inspect {out}, and on the machine with the GPU: dyvit bench {out}")
+    plan = shlex.quote(out)
+    note(f"Next: dyvit inspect {plan}, and on the machine with the GPU: dyvit bench {plan}")
 
 
 @main.command()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from .data.images import Track, no_track
 from .engine.build import BuildReport
 from .engine.monitor import Watch, unwatched
 from .export.onnx import ExportReport
+from .optional import installed
 from .parity import ParityReport
 from .tuning import Drop
 
@@ -76,12 +78,18 @@ class DeployReport:
     def next_step(self, checkpoint: str | Path) -> str:
         """The command to type after this."""
         if not self:
-            return f"dyvit export {checkpoint} -o float32.onnx && dyvit sensitivity float32.onnx --data YOUR_IMAGES"
+            counts = self.export.facts.keep_counts
+            keep = f" --keep-counts {','.join(map(str, counts))}" if counts else ""
+            return (f"dyvit export {shlex.quote(str(checkpoint))}{keep} -o float32.onnx && dyvit sensitivity "
+                    "float32.onnx --data YOUR_IMAGES")
+        path = shlex.quote(self.path)
         if self.engine:
-            return f"dyvit inspect {self.path}, and on the machine with the GPU: dyvit bench {self.path}"
+            return f"dyvit inspect {path}, and on the machine with the GPU: dyvit bench {path}"
         if (self.export.facts.lowered or {}).get("target") == "tensorrt":
-            return f"dyvit build {self.path} -o {Path(self.path).with_suffix('.plan')}, on the machine with the GPU"
-        return f"dyvit check {checkpoint} {self.path} --data YOUR_IMAGES"
+            plan = shlex.quote(str(Path(self.path).with_suffix(".plan")))
+            return (f"dyvit build {path} -o {plan}, on the machine with the GPU" if installed("tensorrt")
+                    else f"dyvit build {path} --format rtx -o {plan}")
+        return f"dyvit check {shlex.quote(str(checkpoint))} {path} --data YOUR_IMAGES"
 
     def to_json(self) -> dict[str, Any]:
         return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}

@@ -174,10 +174,11 @@ def _inspect_openvino(path: Path) -> InspectReport:
 def _inspect_engine(path: Path) -> InspectReport:
     """From its sidecar; the plan itself, which is native code, is not loaded."""
     here = preflight(path)
-    engine = read_sidecar(path)
+    engine = None if here.altered else read_sidecar(path)                 # else they are the facts of another plan
     loads = {"here": "should load" if here else f"will not load: {', and '.join(here.problems)}"}
     if engine is None:
-        known = here.built | {"described by": f"its first bytes only; {sidecar_path(path).name} is missing"}
+        known = here.built | {"described by": f"its first bytes only; {sidecar_path(path).name} is "
+                                               f"{'of another plan' if here.altered else 'missing'}"}
         return _report(path, "engine plan", None, known | loads, None)
     rows = to_rows(engine.products, engine.fused_attention)
     details = {**describe(engine), "source": _pairs(engine.source), "layers": len(engine.layers), **rows, **loads,

@@ -208,7 +208,7 @@ class _Delivery:
         products = self._compiled(candidate) or summary(product_precisions(lowered.proto).values())
         gate = self._gate(candidate) if self.config.precision.gate else None
         passed = (gate is None or bool(gate)) and not (drop and drop.failures)
-        blame = () if passed else self._blame()
+        blame = () if passed else self._blame(lowered.kept)
         timing = self._time(candidate) if passed else None
         verdict = "rejected" if not passed else "passed" if gate is not None else "not run"
         rejected = path.with_suffix(f".rejected{path.suffix}")
@@ -306,10 +306,10 @@ class _Delivery:
                               "them apart.")
         return report
 
-    def _blame(self) -> tuple[str, ...]:
+    def _blame(self, kept: Sequence[str]) -> tuple[str, ...]:
         self.say("looking for the layers to blame")
         return tuple(f"{layer.layer} alone costs a logit error of {percent(layer.error)}"
-                     for layer in self._ranked()[:BLAMED])
+                     for layer in [layer for layer in self._ranked() if layer.layer not in kept][:BLAMED])
 
     def _ranked(self) -> tuple[LayerCost, ...]:
         """The layers, costliest first, on few images: their order needs no more."""

@@ -64,13 +64,14 @@ def describe(facts: EngineFacts) -> dict[str, str]:
     built_on = (f"{target['gpu']} (compute capability {target['compute_capability']})" if target.get("gpu")
                 else "a machine without a GPU")
     built_for = ", ".join(target.get("compute_capabilities") or ())
+    counted = summary(facts.products.values())
     rows = {
         "builder": f"{flavour_of(facts.builder['format']).name} {facts.builder['version']}, on {built_on}, "
                    f"{target['system']}",
         "for": f"compute capability {built_for}" if built_for else "",
         "profiles": ", ".join(f"{p.name}: batch {p.min} to {p.max}, tuned for {p.opt}" for p in facts.profiles),
         "inputs": _interface(facts.inputs), "outputs": _interface(facts.outputs),
-        "matrix products": ", ".join(f"{n} in {kind}" for kind, n in summary(facts.products.values()).items())
+        "matrix products": (", ".join(f"{n} in {kind}" for kind, n in counted.items()) or "none")
                            + f"; {facts.verified}" + (f", {len(facts.untold)} not told" if facts.untold else ""),
         "attention": f"{fused} of {total} are one fused kernel" if total else "",
         "weights": "left out; dyvit refit puts them back" if facts.stripped else "",
@@ -277,6 +278,8 @@ def require_builder(format: str, config: BuildConfig) -> Door:
     found = gpu()
     check_settings(flavour, config, found is not None)
     door = open_door(format)
+    for capability in config.compute_capabilities:
+        _capability(door, capability)
     if found is None and not flavour.builds_without_gpu:
         raise BackendError(f"{flavour.name} builds on the GPU that it builds for, and none with a driver works here; "
                            "build on that machine, or choose --format rtx, which needs no GPU to build.")
@@ -312,7 +315,8 @@ def _capability(door: Door, text: str) -> Any:
     name = f"SM{text.replace('.', '')}"
     known = [n for n in dir(door.trt.ComputeCapability) if n.startswith("SM")]
     if name not in known:
-        listed = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(known, key=lambda n: int(n[2:])))
+        usable = sorted((n for n in known if n != "SM75"), key=lambda n: int(n[2:]))
+        listed = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in usable)
         raise ConfigError(f"{door.flavour.name} {door.version} builds for compute capability {listed}, not {text}.")
     return getattr(door.trt.ComputeCapability, name)
 

@@ -51,7 +51,10 @@ def polygraphy_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor]
         words += [option] if wish else []
     if config.compute_capabilities:
         words += ["--compute-capabilities", *config.compute_capabilities]
-    return ("POLYGRAPHY_USE_TENSORRT_RTX=1 " if flavour.format == "rtx" else "") + shlex.join(words)
+    if flavour.format == "trt":
+        return shlex.join(words)
+    # Polygraphy has no option for it there, and the library's default is on.
+    return f"POLYGRAPHY_USE_TENSORRT_RTX=1 {shlex.join(words)}" + ("" if config.tf32 else "  # leaves TF32 on")
 
 
 def _sizes(profile: BatchProfile) -> tuple[tuple[str, int], ...]:

@@ -67,6 +67,9 @@ def flavour_of(format: str) -> Flavour:
 def check_settings(flavour: Flavour, config: BuildConfig, gpu: bool) -> None:
     """Raises ConfigError when `flavour` cannot build as `config` says, on a machine with or without a GPU."""
     default = BuildConfig()
+    if flavour.format == "rtx" and "7.5" in config.compute_capabilities:
+        raise ConfigError("GPUs of compute capability 7.5 have no float32 matrix products in TensorRT for RTX, and "
+                          "keep scores are float32; leave 7.5 out of --compute-capability.")
     asked = [name for name in (*flavour.lacks, *flavour.needs_gpu) if getattr(config, name) != getattr(default, name)]
     for name in asked:
         option = f"--{name.replace('_', '-').replace('capabilities', 'capability')}"

@@ -62,6 +62,9 @@ def _complaint(door: Door, path: Path, errors: list[Any]) -> ExportError:
         return ExportError(f"{door.flavour.name} cannot read {path.name} ({said}); export it again.")
     error = next((e for e in errors if e.node_name()), errors[0])
     said, operator = str(error.desc()), error.node_operator()
+    if not operator:
+        return ExportError(f"{door.flavour.name} {door.version} does not take the inputs or types of {path.name} "
+                           f"({short(said)}); export it with image and float tensors.")
     place = f"{where(error.node_name())} of {path.name}"
     if "same input types" in said or "must have type" in said.lower():
         types = next((part for part in said.splitlines() if "type" in part.lower()), said)
@@ -102,17 +105,10 @@ def tensors(door: Door, network: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def add_profiles(builder: Any, config: Any, inputs: list[Tensor], profiles: tuple[BatchProfile, ...]) -> None:
-    """Adds one optimization profile per entry; a graph with a fixed batch takes none.
-
-    Raises:
-        ConfigError: the graph's batch is fixed at a size that is not asked for, or more than the batch is free.
-    """
+    """Adds one optimization profile per entry; a graph with a fixed batch takes none."""
     for profile in profiles if any(None in tensor.shape for tensor in inputs) else ():
         shapes = builder.create_optimization_profile()
         for tensor in inputs:
-            if None in tensor.shape[1:]:
-                raise ConfigError(f"Input {tensor.name!r} has free dimensions besides the batch {_sides(tensor)}; "
-                                  "export the graph with fixed ones.")
             if None in tensor.shape:
                 batches = profile.min, profile.opt, profile.max
                 shapes.set_shape(tensor.name, *((batch, *tensor.shape[1:]) for batch in batches))
@@ -123,8 +119,13 @@ def real_profiles(inputs: list[Tensor], profiles: tuple[BatchProfile, ...], chos
     """The profiles that the engine will have: those asked for, or the one of a graph with a fixed batch.
 
     Raises:
-        ConfigError: batch sizes were `chosen`, and the graph's batch is fixed at another.
+        ConfigError: batch sizes were `chosen`, and the graph's batch is fixed at another; or more than the batch
+            is free.
     """
+    for tensor in inputs:
+        if None in tensor.shape[1:]:
+            raise ConfigError(f"Input {tensor.name!r} has free dimensions besides the batch {_sides(tensor)}; "
+                              "export the graph with fixed ones.")
     if any(None in tensor.shape for tensor in inputs):
         return profiles
     batch = inputs[0].shape[0] if inputs and inputs[0].shape else 1
@@ -156,9 +157,6 @@ def build_failure(door: Door, path: Path, workspace_mib: float | None) -> Except
     if "hw-specific datatypes" in low or "cannot compile for target" in low:
         return ConfigError(f"A GPU that was asked for lacks a data type of this graph ({last(door.logger.errors)}); "
                            "change --compute-capability or the precision.")
-    if "turing" in low:
-        return ConfigError("GPUs of compute capability 7.5 have no float32 matrix products in TensorRT for RTX, and "
-                           "keep scores are float32; leave 7.5 out of --compute-capability.")
     if "CUDA driver version is insufficient" in said or "no CUDA-capable device" in said:
         return BackendError(f"{door.flavour.name} needs a GPU and its driver to build this, and none works here "
                             f"({last(door.logger.errors)}); build on the machine with the GPU.")

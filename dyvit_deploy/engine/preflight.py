@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.text import Text
 from ..artifacts import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
 from ..machine import Gpu, gpu, system
+from ..targets import LEAST_CAPABILITY
 from .flavours import FLAVOURS, Flavour, Version, open_door, parse_version
 from .sidecar import EngineFacts, is_altered, read_sidecar
 
@@ -49,6 +51,8 @@ class Preflight:
         """What to do about the problems; empty without any. Building again gives no machine a GPU."""
         if not self.problems:
             return ""
+        if ALTERED in self.problems:
+            return "copy it again together with its .json, or build it again"
         if NO_GPU in self.problems:
             return "take it to a machine with an NVIDIA GPU"
         if self.problems == (STRIPPED,):
@@ -85,6 +89,8 @@ def read_plan_header(path: Path) -> tuple[Flavour, Version] | None:
     path = require_file(path)
     with path.open("rb") as file:
         head = file.read(HEADER.size)
+    if path.suffix.lower() == ".onnx":
+        raise ArtifactError(f"{path} is an ONNX file; dyvit build makes an engine plan of it.")
     if head[1:4] != b"trt":                 # TensorRT for RTX writes vtrt, TensorRT ftrt, as Torch-TensorRT checks too
         raise ArtifactError(f"{path} is not an engine plan; if another tool put its own data before the plan, cut that "
                             "off, else build it again.")
@@ -107,7 +113,7 @@ def preflight(path: str | Path) -> Preflight:
     path = require_file(path)
     facts = read_sidecar(path)
     altered = facts is not None and is_altered(path, facts)
-    if facts and path.stat().st_size < facts.plan["bytes"]:
+    if facts and path.stat().st_size < facts.plan["bytes"] and read_plan_header(path) is None:
         raise ArtifactError(f"{path} has {path.stat().st_size} of the {facts.plan['bytes']} bytes of its plan: it was "
                             "not copied to the end; copy or build it again.")
     header = read_plan_header(path) if facts is None or altered else None
@@ -135,7 +141,10 @@ def preflight(path: str | Path) -> Preflight:
         problems.append(ALTERED)
     if facts is None:
         notes.append("There is no .json beside the plan, so what it was built for is known only in part.")
-    return Preflight(str(path), built, here, tuple(problems), tuple(notes), altered, facts.rebuild if facts else None)
+    rebuild = facts.rebuild if facts else None
+    if rebuild and found:                                                  # else it would make the same plan again
+        rebuild = re.sub(r"--compute-capability \S+", f"--compute-capability {found.compute_capability}", rebuild)
+    return Preflight(str(path), built, here, tuple(problems), tuple(notes), altered, rebuild)
 
 
 def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[Flavour, EngineFacts | None]:
@@ -206,8 +215,14 @@ def _gpus(facts: EngineFacts, found: Gpu, notes: list[str]) -> list[str]:
     if asked:
         return [] if here in asked else [f"it was built for compute capability {', '.join(asked)}, and {found.name} "
                                          f"has {here}"]
+    least = max(LEAST_CAPABILITY.get(kind, 0.0) for kind in (*facts.products.values(), "float32"))
+    if float(here) < least:
+        kinds = [kind for kind in set(facts.products.values()) if LEAST_CAPABILITY.get(kind, 0.0) > float(here)]
+        return [f"it computes in {', '.join(sorted(kinds))}, which {found.name} (compute capability {here}) has not"]
+    if facts.builder["format"] == "rtx" and float(here) < 8:
+        return [f"TensorRT for RTX has no float32 products for {found.name} (compute capability {here})"]
     if facts.builder["format"] == "rtx":
-        if float(here) in (7.5, 9.0) or 10 <= float(here) < 12:
+        if 9 <= float(here) < 12:
             notes.append(f"{found.name} (compute capability {here}) is not among those that TensorRT for RTX names: "
                          f"{PORTABLE}.")
         return []

@@ -15,7 +15,7 @@ from .flavours import Door, open_door
 from .load import load_engine
 from .network import last
 from .preflight import read_trusted, require_loadable
-from .sidecar import sidecar_path
+from .sidecar import read_sidecar, sidecar_path
 
 
 def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path) -> BuildReport:
@@ -31,6 +31,9 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path) -> BuildR
     plan, onnx, path = require_file(plan), require_file(onnx), checked_target(path)
     if path.resolve() == plan.resolve():
         raise ConfigError(f"{plan} would be overwritten by its own refit; name another -o.")
+    known = read_sidecar(plan)
+    if known and not (known.config.refittable or known.config.strip_weights):
+        raise ConfigError(f"{plan} takes no other weights; build it with --refittable or --strip-weights.")
     flavour, facts = require_loadable(plan, trust=False, stripped=True)
     if facts is None:
         raise ArtifactError(f"{plan} has no {sidecar_path(plan).name} of its own, which says what it holds; refit the "

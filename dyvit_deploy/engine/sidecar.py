@@ -71,6 +71,10 @@ class EngineFacts(JsonConfig):
         for name, kind in (("profiles", BatchProfile), ("layers", EngineLayer)):
             values = tuple(kind.from_dict(v) if isinstance(v, Mapping) else v for v in getattr(self, name))
             object.__setattr__(self, name, values)
+            if not all(isinstance(value, kind) for value in values):
+                raise ConfigError(f"{name} must be a list of {kind.__name__}s")
+        if not isinstance(self.config, BuildConfig) or not self.rebuild.isprintable():
+            raise ConfigError("config must be an object, and rebuild one line of text")
 
 
 def sidecar_path(plan: Path) -> Path:

@@ -137,7 +137,7 @@ def test_what_a_library_ignores_is_said(graphs, tmp_path):
 @pytest.mark.parametrize("settings, words", [
     ({"version_compatible": True}, "no --version-compatible: .*lean runtime"),
     ({"hardware_compatible": True}, "no --hardware-compatible"),
-    ({"compute_capabilities": ("9.0",)}, "builds for compute capability 7.5, 8.0, .*not 9.0"),
+    ({"compute_capabilities": ("9.0",)}, "builds for compute capability 8.0, .*not 9.0"),
     ({"compute_capabilities": ("7.5",)}, "leave 7.5 out"),
     ({"workspace_mib": 0.5}, "No implementation fits into --workspace 0.5 MiB; raise it"),
     *([] if gpu() else [({"strip_weights": True}, "needs a GPU to build with --strip-weights"),
@@ -250,7 +250,7 @@ def test_the_printed_polygraphy_line_builds_an_engine(graphs, tmp_path):
     pytest.importorskip("polygraphy", reason="Polygraphy is missing: pip install 'dyvit-deploy[calib]'")
     config = BuildConfig(TWO, 256.0, compute_capabilities=("8.9",))
     line = plan_build(graphs("float32"), tmp_path / "e.plan", "rtx", config).commands[1]
-    setting, *words = shlex.split(line)
+    setting, *words = shlex.split(line, comments=True)
     assert words[0] == "polygraphy"
     command = [sys.executable, "-c", "from polygraphy.tools import main; main()", *words[1:]]
     name, value = setting.split("=")

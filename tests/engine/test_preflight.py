@@ -1,4 +1,6 @@
 """What can be said of a plan before it is loaded; plans and libraries of other kinds are in tests/runners."""
+import re
+
 import pytest
 from helpers import needs_rtx, tiny_graph
 
@@ -124,3 +126,29 @@ def test_inspect_shows_layers_and_lineage_without_loading_the_plan(plan):
     assert report.details["block 0"].startswith("attn.qkv float32") and report.details["profiles"]
     assert report.facts.parent["file"] == "tiny.safetensors" and report.details["source"]
     assert report.table()
+
+
+@pytest.mark.parametrize("precision, gpu, words", [
+    ("float8", Gpu("Ampere", "8.6", 1e5), "computes in float8, which Ampere .compute capability 8.6. has not"),
+    ("float32", Gpu("Turing", "7.5", 1e5), "no float32 products for Turing"), ("float8", ADA, None),
+])
+def test_a_gpu_without_the_plans_data_types_is_a_problem(plan, monkeypatch, precision, gpu, words):
+    see(monkeypatch, gpu)
+    text = sidecar_path(plan).read_text().replace('"head/Gemm": "float32"', f'"head/Gemm": "{precision}"')
+    sidecar_path(plan).write_text(text)
+    problems = " ".join(preflight(plan).problems)
+    assert not problems if words is None else re.search(words, problems)
+
+
+def test_the_command_to_build_again_is_for_the_gpu_that_is_here(plan, monkeypatch):
+    see(monkeypatch, Gpu("Ampere", "8.6", 1e5))
+    assert "--compute-capability 8.6 " in preflight(plan.with_name("ada.plan")).advice
+
+
+def test_a_changed_plan_is_not_described_by_its_old_sidecar(plan):
+    content = bytearray(plan.read_bytes())
+    content[-100] ^= 1
+    plan.write_bytes(content)
+    report = inspect_artifact(plan)
+    assert report.engine is None and report.facts is None and "of another plan" in report.details["described by"]
+    assert "copy it again" in preflight(plan).advice
