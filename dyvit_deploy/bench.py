@@ -30,7 +30,7 @@ from rich.text import Text
 
 from .artifacts import library_versions, require_file
 from .baselines import Candidate, count_gmacs, with_baselines
-from .config import LoadConfig
+from .config import EngineRunConfig, LoadConfig
 from .data.images import Track, no_track
 from .errors import BackendError, ConfigError
 from .gpu_peak import cross_check, gpu_facts, gpu_notes
@@ -168,6 +168,9 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
 
         for path in artifacts:                                             # before the first one is loaded
             require_file(path)
+        if (config.transfers or load.engine != EngineRunConfig()) and not any(map(is_engine, artifacts)):
+            raise ConfigError("--streams, --cuda-graph, --transfers, --trust and --runtime-cache are for engine plans; "
+                              "leave them out.")
         given = [opened(path) for path in artifacts]
         emulated = [c.runner for c in given if c.runner.emulated]
         if len(emulated) == len(given):

@@ -46,6 +46,8 @@ def load_graph(path: str | Path, weights: bool = True) -> Any:
         ArtifactError: no ONNX file, or one with weights missing.
     """
     onnx = require("onnx")
+    if Path(path).suffix.lower() == ".plan":
+        raise ArtifactError(f"{path} is an engine plan; name the ONNX file that it was built of.")
     try:
         return onnx.load(str(path), load_external_data=weights)
     except Exception as error:                                             # protobuf and onnx share no base class

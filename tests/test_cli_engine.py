@@ -68,6 +68,20 @@ def test_a_dry_run_prints_commands_that_can_be_copied_and_writes_nothing(made, t
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]
 
 
+@pytest.mark.parametrize("line, code, words", [
+    ("export {plan} -o {out}/x.onnx", 1, "is an engine plan; name the checkpoint"),
+    ("calibrate {plan} --data digits -o {out}/r.json", 1, "is an engine plan; name the ONNX file"),
+    ("build {plan} --format rtx -o {out}/x.plan", 1, "is an engine plan; name the ONNX file"),
+    ("bench {graph} --cuda-graph", 2, "are for engine plans; leave them out"),
+    ("bench {graph} --streams 2 --transfers", 2, "are for engine plans; leave them out"),
+])
+def test_plans_and_their_options_in_the_wrong_place_are_named(made, tmp_path, line, code, words):
+    result = type_(line.format(plan=made[0] / "e.plan", graph=made[0] / "tiny.onnx", out=tmp_path))
+    *steps, error = result.output.strip().splitlines()
+    assert result.exit_code == code and error.startswith("dyvit: ") and words in error
+    assert all(step.endswith(" ...") for step in steps) and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("options, words", [
     ("--format rtx -o e.onnx", "--format rtx writes .plan files, not e.onnx"),
     ("--format rtx --batch 8:1:2 -o e.plan", "MIN:OPT:MAX"),

@@ -188,8 +188,11 @@ def _built(facts: EngineFacts | None, flavour: Flavour, header: tuple[Flavour, V
         return {"library": f"{flavour.name}{version}"}
     target = facts.target
     asked = ", ".join(target.get("compute_capabilities") or ())
-    card = asked or (f"{target['gpu']} (compute capability {target['compute_capability']})" if target.get("gpu")
-                     else f"any of compute capability {PORTABLE}")
+    card = f"any of compute capability {PORTABLE}"
+    if asked:
+        card = f"compute capability {asked}"
+    elif target.get("gpu"):
+        card = f"{target['gpu']} (compute capability {target['compute_capability']})"
     return {"library": f"{flavour.name} {facts.builder['version']}", "graphics card": card,
             "system": str(target.get("system"))}
 

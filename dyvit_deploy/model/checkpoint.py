@@ -58,6 +58,8 @@ def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
     path = require_file(path)
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path} is an ONNX file; name the checkpoint that it was exported from.")
+    if path.suffix.lower() == ".plan":
+        raise CheckpointError(f"{path} is an engine plan; name the checkpoint that it was exported from.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, weights)
     saved = _unpickle(path)
