@@ -56,15 +56,23 @@ class DigitScenes:
         for start in range(0, self._count, size):
             indices = range(start, min(start + size, self._count))
             scenes = [draw_scene(self._split, i, 0 if epoch is None else epoch + 1) for i in indices]
-            images = np.stack([scene[0] for scene in scenes])
+            images = np.stack([np.asarray(self._resized(scene[0])) for scene in scenes])
             boxes: NDArray[np.float32] = np.asarray([scene[2] for scene in scenes], np.float32)
-            if self._size != (SIDE, SIDE):
-                height, width = self._size
-                images = np.stack([np.asarray(Image.fromarray(i).resize((width, height), Image.Resampling.BICUBIC))
-                                   for i in images])
-                boxes *= np.asarray([height / SIDE, width / SIDE, height / SIDE, width / SIDE], np.float32)
+            boxes *= np.asarray([side / SIDE for side in self._size] * 2, np.float32)
             labels = np.asarray([scene[1] for scene in scenes], np.int64)
-            yield Batch(images, labels, boxes, [f"{self.name} {i}" for i in indices])
+            yield Batch(images, labels, boxes, [self.name_of(i) for i in indices])
+
+    def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
+        """A scene of the model's size and its label; see `Samples`."""
+        scene, label, _ = draw_scene(self._split, index, epoch + 1)
+        return self._resized(scene), label
+
+    def name_of(self, index: int) -> str:
+        return f"{self.name} {index}"
+
+    def _resized(self, scene: NDArray[np.uint8]) -> Image.Image:
+        """The scene as it is when it has the model's size already."""
+        return Image.fromarray(scene).resize(self._size[::-1], Image.Resampling.BICUBIC)
 
 
 def draw_scene(split: str, index: int, variant: int = 0) -> tuple[NDArray[np.uint8], int, tuple[int, int, int, int]]:

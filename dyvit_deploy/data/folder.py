@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..config import ImageSpec
 from ..errors import DataError, did_you_mean
-from .images import Batch
+from .images import UNREADABLE, Batch
 from .preprocess import resize_and_crop
 
 SPLITS = ("train", "val", "test")
@@ -57,7 +57,7 @@ class FolderImages:
             try:
                 with Image.open(path) as image:
                     array = resize_and_crop(image, self._spec)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except UNREADABLE as error:
                 self.skipped.append(f"{path}: {error}")
                 continue
             pixels.append(array[:, ::-1] if flip[i] else array)
@@ -71,6 +71,22 @@ class FolderImages:
         if len(self.skipped) == len(self._items):
             raise DataError(f"None of the {len(self._items)} images in {self.name} can be read; "
                             f"the first: {self.skipped[0]}.")
+
+    def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
+        """An image of its own size and its label; see `Samples`.
+
+        Raises:
+            DataError: the images have no labels.
+            one of UNREADABLE: the image is damaged or gone.
+        """
+        path, label = self._items[index]
+        if label is None:
+            raise DataError(f"{self.name} has no labels; put the images of each class in a subfolder of its own.")
+        with Image.open(path) as image:
+            return image.convert("RGB"), label
+
+    def name_of(self, index: int) -> str:
+        return str(self._items[index][0])
 
     def _batch(self, pixels: list, labels: list, names: list[str]) -> Batch:  # type: ignore[type-arg]
         return Batch(np.stack(pixels), np.asarray(labels, np.int64) if self.class_names else None, None, list(names))

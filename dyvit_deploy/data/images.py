@@ -6,11 +6,13 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..config import ImageSpec
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)   # what a damaged image raises
 
 
 def no_track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
@@ -44,6 +46,27 @@ class ImageSet(Protocol):
 
     def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
         """Batches of up to `size`; an `epoch` number shuffles and augments for training."""
+        ...
+
+
+class Samples(Protocol):
+    """A labelled source of single images in any order, for training."""
+
+    name: str
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
+        """An RGB image of any size and its label; `epoch` counts from 0, and made-up sources make new images in each.
+
+        Raises:
+            one of UNREADABLE: the image is damaged or gone; take another one.
+        """
+        ...
+
+    def name_of(self, index: int) -> str:
+        """The image in a message."""
         ...
 
 
