@@ -41,6 +41,7 @@ class DigitScenes:
     """`limit` scenes of a split; scene i is the same in every run. An epoch number makes new ones."""
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
+    mirror = False                          # a mirrored 2 is no 2
 
     def __init__(self, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
         if split not in SPLITS:

@@ -23,6 +23,8 @@ class FolderImages:
     images lie in subfolders, each subfolder is a class, numbered in alphabetical order.
     """
 
+    mirror = True
+
     def __init__(self, folder: str | Path, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
         root = _split_folder(Path(folder), split)
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -50,9 +50,10 @@ class ImageSet(Protocol):
 
 
 class Samples(Protocol):
-    """A labelled source of single images in any order, for training."""
+    """A labelled source of single images in any order, for training. `mirror`: flipped images keep their class."""
 
     name: str
+    mirror: bool
     class_names: tuple[str, ...] | None
 
     def __len__(self) -> int: ...
@@ -67,6 +68,21 @@ class Samples(Protocol):
 
     def name_of(self, index: int) -> str:
         """The image in a message."""
+        ...
+
+
+class Stream(Protocol):
+    """A labelled source that can only be read in order, for training; fields as in `Samples` and `ImageSet`."""
+
+    name: str
+    mirror: bool
+    class_names: tuple[str, ...] | None
+    skipped: list[str]
+
+    def __len__(self) -> int: ...
+
+    def stream(self, epoch: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
+        """One pass over the share of one of `world` processes, in the order of `epoch`: RGB images and labels."""
         ...
 
 
