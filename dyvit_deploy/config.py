@@ -26,6 +26,7 @@ TARGETS = ("cpu", "tensorrt")
 # As people type them.
 ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 METHODS = ("max", "percentile", "mse", "entropy")
+SELECTORS = ("prediction", "attention", "random", "static", "structural")
 
 T = TypeVar("T", bound="JsonConfig")
 
@@ -140,6 +141,9 @@ class ModelConfig(JsonConfig):
                                    preprocess=dataclasses.replace(self.preprocess, short_side=short))
 
 
+QUARTER = 0.25                              # what 2x2 pooling leaves
+
+
 def default_stages(depth: int) -> tuple[int, ...]:
     """Three stages at a quarter, half and three quarters of the depth, as published."""
     return tuple(sorted({depth * s // 4 for s in (1, 2, 3)} - {0}))
@@ -157,14 +161,24 @@ def check_stages(stages: Sequence[int], depth: int) -> None:
 class PruneConfig(JsonConfig):
     """How many patch tokens survive each stage: `keep_ratios` of the INITIAL count, or `keep_counts`.
 
-    Exactly one of the two is set; both are per stage and never increase.
+    Exactly one of the two is set; both are per stage and never increase. `selector` is what chooses them, see
+    `model.selectors`; `fuse` merges the dropped tokens into one instead of losing them.
     """
 
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...] | None = None
     keep_counts: tuple[int, ...] | None = None
+    selector: str = "prediction"
+    fuse: bool = False
 
     def __post_init__(self) -> None:
+        if self.selector not in SELECTORS:
+            raise ConfigError(f"Unknown selector {self.selector!r}.{did_you_mean(self.selector, SELECTORS)}")
+        if self.fuse and self.selector != "attention":
+            raise ConfigError("Tokens are fused by their attention; add --selector attention, or leave out --fuse.")
+        if self.selector == "attention" and self.stages[:1] == (0,):
+            raise ConfigError("No block has attended yet before block 0; with --selector attention, choose --stages "
+                              "from 1 on.")
         if (self.keep_ratios is None) == (self.keep_counts is None):
             raise ConfigError("Give either keep ratios or keep counts, not both and not neither.")
         values: Sequence[float] = self.schedule
@@ -177,13 +191,22 @@ class PruneConfig(JsonConfig):
             raise ConfigError(f"Keep counts {list(values)} must be at least 1.")
         if any(b > a for a, b in zip(values, values[1:])):
             raise ConfigError(f"Keep values {list(values)} must not increase: dropped tokens do not come back.")
+        if self.selector == "structural" and (len(values) != 1 or self.keep_ratios not in (None, (QUARTER,))):
+            raise ConfigError("Structural pooling leaves a quarter of the patches, at one stage; leave out the --keep "
+                              "options, and give at most one of --stages.")
 
     @classmethod
-    def from_ratio(cls, ratio: float, stages: Sequence[int]) -> PruneConfig:
+    def from_ratio(cls, ratio: float, stages: Sequence[int], selector: str = "prediction",
+                   fuse: bool = False) -> PruneConfig:
         """The published schedule: stage s (from 1) keeps ratio**s of the patches."""
         if not 0 < ratio <= 1:
             raise ConfigError(f"Keep ratio {ratio} must lie above 0 and at most at 1 (1 is the dense model).")
-        return cls(tuple(stages), keep_ratios=tuple(ratio ** (s + 1) for s in range(len(stages))))
+        return cls(tuple(stages), tuple(ratio ** (s + 1) for s in range(len(stages))), None, selector, fuse)
+
+    @property
+    def tells_tokens(self) -> bool:
+        """True when the patches that are left are patches of the image, not means of several."""
+        return self.selector != "structural"
 
     @property
     def schedule(self) -> tuple[float, ...]:
@@ -205,6 +228,9 @@ class PruneConfig(JsonConfig):
                               "leave 0 tokens; choose larger ratios.")
         if any(k > patches for k in counts):
             raise ConfigError(f"Keep counts {list(counts)} exceed the {patches} patches of the model.")
+        if self.selector == "structural" and counts != (patches // 4,):
+            raise ConfigError(f"Structural pooling leaves {patches // 4} of {patches} patches, not {list(counts)}; "
+                              "leave out --keep-counts.")
         return counts
 
     def ratios(self, patches: int) -> tuple[float, ...]:
@@ -218,34 +244,44 @@ class PruneConfig(JsonConfig):
 
 @dataclass(frozen=True)
 class KeepRequest(JsonConfig):
-    """What a user asked of the pruning; at most one of `ratio`, `ratios`, `counts`. All None asks nothing."""
+    """What a user asked of the pruning; at most one of `ratio`, `ratios`, `counts`. The defaults ask nothing."""
 
     ratio: float | None = None
     ratios: tuple[float, ...] | None = None
     counts: tuple[int, ...] | None = None
     stages: tuple[int, ...] | None = None
+    selector: str | None = None
+    fuse: bool = False
 
     @property
     def asks(self) -> bool:
-        """True when a schedule is given; stages alone are none."""
-        return any(value is not None for value in (self.ratio, self.ratios, self.counts))
+        """True when a schedule is given; stages alone are none, structural pooling has only one."""
+        return self.selector == "structural" or any(v is not None for v in (self.ratio, self.ratios, self.counts))
 
     def resolve(self, depth: int, default: PruneConfig | None) -> PruneConfig | None:
         """The request laid over what the checkpoint records (`default`, None when it records nothing).
 
         Raises:
-            ConfigError: contradictory values, or stages that the model does not have.
+            ConfigError: contradictory values, no schedule for a selector, or stages that the model does not have.
         """
         given = [value for value in (self.ratio, self.ratios, self.counts) if value is not None]
         if len(given) > 1:
             raise ConfigError("Give only one of --keep-ratio, --keep-ratios and --keep-counts.")
+        selector = self.selector or (default.selector if default else "prediction")
+        if default and default.selector != selector and "structural" in (default.selector, selector):
+            default = None                                                 # neither has a schedule for the other
+        if default is None and selector == "structural":
+            default = PruneConfig((depth // 2,), (QUARTER,), selector=selector)
         stages = self.stages or (default.stages if default else default_stages(depth))
         check_stages(stages, depth)
+        fuse = self.fuse or bool(default and default.fuse and default.selector == selector)
         if self.ratio is not None:
-            return PruneConfig.from_ratio(self.ratio, stages)
+            return PruneConfig.from_ratio(self.ratio, stages, selector, fuse)
         if given:
-            return PruneConfig(stages, self.ratios, self.counts)
-        return default and PruneConfig(stages, default.keep_ratios, default.keep_counts)
+            return PruneConfig(stages, self.ratios, self.counts, selector, fuse)
+        if default is None and (self.selector or self.fuse):
+            raise ConfigError("A selector has to know how many patches to keep; add --keep-ratio 0.7, say.")
+        return default and PruneConfig(stages, default.keep_ratios, default.keep_counts, selector, fuse)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from .artifacts import check_target
-from .config import METHODS, CalibrationConfig, EngineRunConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .config import METHODS, SELECTORS, CalibrationConfig, EngineRunConfig, KeepRequest, LoadConfig, PrecisionConfig
 from .deploy_config import BatchProfile, BuildConfig
 from .errors import ConfigError
 from .targets import FLAGS
@@ -49,8 +49,9 @@ class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic in recent
 def keep_options(command: F) -> F:
     """The pruning schedule; the command receives one `keep`."""
     @functools.wraps(command)
-    def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, **values: Any) -> Any:
-        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages), **values)
+    def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, selector: str | None,
+               fuse: bool, **values: Any) -> Any:
+        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages, selector, fuse), **values)
 
     decorated: F = with_options(
         gather,
@@ -58,6 +59,9 @@ def keep_options(command: F) -> F:
         click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
         click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
         click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
+        click.option("--selector", metavar=f"[{'|'.join(SELECTORS)}]",
+                     help="What chooses the patches; attention, random and structural need no training."),
+        click.option("--fuse", is_flag=True, help="Merge dropped tokens into one; with --selector attention."),
     )
     return decorated
 

@@ -1,8 +1,9 @@
 """DynamicViT: a ViT backbone, and a predictor per stage that decides which patches go on."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,17 @@ from torch import Tensor, nn
 from ..config import ModelConfig, PruneConfig, check_stages
 from ..errors import ConfigError
 from . import vit
-from .predictor import ScorePredictor
-from .pruning import ATTENTION_EPS, TokenSelector, sample_keep, straight_through
+from .pruning import (
+    ATTENTION_EPS,
+    TokenFuser,
+    TokenSelector,
+    sample_keep,
+    sample_top_k,
+    straight_through,
+    top_k_mask,
+)
+from .selectors import EXACT, make_selectors
+from .vit import Attended
 
 
 class PrunedOutput(NamedTuple):
@@ -21,6 +31,8 @@ class PrunedOutput(NamedTuple):
     kept: per stage int64 [B, K_s], surviving patches in the original grid, best first.
     scores: per stage float [B, N] over the original grid; -inf where a patch was gone before the
         stage, otherwise zeros when the stage drops nothing.
+
+    Structural pooling keeps no patch: both are empty.
     """
 
     logits: Tensor
@@ -34,6 +46,8 @@ class MaskedOutput(NamedTuple):
     logits: float [B, classes].
     tokens: float [B, N, C], patch tokens after the final norm, dropped ones included.
     decisions: per stage float [B, N], 1 for the patches kept so far.
+
+    After structural pooling, tokens are the N/4 pooled ones and there are no decisions.
     """
 
     logits: Tensor
@@ -42,7 +56,7 @@ class MaskedOutput(NamedTuple):
 
 
 class DynamicViT(nn.Module):
-    """A prunable ViT. `prune` None makes the dense backbone, without predictors.
+    """A prunable ViT. `prune` None makes the dense backbone, without selectors.
 
     `forward` and `forward_pruned` are the inference path, which removes tokens; `forward_masked`
     is the training path, which keeps all of them and hides the dropped ones.
@@ -57,8 +71,14 @@ class DynamicViT(nn.Module):
         check_stages(stages, config.depth)
         self.keep_counts = prune.counts(config.patches) if prune else ()
         self.stage_of = {block: stage for stage, block in enumerate(stages)}
-        self.score_predictor = nn.ModuleList(ScorePredictor(config.width) for _ in stages)
+        # Called after what it is in most published checkpoints, because tensors are.
+        self.score_predictor = make_selectors(config, prune)
         self.selector = nn.ModuleList(TokenSelector() for _ in stages)
+        self.fuser = nn.ModuleList(TokenFuser() for _ in stages) if prune and prune.fuse else None
+        self._pools = prune is not None and prune.selector == "structural"
+        self._attends = prune is not None and prune.selector == "attention"
+        for block in stages if self._attends else ():
+            vit.check_attention(self.backbone.blocks[block - 1])
 
     def forward(self, images: Tensor) -> Tensor:
         """float [B, 3, height, width], normalised -> logits [B, classes]."""
@@ -73,51 +93,111 @@ class DynamicViT(nn.Module):
         Args:
             images: float [B, 3, height, width], normalised.
         """
+        if self._pools:
+            return PrunedOutput(self.backbone.forward_head(self._pooled(images)), (), ())
         tokens = vit.embed(self.backbone, images)                          # [B, P + N, C]
         batch, patches = tokens.shape[0], tokens.shape[1] - self.prefix
         position = torch.arange(patches, device=tokens.device).expand(batch, -1)  # [B, N]
-        kept, scores = [], []
+        kept, scores, attended = [], [], None
         for index, block in enumerate(self.backbone.blocks):
             if (stage := self.stage_of.get(index)) is not None:
                 before, score = position, tokens.new_zeros(position.shape)     # [B, N_s]
                 if self.keep_counts[stage] < position.shape[1]:
-                    left = tokens[:, self.prefix:]
-                    score = self.score_predictor[stage].scores(left)
-                    left, chosen = self.selector[stage](left, score, self.keep_counts[stage])
+                    tokens, chosen, score = self._drop(stage, tokens, position, attended)
                     position = position.gather(1, chosen)                  # [B, K]
-                    tokens = torch.cat([tokens[:, :self.prefix], left], dim=1)  # [B, P + K, C]
                 kept.append(position)
                 scores.append(tokens.new_full((batch, patches), -torch.inf).scatter(1, before, score))
-            tokens = block(tokens)
+            tokens, attended = self._watched(index, partial(block, tokens))
         logits = self.backbone.forward_head(self.backbone.norm(tokens))
         return PrunedOutput(logits, tuple(kept), tuple(scores))
 
-    def forward_masked(self, images: Tensor, samples: Sequence[Tensor] | None = None,
-                       eps: float = ATTENTION_EPS) -> MaskedOutput:
+    def _drop(self, stage: int, tokens: Tensor, position: Tensor, attended: Attended | None,
+              ) -> tuple[Tensor, Tensor, Tensor]:
+        """Removes tokens: [B, P + N, C] -> [B, P + K, C], the positions [B, K] of the kept ones, scores [B, N].
+
+        With fusion, the fused token F comes after the prefix: [B, P + F + N, C] -> [B, P + 1 + K, C].
+        """
+        left, keep = tokens[:, self.prefix:], self.keep_counts[stage]      # [B, F + N, C]
+        score = self.score_predictor[stage].scores(left, position, attended)
+        if self.fuser is None:
+            patches, chosen = self.selector[stage](left, score, keep)
+            return torch.cat([tokens[:, :self.prefix], patches], dim=1), chosen, score
+        fused = left.shape[1] - position.shape[1]
+        patches, chosen = self.selector[stage](left[:, fused:], score[:, fused:], keep)
+        rest = self.fuser[stage](left, score, chosen + fused)              # [B, 1, C]
+        return torch.cat([tokens[:, :self.prefix], rest, patches], dim=1), chosen, score[:, fused:]
+
+    def _watched(self, index: int, run: Callable[[], Tensor], kept: Tensor | None = None,
+                 ) -> tuple[Tensor, Attended | None]:
+        """`run`, which runs block `index`, and its attention where the next stage asks for it."""
+        if self._attends and index + 1 in self.stage_of:
+            return vit.watch(self.backbone, self.backbone.blocks[index], run, kept)
+        return run(), None
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        """Tokens after the final norm, float [B, P + N/4, C], of a model that pools."""
+        tokens = vit.embed(self.backbone, images)                          # [B, P + N, C]
+        for index, block in enumerate(self.backbone.blocks):
+            if (stage := self.stage_of.get(index)) is not None:
+                pooled = self.score_predictor[stage](tokens[:, self.prefix:])
+                tokens = torch.cat([tokens[:, :self.prefix], pooled], dim=1)  # [B, P + N/4, C]
+            tokens = block(tokens)
+        normed: Tensor = self.backbone.norm(tokens)
+        return normed
+
+    def forward_masked(self, images: Tensor, samples: Sequence[Tensor] | None = None, eps: float = ATTENTION_EPS, *,
+                       noise: Sequence[Tensor] | None = None, keep: Tensor | None = None) -> MaskedOutput:
         """Training forward: every block sees all tokens, dropped ones are masked.
+
+        Attention and random selectors keep exactly the scheduled number; the others draw each patch for itself
+        unless `keep` is given. Structural pooling has nothing to draw and really pools.
 
         Args:
             images: float [B, 3, height, width], normalised.
             samples: per stage float [B, N], 1 where the stage keeps; None draws them. Given
                 samples pass their gradient to the keep probabilities.
             eps: smoothing of the masked softmax; 0 makes masked equal to removed.
+            noise: per stage float [B, N, 2], see `gumbel_noise`; None draws it.
+            keep: int64 [B, S], patches that each image keeps after each stage, exactly.
+
+        Raises:
+            ConfigError: a dense model, fused tokens, or blocks or pooling without a masked form.
         """
         if not self.score_predictor:
             raise ConfigError("A dense model has no predictors to train; give it a keep ratio below 1.")
+        if self.fuser is not None:
+            raise ConfigError("Fused tokens have no training form; leave out --fuse, and give it to dyvit export.")
+        if self._pools:
+            tokens = self._pooled(images)
+            return MaskedOutput(self.backbone.forward_head(tokens), tokens[:, self.prefix:], ())
         tokens = vit.embed(self.backbone, images)                          # [B, P + N, C]
         decision = tokens.new_ones(tokens.shape[0], tokens.shape[1] - self.prefix)  # [B, N]
         always = tokens.new_ones(tokens.shape[0], self.prefix)             # prefix tokens are never dropped
-        decisions = []
+        decisions, attended = [], None
         for index, block in enumerate(self.backbone.blocks):
             if (stage := self.stage_of.get(index)) is not None:
-                log_probs = self.score_predictor[stage](tokens[:, self.prefix:], decision)  # [B, N, 2]
-                if samples is None:
-                    sample = sample_keep(log_probs)                        # [B, N]
-                else:
-                    sample = straight_through(samples[stage], log_probs.exp()[..., 0])
-                decision = decision * sample
+                sample = samples[stage] if samples is not None else None
+                drawn = self._sample(stage, tokens[:, self.prefix:], decision, attended, sample,
+                                     noise[stage] if noise is not None else None,
+                                     keep[:, stage] if keep is not None else None)
+                decision = decision * drawn
                 decisions.append(decision)
-            tokens = vit.masked_block(block, tokens, torch.cat([always, decision], dim=1), eps)
+            kept = torch.cat([always, decision], dim=1)                    # [B, P + N]
+            tokens, attended = self._watched(index, partial(vit.masked_block, block, tokens, kept, eps), kept)
         tokens = self.backbone.norm(tokens)
         logits = vit.masked_head(self.backbone, tokens, decision)
         return MaskedOutput(logits, tokens[:, self.prefix:], tuple(decisions))
+
+    def _sample(self, stage: int, patches: Tensor, decision: Tensor, attended: Attended | None,
+                given: Tensor | None, noise: Tensor | None, keep: Tensor | None) -> Tensor:
+        """float [B, N], 1 for the patches that the stage keeps; see `forward_masked`."""
+        selector: Any = self.score_predictor[stage]
+        assert self.prune is not None
+        if keep is None and self.prune.selector in EXACT:
+            keep = torch.full(decision.shape[:1], self.keep_counts[stage], device=decision.device)  # [B]
+        if attended is not None:
+            return given if given is not None else top_k_mask(selector.scores(patches, None, attended), decision, keep)
+        log_probs = selector(patches, decision)                            # [B, N, 2]
+        if given is not None:
+            return straight_through(given, log_probs.exp()[..., 0])
+        return sample_keep(log_probs, noise) if keep is None else sample_top_k(log_probs, decision, keep, noise)

@@ -57,7 +57,7 @@ class ScorePredictor(nn.Module):
         """
         return F.log_softmax(self.out_conv[-1](self._features(tokens, decision)), dim=-1)
 
-    def scores(self, tokens: Tensor) -> Tensor:
+    def scores(self, tokens: Tensor, position: Tensor | None = None, attended: object = None) -> Tensor:
         """Keep scores for inference: z0 - z1, the logit of the keep probability.
 
         The order is that of log p(keep) in the published code; unlike it, the difference does
@@ -66,6 +66,7 @@ class ScorePredictor(nn.Module):
 
         Args:
             tokens: float [B, N, C], the patch tokens that are left.
+            position, attended: what other selectors look at, see `selectors`.
 
         Returns:
             float [B, N].

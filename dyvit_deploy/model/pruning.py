@@ -6,8 +6,9 @@ published checkpoints do.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 ATTENTION_EPS = 1e-6
@@ -88,13 +89,116 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard + (soft - soft.detach())                                   # the difference is exactly zero
 
 
-def sample_keep(log_probs: Tensor) -> Tensor:
+def gumbel_noise(shape: Sequence[int], generator: torch.Generator | None = None,
+                 device: torch.device | str | None = None) -> Tensor:
+    """Gumbel(0, 1) noise, float32 of `shape`, in the way and order of torch's own Gumbel-softmax."""
+    return -torch.empty(tuple(shape), device=device).exponential_(generator=generator).log()
+
+
+def sample_keep(log_probs: Tensor, noise: Tensor | None = None) -> Tensor:
     """Draws keep (1) or drop (0) per token with a straight-through Gumbel-softmax at temperature 1.
 
     Args:
         log_probs: float [B, N, 2], log-probabilities of keep (index 0) and drop.
+        noise: float [B, N, 2], see `gumbel_noise`; None draws it.
 
     Returns:
         float [B, N].
     """
-    return F.gumbel_softmax(log_probs, tau=1.0, hard=True, dim=-1)[..., 0]
+    noise = gumbel_noise(log_probs.shape, device=log_probs.device) if noise is None else noise
+    soft = (log_probs + noise).softmax(dim=-1)[..., 0]                     # [B, N]
+    return straight_through((soft >= 0.5).to(soft.dtype), soft)
+
+
+def top_k_mask(scores: Tensor, decision: Tensor, keep: Tensor) -> Tensor:
+    """Exactly the `keep` best-scored tokens of those still kept, for another number in each image.
+
+    Args:
+        scores: float [B, N]; higher is more worth keeping.
+        decision: float [B, N], 1 for tokens still kept.
+        keep: int64 [B], K per image; all that are left where K is more.
+
+    Returns:
+        float [B, N], 1 keeps and 0 drops; without gradient.
+    """
+    hidden = scores.detach().masked_fill(decision < 0.5, -torch.inf)
+    rank = hidden.argsort(dim=1, descending=True).argsort(dim=1)           # [B, N]; equal scores still rank apart
+    return ((rank < keep[:, None]) & (decision > 0.5)).to(decision.dtype)
+
+
+def sample_top_k(log_probs: Tensor, decision: Tensor, keep: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Draws exactly `keep` tokens of those still kept, without replacement (Gumbel-top-K).
+
+    The noise on the keep score z0 - z1 is the difference of two Gumbel variables, logistic noise, as in
+    `sample_keep`. The gradient is that of a sigmoid around the threshold between the last token kept and the
+    first one dropped, itself taken as constant.
+
+    Args:
+        log_probs: float [B, N, 2], log-probabilities of keep (index 0) and drop.
+        decision: float [B, N], 1 for tokens still kept; the others are not drawn.
+        keep: int64 [B], K per image; all that are left where K is more.
+        noise: float [B, N, 2], see `gumbel_noise`; None draws it.
+
+    Returns:
+        float [B, N].
+    """
+    noise = gumbel_noise(log_probs.shape, device=log_probs.device) if noise is None else noise
+    noisy = log_probs + noise
+    scores = (noisy[..., 0] - noisy[..., 1]).masked_fill(decision < 0.5, -torch.inf)  # [B, N]
+    hard = top_k_mask(scores, decision, keep)
+    kept = hard > 0.5
+    lowest = scores.masked_fill(~kept, torch.inf).amin(dim=1, keepdim=True)
+    highest = scores.masked_fill(kept, -torch.inf).amax(dim=1, keepdim=True)
+    # Nothing kept, or nothing left to drop: the other side of the threshold stands for both.
+    lowest, highest = (torch.where(one.isfinite(), one, other) for one, other in ((lowest, highest), (highest, lowest)))
+    threshold = (0.5 * (lowest + highest)).nan_to_num().detach()           # [B, 1]
+    return straight_through(hard, (scores - threshold).sigmoid())
+
+
+def received_attention(query: Tensor, key: Tensor, scale: float, class_token: bool,
+                       kept: Tensor | None = None) -> Tensor:
+    """How much attention each token receives, mean over heads, computed in float32.
+
+    From the class token, as in EViT (Liang et al., "Not All Patches are What You Need", ICLR 2022), equation 3;
+    in models without one, the mean over all queries.
+
+    Args:
+        query, key: float [B, H, T, D].
+        scale: factor on the logits, usually D ** -0.5.
+        class_token: token 0 is one.
+        kept: float [B, T], 1 for tokens that are still there; None: all are.
+
+    Returns:
+        float32 [B, T], summing to 1; without gradient.
+    """
+    query, key = query.detach().float(), key.detach().float()
+    asking = query[:, :, :1] if class_token else query                     # [B, H, Q, D]
+    logits = (asking * scale) @ key.transpose(-2, -1)                      # [B, H, Q, T]
+    if kept is not None:
+        logits = logits.masked_fill(kept[:, None, None] < 0.5, -torch.inf)
+    shares = logits.softmax(dim=-1).mean(dim=1)                            # [B, Q, T]
+    if class_token or kept is None:
+        return shares.mean(dim=1)
+    return masked_mean(shares, kept.detach()).squeeze(1)
+
+
+def fuse_tokens(tokens: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
+    """The dropped tokens as one: their weighted mean.
+
+    Args:
+        tokens: float [B, N, C].
+        weights: float [B, N], not negative.
+        kept: int64 [B, K], positions of the others; K < N.
+
+    Returns:
+        float [B, 1, C].
+    """
+    dropped = weights.scatter(1, kept, 0.0).unsqueeze(-1)                  # [B, N, 1]
+    return (tokens * (dropped / dropped.sum(dim=1, keepdim=True))).sum(dim=1, keepdim=True)
+
+
+class TokenFuser(nn.Module):
+    """`fuse_tokens` as a module, likewise."""
+
+    def forward(self, tokens: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
+        return fuse_tokens(tokens, weights, kept)

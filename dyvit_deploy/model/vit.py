@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, DropPath
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -145,6 +145,55 @@ def _masked_attend(attn: Any, x: Tensor, decision: Tensor, eps: float) -> Tensor
         out = out * attn.gate(x).sigmoid()
     result: Tensor = attn.proj_drop(attn.proj(out))
     return result
+
+
+class Attended(NamedTuple):
+    """The attention of a block, before its softmax.
+
+    query, key: float [B, H, T, D], normalised where the model does so. scale: on their product.
+    class_token: token 0 is one. kept: float [B, T], 1 for tokens that are still there; None: all are.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    class_token: bool
+    kept: Tensor | None
+
+
+def check_attention(block: nn.Module) -> None:
+    """Raises ConfigError when the block's attention is of a kind that `watch` cannot see into."""
+    attn = getattr(block, "attn", block)
+    if type(attn) is not Attention:
+        raise ConfigError(f"{type(attn).__name__} does not show its attention here; choose a timm ViT with the "
+                          "standard block, or another --selector.")
+
+
+def watch(vit: VisionTransformer, block: Any, run: Callable[[], Tensor],
+          kept: Tensor | None = None) -> tuple[Tensor, Attended]:
+    """`run`, which runs `block`, and what its attention was made of.
+
+    The block itself is not rewritten: its result is timm's to the bit, and exported nodes carry its name.
+    """
+    seen: list[Tensor] = []
+    hooks = [part.register_forward_hook(lambda _part, _inputs, output: seen.append(output))
+             for part in (block.attn.q_norm, block.attn.k_norm)]
+    try:
+        tokens = run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    query, key = seen
+    return tokens, Attended(query, key, block.attn.scale, vit.has_class_token, kept)
+
+
+def set_drop_path(vit: VisionTransformer, rate: float) -> None:
+    """Stochastic depth that rises linearly over the blocks from 0 to `rate`; 0 removes it."""
+    for block, share in zip(vit.blocks, torch.linspace(0, rate, len(vit.blocks)).tolist()):
+        for path, _ in list(block.named_modules()):
+            parent, _, name = path.rpartition(".")
+            if name.startswith("drop_path"):
+                setattr(block.get_submodule(parent), name, DropPath(share) if share else nn.Identity())
 
 
 def masked_block(block: nn.Module, tokens: Tensor, decision: Tensor, eps: float = ATTENTION_EPS) -> Tensor:
