@@ -22,6 +22,7 @@ from typing import Any
 
 from .config import JsonConfig, ModelConfig, PruneConfig
 from .errors import ArtifactError, ConfigError
+from .zoo import is_timm
 
 METADATA_KEY = "dyvit"
 FORMAT = 1
@@ -107,6 +108,11 @@ def require_file(path: str | Path) -> Path:
     if not os.access(path, os.R_OK):
         raise ArtifactError(f"{path} may not be read; change its permissions.")
     return path
+
+
+def require_source(path: str | Path) -> Path:
+    """`path` as a Path when it is such a file, or `timm:NAME`; ArtifactError otherwise."""
+    return Path(path) if is_timm(path) else require_file(path)
 
 
 def size_mib(path: Path) -> float:

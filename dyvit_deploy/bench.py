@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import library_versions, require_file
+from .artifacts import library_versions, require_source
 from .baselines import Candidate, count_gmacs, with_baselines
 from .config import EngineRunConfig, LoadConfig
 from .data.images import Track, no_track
@@ -167,7 +167,7 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
             return Candidate(runner, str(path), count_gmacs(runner.facts))
 
         for path in artifacts:                                             # before the first one is loaded
-            require_file(path)
+            require_source(path)
         if (config.transfers or load.engine != EngineRunConfig()) and not any(map(is_engine, artifacts)):
             raise ConfigError("--streams, --cuda-graph, --transfers, --trust and --runtime-cache are for engine plans; "
                               "leave them out.")

@@ -27,6 +27,7 @@ TARGETS = ("cpu", "tensorrt")
 ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 METHODS = ("max", "percentile", "mse", "entropy")
 SELECTORS = ("prediction", "attention", "random", "static", "structural")
+LEARNED = ("prediction", "static")          # selectors that are useless before training
 
 T = TypeVar("T", bound="JsonConfig")
 

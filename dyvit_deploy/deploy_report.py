@@ -78,8 +78,9 @@ class DeployReport:
     def next_step(self, checkpoint: str | Path) -> str:
         """The command to type after this."""
         if not self:
-            counts = self.export.facts.keep_counts
+            counts, prune = self.export.facts.keep_counts, self.export.facts.prune
             keep = f" --keep-counts {','.join(map(str, counts))}" if counts else ""
+            keep += f" --selector {prune.selector}" if prune and prune.selector != "prediction" else ""
             return (f"dyvit export {shlex.quote(str(checkpoint))}{keep} -o float32.onnx && dyvit sensitivity "
                     "float32.onnx --data YOUR_IMAGES")
         path = shlex.quote(self.path)

@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from .artifacts import require_file, size_mib
+from .artifacts import require_source, size_mib
 from .config import QUANTIZED, CalibrationConfig, LoadConfig
 from .deploy_config import DeployConfig
 from .engine.build import BuildPlan, profile_words
@@ -14,6 +14,7 @@ from .engine.flavours import FLAVOURS
 from .engine.layers import WIDTH
 from .engine.network import Tensor
 from .targets import ENGINES, FLAGS, Choice
+from .zoo import is_timm
 
 
 def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,
@@ -25,11 +26,12 @@ def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, 
     """
     from .model.checkpoint import load_model
 
-    checkpoint, path = require_file(checkpoint), Path(path)
+    checkpoint, path = require_source(checkpoint), Path(path)
     model, facts = load_model(checkpoint, load)
     weights = sum(p.numel() for p in model.parameters()) * 4 / 2**20
     kept = " / ".join(map(str, (model.config.patches, *model.keep_counts)))
-    steps = [f"open {checkpoint} ({size_mib(checkpoint):.1f} MiB): {facts.model.name}, patches kept {kept}",
+    size = "" if is_timm(checkpoint) else f" ({size_mib(checkpoint):.1f} MiB)"
+    steps = [f"open {checkpoint}{size}: {facts.model.name}, patches kept {kept}",
              f"export a float32 ONNX graph, about {weights:.1f} MiB"]
     if choice.precision != "float32":
         steps += _lowering_steps(config, choice, weights)
@@ -81,14 +83,15 @@ def export_command(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
             ("--io", precision.io, "float32"), ("--max-drop", precision.max_drop, None),
             ("--input", config.export.input, "float32"), ("--keep-ratio", keep.ratio, None),
             ("--keep-ratios", keep.ratios, None), ("--keep-counts", keep.counts, None), ("--stages", keep.stages, None),
-            ("--image-size", load.image_size, None), ("--model", load.model, None),
-            ("--weights", load.weights, "auto")):
+            ("--selector", keep.selector, None), ("--image-size", load.image_size, None),
+            ("--model", load.model, None), ("--weights", load.weights, "auto")):
         if value != default:
             mark = "x" if option == "--image-size" else ","
             text = mark.join(map(str, value)) if isinstance(value, tuple) else str(value)
             words.append(f"{option} {shlex.quote(text)}")
-    for flag, given in (("--with-tokens", config.export.with_tokens), ("--quantize-attention", calibration.attention),
-                        ("--no-gate", not precision.gate), ("--allow-random-calib", calibration.allow_noise),
+    for flag, given in (("--fuse", keep.fuse), ("--with-tokens", config.export.with_tokens),
+                        ("--quantize-attention", calibration.attention), ("--no-gate", not precision.gate),
+                        ("--allow-random-calib", calibration.allow_noise),
                         ("--allow-large-k", config.export.allow_large_k)):
         words += [flag] if given else []
     return " ".join([*words, *config.build.flags(), f"-o {shlex.quote(str(path))}"])

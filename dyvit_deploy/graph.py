@@ -134,7 +134,7 @@ def summary(precisions: Iterable[str]) -> dict[str, int]:
 
 
 def weights_fingerprint(proto: Any) -> str:
-    """sha256 over the float32 weights and the kept counts: the same for every interface of one model.
+    """sha256 over the float32 weights, kept counts and selector: the same for every interface of one model.
 
     Ranges are of a model, not of a file: the graph with and without kept-token outputs, and with
     either input type, has the same fingerprint. Unnamed constants and the normalisation are left out.
@@ -149,6 +149,9 @@ def weights_fingerprint(proto: Any) -> str:
     counts = [node.input[1] for node in proto.graph.node if node.op_type == "TopK"]
     values = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in proto.graph.initializer if t.name in counts}
     digest.update(repr([values[name] for name in counts if name in values]).encode())
+    prune = getattr(graph_facts(proto, "the graph"), "prune", None)
+    if prune and prune.selector != "prediction":                           # without weights that would tell it
+        digest.update(f"{prune.selector} {prune.stages} {prune.fuse}".encode())
     return digest.hexdigest()
 
 

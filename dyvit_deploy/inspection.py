@@ -68,6 +68,7 @@ class InspectReport:
                          f"of {model.patch_size} px",
                 "preprocessing": _preprocessing(facts),
                 "stages": f"before blocks {', '.join(map(str, prune.stages))}" if prune else "none, dense",
+                "selector": prune and prune.selector + (", dropped tokens fused" if prune.fuse else ""),
                 "kept patches": " / ".join(map(str, (model.patches, *self.keep_counts))),
                 "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
                 "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_file, size_mib
+from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_source, size_mib
 from .bench import BenchConfig, Timing, benchmark
 from .calibration.collect import examine, ranges_for
 from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers
-from .config import QUANTIZED, CalibrationConfig, LoadConfig
+from .config import LEARNED, QUANTIZED, CalibrationConfig, LoadConfig
 from .data.open import check_source, gate_is_separate, open_calibration, open_gate
 from .deploy_config import BuildConfig, DeployConfig
 from .deploy_report import DeployReport, Progress
@@ -62,7 +62,8 @@ def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConf
         if choice.precision == "float32":
             return _export_float32(checkpoint, Path(path), config, load, Path(name))
         parent = Path(name) / "float32.onnx"
-        whole = dataclasses.replace(config.export, with_tokens=True)       # the gate compares them
+        tokens = config.export.with_tokens or _tells_tokens(checkpoint, load)  # the gate compares them
+        whole = dataclasses.replace(config.export, with_tokens=tokens)
         report = export_onnx(checkpoint, parent, whole, load)
         return _Delivery(parent, report, choice, config, progress).finish(Path(path))
 
@@ -77,7 +78,7 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = T
     """The resolved request, after what can be refused before the work; `build` asks for the builder too."""
     choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16(),
                      config.build.compute_capabilities)
-    require_file(checkpoint)
+    require_source(checkpoint)
     _check_target(checkpoint, path, choice, build)
     if config.format in ENGINES and build:
         require_builder(config.format, config.build)
@@ -113,7 +114,7 @@ def _check_target(checkpoint: Path, path: Path, choice: Choice, write: bool) -> 
     check_target(path)
     if choice.format == "openvino":
         weights = check_target(path.with_suffix(".bin"))
-        if weights.exists() and (not path.exists() or weights.samefile(checkpoint)):
+        if weights.exists() and (not path.exists() or (checkpoint.exists() and weights.samefile(checkpoint))):
             raise ConfigError(f"{weights} exists and would be overwritten; choose another -o.")
 
 
@@ -125,7 +126,23 @@ def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, lo
     if config.format == "openvino":
         write_openvino(graph, path, report.facts)
         report = dataclasses.replace(report, path=str(path), size_mib=size_mib(path))
-    return DeployReport(report, products)
+    return DeployReport(report, products, notes=tuple(_untrained(report.facts)))
+
+
+def _tells_tokens(checkpoint: str | Path, load: LoadConfig) -> bool:
+    """False for models whose selector keeps no patch of the image."""
+    from .model.checkpoint import load_facts
+
+    prune = load_facts(checkpoint, load).prune
+    return prune is None or prune.tells_tokens
+
+
+def _untrained(facts: ArtifactFacts) -> list[str]:
+    """What to know about a model that drops tokens without having been trained for it."""
+    if facts.dense or facts.prune is None or facts.training or facts.prune.selector in LEARNED:
+        return []
+    return ["Not trained to drop tokens, so it loses more accuracy than a trained student: measure it with dyvit eval, "
+            f"or train with dyvit train --model {facts.model.name} --selector {facts.prune.selector}."]
 
 
 def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: LoadConfig,
@@ -183,7 +200,7 @@ class _Delivery:
                  progress: Progress) -> None:
         self.parent, self.report, self.choice, self.config = parent, report, choice, config
         self.say, self.track, self.folder = progress.say, progress.track, parent.parent
-        self.notes: list[str] = []
+        self.notes = _untrained(report.facts)
         self.ranges: Ranges | None = None
         self.source = config.calibration.data or self._recorded_source()
 

@@ -62,13 +62,15 @@ def export_onnx(checkpoint: str | Path, path: str | Path, config: ExportConfig =
     """Exports `checkpoint` to `path`, atomically.
 
     Raises:
-        CheckpointError, ConfigError: the checkpoint cannot be opened as asked.
+        CheckpointError, ConfigError: the checkpoint cannot be opened as asked, or has no tokens to tell.
         ExportError: the graph is not what it should be (a baked-in batch, above 2 GB).
     """
     from ..model.checkpoint import load_model
 
     check_target(path)
     model, facts = load_model(checkpoint, load)
+    if config.with_tokens and facts.prune and not facts.prune.tells_tokens:
+        raise ConfigError("Structural pooling keeps no patch of the image; leave out --with-tokens.")
     return export_model(model, facts, path, config)
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -23,13 +23,15 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from .. import zoo
-from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, require_file, sha256
-from ..config import KeepRequest, LoadConfig, ModelConfig, PruneConfig
+from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, require_file, require_source, sha256
+from ..config import LEARNED, KeepRequest, LoadConfig, ModelConfig, PruneConfig
 from ..errors import CheckpointError
 from . import vit
 from .dynamicvit import DynamicViT
+from .pretrained import pretrained_name, read_pretrained, tensors_sha256
 
 PREDICTOR = "score_predictor."
+HEADS = ("head.", "head_dist.", "aux_head.")
 RESUME = "resume."          # tensors of an interrupted training run, no part of the model
 
 
@@ -37,8 +39,8 @@ RESUME = "resume."          # tensors of an interrupted training run, no part of
 class RawCheckpoint:
     """The tensors of a file under their published names, and what the file says about them.
 
-    `weights` tells which set was taken, "model" or "ema"; `arguments` are those of the published
-    training script.
+    `path` may be `timm:NAME`. `weights` tells which set was taken, "model" or "ema"; `arguments` are those of the
+    published training script.
     """
 
     path: Path
@@ -47,15 +49,25 @@ class RawCheckpoint:
     weights: str
     arguments: dict[str, Any]
 
+    def origin(self) -> dict[str, Any]:
+        """What facts record as `parent`; the sha256 is the file's, of downloaded weights the tensors'."""
+        timm = zoo.is_timm(self.path)
+        return {"file": self.path.name, "sha256": tensors_sha256(self.state) if timm else sha256(self.path),
+                "weights": self.weights}
+
 
 def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
     """Reads the tensors of `path` without running any code from it.
 
     Raises:
-        CheckpointError: damaged, not a checkpoint, or it holds more than plain data.
+        CheckpointError: damaged, not a checkpoint, it holds more than plain data, or it cannot be downloaded.
         ArtifactError: missing or empty.
     """
-    path = require_file(path)
+    path = require_source(path)
+    if zoo.is_timm(path):
+        if weights == "ema":
+            raise CheckpointError(f"{path} has one set of weights; leave out --weights ema.")
+        return RawCheckpoint(path, read_pretrained(str(path)), None, "model", {})
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path} is an ONNX file; name the checkpoint that it was exported from.")
     if path.suffix.lower() == ".plan":
@@ -160,7 +172,7 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
     """Opens a checkpoint as a model in evaluation mode.
 
     Args:
-        path: own `.safetensors`, or a published `.pth` / `.pth.tar`.
+        path: own `.safetensors`, a published `.pth` / `.pth.tar`, or `timm:NAME` for timm's pretrained weights.
         load: overrides.
         like: take model, pruning and weights from this artifact instead, to compare with it.
 
@@ -180,8 +192,52 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
     facts = like or _resolve(raw, load)
     model = DynamicViT(facts.model, facts.prune)
     _load_state(model, raw, resample=load.image_size is not None or like is not None)
-    parent = {"file": raw.path.name, "sha256": sha256(raw.path), "weights": raw.weights}
-    return model.eval(), dataclasses.replace(facts, parent=parent)
+    return model.eval(), dataclasses.replace(facts, parent=raw.origin())
+
+
+def load_facts(path: str | Path, load: LoadConfig = LoadConfig()) -> ArtifactFacts:
+    """The facts that `load_model` would return, without `parent` and without building the model."""
+    return _resolve(read_checkpoint(path, load.weights), load)
+
+
+class Backbone(NamedTuple):
+    """A dense model to start training from. `new_head`: its classes are others than the checkpoint's, so that its
+    head is random."""
+
+    model: DynamicViT
+    facts: ArtifactFacts
+    new_head: bool
+
+
+def load_backbone(source: str | Path, config: ModelConfig) -> Backbone:
+    """Opens dense weights as a `config`, whatever image size and number of classes they were trained for.
+
+    Args:
+        source: a checkpoint, `timm:NAME`, or "timm-pretrained" for timm's weights of this architecture.
+        config: the model to make of them.
+
+    Raises:
+        CheckpointError: weights of another architecture, weights that drop tokens, or none to be had.
+    """
+    raw = read_checkpoint(pretrained_name(config) if source == zoo.TIMM_PRETRAINED else source)
+    if count_predictors(raw.state) or (raw.facts and raw.facts.prune):
+        raise CheckpointError(f"{raw.path} drops tokens, and a backbone is dense; pass the dense checkpoint that it "
+                              "was trained from.")
+    facts = raw.facts or ArtifactFacts(config)
+    if facts.model.name != config.name:
+        raise CheckpointError(f"{raw.path} is a {facts.model.name}, not a {config.name}; name another backbone or "
+                              "model.")
+    model = DynamicViT(config, None)
+    head = raw.state.get("head.weight")
+    new_head = head is None or len(head) != config.classes
+    if new_head:
+        fresh = {published_name(name): tensor for name, tensor in model.state_dict().items()}
+        state = {name: tensor for name, tensor in raw.state.items() if not name.startswith(HEADS)}
+        state |= {name: tensor for name, tensor in fresh.items() if name.startswith(HEADS)}
+    _load_state(model, dataclasses.replace(raw, state=state) if new_head else raw, resample=True)
+    names = None if new_head else facts.class_names
+    return Backbone(model.eval(), dataclasses.replace(facts, model=config, class_names=names, parent=raw.origin()),
+                    new_head)
 
 
 def _check_alike(raw: RawCheckpoint, like: ArtifactFacts) -> None:
@@ -193,36 +249,47 @@ def _check_alike(raw: RawCheckpoint, like: ArtifactFacts) -> None:
                               "compare it with the dense checkpoint that it was exported from.")
 
 
-def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
+def _resolve_model(raw: RawCheckpoint, load: LoadConfig) -> ModelConfig:
     where = str(raw.path)
+    known = raw.facts.model.name if raw.facts else where if zoo.is_timm(where) else None
+    if known and load.model not in (None, known):
+        raise CheckpointError(f"{where} is a {known}, not a {load.model}; name another file or model.")
     if raw.facts:
         model = raw.facts.model
-        if load.model not in (None, model.name):
-            raise CheckpointError(f"{where} is a {model.name}, not a {load.model}; name another file or model.")
-    elif load.model:
-        model = vit.resolve(load.model)
+    elif name := load.model or known:
+        model = vit.resolve(name)
         if "head.weight" in raw.state:
             model = dataclasses.replace(model, classes=raw.state["head.weight"].shape[0])
     else:
         model = infer_model(raw.state, where, load.image_size)
-    if load.image_size:
-        model = model.with_image_size(load.image_size)
+    return model.with_image_size(load.image_size) if load.image_size else model
+
+
+def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
+    where, model = str(raw.path), _resolve_model(raw, load)
     predictors = count_predictors(raw.state)
     recorded = raw.facts.prune if raw.facts else None if load.keep.asks else recorded_prune(raw, model.depth)
     prune = load.keep.resolve(model.depth, recorded)
-    if predictors == 0:
-        if prune is not None and not prune.is_dense(model.patches):
+    trained = recorded.selector if recorded else "prediction" if predictors else None
+    base = raw.facts or ArtifactFacts(model)
+    if trained is None:
+        if prune is None or prune.is_dense(model.patches):
+            return dataclasses.replace(base, model=model, prune=None)
+        if prune.selector in LEARNED:
             raise CheckpointError(f"{where} is a dense backbone without predictors, so it cannot drop tokens; pass "
-                                  "--keep-ratio 1.0, or train predictors first: dyvit train "
+                                  "--keep-ratio 1.0, let attention choose with --selector attention (no training, "
+                                  "less accurate), or train predictors first: dyvit train "
                                   f"--model {load.model or model.name} --data YOUR_DATA --backbone {where} -o run/")
-        prune = None
+        base = dataclasses.replace(base, training=None)                    # none was for dropping tokens
     elif prune is None:
         raise CheckpointError(f"{where} does not record its keep ratio; pass the one it was trained for, "
                               "e.g. --keep-ratio 0.7.")
-    elif len(prune.stages) != predictors:
+    elif prune.selector != trained:
+        raise CheckpointError(f"{where} was trained to drop tokens by {trained!r}, not by {prune.selector!r}; leave "
+                              "out --selector, or name a dense checkpoint.")
+    elif predictors not in (0, len(prune.stages)):
         raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were asked for "
                               f"{list(prune.stages)}; give --stages with {predictors} blocks.")
-    base = raw.facts or ArtifactFacts(model)
     return dataclasses.replace(base, model=model, prune=prune)
 
 
@@ -248,6 +315,8 @@ def _load_state(model: DynamicViT, raw: RawCheckpoint, resample: bool) -> None:
     """Raises CheckpointError unless names and shapes fit; `resample` lets positions move to another grid."""
     wanted = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     state = dict(raw.state)
+    if model.prune and model.prune.selector == "random":                   # a dense file has no ranking
+        state = {name: tensor for name, tensor in wanted.items() if name.startswith(PREDICTOR)} | state
     if resample and "pos_embed" in wanted and "pos_embed" in state:
         state["pos_embed"] = _resample(model, state["pos_embed"], raw.facts.model.grid if raw.facts else None)
     for name in wanted:
@@ -259,7 +328,8 @@ def _load_state(model: DynamicViT, raw: RawCheckpoint, resample: bool) -> None:
             raise CheckpointError(f"{raw.path} has the tensor {name!r}, which {model.config.name} does not; "
                                   "it is of another model.")
         if tensor.shape != wanted[name].shape:
-            hint = " Give the size it was trained at with --image-size." if name == "pos_embed" else ""
+            hint = ("" if name != "pos_embed" and not name.startswith(PREDICTOR) else
+                    " Give the size it was trained at with --image-size.")
             raise CheckpointError(f"{raw.path}: tensor {name!r} has shape {list(tensor.shape)}, "
                                   f"{model.config.name} needs {list(wanted[name].shape)}.{hint}")
     own = model.state_dict().keys()

@@ -26,14 +26,14 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None]) -> li
     PyTorch's own counter runs the model on the meta device: shapes are computed, values are not.
     """
     costs = []
-    models: dict[tuple[int, ...], DynamicViT] = {}
+    models: dict[tuple[object, ...], DynamicViT] = {}
     for prune in prunes:
-        stages = prune.stages if prune else ()
+        form = (prune.stages, prune.selector, prune.fuse) if prune else ()
         with torch.device("meta"):
-            if stages not in models:
-                models[stages] = DynamicViT(config, prune).eval()
+            if form not in models:
+                models[form] = DynamicViT(config, prune).eval()
             image = torch.empty(1, 3, *config.image_size)
-        model = models[stages]
+        model = models[form]
         model.keep_counts = prune.counts(config.patches) if prune else ()
         counter = FlopCounterMode(display=False)
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -117,8 +117,6 @@ SELECTORS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
     "attention": AttentionSelector, "random": RandomSelector, "static": StaticSelector,
     "structural": StructuralSelector,
 }
-LEARNED = ("prediction", "static")                                         # useless before training
-TENSORS = (*LEARNED, "random")                                             # have some in the checkpoint
 EXACT = ("attention", "random")                                            # keep exactly K in training too
 
 

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from .. import zoo
 from ..config import ModelConfig, Preprocess
 from ..errors import ConfigError, did_you_mean
+from ..zoo import TIMM_PREFIX
 from .lvvit import GridStem, LVViT
 from .pruning import ATTENTION_EPS, masked_attention, masked_mean
-
-TIMM_PREFIX = "timm:"
 
 
 class ConvStem(GridStem):
@@ -58,7 +57,7 @@ def _build_vit(config: ModelConfig) -> VisionTransformer:
 
 
 def _build_timm(config: ModelConfig) -> VisionTransformer:
-    return _create_timm(str(config.timm_name), img_size=config.image_size, num_classes=config.classes)
+    return create_timm(str(config.timm_name), img_size=config.image_size, num_classes=config.classes)
 
 
 BUILD: dict[str, Callable[[ModelConfig], VisionTransformer]] = {
@@ -71,7 +70,8 @@ def build_backbone(config: ModelConfig) -> VisionTransformer:
     return BUILD[config.builder](config)
 
 
-def _create_timm(name: str, **options: Any) -> VisionTransformer:
+def create_timm(name: str, **options: Any) -> VisionTransformer:
+    """timm's model `name` with random weights; ConfigError when it has none of that name, kind or tag."""
     if name.split(".")[0] not in timm.list_models():
         raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
     try:
@@ -94,7 +94,7 @@ def resolve(name: str) -> ModelConfig:
         return zoo.get(name)
     timm_name = name.removeprefix(TIMM_PREFIX)
     with torch.device("meta"):
-        model = _create_timm(timm_name)
+        model = create_timm(timm_name)
     grid, facts = model.patch_embed.grid_size, model.pretrained_cfg
     size = tuple(facts["input_size"][1:])
     crop = facts.get("crop_pct") or 1.0

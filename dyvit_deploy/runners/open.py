@@ -5,9 +5,10 @@ import dataclasses
 import importlib
 from pathlib import Path
 
-from ..artifacts import ArtifactFacts, require_file
+from ..artifacts import ArtifactFacts, require_source
 from ..config import EngineRunConfig, KeepRequest, LoadConfig
 from ..errors import ArtifactError, ConfigError
+from ..zoo import is_timm
 from .base import Runner
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin")
@@ -16,8 +17,8 @@ ENGINES = (".plan", ".engine", ".trt")
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """True when `path` is named like a PyTorch checkpoint."""
-    return Path(path).suffix.lower() in CHECKPOINTS
+    """True when `path` is named like a PyTorch checkpoint, or is `timm:NAME`."""
+    return is_timm(path) or Path(path).suffix.lower() in CHECKPOINTS
 
 
 def is_engine(path: str | Path) -> bool:
@@ -47,18 +48,18 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
         ArtifactError: missing, damaged, or of a kind that nothing here runs.
         ConfigError: options that the file has already decided.
     """
-    path = require_file(path)
+    path = require_source(path)
     if is_checkpoint(path):
         if like and (load.keep != KeepRequest() or load.image_size):
-            raise ConfigError(f"{path} is opened as the other artifact was exported; leave out --keep-ratio, "
-                              "--keep-ratios, --keep-counts, --stages and --image-size.")
+            raise ConfigError(f"{path} is opened as the other artifact was exported; leave out the --keep options, "
+                              "--stages, --selector, --fuse and --image-size.")
         from .pytorch import PyTorchRunner
         return PyTorchRunner.open(path, load, like, device)
     runner = _open_fixed(path, load, device, threads)
     fixed = dataclasses.replace(load, engine=EngineRunConfig(), image_size=load.image_size if runner.facts else None)
     if fixed != LoadConfig():
-        raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size and the --keep "
-                          "options are for checkpoints.")
+        raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size, --selector "
+                          "and the --keep options are for checkpoints.")
     return runner
 
 

@@ -1,0 +1,75 @@
+"""timm's pretrained weights, downloaded once and kept in its cache."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import CheckpointError, reason
+from ..zoo import PRETRAINED, TIMM_PREFIX
+from . import vit
+
+WEIGHTS_FILE = "model.safetensors"
+TIMEOUT = 10.0                              # seconds for the first answer; the download itself may take its time
+
+
+def read_pretrained(name: str) -> dict[str, Tensor]:
+    """The weights of `timm:NAME`, under timm's names.
+
+    Raises:
+        ConfigError: no such model, or no such weights of it.
+        CheckpointError: timm has no weights of it, or they cannot be downloaded.
+    """
+    with torch.device("meta"):
+        facts = vit.create_timm(name.removeprefix(TIMM_PREFIX)).pretrained_cfg
+    if not any(facts.get(place) for place in ("hf_hub_id", "url", "file")):
+        raise CheckpointError(f"timm has no pretrained weights of {name}; choose another model or tag, or pass a "
+                              f"checkpoint FILE --model {name}.")
+    try:
+        _reach(facts.get("hf_hub_id"))
+        model = timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True)
+    except Exception as error:                                             # every layer of the network has its own
+        raise CheckpointError(f"The weights of {name} could not be downloaded ({reason(error)}); download them on a "
+                              f"machine with a network, and pass the FILE with --model {name}.") from error
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def _reach(repository: str | None) -> None:
+    """Raises at once when weights that are not in the cache cannot be had: the hub's own retries take a minute."""
+    if not repository or isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE), str):
+        return
+    url = huggingface_hub.hf_hub_url(repository, WEIGHTS_FILE)
+    try:
+        huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+    except EntryNotFoundError:                                             # of older weights, the name differs
+        return
+
+
+def pretrained_name(config: ModelConfig) -> str:
+    """`timm:NAME` of the pretrained weights of this architecture.
+
+    Raises:
+        CheckpointError: timm has none.
+    """
+    name = config.timm_name or PRETRAINED.get(config.name)
+    if name is None:
+        raise CheckpointError(f"timm has no pretrained weights of {config.name}; pass --backbone FILE, or train "
+                              "without it.")
+    return TIMM_PREFIX + name
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hex digest of names, shapes, types and values, for weights that are not one file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
