@@ -6,6 +6,7 @@ that most patches carry nothing and the box of the digit is known. No digit is i
 """
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 
@@ -48,28 +49,38 @@ class DigitScenes:
             raise DataError(f"Unknown split {split!r}.{did_you_mean(split, SPLITS)}")
         self.name = f"digits:{split}"
         self.skipped: list[str] = []
-        self._split, self._count, self._size = split, limit or COUNTS[split], spec.image_size
+        self._split, self._scenes, self._size = split, range(limit or COUNTS[split]), spec.image_size
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._scenes)
+
+    @staticmethod
+    def has_split(source: str, split: str) -> bool:
+        return split in SPLITS
+
+    def part(self, rank: int, world: int) -> DigitScenes:
+        """Every `world`-th scene from number `rank` on."""
+        part = copy.copy(self)
+        part._scenes = self._scenes[rank::world]
+        return part
 
     def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
-        for start in range(0, self._count, size):
-            indices = range(start, min(start + size, self._count))
+        for start in range(0, len(self), size):
+            indices = self._scenes[start:start + size]
             scenes = [draw_scene(self._split, i, 0 if epoch is None else epoch + 1) for i in indices]
             images = np.stack([np.asarray(self._resized(scene[0])) for scene in scenes])
             boxes: NDArray[np.float32] = np.asarray([scene[2] for scene in scenes], np.float32)
             boxes *= np.asarray([side / SIDE for side in self._size] * 2, np.float32)
             labels = np.asarray([scene[1] for scene in scenes], np.int64)
-            yield Batch(images, labels, boxes, [self.name_of(i) for i in indices])
+            yield Batch(images, labels, boxes, [f"{self.name} {i}" for i in indices])
 
     def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
         """A scene of the model's size and its label; see `Samples`."""
-        scene, label, _ = draw_scene(self._split, index, epoch + 1)
+        scene, label, _ = draw_scene(self._split, self._scenes[index], epoch + 1)
         return self._resized(scene), label
 
     def name_of(self, index: int) -> str:
-        return f"{self.name} {index}"
+        return f"{self.name} {self._scenes[index]}"
 
     def _resized(self, scene: NDArray[np.uint8]) -> Image.Image:
         """The scene as it is when it has the model's size already."""

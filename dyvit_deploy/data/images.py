@@ -1,6 +1,7 @@
 """What every image source offers."""
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -46,6 +47,10 @@ class ImageSet(Protocol):
 
     def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
         """Batches of up to `size`; an `epoch` number shuffles and augments for training."""
+        ...
+
+    def part(self, rank: int, world: int) -> ImageSet:
+        """What process `rank` of `world` evaluates; the parts of all processes are the whole, each image once."""
         ...
 
 
@@ -97,6 +102,12 @@ class NoiseImages:
 
     def __len__(self) -> int:
         return self._count
+
+    def part(self, rank: int, world: int) -> NoiseImages:
+        """A share of the images; noise has no order to keep."""
+        part = copy.copy(self)
+        part._count, part._seed = len(range(rank, self._count, world)), self._seed + rank
+        return part
 
     def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
         rng = np.random.default_rng(self._seed)

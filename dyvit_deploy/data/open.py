@@ -3,42 +3,68 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config import ImageSpec
 from ..errors import DataError, did_you_mean
 from .digits import DigitScenes
 from .folder import FolderImages
+from .hub import HubImages, load
 from .images import ImageSet, NoiseImages
+from .shards import ShardImages
 
-NAMED: dict[str, Callable[[ImageSpec, str, int | None], ImageSet]] = {"digits": DigitScenes}
+
+class Source(NamedTuple):
+    """How images are opened (path, spec, split, limit), and whether there is a split by that very name."""
+
+    open: Callable[[str, ImageSpec, str, int | None], ImageSet]
+    has_split: Callable[[str, str], bool]
+
+
+NAMED = {"digits": Source(lambda name, *rest: DigitScenes(*rest), DigitScenes.has_split)}
+PREFIXED = {"wds": Source(ShardImages, ShardImages.has_split), "hfds": Source(HubImages, HubImages.has_split)}
+FOLDER = Source(FolderImages, FolderImages.has_split)
+
+
+def _find(source: str) -> tuple[Source, str]:
+    """Who opens `source`, and the path it opens; a folder called like a data set is ./digits."""
+    prefix, _, path = source.partition("/")
+    if path and prefix in PREFIXED:
+        return PREFIXED[prefix], path
+    return NAMED.get(source, FOLDER), source
 
 
 def open_images(source: str | None, spec: ImageSpec, split: str = "test", limit: int | None = None) -> ImageSet:
     """The images called `source`, prepared as `spec` says.
 
     Args:
-        source: "digits", an image folder (flat, or one subfolder per class, possibly below
-            `train`, `val` and `test`), or None for noise.
+        source: "digits"; an image folder (flat, or one subfolder per class, possibly below `train`, `val` and
+            `test`); "wds/PATH", a folder of WebDataset shards; "hfds/NAME", a Hugging Face data set or a local
+            folder of one; or None for noise.
         split: "train", "val" or "test".
         limit: at most that many images.
 
     Raises:
         DataError: no such source, or nothing usable in it.
+        MissingDependency: shards and Hugging Face data sets need the extra `train`.
     """
     if limit is not None and limit < 1:
         raise DataError(f"At least 1 image is needed, not {limit}.")
     if source is None:
         return NoiseImages(spec, limit or 32)
-    if source in NAMED:                                                    # a folder of that name is ./digits
-        return NAMED[source](spec, split, limit)
     check_source(source)
-    return FolderImages(source, spec, split, limit)
+    found, path = _find(source)
+    return found.open(path, spec, split, limit)
 
 
 def check_source(source: str) -> None:
     """Raises DataError when `source` is neither a data set nor a folder; ask before long work."""
-    if source not in NAMED and not Path(source).is_dir():
-        raise DataError(f"{source!r} is neither an image folder nor a data set.{did_you_mean(source, NAMED)}")
+    found, path = _find(source)
+    if found is PREFIXED["hfds"]:
+        load(path)
+    elif source not in NAMED and not Path(path).is_dir():
+        raise DataError(f"{source!r} is neither an image folder nor a data set."
+                        f"{did_you_mean(source, (*NAMED, 'wds/PATH', 'hfds/NAME'))}")
 
 
 def open_calibration(source: str | None, spec: ImageSpec, limit: int | None = None) -> ImageSet:
@@ -58,5 +84,7 @@ def gate_is_separate(source: str | None) -> bool:
 
 
 def _first_split(source: str | None, *splits: str) -> str:
-    there = [split for split in splits if source in NAMED or (source is not None and (Path(source) / split).is_dir())]
-    return there[0] if there else "test"
+    if source is None:
+        return "test"
+    found, path = _find(source)
+    return next((split for split in splits if found.has_split(path, split)), "test")

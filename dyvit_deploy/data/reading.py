@@ -1,0 +1,144 @@
+"""Reading images one by one; damaged ones are named and left out."""
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..config import ImageSpec
+from ..errors import DataError, did_you_mean
+from .images import UNREADABLE, Batch
+from .preprocess import resize_and_crop
+
+Read = Callable[[], tuple[Image.Image, int | None]]
+NO_LABELS = "{} has no labels; put the images of each class in a subfolder of its own."
+SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """What a split may be called, best first; the validation split stands in for a missing test split.
+
+    Raises:
+        DataError: no such split.
+    """
+    if split not in SPLITS:
+        raise DataError(f"Unknown split {split!r}.{did_you_mean(split, SPLITS)}")
+    return SPLITS[split] + (SPLITS["val"] if split == "test" else ())
+
+
+def read_batches(items: Iterable[tuple[str, Read]], size: int, spec: ImageSpec, skipped: list[str]) -> Iterator[Batch]:
+    """Batches of up to `size` from names and what reads an image and its label.
+
+    `skipped` gets a line for each image that cannot be read.
+    """
+    pixels: list[NDArray[np.uint8]] = []
+    labels: list[int | None] = []
+    names: list[str] = []
+    for name, read in items:
+        try:
+            image, label = read()
+            pixels.append(resize_and_crop(image, spec))
+        except UNREADABLE as error:
+            skipped.append(f"{name}: {error}")
+            continue
+        labels.append(label)
+        names.append(name)
+        if len(names) == size:
+            yield _batch(pixels, labels, names)
+            pixels, labels, names = [], [], []
+    if names:
+        yield _batch(pixels, labels, names)
+
+
+def _batch(pixels: list[NDArray[np.uint8]], labels: list[int | None], names: list[str]) -> Batch:
+    return Batch(np.stack(pixels), None if None in labels else np.asarray(labels, np.int64), None, names)
+
+
+def spread(count: int, limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` of 0..count-1, evenly spaced: a prefix of sorted images would be one class only."""
+    return np.linspace(0, count - 1, min(limit or count, count)).astype(np.int64)
+
+
+class IndexedImages(abc.ABC):
+    """Images that can be read in any order: an `ImageSet`, and `Samples` where they have labels.
+
+    `items` are what `_read` and `_name` take.
+    """
+
+    mirror = True
+
+    def __init__(self, name: str, class_names: tuple[str, ...] | None, spec: ImageSpec, items: Sequence[int]) -> None:
+        self.name, self.class_names = name, class_names
+        self.skipped: list[str] = []
+        self._spec, self._items, self._whole = spec, items, True
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def part(self, rank: int, world: int) -> IndexedImages:
+        """Every `world`-th image from number `rank` on."""
+        part = copy.copy(self)
+        part._items, part._whole, part.skipped = self._items[rank::world], world == 1, []
+        return part
+
+    def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
+        """See `ImageSet`.
+
+        Raises:
+            DataError: not one image can be read.
+        """
+        self.skipped = []
+        read = 0
+        for batch in read_batches(self._readers(epoch), size, self._spec, self.skipped):
+            read += len(batch.names)
+            yield batch
+        if self._whole and not read:                                       # a part of one image may be unlucky
+            raise nothing_readable(self.name, self.skipped)
+
+    def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
+        """An image of its own size and its label; see `Samples`.
+
+        Raises:
+            DataError: the images have no labels.
+            one of UNREADABLE: the image is damaged or gone.
+        """
+        image, label = self._read(self._items[index])
+        if label is None:
+            raise DataError(NO_LABELS.format(self.name))
+        return image, label
+
+    def name_of(self, index: int) -> str:
+        return self._name(self._items[index])
+
+    def _readers(self, epoch: int | None) -> Iterator[tuple[str, Read]]:
+        order, flip = np.arange(len(self._items)), np.zeros(len(self._items), bool)
+        if epoch is not None:
+            rng = np.random.default_rng([epoch, 1])
+            rng.shuffle(order)
+            flip = rng.random(len(order)) < 0.5
+        for i in order.tolist():
+            yield self._name(self._items[i]), self._reader(self._items[i], bool(flip[i]))
+
+    def _reader(self, item: int, flip: bool) -> Read:
+        def read() -> tuple[Image.Image, int | None]:
+            image, label = self._read(item)
+            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image, label
+        return read
+
+    @abc.abstractmethod
+    def _read(self, item: int) -> tuple[Image.Image, int | None]:
+        """An RGB image and its label, or one of UNREADABLE."""
+
+    @abc.abstractmethod
+    def _name(self, item: int) -> str:
+        """The image in a message."""
+
+
+def nothing_readable(name: str, skipped: Sequence[str]) -> DataError:
+    """The error where every image was skipped."""
+    first = f"; the first: {skipped[0]}" if skipped else ""
+    return DataError(f"None of the {len(skipped)} images in {name} can be read{first}.")
