@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .artifacts import own_version, write_json
-from .config import CalibrationConfig, ExportConfig, KeepRequest, LoadConfig, PrecisionConfig
+from .config import CalibrationConfig, ExportConfig, LoadConfig, PrecisionConfig
 from .deploy_config import BuildConfig, DeployConfig
 from .errors import ConfigError, DyvitError, did_you_mean
 from .options import (
@@ -25,6 +25,7 @@ from .options import (
     load_options,
     precision_options,
     run_options,
+    train_options,
     writable,
 )
 from .targets import FORMATS
@@ -93,36 +94,29 @@ def models(names: tuple[str, ...], json_file: str | None) -> None:
     show(list_models(names, track=progress), json_file)
 
 
-@main.command()
+@main.command(options_metavar="[OPTIONS] [RECIPE VALUES]")
 @click.option("--model", required=True, help="A zoo name (dyvit models) or timm:NAME.")
-@click.option("--data", required=True, help="digits, or a folder with train/ and val/, one subfolder per class.")
-@click.option("-o", "--out", required=True, help="Folder for best.safetensors and last.safetensors.")
-@click.option("--backbone", help="Checkpoint of the dense teacher; without it one is trained first.")
-@click.option("--epochs", type=int, help="Epochs of the student (or of the dense model at --keep-ratio 1.0).")
-@click.option("--dense-epochs", type=int, help="Epochs of the dense teacher.")
-@click.option("--batch", type=int, help="Images per step.")
-@click.option("--lr", type=float, help="Peak learning rate.")
-@click.option("--images", type=int, help="Images per epoch.")
-@click.option("--seed", type=int, help="Of weights, data order and sampled tokens.")
-@click.option("--bf16/--no-bf16", default=None, help="Matrix products in bfloat16 (default) or float32.")
-@click.option("--resume", is_flag=True, help="Go on from last.safetensors.")
+@click.option("--data", required=True, help="digits, wds/PATH, hfds/NAME, or a folder with train/ and val/, one "
+              "subfolder per class.")
+@click.option("-o", "--out", required=True, help="Folder for checkpoints and logs.")
 @keep_options
 @device_option
 @json_option
-def train(json_file: str | None, keep: KeepRequest, **options: Any) -> None:
-    """Train a pruned student and its dense teacher.
+@train_options
+def train(json_file: str | None, **options: Any) -> None:
+    """Train a pruned student and its dense teacher; torchrun spreads it over GPUs and machines.
 
-    Ctrl-C loses at most the running epoch; --resume goes on.
+    Ctrl-C and SIGTERM save; --resume goes on. The last options, from --epochs on, override single values of the recipe.
     """
     from .progress import TrainingBar
-    from .training.loop import RECIPE_OPTIONS, TrainConfig, train as run
+    from .training.loop import TrainConfig, train as run
 
-    given = tuple((name, value) for name in RECIPE_OPTIONS if (value := options.pop(name)) is not None)
     with TrainingBar(options["out"]) as bar:
-        report = run(TrainConfig(keep=keep, overrides=given, **options), watch=bar.update)
+        report = run(TrainConfig(**options), watch=bar.update)
     show(report, json_file)
     skipped_notes(report.skipped)
-    note(f"Next: dyvit export {report.best} --format onnx -o model.onnx")
+    if not options["eval_only"]:
+        note(f"Next: dyvit export {report.choice} --format onnx -o model.onnx")
 
 
 @main.command("eval")

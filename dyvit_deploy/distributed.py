@@ -32,7 +32,8 @@ def gpu_number() -> int:
     """Which of this machine's GPUs is for this process."""
     if world_size() == 1:
         return 0
-    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, require("torch").cuda.device_count())
+    count: int = require("torch").cuda.device_count()
+    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, count)
 
 
 def claim_share() -> int:
@@ -78,6 +79,11 @@ def gather_over_ranks(value: Any) -> list[Any]:
     with _group() as dist:
         dist.all_gather_object(found, value)
     return found
+
+
+def barrier() -> None:
+    """Returns when every process has called it."""
+    gather_over_ranks(None)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from .config import METHODS, SELECTORS, CalibrationConfig, EngineRunConfig, Keep
 from .deploy_config import BatchProfile, BuildConfig
 from .errors import ConfigError
 from .targets import FLAGS
+from .training.recipe import FIELDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -180,12 +181,43 @@ def calibration_options(data: str, required: bool = False, reusable: bool = True
     return decorate
 
 
+def train_options(command: F) -> F:
+    """How a model is trained, and one option per value of the recipe, which the command gets as `overrides`."""
+    @functools.wraps(command)
+    def gather(**values: Any) -> Any:
+        given = {name: values.pop(name) for name in FIELDS}
+        return command(overrides=tuple((n, v) for n, v in given.items() if v is not None), **values)
+
+    recipe = (click.option(_flag(name), name, metavar=entry.metadata["kind"].__name__.strip("_").upper(),
+                           help=entry.metadata["help"]) for name, entry in FIELDS.items())
+    decorated: F = with_options(
+        gather,
+        click.option("--backbone", help="Dense checkpoint to start from, which is the teacher too, or timm-pretrained; "
+                     "without it one is trained first."),
+        click.option("--recipe", metavar="[small|paper]", help="Hyper-parameters; default: small."),
+        click.option("--recipe-file", help="Values of the recipe, as .toml or .yaml."),
+        click.option("--dense-epochs", type=int, help="Epochs of the dense teacher."),
+        click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
+        click.option("--accumulate", type=int, default=1, show_default=True, help="Parts of a batch, to save memory."),
+        click.option("--workers", type=int, help="Processes that load images; default: 2 per training process."),
+        click.option("--compile", is_flag=True, help="Use torch.compile."),
+        click.option("--tensorboard", is_flag=True, help="Also write curves for TensorBoard."),
+        click.option("--resume", is_flag=True, help="Go on from last.safetensors."),
+        click.option("--eval-only", is_flag=True, help="Measure the model that training would start from."),
+        *recipe,
+    )
+    return decorated
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def with_options(command: Any, *options: Callable[[Any], Any]) -> Any:
     """`command` with click options, shown in this order."""
     for option in reversed(options):
         command = option(command)
     return command
-
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

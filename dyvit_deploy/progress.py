@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +19,13 @@ from rich.progress import (
     track as rich_track,
 )
 
+from .distributed import is_first
+
 if TYPE_CHECKING:
     from .engine.monitor import BuildStep
-    from .training.loop import EpochReport, Step
+    from .training.report import Event, Started
 
+QUIET = 60                                  # seconds without a line, where there is no bar
 TABLE_WIDTH = 130                           # columns that every table fits in
 
 
@@ -43,13 +47,17 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
 
 
 class TrainingBar:
-    """One bar per epoch with loss parts and kept ratios, one line per finished epoch."""
+    """A bar per phase with loss parts, kept ratios, images/s and ETA, and a line per epoch.
+
+    Where there is no terminal, a line a minute takes the bar's place; of several processes, the first one tells.
+    """
 
     def __init__(self, out: str) -> None:
         self._out = Path(out)
+        self._said = time.monotonic()
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
                                   TimeRemainingColumn(), TextColumn("{task.fields[losses]}"), console=errors(),
-                                  disable=not errors().is_terminal)
+                                  disable=not errors().is_terminal or not is_first())
         self._task = self._progress.add_task("starting", total=None, losses="")
 
     def __enter__(self) -> TrainingBar:
@@ -59,26 +67,44 @@ class TrainingBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._progress.stop()
-        if kind is KeyboardInterrupt:
-            finished = any(self._out.rglob("last.safetensors"))
-            errors().print(f"Interrupted. Finished epochs are safe in {self._out}; add --resume to go on." if finished
-                           else "Interrupted before the first epoch was finished; nothing was written.")
+        if kind is KeyboardInterrupt and is_first():
+            saved = any(self._out.rglob("last.safetensors"))
+            errors().print(f"Stopped. The run is saved in {self._out}; add --resume to go on." if saved
+                           else "Interrupted before the first step; nothing was written.")
 
-    def update(self, event: Step | EpochReport) -> None:
-        """Shows one step or one finished epoch."""
-        from .training.loop import EpochReport
+    def update(self, event: Event) -> None:
+        """Shows the start of a phase, one step, or one finished epoch."""
+        from .training.report import EpochReport, Started
 
-        parts = (f"{name} {part:.3f}" for name, part in event.parts.items() if part)
-        losses = " ".join((f"loss {event.loss:.3f}", *parts))
-        if isinstance(event, EpochReport):
-            self._progress.console.print(f"{event.phase} epoch {event.epoch}: top-1 {event.top1:.2%}, {losses}, "
-                                         f"{event.seconds:.0f} s")
+        if not is_first():
             return
+        if isinstance(event, Started):
+            self._progress.reset(self._task, total=event.recipe.epochs * event.steps)
+            self._progress.console.print(_start_line(event), soft_wrap=True)
+            return
+        parts = (f"{name} {part:.3f}" for name, part in event.parts.items() if part)
         kept = " ".join(f"{share:.2f}" for share in event.kept)
-        self._progress.update(
-            self._task, completed=event.step, total=event.steps,
-            description=f"{event.phase} epoch {event.epoch}/{event.epochs}",
-            losses=losses + (f" kept {kept}" if kept else ""))
+        line = " ".join((f"loss {event.loss:.3f}", *parts, *([f"kept {kept}"] if kept else []),
+                         f"{event.images_per_sec:.0f} images/s"))
+        if isinstance(event, EpochReport):
+            ema = "" if event.ema_top1 is None else f" (EMA {event.ema_top1:.2%})"
+            self._progress.console.print(f"{event.phase} epoch {event.epoch}: top-1 {event.top1:.2%}{ema}, {line}, "
+                                         f"{event.seconds:.0f} s", soft_wrap=True)
+            return
+        self._progress.update(self._task, completed=(event.epoch - 1) * event.steps + event.step,
+                              description=f"{event.phase} epoch {event.epoch}/{event.epochs}", losses=line)
+        if not errors().is_terminal and time.monotonic() - self._said > QUIET:
+            self._said = time.monotonic()
+            where = f"{event.phase} epoch {event.epoch}/{event.epochs}, step {event.step}/{event.steps}"
+            errors().print(f"{where}: {line}", soft_wrap=True)
+
+
+def _start_line(event: Started) -> str:
+    recipe = event.recipe
+    shared = f" on {event.processes} processes" if event.processes > 1 else ""
+    where = f" from epoch {event.epoch + 1}, step {event.step + 1} on" if event.resumed else ""
+    return (f"{event.phase}: {recipe.epochs} epochs of {event.steps} steps of {recipe.batch} images, peak learning "
+            f"rate {recipe.peak_lr:.3g}{shared}{where}")
 
 
 class BuildBar:

@@ -77,7 +77,7 @@ def test_train_and_eval_on_digits(tmp_path):
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
     run = tmp_path / "run"
     result = dyvit("train", "--model", "digits-s", "--data", "digits", "-o", run, "--epochs", 1, "--dense-epochs", 1,
-                   "--images", 32, "--batch", 16, "--no-bf16")
+                   "--images", 32, "--batch", 16, "--precision", "fp32")
     assert result.exit_code == 0, result.output
     assert (run / "best.safetensors").exists() and (run / "dense" / "best.safetensors").exists()
     result = dyvit("eval", run / "best.safetensors", "--data", "digits", "--images", 40, "--json", tmp_path / "e.json")

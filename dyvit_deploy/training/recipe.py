@@ -1,49 +1,188 @@
-"""Hyper-parameters as data."""
+"""Hyper-parameters as data: the published recipe per model, and one for small data."""
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from ..config import JsonConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
+from ..optional import require
+
+TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
+OFF = ("none", "off")                       # how a value is switched off on the command line
+
+
+def _range(text: Any) -> tuple[float, float]:
+    """`0.5:0.9`, or a pair."""
+    low, high = text.split(":") if isinstance(text, str) else text
+    return float(low), float(high)
+
+
+def _value(help: str, default: Any = MISSING, kind: Callable[[Any], Any] = float) -> Any:
+    """A field of the recipe, with what the command line and a file need to know of it."""
+    return field(default=default, metadata={"help": help, "kind": kind})
 
 
 @dataclass(frozen=True)
 class Recipe(JsonConfig):
-    """How one model is trained.
+    """How one model is trained. What each value means is the help text of its command-line option.
 
-    `lr` is reached after `warmup_epochs` and falls to `lr_min` along a cosine. `backbone_lr` scales
-    it for the backbone, which stays frozen for `freeze_epochs`. `images` per epoch; None is all of
-    them. `bf16` runs the matrix products in bfloat16.
+    The learning rate rises over the warm-up to its peak and falls to `lr_min` along a cosine; the peak is
+    `lr` times batch / lr_batch, or `lr` itself when `lr_batch` is None.
     """
 
-    epochs: int
-    lr: float
-    batch: int = 128
-    images: int | None = None
-    lr_min: float = 1e-5
-    backbone_lr: float = 1.0
-    freeze_epochs: int = 0
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    clip_grad: float = 1.0
-    ratio_weight: float = 2.0
-    kl_weight: float = 0.5
-    token_weight: float = 0.5
-    bf16: bool = True
-    seed: int = 0
+    epochs: int = _value("Epochs of the student (or of the dense model at --keep-ratio 1.0).", kind=int)
+    lr: float = _value("Peak learning rate.")
+    lr_batch: int | None = _value("Batch that --lr is meant for; it is scaled to others.", None, int)
+    batch: int = _value("Images per optimizer step, over all processes.", 128, int)
+    images: int | None = _value("Images per epoch; default: all.", None, int)
+    lr_min: float = _value("Learning rate at the end.", 1e-5)
+    backbone_lr: float = _value("Factor on the backbone's learning rate.", 1.0)
+    freeze_epochs: int = _value("Epochs in which the backbone stands still.", 0, int)
+    warmup_epochs: float = _value("Epochs in which the learning rate rises.", 1.0)
+    weight_decay: float = _value("Of AdamW; none for biases and norms.", 0.05)
+    clip_grad: float | None = _value("Largest norm of the gradient.", 1.0)
+    ratio_weight: float = _value("Weight of the keep-ratio loss.", 2.0)
+    kl_weight: float = _value("Weight of the distance to the teacher's predictions.", 0.5)
+    distill_weight: float = _value("Weight of the distance to the teacher's tokens.", 0.5)
+    elastic: tuple[float, float] | None = _value("Train for every keep ratio in LOW:HIGH at once.", None, _range)
+    drop_path: float = _value("Stochastic depth of the last block.", 0.0)
+    ema: float | None = _value("Decay of the moving average of the weights.", None)
+    label_smoothing: float = _value("Of the class labels.", 0.1)
+    mixup: float = _value("Alpha of mixup; 0 is off.", 0.0)
+    cutmix: float = _value("Alpha of cutmix; 0 is off.", 0.0)
+    rand_augment: str | None = _value("timm's RandAugment, e.g. rand-m9-mstd0.5-inc1.", None, str)
+    color_jitter: float = _value("Strength, without RandAugment.", 0.0)
+    random_erasing: float = _value("Probability.", 0.0)
+    random_crop: tuple[float, float] | None = _value("Area LOW:HIGH of random crops; none: as in evaluation.",
+                                                     None, _range)
+    flip: float = _value("Probability of a mirrored image.", 0.5)
+    precision: str = _value("fp32, bf16 or fp16 matrix products.", "bf16", str)
+    seed: int = _value("Of weights, data order, augmentation and sampled tokens.", 0, int)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "batch"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"Training needs a positive {name}, not {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**31:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+                raise ConfigError(f"The recipe's {entry.name} must be a number from 0 on, not {value}.")
+        for name in ("drop_path", "ema", "label_smoothing", "random_erasing", "flip"):
+            if (getattr(self, name) or 0) > 1:
+                raise ConfigError(f"The recipe's {name} must lie between 0 and 1, not {getattr(self, name)}.")
+        if self.seed >= 2**31:
             raise ConfigError(f"The seed must lie between 0 and 2**31 - 1, not {self.seed}.")
         if self.images is not None and self.images < self.batch:
             raise ConfigError(f"{self.images} images an epoch do not fill one batch of {self.batch}; "
                               "lower --batch or raise --images.")
+        if self.precision not in TRAIN_PRECISIONS:
+            raise ConfigError(f"Unknown precision {self.precision!r}.{did_you_mean(self.precision, TRAIN_PRECISIONS)}")
+        for name in ("elastic", "random_crop"):
+            low, high = getattr(self, name) or (1, 1)
+            if not 0 < low <= high <= 1:
+                raise ConfigError(f"The recipe's {name} is a range like 0.5:0.9 within 0 to 1, not {low:g}:{high:g}.")
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, scaled linearly when it is meant for another batch."""
+        return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
 
 
-DENSE = Recipe(epochs=14, lr=1e-3)
-STUDENT = Recipe(epochs=8, lr=1e-3, backbone_lr=0.3, warmup_epochs=0.5)
+# DynamicViT (Rao et al., 2021), supplement and published code; the precision and a batch that one process
+# can have are up to the user. Its dense models are DeiT's: Touvron et al., 2021, table 9.
+_PAPER = Recipe(
+    epochs=30, lr=1e-3, lr_batch=1024, batch=1024, lr_min=1e-6, backbone_lr=0.01, freeze_epochs=5, warmup_epochs=5,
+    clip_grad=None, ema=0.9999, mixup=0.8, cutmix=1.0, rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4,
+    random_erasing=0.25, random_crop=(0.08, 1.0))
+_PAPER_DENSE = dataclasses.replace(_PAPER, epochs=300, lr_min=1e-5, backbone_lr=1.0, freeze_epochs=0, drop_path=0.1,
+                                   ema=0.99996)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """A student's recipe, that of its dense teacher, and what single models have otherwise."""
+
+    student: Recipe
+    dense: Recipe
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+RECIPES: dict[str, Recipes] = {
+    "paper": Recipes(_PAPER, _PAPER_DENSE, {"deit-b": {"ratio_weight": 5.0, "drop_path": 0.2}}),
+    "small": Recipes(Recipe(epochs=8, lr=1e-3, backbone_lr=0.3, warmup_epochs=0.5, ema=0.998),
+                     Recipe(epochs=14, lr=1e-3, ema=0.998)),
+}
+FIELDS: dict[str, Any] = {entry.name: entry for entry in dataclasses.fields(Recipe)}
+
+
+def make_recipe(name: str, model: str, dense: bool, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe called `name` for `model`, with single values replaced.
+
+    An overriding `lr` without an `lr_batch` is meant as it is, whatever the batch.
+
+    Raises:
+        ConfigError: unknown recipe or value, or a value that makes no sense.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)}")
+    recipes = RECIPES[name]
+    values = {} if dense else dict(recipes.models.get(model, {}))
+    if overrides.get("lr") is not None:
+        values["lr_batch"] = None
+    values |= {key: parse_value(key, value) for key, value in overrides.items()}
+    return dataclasses.replace(recipes.dense if dense else recipes.student, **values)
+
+
+def parse_value(name: str, value: Any) -> Any:
+    """`value` as the recipe's field `name` has it; "none" switches off what can be off."""
+    if name not in FIELDS:
+        raise ConfigError(f"The recipe has no value {name!r}.{did_you_mean(name, FIELDS)}")
+    entry = FIELDS[name]
+    if value is None or value in OFF:
+        if "None" in str(entry.type):
+            return None
+        raise ConfigError(f"The recipe's {name} cannot be switched off; give a value.")
+    try:
+        return entry.metadata["kind"](value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"The recipe's {name} cannot be {value!r} ({error}).") from error
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The overrides in a .toml or .yaml file, flat, named like the recipe's fields; `recipe` names the base.
+
+    Raises:
+        ConfigError: no such file, not of that form, or unknown names in it.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in READ:
+        raise ConfigError(f"{path} is no recipe file; name a {', '.join(READ)}.")
+    try:
+        values = READ[path.suffix.lower()](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    except Exception as error:                                             # each parser has errors of its own
+        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold one value per line, like `epochs = 30` or `epochs: 30`.")
+    for name in values:
+        if name != "recipe":
+            parse_value(name, values[name])
+    return values
+
+
+def _toml(text: str) -> Any:
+    return require("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(text)
+
+
+def _yaml(text: str) -> Any:
+    return require("yaml").safe_load(text)
+
+
+READ: dict[str, Callable[[str], Any]] = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml}

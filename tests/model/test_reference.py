@@ -11,8 +11,8 @@ from dyvit_deploy.data.open import open_images
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.model.checkpoint import load_model, published_name
 from dyvit_deploy.runners.open import open_runner
-from dyvit_deploy.training.loop import student_losses
 from dyvit_deploy.training.losses import total_loss
+from dyvit_deploy.training.step import student_losses
 
 pytestmark = needs_reference
 LOAD = LoadConfig(keep=KeepRequest(ratio=0.7))

@@ -11,10 +11,11 @@ from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest
 from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError, DataError, TrainingError
 from dyvit_deploy.model.checkpoint import load_model
-from dyvit_deploy.training import loop
-from dyvit_deploy.training.loop import EpochReport, Step, TrainConfig, train
+from dyvit_deploy.training import step
+from dyvit_deploy.training.loop import TrainConfig, train
+from dyvit_deploy.training.report import EpochReport, Step
 
-SHORT = (("epochs", 2), ("batch", 8), ("images", 24), ("bf16", False))
+SHORT = (("epochs", 2), ("batch", 8), ("images", 24), ("precision", "fp32"))
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def data(tmp_path, monkeypatch):
 
 def config(data, name="run", **changes) -> TrainConfig:
     base = TrainConfig("tiny", str(data / "data"), data / name, KeepRequest(ratio=0.5), overrides=SHORT, dense_epochs=2,
-                       device="cpu")
+                       device="cpu", workers=0)
     return dataclasses.replace(base, **changes)
 
 
@@ -105,13 +106,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(data):
 
 
 def test_a_nan_loss_stops_with_part_and_step_and_keeps_the_last_checkpoint(data, monkeypatch):
-    real, calls = loop.student_losses, []
+    real, calls = step.student_losses, []
 
     def breaks_in_epoch_two(*args, **kwargs):
         parts, kept = real(*args, **kwargs)
         calls.append(1)
         return (parts._replace(kl=parts.kl * float("nan")) if len(calls) == 5 else parts), kept
-    monkeypatch.setattr(loop, "student_losses", breaks_in_epoch_two)
+    monkeypatch.setattr(step, "student_losses", breaks_in_epoch_two)
     with pytest.raises(TrainingError, match="The kl loss became nan at epoch 2, step 2"):
         train(config(data))
     assert load_model(data / "run" / "last.safetensors")[1].training["epoch"] == 1
@@ -139,7 +140,7 @@ def test_a_run_is_not_overwritten_unasked(data):
 def test_broken_images_are_named_in_the_report(data):
     broken = data / "data" / "train" / "dark" / "broken.png"
     broken.write_bytes(b"x")
-    report = train(config(data, keep=KeepRequest(ratio=1.0), overrides=(*SHORT[:2], ("bf16", False))))
+    report = train(config(data, keep=KeepRequest(ratio=1.0), overrides=(*SHORT[:2], ("precision", "fp32"))))
     assert len(report.skipped) == 1 and "broken.png" in report.skipped[0]
 
 
@@ -147,8 +148,7 @@ def test_a_frozen_backbone_stays_where_it_was(data, monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config(stem="conv"))              # its batch norms must stand still
     train(config(data, "dense", keep=KeepRequest(ratio=1.0)))
     teacher = data / "dense" / "best.safetensors"
-    monkeypatch.setattr(loop, "STUDENT", dataclasses.replace(loop.STUDENT, freeze_epochs=9))
-    train(config(data, backbone=teacher))
+    train(config(data, backbone=teacher, overrides=(*SHORT, ("freeze_epochs", 9))))
     dense, student = tensors(teacher), tensors(data / "run" / "last.safetensors")
     assert all(torch.equal(dense[name], student[name]) for name in dense if not name.startswith("resume."))
     assert student["score_predictor.0.in_conv.1.weight"].abs().sum() > 0
@@ -159,7 +159,7 @@ def test_a_frozen_backbone_stays_where_it_was(data, monkeypatch):
     (dict(resume=True), TrainingError, "nothing to resume"),
     (dict(overrides=(("epochs", 0),)), ConfigError, "positive epochs"),
     (dict(overrides=(("images", 3), ("batch", 8))), ConfigError, "do not fill one batch"),
-    (dict(overrides=(("lrate", 1),)), ConfigError, "no such value"),
+    (dict(overrides=(("lrate", 1),)), ConfigError, "no value 'lrate'"),
     (dict(model="tny"), ConfigError, "Did you mean 'tiny'"),
     (dict(keep=KeepRequest(ratio=0.5, stages=(3, 1))), ConfigError, "ascend"),
     (dict(keep=KeepRequest(ratio=1.0), resume=True), TrainingError, "nothing to resume"),

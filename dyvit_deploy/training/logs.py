@@ -1,0 +1,58 @@
+"""What a run leaves behind for people: the recipe, a CSV row per epoch, and TensorBoard curves."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from timm.utils import update_summary
+
+from ..artifacts import atomic_write
+from ..distributed import is_first
+from ..optional import require
+from .recipe import Recipe
+from .report import EpochReport, Step
+
+EVERY = 10                                  # steps between two points of a curve
+
+
+class Logs:
+    """Writes under `out`, in the first process only: `recipe.yaml`, `log.csv`, and `tensorboard/` where asked."""
+
+    def __init__(self, out: Path, recipe: Recipe, tensorboard: bool) -> None:
+        self._out = out if is_first() else None
+        self._writer: Any = None
+        if self._out is None:
+            return
+        with atomic_write(out / "recipe.yaml") as temporary:
+            temporary.write_text(require("yaml").safe_dump(_plain(recipe.to_dict()), sort_keys=False))
+        if tensorboard:
+            require("tensorboard", extra="train")
+            self._writer = require("torch.utils.tensorboard").SummaryWriter(str(out / "tensorboard"))
+
+    def step(self, step: Step, number: int, lr: float) -> None:
+        """Step `number` of the run."""
+        if self._writer is None or number % EVERY:
+            return
+        curves = {"loss": step.loss, "lr": lr, "images_per_sec": step.images_per_sec, **step.parts}
+        for name, value in (*curves.items(), *((f"kept/{s}", kept) for s, kept in enumerate(step.kept))):
+            self._writer.add_scalar(f"{step.phase}/{name}", value, number)
+
+    def epoch(self, report: EpochReport) -> None:
+        """A finished epoch."""
+        if self._out is None:
+            return
+        scores = {"top1": report.top1} | ({} if report.ema_top1 is None else {"ema_top1": report.ema_top1})
+        kept = {f"kept_{stage}": share for stage, share in enumerate(report.kept)}
+        update_summary(report.epoch, {"loss": report.loss, **report.parts, **kept}, scores, self._out / "log.csv",
+                       lr=report.lr)
+        if self._writer is not None:
+            for name, value in scores.items():
+                self._writer.add_scalar(f"{report.phase}/{name}", value, report.epoch)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,0 +1,76 @@
+"""What a run needs to go on bit for bit: optimizer, moving average, counters; and the request to stop."""
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.checkpoint import published_name
+from ..model.dynamicvit import DynamicViT
+
+EMA = "ema/"
+SCALER = "scaler/"
+
+
+def resume_tensors(model: DynamicViT, optimizer: torch.optim.Optimizer, ema: DynamicViT | None,
+                   scaler: Any) -> dict[str, Tensor]:
+    """The state of a run beside its weights, by published tensor names."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{published_name(name)}/{key}"] = torch.as_tensor(value)
+    if ema is not None:
+        tensors |= {EMA + published_name(name): value for name, value in ema.state_dict().items()}
+    if scaler is not None:
+        tensors |= {SCALER + key: torch.tensor(value) for key, value in scaler.state_dict().items()}
+    return tensors
+
+
+def restore(tensors: Mapping[str, Tensor], model: DynamicViT, optimizer: torch.optim.Optimizer,
+            ema: DynamicViT | None, scaler: Any) -> None:
+    """Puts the result of `resume_tensors` back."""
+    for name, parameter in model.named_parameters():
+        prefix = published_name(name) + "/"
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+    if ema is not None:
+        ema.load_state_dict({name: tensors[EMA + published_name(name)] for name in ema.state_dict()})
+    saved = {key.removeprefix(SCALER): value.item() for key, value in tensors.items() if key.startswith(SCALER)}
+    if scaler is not None and saved:
+        scaler.load_state_dict(saved)
+
+
+class StopRequest:
+    """True once SIGTERM or Ctrl-C asked the run to stop; it does so after the step that is computed."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Takes the signals over; a second one acts at once. Only a main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def ask(number: int, frame: Any) -> None:
+            self.asked = True
+            signal.signal(number, before[number])
+
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
