@@ -145,9 +145,14 @@ class ModelConfig(JsonConfig):
 QUARTER = 0.25                              # what 2x2 pooling leaves
 
 
-def default_stages(depth: int) -> tuple[int, ...]:
-    """Three stages at a quarter, half and three quarters of the depth, as published."""
-    return tuple(sorted({depth * s // 4 for s in (1, 2, 3)} - {0}))
+def default_stages(depth: int, selector: str = "prediction") -> tuple[int, ...]:
+    """Three stages at a quarter, half and three quarters of the depth, as published; pooling has only the middle one.
+
+    Attention drops one block later: it is that of these blocks which decides in its publication, EViT.
+    """
+    stages = (depth // 2,) if selector == "structural" else sorted({depth * s // 4 for s in (1, 2, 3)} - {0})
+    late = int(selector == "attention" and depth // 2 > 1 and max(stages) + 1 < depth)
+    return tuple(stage + late for stage in stages)
 
 
 def check_stages(stages: Sequence[int], depth: int) -> None:
@@ -162,8 +167,8 @@ def check_stages(stages: Sequence[int], depth: int) -> None:
 class PruneConfig(JsonConfig):
     """How many patch tokens survive each stage: `keep_ratios` of the INITIAL count, or `keep_counts`.
 
-    Exactly one of the two is set; both are per stage and never increase. `selector` is what chooses them, see
-    `model.selectors`; `fuse` merges the dropped tokens into one instead of losing them.
+    Exactly one of the two is set; both are per stage and never increase. `selector` chooses the patches, see
+    `model.selectors`; `fuse` merges the dropped ones into one token.
     """
 
     stages: tuple[int, ...]
@@ -178,8 +183,7 @@ class PruneConfig(JsonConfig):
         if self.fuse and self.selector != "attention":
             raise ConfigError("Tokens are fused by their attention; add --selector attention, or leave out --fuse.")
         if self.selector == "attention" and self.stages[:1] == (0,):
-            raise ConfigError("No block has attended yet before block 0; with --selector attention, choose --stages "
-                              "from 1 on.")
+            raise ConfigError("No block has attended yet before block 0; with attention, choose --stages from 1 on.")
         if (self.keep_ratios is None) == (self.keep_counts is None):
             raise ConfigError("Give either keep ratios or keep counts, not both and not neither.")
         values: Sequence[float] = self.schedule
@@ -193,8 +197,7 @@ class PruneConfig(JsonConfig):
         if any(b > a for a, b in zip(values, values[1:])):
             raise ConfigError(f"Keep values {list(values)} must not increase: dropped tokens do not come back.")
         if self.selector == "structural" and (len(values) != 1 or self.keep_ratios not in (None, (QUARTER,))):
-            raise ConfigError("Structural pooling leaves a quarter of the patches, at one stage; leave out the --keep "
-                              "options, and give at most one of --stages.")
+            raise ConfigError("Structural pooling leaves a quarter of the patches, once; leave out --keep-ratio.")
 
     @classmethod
     def from_ratio(cls, ratio: float, stages: Sequence[int], selector: str = "prediction",
@@ -230,8 +233,7 @@ class PruneConfig(JsonConfig):
         if any(k > patches for k in counts):
             raise ConfigError(f"Keep counts {list(counts)} exceed the {patches} patches of the model.")
         if self.selector == "structural" and counts != (patches // 4,):
-            raise ConfigError(f"Structural pooling leaves {patches // 4} of {patches} patches, not {list(counts)}; "
-                              "leave out --keep-counts.")
+            raise ConfigError(f"Structural pooling leaves {patches // 4} patches; leave out --keep-counts.")
         return counts
 
     def ratios(self, patches: int) -> tuple[float, ...]:
@@ -272,10 +274,11 @@ class KeepRequest(JsonConfig):
         if default and default.selector != selector and "structural" in (default.selector, selector):
             default = None                                                 # neither has a schedule for the other
         if default is None and selector == "structural":
-            default = PruneConfig((depth // 2,), (QUARTER,), selector=selector)
-        stages = self.stages or (default.stages if default else default_stages(depth))
+            default = PruneConfig(default_stages(depth, selector), (QUARTER,), selector=selector)
+        same = default if default and default.selector == selector else None
+        stages = self.stages or (same.stages if same else default_stages(depth, selector))
         check_stages(stages, depth)
-        fuse = self.fuse or bool(default and default.fuse and default.selector == selector)
+        fuse = self.fuse or bool(same and same.fuse)
         if self.ratio is not None:
             return PruneConfig.from_ratio(self.ratio, stages, selector, fuse)
         if given:

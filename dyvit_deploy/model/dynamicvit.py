@@ -124,7 +124,7 @@ class DynamicViT(nn.Module):
             return torch.cat([tokens[:, :self.prefix], patches], dim=1), chosen, score
         fused = left.shape[1] - position.shape[1]
         patches, chosen = self.selector[stage](left[:, fused:], score[:, fused:], keep)
-        rest = self.fuser[stage](left, score, chosen + fused)              # [B, 1, C]
+        rest = self.fuser[stage](left, score / self.config.patches, chosen + fused)  # [B, 1, C]
         return torch.cat([tokens[:, :self.prefix], rest, patches], dim=1), chosen, score[:, fused:]
 
     def _watched(self, index: int, run: Callable[[], Tensor], kept: Tensor | None = None,

@@ -183,18 +183,18 @@ def received_attention(query: Tensor, key: Tensor, scale: float, class_token: bo
 
 
 def fuse_tokens(tokens: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
-    """The dropped tokens as one: their weighted mean.
+    """The dropped tokens as one: their weighted sum (EViT, equation 4).
 
     Args:
         tokens: float [B, N, C].
-        weights: float [B, N], not negative.
+        weights: float [B, N], shares of the attention.
         kept: int64 [B, K], positions of the others; K < N.
 
     Returns:
         float [B, 1, C].
     """
     dropped = weights.scatter(1, kept, 0.0).unsqueeze(-1)                  # [B, N, 1]
-    return (tokens * (dropped / dropped.sum(dim=1, keepdim=True))).sum(dim=1, keepdim=True)
+    return (tokens * dropped).sum(dim=1, keepdim=True)
 
 
 class TokenFuser(nn.Module):
