@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     options = parser.parse_args()
-    dyvit = [sys.executable, "-m", "dyvit_deploy.cli"]
+    dyvit = [sys.executable, "-m", "dyvit_deploy"]
     rows = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,7 +25,7 @@ from dyvit_deploy import quickstart
 from dyvit_deploy.parity import CheckConfig, check_artifacts
 from dyvit_deploy.runners.evaluate import evaluate_artifact
 
-DYVIT = [sys.executable, "-m", "dyvit_deploy.cli"]
+DYVIT = [sys.executable, "-m", "dyvit_deploy"]
 DEMO = quickstart.STUDENT
 # Name, format, and what to add to dyvit export; those of the second list need a GPU to be timed.
 ON_CPU = [("ort-float32", "onnx", []), ("ort-int8", "onnx", ["--int8", "--calib", "digits"]),

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--seconds", default="60")
     options = parser.parse_args()
-    dyvit = [sys.executable, "-m", "dyvit_deploy.cli"]
+    dyvit = [sys.executable, "-m", "dyvit_deploy"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = random_checkpoint(options.model, options.keep_ratio, folder)

@@ -13,6 +13,7 @@ import click
 from .artifacts import own_version, write_json
 from .config import CalibrationConfig, ExportConfig, LoadConfig, PrecisionConfig
 from .deploy_config import BuildConfig, DeployConfig
+from .distributed import is_first, rank
 from .errors import ConfigError, DyvitError, did_you_mean
 from .options import (
     Numbers,
@@ -41,19 +42,19 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except DyvitError as error:
-            click.echo(f"dyvit: {error}", err=True)
+            complain(str(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("dyvit: interrupted", err=True)
+            complain("interrupted")
             ctx.exit(130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            click.echo(f"dyvit: The disk is full ({error.filename or 'temporary files'}); free space, or set TMPDIR to "
-                       "a folder on another disk.", err=True)
+            complain(f"The disk is full ({error.filename or 'temporary files'}); free space, or set TMPDIR to a folder "
+                     "on another disk.")
             ctx.exit(1)
         except MemoryError:
-            click.echo("dyvit: Not enough memory; use a smaller --batch or --images.", err=True)
+            complain("Not enough memory; use a smaller --batch or --images.")
             ctx.exit(1)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -121,7 +122,7 @@ def train(json_file: str | None, **options: Any) -> None:
 
 @main.command("eval")
 @click.argument("artifact")
-@click.option("--data", required=True, help="digits, or a folder with one subfolder per class.")
+@click.option("--data", required=True, help="digits, wds/PATH, hfds/NAME, or a folder with a subfolder per class.")
 @click.option("--split", default="test", show_default=True, help="train, val or test.")
 @click.option("--images", type=int, help="At most this many.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run.")
@@ -130,12 +131,16 @@ def train(json_file: str | None, **options: Any) -> None:
 @json_option
 def evaluate(artifact: str, data: str, split: str, images: int | None, batch: int, load: LoadConfig,
              device: str | None, json_file: str | None) -> None:
-    """Top-1 of a checkpoint, graph or engine on labelled images."""
+    """Accuracy, calibration and kept patches of a checkpoint, graph or engine on labelled images.
+
+    torchrun -m dyvit_deploy eval ... spreads the images over processes.
+    """
     from .runners.evaluate import EvalConfig, evaluate_artifact
 
     report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, progress)
     show(report, json_file)
     skipped_notes(report.skipped)
+    note(*report.notes)
 
 
 @main.command()
@@ -171,8 +176,7 @@ def export(checkpoint: str, target_format: str, out: str, with_tokens: bool, inp
     with BuildBar() as bar:
         report = export_artifact(checkpoint, out, config, load, Progress(step, progress, bar.update))
     show(report, json_file)
-    for line in report.notes:
-        note(line)
+    note(*report.notes)
     fail_notes(report.failures, report.advice)
     note(f"Next: {report.next_step(checkpoint)}")
     sys.exit(not report)
@@ -198,8 +202,7 @@ def build_command(model: str, target_format: str, out: str, dry_run: bool, build
     with BuildBar() as bar:
         report = build_engine(model, out, target_format, build, bar.update)
     show(report, json_file)
-    for line in report.notes:
-        note(line)
+    note(*report.notes)
     plan = shlex.quote(out)
     note(f"Next: dyvit inspect {plan}, and on the machine with the GPU: dyvit bench {plan}")
 
@@ -216,8 +219,7 @@ def refit(plan: str, model: str, out: str, json_file: str | None) -> None:
     check_apart(out, json_file)
     report = refit_engine(plan, model, out)
     show(report, json_file)
-    for line in report.notes:
-        note(line)
+    note(*report.notes)
 
 
 @main.command()
@@ -231,8 +233,7 @@ def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
     ranges = run(model, calibration, progress)
     ranges.save(out)
     show(ranges, None)
-    for line in ranges.notes:
-        note(line)
+    note(*ranges.notes)
     note(f"Next: dyvit export CHECKPOINT --int8 --ranges {out} -o model.int8.onnx")
 
 
@@ -275,8 +276,7 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
     report = check_artifacts(reference, candidate, data, config, load, progress)
     show(report, json_file)
     skipped_notes(report.skipped)
-    for line in report.notes:
-        note(line)
+    note(*report.notes)
     fail_notes(report.failures)
     sys.exit(not report)
 
@@ -302,8 +302,7 @@ def bench(artifacts: tuple[str, ...], batch: tuple[int, ...], baseline: str | No
                          transfers=transfers)
     report = benchmark(artifacts, config, load, progress)
     show(report, json_file)
-    for line in report.notes:
-        note(line)
+    note(*report.notes)
 
 
 @main.command()
@@ -327,8 +326,7 @@ def doctor(target: str | None, json_file: str | None) -> None:
     if target:
         found = preflight(target)
         show(found, json_file)
-        for line in (*found.notes, *([found.advice] if found.advice else [])):
-            note(line)
+        note(*found.notes, *([found.advice] if found.advice else []))
         sys.exit(not found)
     report = diagnose()
     show(report, json_file)
@@ -336,9 +334,11 @@ def doctor(target: str | None, json_file: str | None) -> None:
 
 
 def show(report: Any, json_file: str | None) -> None:
-    """Prints a report's table, and writes its JSON where asked."""
+    """Prints a report's table, and writes its JSON where asked; the first of several processes does."""
     from .progress import console
 
+    if not is_first():
+        return
     console().print(report.table())
     if json_file:
         write_json(json_file, report.to_json())
@@ -357,23 +357,24 @@ def show_plan(plan: BuildPlan, json_file: str | None) -> None:
         click.echo(command)
 
 
-def note(text: str) -> None:
-    """A line for people, apart from the results."""
-    click.echo(text, err=True)
+def note(*lines: str) -> None:
+    """Lines for people, apart from the results; from the first of several processes."""
+    for line in lines if is_first() else ():
+        click.echo(line, err=True)
+
+
+def complain(text: str) -> None:
+    """The one sentence of an error, from any process."""
+    click.echo(f"dyvit{f' (rank {rank()})' if rank() else ''}: {text}", err=True)
 
 
 def fail_notes(failures: Iterable[str], advice: Iterable[str] = ()) -> None:
-    for failure in failures:
-        note(f"FAILED {failure}")
-    for line in advice:
-        note(f"  {line}")
+    note(*(f"FAILED {failure}" for failure in failures), *(f"  {line}" for line in advice))
 
 
 def skipped_notes(skipped: tuple[str, ...]) -> None:
     if skipped:
-        note(f"Could not be read and were skipped, {len(skipped)} in all:")
-        for line in skipped:
-            note(f"  {line}")
+        note(f"Could not be read and were skipped, {len(skipped)} in all:", *(f"  {line}" for line in skipped))
 
 
 def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
@@ -388,7 +389,3 @@ def step(text: str) -> None:
     from .progress import errors
 
     errors().print(f"[dim]{text} ...[/dim]", highlight=False)
-
-
-if __name__ == "__main__":
-    main(prog_name=Path(sys.argv[0]).stem)

@@ -43,7 +43,8 @@ def errors() -> Console:
 
 def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """`items` behind a progress bar that vanishes when it is done."""
-    return rich_track(items, description, total, console=errors(), transient=True, disable=not errors().is_terminal)
+    return rich_track(items, description, total, console=errors(), transient=True,
+                      disable=not errors().is_terminal or not is_first())
 
 
 class TrainingBar:
@@ -70,7 +71,7 @@ class TrainingBar:
         if kind is KeyboardInterrupt and is_first():
             saved = any(self._out.rglob("last.safetensors"))
             errors().print(f"Stopped. The run is saved in {self._out}; add --resume to go on." if saved
-                           else "Interrupted before the first step; nothing was written.")
+                           else "Interrupted before the first step; nothing was written.", soft_wrap=True)
 
     def update(self, event: Event) -> None:
         """Shows the start of a phase, one step, or one finished epoch."""

@@ -244,7 +244,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(files, tmp_path):
 def test_help_is_fast():
     def once():
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dyvit_deploy.cli", "--help"], capture_output=True, check=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-m", "dyvit_deploy", "--help"], capture_output=True, check=True, cwd=ROOT)
         return time.perf_counter() - started
     assert min(once() for _ in range(3)) < 0.5
 

@@ -8,16 +8,17 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "dyvit_deploy"
 LAYERS = [
-    {"errors"}, {"optional", "config", "parts"}, {"distributed"}, {"zoo", "targets", "modelopt", "machine", "deploy_config"},
+    {"errors"}, {"optional", "config", "parts"}, {"distributed"},
+    {"zoo", "targets", "modelopt", "machine", "deploy_config"},
     {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
     {"training", "export", "calibration"}, {"lowering", "tuning"},
     {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog"}, {"deploy_report", "dry_run"},
-    {"pipeline"}, {"quickstart", "progress"}, {"options"}, {"cli", "__main__"},
+    {"pipeline"}, {"quickstart", "progress"}, {"options"}, {"cli"}, {"__main__"},
 ]
 STAGES = {"training", "export", "calibration"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "openvino", "sklearn",
-         "modelopt", "matplotlib")
+         "modelopt", "matplotlib", "datasets", "webdataset")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

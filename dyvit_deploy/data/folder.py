@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..config import ImageSpec
 from ..errors import DataError
-from .reading import SPLITS, IndexedImages, split_names, spread
+from .reading import SPLITS, IndexedImages, decode, split_names, spread
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -39,8 +39,7 @@ class FolderImages(IndexedImages):
 
     def _read(self, item: int) -> tuple[Image.Image, int | None]:
         path, label = self._files[item]
-        with Image.open(path) as image:
-            return image.convert("RGB"), label
+        return decode(path), label
 
     def _name(self, item: int) -> str:
         return str(self._files[item][0])

@@ -11,7 +11,7 @@ from PIL import Image
 from ..config import ImageSpec
 from ..errors import DataError, reason
 from ..optional import require
-from .reading import SPLITS, IndexedImages, split_names, spread
+from .reading import SPLITS, IndexedImages, decode, split_names, spread
 
 LABELS = ("label", "labels", "fine_label", "cls")   # of columns with class names, these are preferred
 PATIENCE = 10                               # seconds that the Hub may take to answer
@@ -46,10 +46,10 @@ class HubImages(IndexedImages):
             file, label = self._rows[item]
         except (TypeError, AssertionError) as error:                       # the reader's way to say: null
             raise ValueError("the row has no image") from error
-        with file, Image.open(file) as image:
+        with file:
             if label is None or not 0 <= label < len(self.class_names or ()):
                 raise ValueError(f"its class {label} is none of the {len(self.class_names or ())} classes")
-            return image.convert("RGB"), int(label)
+            return decode(file), int(label)
 
     def _name(self, item: int) -> str:
         path = (self._rows.dataset[item][self._image] or {}).get("path")

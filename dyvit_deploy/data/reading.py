@@ -4,10 +4,12 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..config import ImageSpec
 from ..errors import DataError, did_you_mean
@@ -56,6 +58,15 @@ def read_batches(items: Iterable[tuple[str, Read]], size: int, spec: ImageSpec, 
 
 def _batch(pixels: list[NDArray[np.uint8]], labels: list[int | None], names: list[str]) -> Batch:
     return Batch(np.stack(pixels), None if None in labels else np.asarray(labels, np.int64), None, names)
+
+
+def decode(file: str | Path | IO[bytes]) -> Image.Image:
+    """An RGB image, or one of UNREADABLE."""
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError as error:                                # its text has an address in memory
+        raise ValueError("it is no image of a known kind") from error
 
 
 def spread(count: int, limit: int | None) -> NDArray[np.int64]:

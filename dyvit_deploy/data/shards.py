@@ -20,7 +20,7 @@ from ..config import ImageSpec
 from ..errors import DataError, reason
 from ..optional import require
 from .images import UNREADABLE, Batch
-from .reading import SPLITS, Read, nothing_readable, read_batches, split_names, spread
+from .reading import SPLITS, Read, decode, nothing_readable, read_batches, split_names, spread
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 INFO = ("_info.json", "info.json")          # timm's description of a data set
@@ -140,8 +140,7 @@ class ShardImages:
         label = int(sample["cls"])
         if not 0 <= label < len(self.class_names or ()):
             raise ValueError(f"its class {label} is none of the {len(self.class_names or ())} classes")
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB"), label
+        return decode(io.BytesIO(content)), label
 
 
 def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None]:
@@ -217,7 +216,7 @@ def _scan(path: Path, changed: int) -> Shard:
             if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 damage = "unexpected end of data" if tar.offset >= path.stat().st_size else "damaged header"
     except (tarfile.TarError, OSError, EOFError) as error:
-        damage = reason(error)
+        damage = reason(error) if keys else "no readable tar file"
     return Shard(len(keys), frozenset(labels), damage)
 
 

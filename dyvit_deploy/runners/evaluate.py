@@ -13,10 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import LoadConfig
-from ..data.images import ImageSet, Track, no_track
+from ..data.images import Batch, ImageSet, Track, no_track
+from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
-from ..errors import DataError, did_you_mean
-from .base import Runner, run_in_batches
+from ..data.reading import nothing_readable
+from ..distributed import claim_share, gather_over_ranks, rank, sum_over_ranks, world_size
+from ..errors import DataError
+from .base import Outputs, Runner, run_in_batches
+from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 from .open import open_runner
 
 
@@ -34,8 +38,25 @@ class StageCoverage:
 
 
 @dataclass(frozen=True)
+class KeepMap:
+    """Which patches one stage leaves: `probability` [rows][columns] is the fraction of images that still have each."""
+
+    stage: int
+    kept: int
+    probability: tuple[tuple[float, ...], ...]
+
+    def text(self) -> str:
+        """Percent, pooled to at most 7 x 7."""
+        percent = (100 * pooled(np.asarray(self.probability))).round().astype(int)
+        return "\n".join(" ".join(f"{value:3d}" for value in row) for row in percent.tolist())
+
+
+@dataclass(frozen=True)
 class EvalReport:
-    """`top1` and `top5` are fractions; `images_per_sec` includes data loading and preprocessing."""
+    """`top1` and `top5` are fractions, `calibration_error` is the expected one (15 bins).
+
+    `images_per_sec` is that of all processes together, data loading and preprocessing included.
+    """
 
     artifact: str
     backend: str
@@ -43,52 +64,34 @@ class EvalReport:
     images: int
     top1: float
     top5: float
+    calibration_error: float
     images_per_sec: float
+    processes: int
     coverage: tuple[StageCoverage, ...]
+    keep_maps: tuple[KeepMap, ...]
     skipped: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def table(self) -> Table:
-        """Accuracy, then one row per stage where the object's box is known."""
+        """Accuracy, then per stage where the object's box is known, and where patches are kept."""
         title = f"{self.artifact} ({self.backend}) on {self.images} images of {self.data}"
         table = Table(title=Text(title), title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
         table.add_row("top-1", f"{self.top1:.2%}")
         table.add_row("top-5", f"{self.top5:.2%}")
+        table.add_row("expected calibration error", f"{self.calibration_error:.2%}")
         for stage in self.coverage:
             table.add_row(f"box covered after stage {stage.stage} by {stage.kept} patches",
                           f"{stage.box_coverage:.1%} (by chance {stage.chance:.1%})")
-        table.add_row("images/s, data loading included", f"{self.images_per_sec:.0f}")
+        for kept in self.keep_maps:
+            table.add_row(f"images that keep a patch after stage {kept.stage}, percent", kept.text())
+        shared = f" ({self.processes} processes)" if self.processes > 1 else ""
+        table.add_row("images/s, data loading included" + shared, f"{self.images_per_sec:.0f}")
         return table
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def box_coverage(kept: NDArray[np.int64], boxes: NDArray[np.float32], grid: tuple[int, int],
-                 image_size: tuple[int, int]) -> NDArray[np.float64]:
-    """Fraction of each box's area that lies on kept patches.
-
-    Args:
-        kept: int64 [B, K], patch numbers in row order.
-        boxes: float32 [B, 4], top, left, bottom, right in pixels.
-        grid: rows and columns of the patch grid.
-        image_size: height and width in pixels.
-
-    Returns:
-        float64 [B], 0..1.
-    """
-    def overlap(low: NDArray[Any], high: NDArray[Any], count: int, side: int) -> NDArray[Any]:
-        edges = np.arange(count + 1) * (side / count)
-        inside = np.minimum(high[:, None], edges[None, 1:]) - np.maximum(low[:, None], edges[None, :-1])
-        pixels: NDArray[Any] = inside.clip(min=0)                          # [B, count]
-        return pixels
-
-    rows = overlap(boxes[:, 0], boxes[:, 2], grid[0], image_size[0])
-    columns = overlap(boxes[:, 1], boxes[:, 3], grid[1], image_size[1])
-    area = (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), -1)  # [B, N]
-    covered: NDArray[np.float64] = np.take_along_axis(area, kept, axis=1).sum(1) / area.sum(1)
-    return covered
 
 
 @dataclass(frozen=True)
@@ -104,62 +107,100 @@ class EvalConfig:
 def evaluate_artifact(path: str | Path, data: str, config: EvalConfig = EvalConfig(),
                       load: LoadConfig = LoadConfig(), track: Track[Any] = no_track) -> EvalReport:
     """Opens a file and evaluates it on the images called `data`; see `evaluate` and `open_images`."""
-    with open_runner(path, load=load, device=config.device) as runner:
+    threads = claim_share()
+    with open_runner(path, load=load, device=config.device, threads=threads) as runner:
         images = open_images(data, runner.image_spec(load.image_size), config.split, config.images)
         return evaluate(runner, images, config.batch, track)
 
 
 def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any] = no_track) -> EvalReport:
-    """Top-1 and top-5 of `runner` on labelled `images`, and box coverage where boxes are known.
+    """Top-1, top-5 and calibration of `runner` on labelled `images`, box coverage where boxes are known, and the
+    keep-probability map of each stage where the artifact tells what it keeps.
 
-    Labels are matched by class name where the artifact knows its names, else by number.
+    Labels are matched by class name where the artifact knows its names, else by number. Started as several
+    processes, all of them must call it: each evaluates its share, and all return the same report.
 
     Raises:
-        DataError: the images have no labels, or classes the model does not know.
+        DataError: the images have no labels, classes the model does not know, or none can be read.
+        BackendError: another process failed.
     """
-    if images.class_names is None:
-        raise DataError(f"{images.name} has no labels; put the images of each class in a subfolder of its own.")
+    names = require_labels(images)
     known = runner.facts.class_names if runner.facts else None
-    number = _class_numbers(images, known)
-    right1 = right5 = count = 0
-    covered: list[tuple[float, ...]] = []
+    tally = _Tally(runner, class_numbers(images, known))
+    part = images.part(rank(), world_size()) if world_size() > 1 else images
     started = time.perf_counter()
-    total = -(-len(images) // batch)
-    for data in track(images.batches(batch), "evaluating", total):
+    for data in track(part.batches(batch), "evaluating", -(-len(part) // batch)):
         out = run_in_batches(runner, data.images, batch)
-        assert data.labels is not None
-        if known is None and out.logits.shape[1] != len(images.class_names):
-            raise DataError(f"{images.name} has {len(images.class_names)} classes, the model {out.logits.shape[1]}; "
+        if known is None and out.logits.shape[1] != len(names):
+            raise DataError(f"{images.name} has {len(names)} classes, the model {out.logits.shape[1]}; "
                             "evaluate it on the data it was trained for.")
-        ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
-        hits = ranked == number[data.labels][:, None]                      # [B, 5]
-        right1 += int(hits[:, 0].sum())
-        right5 += int(hits.any(1).sum())
-        count += len(hits)
-        if data.boxes is not None and runner.facts:
-            model = runner.facts.model
-            covered += zip(*(box_coverage(k, data.boxes, model.grid, model.image_size) for k in out.kept))
+        tally.add(data, out)
+    skipped = tuple(sorted(line for lines in gather_over_ranks(part.skipped) for line in lines))
+    tally.join()
     seconds = time.perf_counter() - started
-    return EvalReport(runner.name, runner.label, images.name, count, right1 / count, right5 / count, count / seconds,
-                      _coverage(runner, covered), tuple(images.skipped))
+    images.skipped = list(skipped)                                          # the parts have lists of their own
+    if not len(tally.results):
+        raise nothing_readable(images.name, skipped)
+    right1, right5, confidence = tally.results[:, :3].T
+    return EvalReport(
+        runner.name, runner.label, images.name, len(right1), float(right1.mean()), float(right5.mean()),
+        calibration_error(confidence, right1), len(right1) / seconds, world_size(), tally.coverage(),
+        tally.keep_maps(), skipped, tally.notes())
 
 
-def _class_numbers(images: ImageSet, known: tuple[str, ...] | None) -> NDArray[np.int64]:
-    """For each class of `images`, its number in the model; `known` are the model's class names."""
-    names = images.class_names or ()
-    if known is None:
-        return np.arange(len(names))
-    for name in names:
-        if name not in known:
-            raise DataError(f"The model does not know the class {name!r} of {images.name}.{did_you_mean(name, known)}")
-    return np.asarray([known.index(name) for name in names])
+class _Tally:
+    """What is known of the images so far; after `join`, of those of all processes.
 
+    results: float64 [n, 3 or 3 + S], per image: best class right, one of five right, confidence, then box coverage
+        after each stage where boxes are known.
+    """
 
-def _coverage(runner: Runner, covered: list[tuple[float, ...]]) -> tuple[StageCoverage, ...]:
-    if not covered or not runner.facts or not runner.facts.prune:
-        return ()
-    patches = runner.facts.model.patches
-    counts = runner.facts.prune.counts(patches)
-    means = np.asarray(covered).mean(axis=0)
-    return tuple(StageCoverage(stage, kept, float(mean), kept / patches)
-                 for stage, (kept, mean) in enumerate(zip(counts, means)))
+    def __init__(self, runner: Runner, number: NDArray[np.int64]) -> None:
+        self._runner, self._number = runner, number
+        self._model = runner.facts.model if runner.facts else None
+        prune = runner.facts.prune if runner.facts else None
+        self._counts = prune.counts(self._model.patches) if prune and self._model else ()
+        self._kept = np.zeros((len(self._counts), self._model.patches if self._model else 0))
+        self._told = 0                                                      # images whose kept patches are known
+        self._rows: list[NDArray[np.float64]] = []
+        self.results = np.empty((0, 3))
+
+    def add(self, data: Batch, out: Outputs) -> None:
+        assert data.labels is not None
+        ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
+        hits = ranked == self._number[data.labels][:, None]                # [B, 5]
+        columns = [hits[:, 0], hits.any(1), top_probability(out.logits)]
+        if self._model and self._counts and out.kept:
+            self._told += len(hits)
+            self._kept += [kept_counts(stage, self._model.patches) for stage in out.kept]
+            if data.boxes is not None:
+                columns += [box_coverage(stage, data.boxes, self._model.grid, self._model.image_size)
+                            for stage in out.kept]
+        self._rows.append(np.stack(columns, axis=1).astype(np.float64))    # [B, 3 or 3 + S]
+
+    def join(self) -> None:
+        """Every process's images; sorted, so that nobody's share can be seen in the last digit of a mean."""
+        rows = [row for rows in gather_over_ranks(self._rows) for row in rows]
+        if rows:
+            results = np.concatenate(rows)
+            self.results = results[np.lexsort(results.T)]
+        self._kept = sum_over_ranks(self._kept)
+        self._told = int(sum_over_ranks(np.asarray([float(self._told)]))[0])
+
+    def coverage(self) -> tuple[StageCoverage, ...]:
+        means = self.results[:, 3:].mean(axis=0).tolist()
+        return tuple(StageCoverage(stage, kept, mean, kept / self._kept.shape[1])
+                     for stage, (kept, mean) in enumerate(zip(self._counts, means)))
+
+    def keep_maps(self) -> tuple[KeepMap, ...]:
+        if not self._told or not self._model:
+            return ()
+        grids = (self._kept / self._told).reshape(-1, *self._model.grid)   # [S, rows, columns]
+        return tuple(KeepMap(stage, self._counts[stage], tuple(map(tuple, grid.tolist())))
+                     for stage, grid in enumerate(grids))
+
+    def notes(self) -> tuple[str, ...]:
+        if not self._counts or self._told:
+            return ()
+        return (f"{self._runner.name} does not tell which patches it keeps, so there are no keep-probability maps; "
+                "export it with --with-tokens.",)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, require_file
+from ..distributed import gpu_number
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
 from ..graph import element_types, graph_facts, load_graph
 from ..optional import require
@@ -21,6 +22,11 @@ DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint
 EMULATED = ("bfloat16", "float8")           # precisions that ONNX Runtime has no CPU kernels for
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # else float32 products round their inputs on a GPU
+
+
+def _provider_options(device: str) -> dict[str, str]:
+    """Of several processes, each takes its own GPU."""
+    return PROVIDER_OPTIONS[device] | ({"device_id": str(gpu_number())} if device == "cuda" else {})
 
 
 @functools.cache
@@ -73,7 +79,7 @@ class OrtRunner(Runner):
         try:
             model = _with_outputs(load_graph(path), watch).SerializeToString() if watch else str(path)
             self._session = ort.InferenceSession(model, options, providers=[PROVIDERS[self.device]],
-                                                 provider_options=[PROVIDER_OPTIONS[self.device]])
+                                                 provider_options=[_provider_options(self.device)])
         except failures() as error:
             self._session = self._emulate(path, options)
             if self._session is None:
