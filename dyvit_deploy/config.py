@@ -32,6 +32,12 @@ LEARNED = ("prediction", "static")          # selectors that are useless before 
 T = TypeVar("T", bound="JsonConfig")
 
 
+def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ConfigError, with the closest of `choices`, unless `value` is one of them."""
+    if value not in choices:
+        raise ConfigError(f"Unknown {field} {value!r}.{did_you_mean(str(value), choices)}")
+
+
 class JsonConfig:
     """Adds a JSON round trip to a frozen dataclass; lists become tuples on the way back."""
 
@@ -66,9 +72,7 @@ class Preprocess(JsonConfig):
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(f"Unknown interpolation {self.interpolation!r}."
-                              f"{did_you_mean(self.interpolation, INTERPOLATIONS)}")
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
 
@@ -109,9 +113,7 @@ class ModelConfig(JsonConfig):
         if isinstance(self.preprocess, Mapping):
             object.__setattr__(self, "preprocess", Preprocess.from_dict(self.preprocess))
         for field, choices in (("builder", BUILDERS), ("stem", STEMS)):
-            value = getattr(self, field)
-            if value not in choices:
-                raise ConfigError(f"Unknown {field} {value!r}.{did_you_mean(str(value), choices)}")
+            check_choice(field, getattr(self, field), choices)
         for name in ("patch_size", "width", "depth", "heads", "classes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"A model needs a positive {name}, not {getattr(self, name)}.")
@@ -178,8 +180,7 @@ class PruneConfig(JsonConfig):
     fuse: bool = False
 
     def __post_init__(self) -> None:
-        if self.selector not in SELECTORS:
-            raise ConfigError(f"Unknown selector {self.selector!r}.{did_you_mean(self.selector, SELECTORS)}")
+        check_choice("selector", self.selector, SELECTORS)
         if self.fuse and self.selector != "attention":
             raise ConfigError("Tokens are fused by their attention; add --selector attention, or leave out --fuse.")
         if self.selector == "attention" and self.stages[:1] == (0,):
@@ -256,6 +257,10 @@ class KeepRequest(JsonConfig):
     selector: str | None = None
     fuse: bool = False
 
+    def __post_init__(self) -> None:
+        if self.selector is not None:
+            check_choice("selector", self.selector, SELECTORS)
+
     @property
     def asks(self) -> bool:
         """True when a schedule is given; stages alone are none, structural pooling has only one."""
@@ -325,8 +330,7 @@ class LoadConfig(JsonConfig):
             object.__setattr__(self, "keep", KeepRequest.from_dict(self.keep))
         if isinstance(self.engine, Mapping):
             object.__setattr__(self, "engine", EngineRunConfig.from_dict(self.engine))
-        if self.weights not in WEIGHTS:
-            raise ConfigError(f"Unknown weights {self.weights!r}.{did_you_mean(self.weights, WEIGHTS)}")
+        check_choice("weights", self.weights, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -343,8 +347,7 @@ class ExportConfig(JsonConfig):
     opset: int = 20
 
     def __post_init__(self) -> None:
-        if self.input not in INPUTS:
-            raise ConfigError(f"Unknown input type {self.input!r}.{did_you_mean(self.input, INPUTS)}")
+        check_choice("input type", self.input, INPUTS)
 
 
 @dataclass(frozen=True)
@@ -369,8 +372,8 @@ class PrecisionConfig(JsonConfig):
                               ("io", ("float32", "float16"))):
             value = ALIASES.get(getattr(self, name), getattr(self, name))
             object.__setattr__(self, name, value)
-            if value is not None and value not in choices:
-                raise ConfigError(f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)}")
+            if value is not None:
+                check_choice(name, value, choices)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"A drop is given in points from 0 to 100, not {self.max_drop}.")
 
@@ -392,7 +395,6 @@ class CalibrationConfig(JsonConfig):
     allow_noise: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"Unknown calibration method {self.method!r}.{did_you_mean(self.method, METHODS)}")
+        check_choice("calibration method", self.method, METHODS)
         if self.images < 1:
             raise ConfigError(f"The number of calibration images must be at least 1, not {self.images}.")

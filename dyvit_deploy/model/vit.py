@@ -72,11 +72,16 @@ def build_backbone(config: ModelConfig) -> VisionTransformer:
 
 def create_timm(name: str, **options: Any) -> VisionTransformer:
     """timm's model `name` with random weights; ConfigError when it has none of that name, kind or tag."""
-    if name.split(".")[0] not in timm.list_models():
+    architecture, _, tag = name.partition(".")
+    if architecture not in timm.list_models():
         raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}*") if
+            full.partition(".")[0] == architecture]
+    if tag and tag not in tags:
+        raise ConfigError(f"timm has no weights {tag!r} of {architecture}; it has {', '.join(tags) or 'none'}.")
     try:
         model = timm.create_model(name, pretrained=False, **options)
-    except RuntimeError as error:                                          # an unknown pretrained tag
+    except RuntimeError as error:
         raise ConfigError(f"timm cannot make {name!r}: {error}") from error
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"timm:{name} is a {type(model).__name__}, not a VisionTransformer; "
