@@ -321,8 +321,9 @@ def _load_state(model: DynamicViT, raw: RawCheckpoint, resample: bool) -> None:
         state["pos_embed"] = _resample(model, state["pos_embed"], raw.facts.model.grid if raw.facts else None)
     for name in wanted:
         if name not in state:
-            raise CheckpointError(f"{raw.path} lacks the tensor {name!r} of {model.config.name}; "
-                                  "it is incomplete or of another model.")
+            why = ("it has no classifier, so train one on it with --backbone" if name == "head.weight" else
+                   "it is incomplete or of another model")
+            raise CheckpointError(f"{raw.path} lacks the tensor {name!r} of {model.config.name}; {why}.")
     for name, tensor in state.items():
         if name not in wanted:
             raise CheckpointError(f"{raw.path} has the tensor {name!r}, which {model.config.name} does not; "
