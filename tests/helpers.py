@@ -65,6 +65,18 @@ def tiny_images(batch: int = 2, side: int = 32, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
+def two_classes(folder: Path, train: int = 12, val: int = 4) -> Path:
+    """A training and a validation split of two classes that are told apart by brightness."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for label, base in (("dark", 40), ("light", 200)):
+            place = folder / split / label
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray((base + rng.integers(-30, 30, (32, 32, 3))).astype(np.uint8)).save(place / f"{i}.png")
+    return folder
+
+
 def fake_runner(logits, kept=(), scores=(), batch: int | None = None, facts: ArtifactFacts | None = None,
                 name: str = "fake") -> FakeRunner:
     """Answers with the first rows of fixed arrays, whatever it is fed; 4 x 4 px images."""

@@ -15,11 +15,13 @@ from ..data.open import open_images
 from ..distributed import barrier
 from ..errors import ConfigError, TrainingError
 from ..model import vit
-from ..model.checkpoint import load_backbone, read_checkpoint
+from ..model.checkpoint import load_backbone, load_model, read_checkpoint
 from ..model.dynamicvit import DynamicViT
-from .recipe import make_recipe, read_recipe
+from ..runners.evaluate import evaluate
+from ..runners.pytorch import PyTorchRunner, torch_device
+from .recipe import Recipe, make_recipe, read_recipe
 from .report import TrainReport, Watch
-from .run import Plan, Run
+from .run import VAL_BATCH, Plan, Run
 
 DEFAULT_RATIO, DEFAULT_RECIPE = 0.7, "small"
 TEACHER_KEEPS = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
@@ -74,14 +76,15 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     recipe = make_recipe(config.recipe or DEFAULT_RECIPE, model.name, prune is None, dict(config.overrides))
     if prune and recipe.elastic:
         _check_elastic(recipe.elastic, prune, model)
-    out = Path(config.out)
-    if not config.eval_only:
-        _check_folder(config, make_folder(out))
+    facts = ArtifactFacts(model, prune, class_names=classes)
+    if config.eval_only:
+        return _measure(config, recipe, facts)
+    out = make_folder(config.out)
+    _check_folder(config, out)
     if prune:                                                              # before an hour goes into its teacher
         DynamicViT(model, prune).forward_masked(torch.zeros(1, 3, *model.image_size))
-    start, facts = config.backbone, ArtifactFacts(model, prune, class_names=classes)
-    backbone = load_backbone(start, model) if start is not None else None
-    if prune and not config.eval_only and (backbone is None or backbone.new_head):
+    backbone = load_backbone(config.backbone, model) if config.backbone is not None else None
+    if prune and (backbone is None or backbone.new_head):
         backbone = load_backbone(_train_teacher(config, out / "dense", watch), model)
     return Run(Plan(config, recipe, facts), backbone, watch).run()
 
@@ -110,6 +113,23 @@ def _check_classes(known: tuple[str, ...], val: ImageSet) -> None:
     if strange:
         raise ConfigError(f"The validation split of {val.name} has the class {strange[0]!r}, which the training split "
                           "lacks; give both the same classes.")
+
+
+def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:
+    """Validation of the model that training would start with, or go on with."""
+    last = Path(config.out) / "last.safetensors"
+    if config.resume:
+        model, facts = load_model(last)
+    elif config.backbone is None:
+        raise ConfigError("There is nothing to measure yet; pass --backbone FILE, or --resume for the run in "
+                          f"{config.out}.")
+    else:
+        model = DynamicViT(facts.model, facts.prune)
+        model.backbone.load_state_dict(load_backbone(config.backbone, facts.model).model.backbone.state_dict())
+    runner = PyTorchRunner(model.eval().to(torch_device(config.device)), facts)
+    found = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
+    return TrainReport(str(last if config.resume else config.backbone), None, str(last), found.top1, None, (), recipe,
+                       found.skipped)
 
 
 def _with_file(config: TrainConfig) -> TrainConfig:

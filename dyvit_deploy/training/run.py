@@ -67,7 +67,7 @@ class Run:
         config, self.recipe, self.facts = plan.config, plan.recipe, plan.facts
         self.plan, self.watch, self.out = plan, watch, Path(config.out)
         self._last = self.out / "last.safetensors"
-        self.fabric = _fabric(config.device, self.recipe.precision)
+        self.fabric = _fabric(config.device, self.recipe)
         self.share = Share(self.recipe.batch, rank(), world_size(), config.accumulate)
         train_set: Any = open_images(config.data, self.facts.model, "train")
         self.val_set = open_images(config.data, self.facts.model, "val")
@@ -118,10 +118,7 @@ class Run:
                                     device=self.fabric.device)
 
     def run(self) -> TrainReport:
-        """Trains to the end; with `eval_only` measures what is there."""
-        if self.plan.config.eval_only:
-            self.best, self.best_ema = self._top1(self.model), self._ema_top1() or -1.0
-            return self._report()
+        """Trains to the end."""
         logs = Logs(self.out, self.recipe, self.plan.config.tensorboard)
         self.watch(Started(self.plan.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
                            self.resumed))
@@ -299,18 +296,19 @@ class Run:
             self.skipped = list(history["skipped"])
 
 
-def _fabric(device: str | None, precision: str) -> Fabric:
+def _fabric(device: str | None, recipe: Recipe) -> Fabric:
     """Lightning Fabric: reads torchrun's environment, and unlike Accelerate keeps no state of the process, so that
     a dense teacher and its student can differ in precision."""
     kind = torch_device(device).type
     claim_share()
-    if precision == "fp16" and kind == "cpu":
+    if recipe.precision == "fp16" and kind == "cpu":
         raise ConfigError("A CPU cannot train in fp16; choose --precision bf16 or fp32.")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)        # announces the precision, line by line
     local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
-    # Parameters are unused while the backbone stands still.
-    strategy: Any = DDPStrategy(find_unused_parameters=True) if world_size() > 1 else "auto"
+    # The backbone's parameters have no gradient while it stands still.
+    shared = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
+    strategy: Any = shared if world_size() > 1 else "auto"
     fabric = Fabric(accelerator=kind, strategy=strategy, devices=local, num_nodes=nodes,
-                    precision=PRECISIONS[precision])
+                    precision=PRECISIONS[recipe.precision])
     fabric.launch()
     return fabric

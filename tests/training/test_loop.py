@@ -1,19 +1,17 @@
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
-from helpers import tiny_config
-from PIL import Image
+from helpers import tiny_checkpoint, tiny_config, two_classes
 from safetensors import safe_open
 
 from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest
-from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError, DataError, TrainingError
+from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError, DataError, DyvitError, TrainingError
 from dyvit_deploy.model.checkpoint import load_model
 from dyvit_deploy.training import step
 from dyvit_deploy.training.loop import TrainConfig, train
-from dyvit_deploy.training.report import EpochReport, Step
+from dyvit_deploy.training.report import EpochReport, Started, Step
 
 SHORT = (("epochs", 2), ("batch", 8), ("images", 24), ("precision", "fp32"))
 
@@ -31,14 +29,7 @@ def one_thread():
 def data(tmp_path, monkeypatch):
     """Two classes, told apart by brightness, and the tiny model in the zoo."""
     monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config())
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4)):
-        for label, base in (("dark", 40), ("light", 200)):
-            folder = tmp_path / "data" / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = (base + rng.integers(-30, 30, (32, 32, 3))).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+    two_classes(tmp_path / "data")
     return tmp_path
 
 
@@ -196,3 +187,86 @@ def test_training_never_validates_on_its_own_images(data):
     (data / "data" / "val").rename(data / "elsewhere")
     with pytest.raises(DataError, match="no subfolder val"):
         train(config(data, keep=KeepRequest(ratio=1.0)))
+
+
+def test_a_moving_average_is_saved_beside_the_weights(data):
+    report = train(config(data, keep=KeepRequest(ratio=1.0), overrides=(*SHORT, ("ema", 0.9))))
+    raw, average = (tensors(data / "run" / f"{name}.safetensors") for name in ("last", "best-ema"))
+    assert not torch.equal(raw["head.weight"], average["head.weight"])
+    assert report.epochs[-1].ema_top1 is not None and report.choice in (report.best, report.best_ema)
+    assert load_model(report.best_ema)[1].training["recipe"]["ema"] == 0.9
+    without = train(config(data, "without", keep=KeepRequest(ratio=1.0), overrides=(*SHORT, ("ema", None))))
+    assert without.best_ema is None and not (data / "without" / "best-ema.safetensors").exists()
+
+
+def test_a_run_leaves_its_recipe_a_csv_and_curves(data):
+    train(config(data, tensorboard=True, keep=KeepRequest(ratio=1.0)))
+    lines = (data / "run" / "log.csv").read_text().splitlines()
+    assert lines[0].startswith("epoch,train_loss,train_classification") and len(lines) == 3
+    assert list((data / "run" / "tensorboard").iterdir())
+    again = config(data, "again", keep=KeepRequest(ratio=1.0), recipe_file=data / "run" / "recipe.yaml", overrides=())
+    assert train(again).epochs[-1].loss == pytest.approx(float(lines[2].split(",")[1]))
+
+
+@pytest.mark.parametrize("selector", ["attention", "random", "static", "structural"])
+def test_every_selector_trains_and_loads_again(data, selector):
+    ratio = None if selector == "structural" else 0.5
+    train(config(data, "dense", keep=KeepRequest(ratio=1.0), overrides=(*SHORT[1:], ("epochs", 1))))
+    report = train(config(data, keep=KeepRequest(ratio=ratio, selector=selector),
+                          backbone=data / "dense" / "best.safetensors"))
+    model, facts = load_model(report.last)
+    assert facts.prune.selector == selector and facts.training["epoch"] == 2
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_elastic_training_keeps_both_ends_and_what_lies_between(data):
+    events = []
+    report = train(config(data, overrides=(*SHORT, ("elastic", (0.5, 0.9))), keep=KeepRequest(ratio=0.7)),
+                   events.append)
+    student = [e for e in events if isinstance(e, Step) and e.phase == "student"]
+    # Of 8 images 3 keep 0.5, 3 keep 0.9, 2 something between: int(16 * ratio) patches.
+    for event in student:
+        assert (3 * 8 + 3 * 14 + 2 * 8) / 128 <= event.kept[0] <= (3 * 8 + 3 * 14 + 2 * 14) / 128
+        assert event.parts["ratio"] == 0
+    assert load_model(report.best)[1].training["recipe"]["elastic"] == [0.5, 0.9]
+    with pytest.raises(ConfigError, match="lies outside the elastic range"):
+        train(config(data, "no", overrides=(*SHORT, ("elastic", (0.8, 0.9))), keep=KeepRequest(ratio=0.7)))
+
+
+def test_eval_only_measures_and_writes_nothing(data):
+    train(config(data, "dense", keep=KeepRequest(ratio=1.0)))
+    best = data / "dense" / "best.safetensors"
+    report = train(config(data, "nowhere", backbone=best, keep=KeepRequest(ratio=1.0), eval_only=True,
+                          overrides=(("epochs", 0),)))
+    assert report.top1 == load_model(best)[1].training["best_val_top1"]
+    assert report.epochs == () and not (data / "nowhere").exists()
+    assert train(config(data, "dense", keep=KeepRequest(ratio=1.0), eval_only=True, resume=True)).top1 >= 0
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        train(config(data, "nowhere", eval_only=True))
+
+
+def test_a_backbone_of_other_classes_and_another_size_is_trained_on_the_data_first(data, monkeypatch):
+    monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config(classes=7))
+    start = tiny_checkpoint(data, None, classes=7)
+    events = []
+    train(config(data, backbone=start, image_size=(48, 48)), events.append)
+    assert {e.phase for e in events if isinstance(e, EpochReport)} == {"dense", "student"}
+    _, facts = load_model(data / "run" / "best.safetensors")
+    assert facts.model.classes == 2 and facts.model.image_size == (48, 48) and facts.model.patches == 36
+    assert facts.training["parent"]["file"] == "best.safetensors"
+
+
+def test_a_validation_class_that_training_lacks_is_named(data):
+    (data / "data" / "val" / "dark").rename(data / "data" / "val" / "grey")
+    with pytest.raises(DyvitError, match="'grey'"):
+        train(config(data))
+
+
+def test_a_resumed_run_says_where_it_goes_on(data):
+    with pytest.raises(Stop):
+        train(config(data), interrupt("dense", 2, 1))
+    events = []
+    train(config(data, resume=True), events.append)
+    starts = [e for e in events if isinstance(e, Started)]
+    assert [(s.phase, s.resumed, s.epoch) for s in starts] == [("dense", True, 1), ("student", False, 0)]

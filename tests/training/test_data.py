@@ -1,0 +1,137 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_config, two_classes
+from PIL import Image
+
+from dyvit_deploy.data.folder import FolderImages
+from dyvit_deploy.errors import ConfigError, DataError, TrainingError
+from dyvit_deploy.training.data import Augment, Share, TrainLoader, epoch_order, make_mixup
+from dyvit_deploy.training.recipe import make_recipe
+
+RECIPE = make_recipe("small", "tiny", False, {"batch": 8})
+STRONG = make_recipe("paper", "tiny", False, {"batch": 8, "lr": 1e-3})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    two_classes(tmp_path)
+    return FolderImages(tmp_path, tiny_config(), "train")
+
+
+def loader(samples, share=Share(8), recipe=RECIPE, workers=0):
+    return TrainLoader(samples, tiny_config(), recipe, share, workers)
+
+
+def steps(*args, epoch=0, first=0, **kwargs):
+    return list(loader(*args, **kwargs).steps_of(epoch, first))
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
+    assert sorted(epoch_order(24, 24, 0, 3)) == list(range(24))
+    assert not np.array_equal(epoch_order(24, 24, 0, 3), epoch_order(24, 24, 0, 4))
+    assert set(np.bincount(epoch_order(5, 12, 0, 0))) <= {2, 3}
+
+
+def test_however_a_batch_is_divided_the_images_are_the_same(folder):
+    whole = steps(folder, recipe=STRONG)
+    for shares in ([Share(8, rank, 2) for rank in range(2)], [Share(8, 0, 1, 4)],
+                   [Share(8, rank, 2, 2) for rank in range(2)]):
+        for number, [expected] in enumerate(whole):
+            parts = sorted((part for share in shares for part in steps(folder, share, STRONG)[number]),
+                           key=lambda part: part.first)
+            assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
+            assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
+
+
+def test_workers_and_a_later_start_change_nothing(folder):
+    whole = steps(folder, recipe=STRONG, epoch=1)
+    later = steps(folder, recipe=STRONG, epoch=1, first=1)
+    for other in (steps(folder, recipe=STRONG, epoch=1, workers=2), [None, *later]):
+        assert len(other) == 3
+        for [expected], found in zip(whole[1:], other[1:]):
+            assert torch.equal(expected.images, found[0].images)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(folder):
+    plain = make_recipe("small", "tiny", False, {"flip": 0})
+    [batch] = folder.batches(24)
+    from dyvit_deploy.data.preprocess import normalise
+    expected = torch.from_numpy(normalise(batch.images, tiny_config().preprocess))
+    augment = Augment(tiny_config(), plain, mirror=True)
+    found = torch.stack([augment(folder.sample(i, 0)[0]) for i in range(24)])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_what_must_not_be_mirrored_is_not():
+    always = make_recipe("small", "tiny", False, {"flip": 1})
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    mirrored, straight = (Augment(tiny_config(preprocess=tiny_config().preprocess), always, mirror)(image)
+                          for mirror in (True, False))
+    assert torch.equal(mirrored.flip(-1), straight)
+
+
+def test_a_broken_image_is_named_and_replaced(folder, tmp_path):
+    for name in ("dark/3.png", "dark/4.png"):
+        (tmp_path / "train" / name).write_bytes(b"broken")
+    parts = [part for step in steps(folder) for part in step]
+    named = [line for part in parts for line in part.broken]
+    assert {line.split(":")[0].rsplit("/", 1)[1] for line in named} == {"3.png", "4.png"}
+    assert all(len(part.images) == 8 for part in parts)
+
+
+def test_data_without_a_readable_image_end_the_run(folder, tmp_path):
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(b"broken")
+    for workers in (0, 1):
+        with pytest.raises(DataError, match="24 images in a row cannot be read"):
+            steps(folder, workers=workers)
+
+
+def test_a_worker_that_dies_is_a_sentence(folder, monkeypatch):
+    monkeypatch.setattr(FolderImages, "sample", lambda *_: os._exit(9))
+    with pytest.raises(TrainingError, match="A data worker died"):
+        steps(folder, workers=1)
+
+
+def test_batches_that_cannot_be_divided_or_filled_are_refused(folder):
+    with pytest.raises(ConfigError, match="cannot be divided among 3 processes"):
+        Share(8, 0, 3)
+    with pytest.raises(ConfigError, match="do not fill one batch of 32"):
+        loader(folder, Share(32))
+
+
+def test_mixup_is_timms_and_off_unless_asked():
+    assert make_mixup(RECIPE, 5) is None
+    mixup = make_mixup(STRONG, 5)
+    np.random.seed(0)
+    _, targets = mixup(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
+    assert targets.shape == (4, 5) and torch.allclose(targets.sum(1), torch.ones(4))
+
+
+class Shards:
+    """A stream of three images, whose second cannot be read."""
+
+    name, mirror, class_names = "shards", True, ("a", "b")
+
+    def __init__(self, count=3):
+        self.skipped, self.count = [], count
+
+    def __len__(self):
+        return 8
+
+    def stream(self, epoch, rank, world):
+        for i in range(self.count):
+            if i == 1:
+                self.skipped.append("two.jpg: broken")
+            else:
+                yield Image.new("RGB", (32, 32), (i * 80,) * 3), i % 2
+
+
+def test_a_stream_fills_its_steps_and_counts_what_was_broken():
+    [[part]] = steps(Shards())
+    assert part.images.shape == (8, 3, 32, 32) and part.broken and set(part.broken) == {"two.jpg: broken"}
+    with pytest.raises(DataError, match="no readable image"):
+        steps(Shards(0))

@@ -1,0 +1,78 @@
+"""Several processes, as torchrun starts them, with gloo on the CPU."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, tiny_checkpoint, two_classes
+from safetensors import safe_open
+
+SCRIPT = Path(__file__).parent / "share_a_run.py"
+
+
+def start(processes: int, *arguments, **environment) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | environment
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture
+def data(tmp_path):
+    two_classes(tmp_path / "data")
+    tiny_checkpoint(tmp_path / "data", None, classes=2)
+    return tmp_path
+
+
+def test_processes_and_accumulated_parts_give_the_loss_curve_of_one_process(data):
+    curves, runs = {}, {"one": (1, "1"), "parts": (1, "2"), "two": (2, "1")}
+    started = {name: start(processes, data / "data", data / name, data / f"{name}.json", ACCUMULATE=parts)
+               for name, (processes, parts) in runs.items()}
+    for name, process in started.items():
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        curves[name] = json.loads((data / f"{name}.json").read_text())
+    assert len(curves["one"]) >= 20 and curves["one"][-1] < curves["one"][0]
+    for name in ("parts", "two"):
+        assert curves[name] == pytest.approx(curves["one"], abs=1e-3)
+    # Not only the losses: the weights went the same way.
+    with safe_open(data / "one" / "last.safetensors", "pt") as one, safe_open(data / "two" / "last.safetensors",
+                                                                             "pt") as two:
+        name = "score_predictor.0.in_conv.1.weight"
+        assert torch.allclose(one.get_tensor(name), two.get_tensor(name), atol=1e-3)
+
+
+def test_one_process_that_fails_ends_all_with_its_error(data):
+    process = start(2, data / "data", data / "run", data / "losses.json", "1")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "this process was told to fail" in output
+    assert not (data / "losses.json").exists()
+
+
+def test_sigterm_saves_within_the_epoch_and_the_run_goes_on_as_if_nothing_had_happened(data):
+    def command(name, *more):
+        options = "--keep-ratio 1.0 --epochs 1 --images 64 --batch 2 --precision fp32 --workers 0 --device cpu"
+        return [sys.executable, "-m", "dyvit_deploy", "train", "--model", "digits-s", "--data", "digits", "-o",
+                str(data / name), *options.split(), *more]
+    pytest.importorskip("sklearn", reason="the digits need scikit-learn")
+    process = subprocess.Popen(command("cut"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    line = process.stderr.readline()                                       # said when the first step begins
+    assert line.startswith("dense: 1 epochs of 32 steps"), line
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130 and "add --resume to go on" in rest, rest
+    resumed = subprocess.run(command("cut", "--resume"), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert " on\n" in resumed.stderr and "step" in resumed.stderr
+    subprocess.run(command("whole"), cwd=ROOT, capture_output=True, check=True)
+    tensors = []
+    for name in ("cut", "whole"):
+        with safe_open(data / name / "last.safetensors", "pt") as file:
+            tensors.append({key: file.get_tensor(key) for key in file.keys()})
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])

@@ -1,0 +1,74 @@
+import dataclasses
+
+import pytest
+
+from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.training.recipe import FIELDS, RECIPES, Recipe, make_recipe, parse_value, read_recipe
+
+
+def test_the_paper_recipe_is_the_published_one():
+    recipe = make_recipe("paper", "deit-s", False, {})
+    assert (recipe.epochs, recipe.lr, recipe.lr_batch, recipe.backbone_lr, recipe.freeze_epochs) == (30, 1e-3, 1024,
+                                                                                                     0.01, 5)
+    assert (recipe.mixup, recipe.cutmix, recipe.random_erasing, recipe.ema) == (0.8, 1.0, 0.25, 0.9999)
+    assert (recipe.ratio_weight, recipe.kl_weight, recipe.distill_weight, recipe.drop_path) == (2.0, 0.5, 0.5, 0.0)
+    big = make_recipe("paper", "deit-b", False, {})
+    assert (big.ratio_weight, big.drop_path) == (5.0, 0.2)
+    assert make_recipe("paper", "deit-b", True, {}).epochs == 300          # its dense teacher is DeiT
+
+
+def test_the_learning_rate_follows_the_batch_unless_it_is_given():
+    assert make_recipe("paper", "deit-s", False, {"batch": 256}).peak_lr == pytest.approx(2.5e-4)
+    assert make_recipe("paper", "deit-s", False, {"batch": 256, "lr": "2e-4"}).peak_lr == pytest.approx(2e-4)
+    assert make_recipe("paper", "deit-s", False, {"batch": 256, "lr": 4e-4, "lr_batch": 512}).peak_lr == 2e-4
+
+
+def test_every_value_can_be_given_as_text():
+    for name, entry in FIELDS.items():
+        value = getattr(RECIPES["paper"].student, name)
+        if value is not None:
+            text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            assert parse_value(name, text) == value
+        assert entry.metadata["help"]
+    assert parse_value("ema", "none") is None and parse_value("elastic", "0.5:0.9") == (0.5, 0.9)
+
+
+@pytest.mark.parametrize("suffix, text", [(".toml", 'recipe = "paper"\nepochs = 3\nrandom_crop = [0.5, 1.0]\n'),
+                                          (".yaml", "recipe: paper\nepochs: 3\nrandom_crop: [0.5, 1.0]\n")])
+def test_a_file_gives_the_base_and_single_values(tmp_path, suffix, text):
+    path = tmp_path / f"recipe{suffix}"
+    path.write_text(text)
+    values = read_recipe(path)
+    recipe = make_recipe(values.pop("recipe"), "deit-s", False, values)
+    assert recipe.epochs == 3 and recipe.random_crop == (0.5, 1.0) and recipe.mixup == 0.8
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("r.yaml", "epochs: [", "not valid YAML"), ("r.toml", "epochs", "not valid TOML"),
+    ("r.json", "{}", "no recipe file"),
+    ("r.yaml", "- 1", "one value per line"), ("r.yaml", "epoch: 3", "Did you mean 'epochs'"),
+    ("r.yaml", "epochs: many", "cannot be 'many'"), ("r.yaml", "lr: null", "cannot be switched off"),
+])
+def test_files_that_are_no_recipe_are_refused(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_recipe(tmp_path / name)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_recipe(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(lr=float("nan")), "positive lr"), (dict(weight_decay=-1), "weight_decay must be a number from 0"),
+    (dict(ema=1.5), "ema must lie between"), (dict(precision="bf61"), "Did you mean 'bf16'"),
+    (dict(elastic=(0.9, 0.5)), "range like 0.5:0.9"), (dict(seed=2**31), "seed"), (dict(images=5), "do not fill"),
+])
+def test_values_that_make_no_sense_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(Recipe(epochs=1, lr=1e-3), **changes)
+
+
+def test_unknown_recipes_and_values_name_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'paper'"):
+        make_recipe("papre", "deit-s", False, {})
+    with pytest.raises(ConfigError, match="Did you mean 'mixup'"):
+        make_recipe("small", "deit-s", False, {"mixupp": 1})
