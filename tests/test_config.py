@@ -22,14 +22,28 @@ def test_model_config_survives_a_json_round_trip(config):
 
 
 def test_prune_config_survives_a_json_round_trip():
-    for prune in (PruneConfig.from_ratio(0.7, (1, 2)), PruneConfig((1, 2), keep_counts=(5, 3))):
+    for prune in (PruneConfig.from_ratio(0.7, (1, 2)), PruneConfig((1, 2), keep_counts=(5, 3)),
+                  PruneConfig.from_ratio(0.7, (1, 2), "attention", fuse=True)):
         assert PruneConfig.from_dict(prune.to_dict()) == prune
+    before_selectors = {"stages": [1], "keep_ratios": [0.5], "keep_counts": None}
+    assert PruneConfig.from_dict(before_selectors).selector == "prediction"
 
 
 @pytest.mark.parametrize("depth, stages", [(12, (3, 6, 9)), (16, (4, 8, 12)), (20, (5, 10, 15)), (6, (1, 3, 4)),
                                            (2, (1,)), (1, ())])
 def test_default_stages_are_the_published_ones(depth, stages):
     assert default_stages(depth) == stages
+
+
+def test_each_selector_has_its_own_schedule_until_another_is_asked_for():
+    assert KeepRequest(ratio=0.5, selector="attention").resolve(12, None).stages == (4, 7, 10)
+    assert KeepRequest(ratio=0.5, selector="attention").resolve(4, None).stages == (1, 2, 3)
+    published = PruneConfig.from_ratio(0.7, (3, 6, 9))
+    assert KeepRequest(selector="structural").resolve(12, published) == PruneConfig((6,), (0.25,), None, "structural")
+    assert KeepRequest(selector="static").resolve(12, published).schedule == published.schedule
+    fused = PruneConfig.from_ratio(0.7, (4,), "attention", fuse=True)
+    assert KeepRequest(ratio=0.5).resolve(12, fused) == PruneConfig.from_ratio(0.5, (4,), "attention", fuse=True)
+    assert KeepRequest().resolve(12, fused) == fused and KeepRequest().resolve(12, None) is None
 
 
 @pytest.mark.parametrize("make, words", [
@@ -43,6 +57,13 @@ def test_default_stages_are_the_published_ones(depth, stages):
     (lambda: PruneConfig((1,), (0.5,), (3,)), "either"),
     (lambda: PruneConfig.from_ratio(0.05, (1, 2, 3)).counts(16), "leave 0 tokens"),
     (lambda: PruneConfig((1,), keep_counts=(17,)).counts(16), "exceed the 16 patches"),
+    (lambda: PruneConfig((1,), (0.5,), selector="atention"), "Did you mean 'attention'"),
+    (lambda: KeepRequest(selector="atention"), "Did you mean 'attention'"),
+    (lambda: PruneConfig((1,), (0.5,), fuse=True), "add --selector attention"),
+    (lambda: PruneConfig((0, 1), (0.5, 0.2), selector="attention"), "from 1 on"),
+    (lambda: PruneConfig((2,), (0.5,), selector="structural"), "a quarter"),
+    (lambda: PruneConfig((2,), None, (5,), "structural").counts(16), "leaves 4 patches"),
+    (lambda: KeepRequest(selector="attention").resolve(4, None), "add --keep-ratio"),
     (lambda: KeepRequest(ratio=0.5, counts=(3,)).resolve(4, None), "only one of"),
     (lambda: KeepRequest(ratio=0.5, stages=(2, 1)).resolve(4, None), "ascend"),
     (lambda: KeepRequest(ratio=0.5, stages=(1, 9)).resolve(4, None), "0 to 3"),

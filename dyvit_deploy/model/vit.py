@@ -75,8 +75,7 @@ def create_timm(name: str, **options: Any) -> VisionTransformer:
     architecture, _, tag = name.partition(".")
     if architecture not in timm.list_models():
         raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}*") if
-            full.partition(".")[0] == architecture]
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ConfigError(f"timm has no weights {tag!r} of {architecture}; it has {', '.join(tags) or 'none'}.")
     try:

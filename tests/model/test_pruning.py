@@ -1,14 +1,18 @@
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gumbel_softmax, scaled_dot_product_attention
 
 from dyvit_deploy.model.pruning import (
+    TokenFuser,
     TokenSelector,
+    gumbel_noise,
     masked_attention,
     masked_mean,
     sample_keep,
+    sample_top_k,
     select_tokens,
     straight_through,
+    top_k_mask,
 )
 
 
@@ -78,3 +82,55 @@ def test_samples_follow_the_keep_probability():
     sample = sample_keep(log_probs)
     assert set(sample.unique().tolist()) <= {0.0, 1.0}
     assert sample.mean().item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_noise_drawn_beforehand_draws_the_same_tokens_with_the_same_gradient_as_torch():
+    log_probs = torch.randn(2, 50, 2).log_softmax(dim=-1)
+    mine, theirs = log_probs.clone().requires_grad_(), log_probs.clone().requires_grad_()
+    torch.manual_seed(1)
+    noise = gumbel_noise(log_probs.shape)
+    torch.manual_seed(1)
+    expected = gumbel_softmax(theirs, hard=True, dim=-1)[..., 0]
+    sample = sample_keep(mine, noise)
+    weights = torch.randn(2, 50)
+    (sample * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.allclose(sample, expected) and torch.allclose(mine.grad, theirs.grad, atol=1e-6)
+
+
+def test_top_k_keeps_exactly_k_per_image_nested_in_the_decision_before():
+    log_probs = torch.randn(3, 12, 2).log_softmax(dim=-1).requires_grad_()
+    decision = (torch.arange(12) < 9).float().expand(3, -1)
+    sample = sample_top_k(log_probs, decision, torch.tensor([1, 5, 9]))
+    assert sample.sum(dim=1).tolist() == [1, 5, 9] and (sample <= decision).all()
+    sample.sum().backward()
+    assert (log_probs.grad[:2, :9] != 0).all() and (log_probs.grad[:, 9:] == 0).all()
+
+
+def test_top_k_of_all_keeps_all_and_of_more_keeps_what_is_left_with_a_finite_gradient():
+    log_probs = torch.randn(3, 6, 2).log_softmax(dim=-1).requires_grad_()
+    decision = torch.tensor([[1.0] * 6, [1.0, 1, 0, 0, 0, 0], [0.0] * 6])
+    sample = sample_top_k(log_probs, decision, torch.tensor([6, 4, 2]))
+    assert torch.equal(sample, decision)
+    sample.sum().backward()
+    assert log_probs.grad.isfinite().all()
+
+
+def test_top_k_without_noise_keeps_the_likeliest_and_equal_scores_do_not_change_the_number():
+    log_probs = torch.tensor([[0.9, 0.2, 0.6, 0.4]]).log()[..., None] * torch.tensor([1.0, 0.0])
+    sample = sample_top_k(log_probs, torch.ones(1, 4), torch.tensor([2]), torch.zeros(1, 4, 2))
+    assert sample.tolist() == [[1, 0, 1, 0]]
+    assert top_k_mask(torch.zeros(2, 7), torch.ones(2, 7), torch.tensor([3, 5])).sum(dim=1).tolist() == [3, 5]
+
+
+def test_gumbel_top_k_follows_the_keep_probability():
+    torch.manual_seed(0)
+    log_probs = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]]).log().expand(5000, 3, 2)
+    share = sample_top_k(log_probs, torch.ones(5000, 3), torch.full((5000,), 1)).mean(dim=0)
+    assert share[0] > 0.75 and 0.1 < share[1] < 0.2 and share[2] < 0.05
+
+
+def test_fusing_sums_what_is_not_kept_by_weight():
+    tokens = torch.tensor([[[1.0, 0], [10, 0], [0, 100], [0, 1]]])
+    fused = TokenFuser()(tokens, torch.tensor([[0.5, 0.25, 0.125, 0.125]]), torch.tensor([[2, 0]]))
+    assert fused.tolist() == [[[2.5, 0.125]]]

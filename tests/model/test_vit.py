@@ -4,7 +4,7 @@ import torch
 from helpers import tiny_config, tiny_images
 
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.model.vit import ConvStem, build_backbone, embed, masked_block, resolve
+from dyvit_deploy.model.vit import ConvStem, build_backbone, embed, masked_block, resolve, set_drop_path
 
 
 def test_an_all_ones_mask_is_the_block_itself_for_pre_and_post_norm():
@@ -52,3 +52,13 @@ def test_lvvit_halves_its_residuals_and_adds_the_best_auxiliary_logits():
     assert torch.allclose(block(tokens), by_hand, atol=1e-6)
     expected = model.head(tokens[:, 0]) + 0.5 * model.aux_head(tokens[:, 1:]).max(1).values
     assert torch.allclose(model.forward_head(tokens), expected)
+
+
+def test_stochastic_depth_rises_over_the_blocks_and_goes_away_again():
+    model = build_backbone(tiny_config())
+    set_drop_path(model, 0.3)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert rates == [getattr(block.drop_path2, "drop_prob", 0.0) for block in model.blocks]
+    set_drop_path(model, 0)
+    assert not any(hasattr(module, "drop_prob") for module in model.modules())
