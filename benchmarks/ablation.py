@@ -63,7 +63,7 @@ def paper_cases() -> list[Case]:
     config = resolve(MODEL)
     stages = default_stages(config.depth)
     gmacs = count_costs(config, [PruneConfig.from_ratio(RATIO, stages)])[0].gmacs
-    base = KeepRequest(ratio=RATIO)
+    base = KeepRequest(ratio=RATIO, stages=stages)                         # attention would drop a block later
     selectors = [Case(name, dataclasses.replace(base, selector=name)) for name in ("prediction", "attention", "random",
                                                                                     "static")]
     return [

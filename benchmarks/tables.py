@@ -53,6 +53,56 @@ def demo_table() -> str:
     return "\n".join(lines)
 
 
+def ablation_table() -> str:
+    """What the predictor is worth, and one student for every budget."""
+    found = read("demo-tables34.json")
+    lines = ["| demo student | GMACs | top-1, 2,000 scenes, mean of seeds | lowest - highest |", "|---|---|---|---|",
+             f"| dense teacher | {found['dense_gmacs']:.4f} | {found['teacher_top1']:.2%} | - |"]
+    for case, gmacs in found["gmacs"].items():
+        top1 = [row["top1"]["own"] for row in found["rows"] if row["case"] == case]
+        lines.append(f"| {case} | {gmacs:.4f} | {sum(top1) / len(top1):.2%} | {min(top1):.2%} - {max(top1):.2%} |")
+    seeds = len({row["seed"] for row in found["rows"]})
+    lines.append(f"\nThree stages at 0.7 unless the row says otherwise; rows of stages have the keep ratio that costs "
+                 f"the same. {seeds} seeds, {found['epochs'] * found['images']:,} scenes each (`benchmarks/ablation.py`).\n")
+    return "\n".join(lines + elastic_lines())
+
+
+def training_table() -> str:
+    """What a step costs beside the dense backbone's."""
+    found = read("demo-training.json")
+    ms = {(row["precision"], row["step"], row["compiled"]): row["ms"] for row in found["timings"]}
+    lines = ["| one step, batch 128, demo model | float32 | bfloat16 | float32, --compile | bfloat16, --compile |",
+             "|---|---|---|---|---|"]
+    kinds = [(precision, compiled) for compiled in (False, True) for precision in ("fp32", "bf16")]
+    for step in dict.fromkeys(step for _, step, _ in ms):
+        cells = []
+        for precision, compiled in kinds:
+            ratio = ms[precision, step, compiled] / ms[precision, "dense", compiled]
+            cells.append(f"{ms[precision, step, compiled]:.0f} ms" + ("" if step == "dense" else f" ({ratio:.2f}x)"))
+        lines.append(f"| {step} | {' | '.join(cells)} |")
+    machine = found["machine"]
+    lines.append(f"\nForward and backward; in brackets against the dense backbone's. {machine['processor']}, "
+                 f"{machine['logical_cores']} cores (`benchmarks/training.py`). Training deit-s at batch 32 in float32 "
+                 f"takes {found['memory']['peak_rss_mib'] / 1024:.1f} GiB.")
+    return "\n".join(lines)
+
+
+def elastic_lines() -> list[str]:
+    found = read("demo-elastic.json")
+    ratios = sorted({ratio for row in found["rows"] for ratio in row["top1"]})
+    lines = ["| demo student | " + " | ".join(f"exported at {ratio}" for ratio in ratios) + " |",
+             "|---" * (1 + len(ratios)) + "|"]
+    for case in dict.fromkeys(row["case"] for row in found["rows"]):
+        cells = []
+        for ratio in ratios:
+            top1 = [row["top1"][ratio] for row in found["rows"] if row["case"] == case and ratio in row["top1"]]
+            cells.append(f"{sum(top1) / len(top1):.2%}" if top1 else "-")
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    seeds = len({row["seed"] for row in found["rows"]})
+    lines.append(f"\n{seeds} seed{'s' * (seeds > 1)}, {found['epochs'] * found['images']:,} scenes each.")
+    return lines
+
+
 def precision_table() -> str:
     """Every precision of one pruned model, timed in one run with the dense float32 model in ONNX Runtime."""
     result = read("deit-s-0.7-precision.json")
@@ -162,7 +212,8 @@ def engine_table() -> str:
 
 
 TABLES = {"speed": speed_table, "demo": demo_table, "precision": precision_table, "gpu": gpu_table,
-          "accuracy": accuracy_table, "engine": engine_table}
+          "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
+          "ablation": ablation_table}
 
 
 def render(text: str) -> str:

@@ -129,8 +129,7 @@ class Run:
                 if report is None:
                     self._save(better=False, better_ema=False)
                     raise KeyboardInterrupt
-                self._finish(report, logs)
-                if stop:
+                if self._finish(report, logs, stop):
                     raise KeyboardInterrupt
         return self._report()
 
@@ -155,7 +154,6 @@ class Run:
             self.watch(event)
             if values["stop"] and self.step < self.loader.steps:
                 return None
-        self.skipped = sorted(set(self.skipped))
         means = {name: value / self.loader.steps for name, value in self.sums.items()}
         event = self._event(means, event.images_per_sec if self.step > first else 0.0)
         return EpochReport(self.plan.phase, self.epoch + 1, event.loss, event.parts, event.kept, self._top1(self.model),
@@ -212,6 +210,8 @@ class Run:
         except torch.OutOfMemoryError as error:
             raise TrainingError("The GPU's memory is full; add --accumulate 2 (or more), or lower --batch.") from error
         except RuntimeError as error:
+            if "allocate memory" in str(error):
+                raise TrainingError("The memory is full; add --accumulate 2 (or more), or lower --batch.") from error
             if world_size() == 1 or not any(w in str(error) for w in ("onnection", "peer", "NCCL", "gloo", "imed out")):
                 raise
             raise BackendError("Another process of this run failed; its own error stands above.") from error
@@ -239,17 +239,19 @@ class Run:
     def _ema_top1(self) -> float | None:
         return self._top1(self.ema.module) if self.ema else None
 
-    def _finish(self, report: EpochReport, logs: Logs) -> None:
-        """Counts, saves and tells a finished epoch."""
+    def _finish(self, report: EpochReport, logs: Logs, stop: StopRequest) -> bool:
+        """Counts, saves and tells a finished epoch; True when any process was asked to stop meanwhile."""
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
         better = report.top1 > self.best
         better_ema = report.ema_top1 is not None and report.ema_top1 > self.best_ema
         self.best, self.best_ema = max(self.best, report.top1), max(self.best_ema, report.ema_top1 or -1.0)
         self.reports.append(report)
-        self.skipped = sorted({line for lines in gather_over_ranks(self.skipped) for line in lines})
+        told = gather_over_ranks((self.skipped, bool(stop)))
+        self.skipped = sorted({line for lines, _ in told for line in lines})
         self._save(better, better_ema)
         logs.epoch(report)
         self.watch(report)
+        return any(asked for _, asked in told)
 
     def _save(self, better: bool, better_ema: bool) -> None:
         if is_first():

@@ -61,7 +61,8 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL
+                                  for number in (signal.SIGTERM, signal.SIGINT)}
 
         def ask(number: int, frame: Any) -> None:
             self.asked = True
