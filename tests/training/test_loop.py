@@ -270,3 +270,17 @@ def test_a_resumed_run_says_where_it_goes_on(data):
     train(config(data, resume=True), events.append)
     starts = [e for e in events if isinstance(e, Started)]
     assert [(s.phase, s.resumed, s.epoch) for s in starts] == [("dense", True, 1), ("student", False, 0)]
+
+
+@pytest.mark.parametrize("builder", ["vit", "lvvit"])
+def test_the_paper_recipe_trains_with_mixup_stochastic_depth_and_a_frozen_start(data, monkeypatch, builder):
+    monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config(builder=builder, classes=2))
+    dense = tiny_checkpoint(data, None, builder=builder, classes=2)
+    overrides = (*SHORT, ("lr", 1e-2), ("freeze_epochs", 1), ("warmup_epochs", 0), ("drop_path", 0.1))
+    report = train(config(data, backbone=dense, recipe="paper", overrides=overrides))
+    assert [e.epoch for e in report.epochs] == [1, 2] and report.recipe.mixup == 0.8
+    assert all(part > 0 for part in report.epochs[-1].parts.values())
+    before, after = tensors(dense), tensors(report.last)
+    # Frozen in the first epoch, not in the second.
+    assert not torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
+    assert after["resume.score_predictor.0.in_conv.1.weight/step"] > after["resume.blocks.0.attn.qkv.weight/step"]
