@@ -10,6 +10,7 @@ from ..errors import DataError, did_you_mean
 from .images import ImageSet
 from .reading import NO_LABELS
 
+LISTED = 20                                 # classes that fit in a message
 
 def require_labels(images: ImageSet) -> tuple[str, ...]:
     """The class names of `images`.
@@ -36,6 +37,6 @@ def class_numbers(images: ImageSet, known: Sequence[str] | None, owner: str = "m
         return np.arange(len(names))
     for name in names:
         if name not in known:
-            raise DataError(f"The {owner} does not know the class {name!r} of {images.name}."
-                            f"{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known) if len(known) <= LISTED else f" It knows {len(known)}, like {known[0]!r}."
+            raise DataError(f"The {owner} does not know the class {name!r} of {images.name}.{hint}")
     return np.asarray([list(known).index(name) for name in names])

@@ -23,6 +23,8 @@ from .base import Outputs, Runner, run_in_batches
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 from .open import open_runner
 
+DIGITS = 6                                  # of the calibration error: further ones change with batch and threads
+
 
 @dataclass(frozen=True)
 class StageCoverage:
@@ -144,7 +146,7 @@ def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any
     right1, right5, confidence = tally.results[:, :3].T
     return EvalReport(
         runner.name, runner.label, images.name, len(right1), float(right1.mean()), float(right5.mean()),
-        calibration_error(confidence, right1), len(right1) / seconds, world_size(), tally.coverage(),
+        round(calibration_error(confidence, right1), DIGITS), len(right1) / seconds, world_size(), tally.coverage(),
         tally.keep_maps(), skipped, tally.notes())
 
 

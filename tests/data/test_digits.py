@@ -56,6 +56,25 @@ def test_other_input_sizes_scale_scene_and_box():
     assert np.allclose(large.boxes, small.boxes * [2, 0.5, 2, 0.5])
 
 
+def test_training_samples_are_new_in_every_epoch_and_not_those_of_evaluation():
+    images = DigitScenes(zoo.get("digits-s"), "train", 4)
+    [batch] = images.batches(4)
+    seen = [batch.images[2], *(np.asarray(images.sample(2, epoch)[0]) for epoch in (0, 1))]
+    assert len({pixels.tobytes() for pixels in seen}) == 3
+    assert np.array_equal(seen[1], np.asarray(images.sample(2, 0)[0])) and images.name_of(2) == batch.names[2]
+    assert 0 <= images.sample(2, 0)[1] <= 9
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_parts_of_all_processes_are_the_whole(world):
+    images = DigitScenes(zoo.get("digits-s"), "test", 7)
+    parts = [next(images.part(rank, world).batches(7)) for rank in range(world)]
+    [whole] = images.batches(7)
+    order = np.argsort([int(name.split()[1]) for part in parts for name in part.names])
+    assert np.array_equal(np.concatenate([part.images for part in parts])[order], whole.images)
+    assert np.array_equal(np.concatenate([part.labels for part in parts])[order], whole.labels)
+
+
 def test_an_unknown_split_is_refused():
     with pytest.raises(DataError, match="Did you mean 'train'"):
         DigitScenes(zoo.get("digits-s"), "trian")

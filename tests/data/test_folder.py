@@ -39,6 +39,48 @@ def test_a_limit_still_sees_every_class(tmp_path):
     assert set(batch.labels.tolist()) == {0, 1, 2} and len(batch.labels) == 6
 
 
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_the_parts_of_all_processes_are_the_whole_each_image_once(tmp_path, world):
+    for i in range(7):
+        picture(tmp_path / "ab"[i % 2] / f"{i}.png")
+    (tmp_path / "a" / "broken.png").touch()
+    images = open_images(str(tmp_path), tiny_config())
+    def read(part):
+        return [name for batch in part.batches(2) for name in batch.names], part.skipped
+    parts = [read(images.part(rank, world)) for rank in range(world)]
+    names, skipped = read(images)
+    assert sorted(name for found, _ in parts for name in found) == sorted(names)
+    assert [line for _, lines in parts for line in lines] == skipped
+
+
+def test_training_takes_single_images_with_labels(tmp_path):
+    for name in ("dog/1.png", "cat/1.png", "cat/2.png"):
+        picture(tmp_path / "train" / name, mode="L")
+    images = open_images(str(tmp_path), tiny_config(), "train")
+    image, label = images.sample(2, epoch=0)
+    assert image.size == (40, 50) and image.mode == "RGB" and label == 1
+    assert images.name_of(2).endswith("dog/1.png") and len(images) == 3
+    with pytest.raises(DataError, match="has no labels"):
+        open_images(str(tmp_path / "train" / "cat"), tiny_config()).sample(0, 0)
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    picture(tmp_path / "train" / "ant" / "1.png")
+    (tmp_path / "train" / "bee").mkdir()
+    with pytest.raises(DataError, match="bee is a class without images; fill it, or remove it"):
+        open_images(str(tmp_path), tiny_config(), "train")
+    (tmp_path / "train" / "bee").rename(tmp_path / "train" / ".thumbnails")
+    assert open_images(str(tmp_path), tiny_config(), "train").class_names == ("ant",)
+
+
+def test_the_validation_split_may_be_spelled_out(tmp_path):
+    for split in ("train", "validation"):
+        picture(tmp_path / split / "ant" / f"{split}.png")
+    for split in ("val", "test"):
+        [batch] = open_images(str(tmp_path), tiny_config(), split).batches(8)
+        assert batch.names[0].endswith("validation.png")
+
+
 def test_split_folders_are_entered_and_val_serves_as_test(tmp_path):
     for name in ("train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png"):
         picture(tmp_path / name)

@@ -5,9 +5,10 @@ import pytest
 from helpers import fake_runner, tiny_model
 
 from dyvit_deploy.data.images import Batch, NoiseImages
+from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
-from dyvit_deploy.runners.evaluate import box_coverage, evaluate
+from dyvit_deploy.runners.evaluate import evaluate
 
 
 class Labelled:
@@ -49,11 +50,39 @@ def test_top1_and_coverage_are_counted_over_all_images(batch):
     assert [stage.chance for stage in report.coverage] == [0.5, 0.25, 0.125]
 
 
-def test_box_coverage_weighs_patches_by_their_share_of_the_box():
-    boxes = np.array([[4.0, 0, 12, 8]], np.float32)     # half of patch 0, half of patch 4 of an 8 px grid
-    assert box_coverage(np.array([[0]]), boxes, (4, 4), (32, 32)) == pytest.approx([0.5])
-    assert box_coverage(np.array([[0, 4]]), boxes, (4, 4), (32, 32)) == pytest.approx([1.0])
-    assert box_coverage(np.array([[3, 15]]), boxes, (4, 4), (32, 32)) == pytest.approx([0.0])
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_keep_maps_are_the_fraction_of_images_that_keep_each_patch(batch):
+    _, facts = tiny_model(0.5)
+    first = np.array([range(8), range(8), range(8), range(8, 16)])
+    report = evaluate(answers(np.eye(4, 5), [first, first[:, :4], first[:, :2]], facts), Labelled(), batch)
+    maps = [np.array(stage.probability) for stage in report.keep_maps]
+    assert [stage.kept for stage in report.keep_maps] == [8, 4, 2] and maps[0].shape == (4, 4)
+    assert maps[0].ravel().tolist() == [0.75] * 8 + [0.25] * 8
+    assert [grid.sum() for grid in maps] == [8, 4, 2]
+    assert report.keep_maps[2].text().splitlines()[:3] == [" 75  75   0   0", "  0   0   0   0", " 25  25   0   0"]
+    assert report.to_json()["keep_maps"][0]["probability"][3] == (0.25,) * 4 and not report.notes
+
+
+def test_an_artifact_that_does_not_tell_what_it_keeps_gets_a_note_instead_of_maps():
+    _, facts = tiny_model(0.5)
+    report = evaluate(answers(np.eye(4, 5), [], facts), Labelled(), 4)
+    assert not report.keep_maps and "--with-tokens" in report.notes[0]
+    dense = evaluate(answers(np.eye(4, 5), [], tiny_model(None)[1]), Labelled(), 4)
+    assert not dense.keep_maps and not dense.notes
+
+
+def test_a_model_that_is_always_sure_and_half_wrong_is_half_miscalibrated():
+    logits = 100 * np.eye(5)[[0, 1, 0, 1]]
+    report = evaluate(answers(logits, [], tiny_model(None)[1]), Labelled(), 4)
+    assert report.top1 == 0.5 and report.calibration_error == pytest.approx(0.5)
+
+
+def test_images_that_cannot_be_read_at_all_are_refused(tmp_path):
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "1.png").touch()
+    _, facts = tiny_model(None, classes=1)
+    with pytest.raises(DataError, match=r"None of the 1 images .*1\.png"):
+        evaluate(answers(np.eye(1), [], facts), open_images(str(tmp_path), facts.model))
 
 
 def test_images_without_labels_are_refused():

@@ -1,0 +1,50 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers import ROOT, photo_folder, tiny_checkpoint
+
+from dyvit_deploy import distributed
+from dyvit_deploy.cli import main
+from dyvit_deploy.errors import BackendError
+
+
+def test_one_process_is_first_and_sums_and_gathers_what_it_has():
+    assert (distributed.rank(), distributed.world_size(), distributed.is_first()) == (0, 1, True)
+    assert distributed.sum_over_ranks(np.arange(3.0)).tolist() == [0, 1, 2]
+    assert distributed.gather_over_ranks("x") == ["x"] and distributed.claim_share() == 0
+
+
+def test_processes_without_a_meeting_point_get_one_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(BackendError, match=r"2 processes cannot connect .* start them with torchrun"):
+        distributed.sum_over_ranks(np.zeros(1))
+
+
+def test_only_the_first_process_tells_and_errors_name_the_others(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    result = CliRunner().invoke(main, ["eval", "none.onnx", "--data", "digits"])
+    assert result.exit_code == 1 and result.output.startswith("dyvit (rank 1): none.onnx")
+    result = CliRunner().invoke(main, ["models", "deit-s", "--json", str(tmp_path / "x.json")])
+    assert result.exit_code == 0 and not result.output and not list(tmp_path.iterdir())
+
+
+def test_two_processes_evaluate_as_one_does(tmp_path):
+    checkpoint, photos = tiny_checkpoint(tmp_path, classes=3), photo_folder(tmp_path / "photos", 11, classes=3)
+    (photos / "class1" / "broken.png").touch()
+    command = ["eval", str(checkpoint), "--data", str(photos), "--batch", "2", "--json"]
+    assert CliRunner().invoke(main, [*command, str(tmp_path / "one.json")]).exit_code == 0
+    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+                          "-m", "dyvit_deploy", *command, str(tmp_path / "two.json")],
+                         capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("top-1") == 1 and two.stderr.count("broken.png") == 1
+    alone, shared = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert shared.pop("processes") == 2 and alone.pop("processes") == 1 and alone["images"] == 11
+    assert shared.pop("images_per_sec") > 0 and alone.pop("images_per_sec") > 0
+    assert shared.pop("calibration_error") == pytest.approx(alone.pop("calibration_error"), abs=2e-6)
+    assert shared == alone
