@@ -186,7 +186,7 @@ def _class_names(folder: Path) -> tuple[str, ...] | None:
     path = folder / CLASSES
     if not path.is_file():
         return None
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    return tuple(line.strip() for line in path.read_text("utf-8", "replace").splitlines() if line.strip())
 
 
 def scan_shard(path: Path) -> Shard:
