@@ -63,7 +63,8 @@ def ablation_table() -> str:
         lines.append(f"| {case} | {gmacs:.4f} | {sum(top1) / len(top1):.2%} | {min(top1):.2%} - {max(top1):.2%} |")
     seeds = len({row["seed"] for row in found["rows"]})
     lines.append(f"\nThree stages at 0.7 unless the row says otherwise; rows of stages have the keep ratio that costs "
-                 f"the same. {seeds} seeds, {found['epochs'] * found['images']:,} scenes each (`benchmarks/ablation.py`).\n")
+                 f"the same. {seeds} seeds, {found['epochs'] * found['images']:,} scenes each "
+                 "(`benchmarks/ablation.py`).\n")
     return "\n".join(lines + elastic_lines())
 
 

@@ -39,7 +39,7 @@ def glyphs(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 class DigitScenes:
-    """`limit` scenes of a split; scene i is the same in every run. An epoch number makes new ones."""
+    """`limit` scenes of a split; scene i is the same in every run; training gets new ones in every epoch."""
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
     mirror = False                          # a mirrored 2 is no 2
@@ -64,10 +64,10 @@ class DigitScenes:
         part._scenes = self._scenes[rank::world]
         return part
 
-    def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[Batch]:
         for start in range(0, len(self), size):
             indices = self._scenes[start:start + size]
-            scenes = [draw_scene(self._split, i, 0 if epoch is None else epoch + 1) for i in indices]
+            scenes = [draw_scene(self._split, i) for i in indices]
             images = np.stack([np.asarray(self._resized(scene[0])) for scene in scenes])
             boxes: NDArray[np.float32] = np.asarray([scene[2] for scene in scenes], np.float32)
             boxes *= np.asarray([side / SIDE for side in self._size] * 2, np.float32)

@@ -45,8 +45,8 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
-        """Batches of up to `size`; an `epoch` number shuffles and augments for training."""
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of up to `size`."""
         ...
 
     def part(self, rank: int, world: int) -> ImageSet:
@@ -109,7 +109,7 @@ class NoiseImages:
         part._count, part._seed = len(range(rank, self._count, world)), self._seed + rank
         return part
 
-    def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[Batch]:
         rng = np.random.default_rng(self._seed)
         for start in range(0, self._count, size):
             count = min(size, self._count - start)

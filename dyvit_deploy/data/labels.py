@@ -12,6 +12,7 @@ from .reading import NO_LABELS
 
 LISTED = 20                                 # classes that fit in a message
 
+
 def require_labels(images: ImageSet) -> tuple[str, ...]:
     """The class names of `images`.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -96,7 +97,7 @@ class IndexedImages(abc.ABC):
         part._items, part._whole, part.skipped = self._items[rank::world], world == 1, []
         return part
 
-    def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[Batch]:
         """See `ImageSet`.
 
         Raises:
@@ -104,7 +105,8 @@ class IndexedImages(abc.ABC):
         """
         self.skipped = []
         read = 0
-        for batch in read_batches(self._readers(epoch), size, self._spec, self.skipped):
+        items = ((self._name(item), functools.partial(self._read, item)) for item in self._items)
+        for batch in read_batches(items, size, self._spec, self.skipped):
             read += len(batch.names)
             yield batch
         if self._whole and not read:                                       # a part of one image may be unlucky
@@ -124,21 +126,6 @@ class IndexedImages(abc.ABC):
 
     def name_of(self, index: int) -> str:
         return self._name(self._items[index])
-
-    def _readers(self, epoch: int | None) -> Iterator[tuple[str, Read]]:
-        order, flip = np.arange(len(self._items)), np.zeros(len(self._items), bool)
-        if epoch is not None:
-            rng = np.random.default_rng([epoch, 1])
-            rng.shuffle(order)
-            flip = rng.random(len(order)) < 0.5
-        for i in order.tolist():
-            yield self._name(self._items[i]), self._reader(self._items[i], bool(flip[i]))
-
-    def _reader(self, item: int, flip: bool) -> Read:
-        def read() -> tuple[Image.Image, int | None]:
-            image, label = self._read(item)
-            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image, label
-        return read
 
     @abc.abstractmethod
     def _read(self, item: int) -> tuple[Image.Image, int | None]:

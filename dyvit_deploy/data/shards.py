@@ -83,7 +83,7 @@ class ShardImages:
         part._rank, part._world, part.skipped = rank, world, []
         return part
 
-    def batches(self, size: int, epoch: int | None = None) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[Batch]:
         """Images in the order of the shards; see `ImageSet`.
 
         Raises:

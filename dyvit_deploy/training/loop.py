@@ -10,7 +10,7 @@ import torch
 
 from ..artifacts import ArtifactFacts, make_folder
 from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
-from ..data.images import ImageSet
+from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
 from ..distributed import barrier
 from ..errors import ConfigError, TrainingError
@@ -94,25 +94,12 @@ def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneCo
     model = vit.resolve(config.model)
     if config.image_size:
         model = model.with_image_size(config.image_size)
-    names = _class_names(open_images(config.data, model, "train"))
-    _check_classes(names, open_images(config.data, model, "val"))
+    names = require_labels(open_images(config.data, model, "train"))
+    class_numbers(open_images(config.data, model, "val"), names, owner="training split")
     model = dataclasses.replace(model, classes=len(names))
     default = PruneConfig.from_ratio(DEFAULT_RATIO, config.keep.stages or default_stages(model.depth))
     prune = config.keep.resolve(model.depth, default)
     return model, names, None if prune is None or prune.is_dense(model.patches) else prune
-
-
-def _class_names(images: ImageSet) -> tuple[str, ...]:
-    if images.class_names is None:
-        raise ConfigError(f"{images.name} has no labels; put the images of each class in a subfolder of its own.")
-    return images.class_names
-
-
-def _check_classes(known: tuple[str, ...], val: ImageSet) -> None:
-    strange = [name for name in _class_names(val) if name not in known]
-    if strange:
-        raise ConfigError(f"The validation split of {val.name} has the class {strange[0]!r}, which the training split "
-                          "lacks; give both the same classes.")
 
 
 def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:

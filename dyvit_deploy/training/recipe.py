@@ -69,6 +69,8 @@ class Recipe(JsonConfig):
         for name in ("epochs", "lr", "batch"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"Training needs a positive {name}, not {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"The seed must lie between 0 and 2**31 - 1, not {self.seed}.")
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, (int, float)) and not 0 <= value < math.inf:
@@ -76,8 +78,6 @@ class Recipe(JsonConfig):
         for name in ("drop_path", "ema", "label_smoothing", "random_erasing", "flip"):
             if (getattr(self, name) or 0) > 1:
                 raise ConfigError(f"The recipe's {name} must lie between 0 and 1, not {getattr(self, name)}.")
-        if self.seed >= 2**31:
-            raise ConfigError(f"The seed must lie between 0 and 2**31 - 1, not {self.seed}.")
         if self.images is not None and self.images < self.batch:
             raise ConfigError(f"{self.images} images an epoch do not fill one batch of {self.batch}; "
                               "lower --batch or raise --images.")

@@ -107,15 +107,6 @@ def test_odd_modes_become_rgb(tmp_path, mode, value):
     assert batch.images.shape == (1, 32, 32, 3)
 
 
-def test_training_epochs_shuffle_differently_and_reproducibly(tmp_path):
-    for i in range(12):
-        picture(tmp_path / "ab"[i % 2] / f"{i}.png", size=(8, 8), value=i)
-    images = open_images(str(tmp_path), tiny_config())
-    def names(epoch):
-        return next(iter(images.batches(12, epoch))).names
-    assert names(0) == names(0) != names(1) and sorted(names(0)) == sorted(names(1))
-
-
 @pytest.mark.parametrize("prepare, words", [
     (lambda p: None, "holds no images"),
     (lambda p: (p / "notes.txt").write_text("x"), "holds no images"),

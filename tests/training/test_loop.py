@@ -179,7 +179,7 @@ def test_data_without_splits_or_labels_are_refused(data):
         train(dataclasses.replace(config(data), data=str(data / "data" / "train")))
     (data / "flat" / "train").mkdir(parents=True)
     (data / "data" / "train" / "dark" / "0.png").rename(data / "flat" / "train" / "0.png")
-    with pytest.raises(ConfigError, match="has no labels"):
+    with pytest.raises(DataError, match="has no labels"):
         train(dataclasses.replace(config(data), data=str(data / "flat")))
 
 
