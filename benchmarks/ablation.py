@@ -3,6 +3,7 @@
 
     python benchmarks/ablation.py tables34      selectors (Table 4), number of stages, losses (Table 3), at equal cost
     python benchmarks/ablation.py elastic       --elastic 0.5:0.9 against students trained for one keep ratio each
+    python benchmarks/ablation.py untrained     the dense teacher, pruned without training
 
 Every student starts from the shipped dense teacher, which teaches it too, and is trained with the recipe `small`,
 shortened as the options say; its last weights are measured on all 2,000 held-out scenes. Runs of one seed see the
@@ -105,6 +106,21 @@ def run(case: Case, seed: int, images: int, epochs: int, work: Path) -> dict:
     return found
 
 
+def untrained() -> None:
+    """Writes what is left of the dense teacher's accuracy when it drops tokens without training."""
+    keeps = [KeepRequest(ratio=ratio, selector="attention", fuse=fuse) for ratio in (0.9, 0.7, 0.5, 0.4)
+             for fuse in (False, True)]
+    keeps += [KeepRequest(ratio=RATIO, selector="random"), KeepRequest(selector="structural")]
+    rows = []
+    for keep in keeps:
+        load = LoadConfig(keep=keep)
+        found = evaluate_artifact(quickstart.TEACHER, DATA, EvalConfig(batch=100, device="cpu"), load)
+        rows.append({"selector": keep.selector, "keep_ratio": keep.ratio, "fuse": keep.fuse, "top1": found.top1})
+        print(rows[-1], file=sys.stderr, flush=True)
+    write("demo-untrained.json", {"model": MODEL, "images": found.images, "rows": rows, "machine": machine(),
+                                  "versions": library_versions("torch", "timm")})
+
+
 def costs(cases: list[Case]) -> dict[str, float]:
     """GMACs of each case as it was trained."""
     config = resolve(MODEL)
@@ -115,13 +131,15 @@ def costs(cases: list[Case]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tables34", "elastic"))
+    parser.add_argument("what", choices=("tables34", "elastic", "untrained"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=19_200, help="per epoch")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work", type=Path, default=Path("ablation-runs"))
     options = parser.parse_args()
+    if options.what == "untrained":
+        return untrained()
     cases = paper_cases() if options.what == "tables34" else elastic_cases()
     work = options.work / f"{options.what}-{options.images}x{options.epochs}"
     teacher = evaluate_artifact(quickstart.TEACHER, DATA, EvalConfig(batch=100, device="cpu")).top1

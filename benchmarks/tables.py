@@ -68,6 +68,22 @@ def ablation_table() -> str:
     return "\n".join(lines + elastic_lines())
 
 
+def untrained_table() -> str:
+    """Pruning without training."""
+    rows = read("demo-untrained.json")["rows"]
+    ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"]}, reverse=True)
+    lines = ["| dense demo model as it is | " + " | ".join(f"keep ratio {ratio}" for ratio in ratios) + " |",
+             "|---" * (1 + len(ratios)) + "|"]
+    for selector, fuse in dict.fromkeys((row["selector"], row["fuse"]) for row in rows if row["keep_ratio"]):
+        top1 = {row["keep_ratio"]: row["top1"] for row in rows if (row["selector"], row["fuse"]) == (selector, fuse)}
+        cells = (f"{top1[ratio]:.2%}" if ratio in top1 else "-" for ratio in ratios)
+        lines.append(f"| `--selector {selector}{' --fuse' if fuse else ''}` | {' | '.join(cells)} |")
+    pooled = next(row["top1"] for row in rows if row["selector"] == "structural")
+    lines.append(f"\nTop-1 on 2,000 held-out scenes; structural pooling, which keeps a quarter, {pooled:.2%} "
+                 "(`benchmarks/ablation.py`).")
+    return "\n".join(lines)
+
+
 def training_table() -> str:
     """What a step costs beside the dense backbone's."""
     found = read("demo-training.json")
@@ -214,7 +230,7 @@ def engine_table() -> str:
 
 TABLES = {"speed": speed_table, "demo": demo_table, "precision": precision_table, "gpu": gpu_table,
           "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
-          "ablation": ablation_table}
+          "ablation": ablation_table, "untrained": untrained_table}
 
 
 def render(text: str) -> str:

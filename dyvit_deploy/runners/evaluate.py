@@ -202,7 +202,8 @@ class _Tally:
                      for stage, grid in enumerate(grids))
 
     def notes(self) -> tuple[str, ...]:
-        if not self._counts or self._told:
+        facts = self._runner.facts
+        if not self._counts or self._told or (facts and facts.prune and not facts.prune.tells_tokens):
             return ()
         return (f"{self._runner.name} does not tell which patches it keeps, so there are no keep-probability maps; "
                 "export it with --with-tokens.",)
