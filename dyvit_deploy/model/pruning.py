@@ -130,8 +130,8 @@ def sample_top_k(log_probs: Tensor, decision: Tensor, keep: Tensor, noise: Tenso
     """Draws exactly `keep` tokens of those still kept, without replacement (Gumbel-top-K).
 
     The noise on the keep score z0 - z1 is the difference of two Gumbel variables, logistic noise, as in
-    `sample_keep`. The gradient is that of a sigmoid around the threshold between the last token kept and the
-    first one dropped, itself taken as constant.
+    `sample_keep`. The gradient is that of sigmoids around the threshold between the last token kept and the first
+    one dropped, whose sum stays K: adding the same to all scores changes no ranking, and gets no gradient.
 
     Args:
         log_probs: float [B, N, 2], log-probabilities of keep (index 0) and drop.
@@ -152,7 +152,10 @@ def sample_top_k(log_probs: Tensor, decision: Tensor, keep: Tensor, noise: Tenso
     # Nothing kept, or nothing left to drop: the other side of the threshold stands for both.
     lowest, highest = (torch.where(one.isfinite(), one, other) for one, other in ((lowest, highest), (highest, lowest)))
     threshold = (0.5 * (lowest + highest)).nan_to_num().detach()           # [B, 1]
-    return straight_through(hard, (scores - threshold).sigmoid())
+    soft = (scores - threshold).sigmoid().detach()
+    slope = soft * (1 - soft)                                              # 0 for tokens that are gone
+    moved = (slope * scores.nan_to_num(neginf=0.0)).sum(1, keepdim=True) / slope.sum(1, keepdim=True).clamp(min=1e-6)
+    return straight_through(hard, (scores - threshold + (moved.detach() - moved)).sigmoid())
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float, class_token: bool,
