@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from .quickstart import run_quickstart
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
-    from .training.loop import TrainConfig, train
+    from .training.loop import train
+    from .training.plan import TrainConfig
 
 _NAMES = {
     "bench": ("BenchConfig", "benchmark"),
@@ -65,7 +66,8 @@ _NAMES = {
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),
-    "training.loop": ("TrainConfig", "train"),
+    "training.loop": ("train",),
+    "training.plan": ("TrainConfig",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [*_HOME, "__version__"]

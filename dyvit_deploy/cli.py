@@ -110,14 +110,15 @@ def train(json_file: str | None, **options: Any) -> None:
     Ctrl-C and SIGTERM save; --resume goes on. The last options, from --epochs on, override single values of the recipe.
     """
     from .progress import TrainingBar
-    from .training.loop import TrainConfig, train as run
+    from .training.loop import train as run
+    from .training.plan import TrainConfig
 
     with TrainingBar(options["out"]) as bar:
         report = run(TrainConfig(**options), watch=bar.update)
     show(report, json_file)
     skipped_notes(report.skipped)
     if not options["eval_only"]:
-        note(f"Next: dyvit export {report.choice} --format onnx -o model.onnx")
+        note(f"Next: dyvit export {shlex.quote(report.choice)} --format onnx -o model.onnx")
 
 
 @main.command("eval")

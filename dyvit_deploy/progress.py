@@ -70,8 +70,8 @@ class TrainingBar:
         self._progress.stop()
         if kind is KeyboardInterrupt and is_first():
             saved = any(self._out.rglob("last.safetensors"))
-            errors().print(f"Stopped. The run is saved in {self._out}; add --resume to go on." if saved
-                           else "Interrupted before the first step; nothing was written.", soft_wrap=True)
+            errors().print(f"Stopped. {self._out} holds the run so far; add --resume to go on." if saved
+                           else "Stopped before anything was trained.", soft_wrap=True)
 
     def update(self, event: Event) -> None:
         """Shows the start of a phase, one step, or one finished epoch."""
@@ -80,7 +80,8 @@ class TrainingBar:
         if not is_first():
             return
         if isinstance(event, Started):
-            self._progress.reset(self._task, total=event.recipe.epochs * event.steps)
+            self._progress.reset(self._task, total=event.recipe.epochs * event.steps,
+                                 completed=event.epoch * event.steps + event.step)
             self._progress.console.print(_start_line(event), soft_wrap=True)
             return
         parts = (f"{name} {part:.3f}" for name, part in event.parts.items() if part)

@@ -1,11 +1,16 @@
 """Batches for training: timm's augmentation, and an order that does not depend on who computes it.
 
 Every random choice follows from (seed, epoch, step or image), never from what ran before. So a resumed
-run, another number of processes, workers or accumulated parts see the same images, augmented alike.
+run, another number of processes, workers or accumulated parts see the same images, augmented alike. Streams of
+shards are the exception: their order depends on who reads which shard.
 """
 from __future__ import annotations
 
+import contextlib
+import logging
 import random
+import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +22,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import Mixup, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from ..config import ModelConfig
 from ..data.images import UNREADABLE, Samples, Stream
 from ..data.preprocess import resize_and_crop
-from ..errors import ConfigError, DataError, TrainingError
+from ..errors import BackendError, ConfigError, DataError, TrainingError
 from .recipe import Recipe
 
+log = logging.getLogger(__name__)
 RETRIES = 50                                # unreadable images in a row, after which the data are at fault
+ROUND = 1_000_000                           # added to the epoch when an image comes again within it
 Key = tuple[int, int]                       # epoch, index
+DEATH = re.compile(r"worker.*(killed by signal|exited unexpectedly)")
 
 
 class Part(NamedTuple):
@@ -68,9 +76,14 @@ class Share:
         return [(part * self.world + self.rank) * self.size for part in range(self.accumulate)]
 
 
+def mixed_seed(*numbers: int) -> int:
+    """One seed of several numbers, below 2**32."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def seed_everything(*numbers: int) -> None:
     """Seeds what augmentation, mixup, stochastic depth and token sampling draw from."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    seed = mixed_seed(*numbers)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -98,7 +111,9 @@ class _Order(Sampler[list[Key]]):
         for step in range(self.first_step, self.wanted // self.share.batch):
             for first in self.share.firsts():
                 start = step * self.share.batch + first
-                yield [(self.epoch, int(index)) for index in order[start:start + self.share.size]]
+                places = range(start, start + self.share.size)
+                # An image that comes twice in an epoch is another one each time.
+                yield [(self.epoch + ROUND * (place // self.count), int(order[place])) for place in places]
 
 
 class Augment:
@@ -106,13 +121,17 @@ class Augment:
 
     def __init__(self, model: ModelConfig, recipe: Recipe, mirror: bool) -> None:
         self._model = model if recipe.random_crop is None else None
-        preprocess = model.preprocess
-        self._transform = create_transform(
-            (3, *model.image_size), is_training=True, scale=recipe.random_crop or (1.0, 1.0),
-            ratio=None if recipe.random_crop else (1.0, 1.0), hflip=recipe.flip if mirror else 0.0,
-            color_jitter=recipe.color_jitter, auto_augment=recipe.rand_augment,
-            interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
-            re_prob=recipe.random_erasing, re_mode="pixel")
+        preprocess, (height, width) = model.preprocess, model.image_size
+        try:
+            self._transform = create_transform(
+                (3, height, width), is_training=True, scale=recipe.random_crop or (1.0, 1.0),
+                ratio=None if recipe.random_crop else (width / height,) * 2, hflip=recipe.flip if mirror else 0.0,
+                color_jitter=recipe.color_jitter, auto_augment=recipe.rand_augment,
+                interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
+                re_prob=recipe.random_erasing, re_mode="pixel")
+        except (AssertionError, ValueError, KeyError) as error:
+            raise ConfigError(f"timm knows no augmentation {recipe.rand_augment!r}; write it like "
+                              "rand-m9-mstd0.5-inc1.") from error
 
     def __call__(self, image: Image.Image) -> Tensor:
         if self._model is not None:                                        # framed as in evaluation
@@ -155,17 +174,19 @@ class _Streamed(IterableDataset[Item]):
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Item]:
-        again = 0
+        again, told = 0, len(self.stream.skipped)
+        worker = get_worker_info()
         while True:
-            seed_everything(self.seed, self.epoch, self.share.rank, again)
-            before, empty = len(self.stream.skipped), True
-            for image, label in self.stream.stream(self.epoch + 1000 * again, self.share.rank, self.share.world):
+            seed_everything(self.seed, self.epoch, self.share.rank, worker.id if worker else 0, again)
+            order, empty = mixed_seed(self.seed, self.epoch, again), True  # alike for all who share the shards
+            for image, label in self.stream.stream(order, self.share.rank, self.share.world):
                 empty = False
-                broken = self.stream.skipped[before:]
-                before += len(broken)
+                broken, told = self.stream.skipped[told:], len(self.stream.skipped)
                 yield self.augment(image), label, broken
-            if empty:
-                yield DataError(f"{self.stream.name} gave no readable image; check its shards.")
+            if empty:                                                      # other workers may have better shards
+                for line in self.stream.skipped[told:]:
+                    log.warning("skipped %s", line)
+                return
             again += 1
 
 
@@ -177,13 +198,21 @@ def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]] | DataError:
     return torch.stack(images), torch.tensor(labels), [line for lines in broken for line in lines]
 
 
+def _ignore_signals(worker: int) -> None:
+    """A signal to all processes of a job is the main one's to answer: it still needs what the workers load."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class TrainLoader:
     """The training images of one process, step by step. `steps` per epoch; what does not fill one is left out."""
 
     def __init__(self, samples: Samples | Stream, model: ModelConfig, recipe: Recipe, share: Share,
                  workers: int) -> None:
+        if workers < 0:
+            raise ConfigError(f"There are at least 0 workers, not {workers}.")
         wanted = recipe.images or len(samples)
-        self.steps, self.share, self._workers = wanted // share.batch, share, workers
+        self.steps, self.share, self._name = wanted // share.batch, share, samples.name
         if not self.steps:
             raise ConfigError(f"{samples.name} has {len(samples)} training images, which do not fill one batch of "
                               f"{share.batch}; lower --batch.")
@@ -194,14 +223,13 @@ class TrainLoader:
         dataset = make(samples, augment=augment, seed=recipe.seed)
         self._dataset = dataset
         batching = {"batch_size": share.size} if self._streamed else {"batch_sampler": self._order}
-        self._loader = DataLoader(dataset, collate_fn=_collate, num_workers=workers, pin_memory=False,
+        self._loader = DataLoader(dataset, collate_fn=_collate, num_workers=workers, worker_init_fn=_ignore_signals,
                                   persistent_workers=bool(workers) and not self._streamed, **batching)
 
     def steps_of(self, epoch: int, first_step: int = 0) -> Iterator[list[Part]]:
         """This process's parts of every step of `epoch` from `first_step` on.
 
         Raises:
-            TrainingError: a worker process died.
             DataError: nothing readable.
         """
         self._order.epoch, self._order.first_step, self._dataset.epoch = epoch, first_step, epoch
@@ -220,16 +248,24 @@ class TrainLoader:
     def _batches(self, count: int) -> Iterator[Any]:
         batches = iter(self._loader)
         for _ in range(count):
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "worker" not in str(error):
-                    raise
-                raise TrainingError(f"A data worker died ({str(error).splitlines()[0]}); it ran out of memory or was "
-                                    f"killed: lower --workers ({self._workers}) and go on with --resume.") from error
+            batch = next(batches, None)
+            if batch is None:
+                raise DataError(f"{self._name} gave no readable image; check its shards.")
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """A dead worker as a sentence; PyTorch raises it wherever the main process happens to be."""
+    try:
+        yield
+    except (RuntimeError, BackendError) as error:
+        if not DEATH.search(str(error)):
+            raise
+        raise TrainingError(f"A data worker died ({str(error).splitlines()[0]}); it ran out of memory or was killed: "
+                            "lower --workers and go on with --resume.") from error
 
 
 def make_mixup(recipe: Recipe, classes: int) -> Mixup | None:

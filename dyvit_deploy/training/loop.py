@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,52 +10,20 @@ from ..artifacts import ArtifactFacts, make_folder
 from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
 from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
-from ..distributed import barrier
+from ..distributed import claim_share
 from ..errors import ConfigError, TrainingError
 from ..model import vit
-from ..model.checkpoint import load_backbone, load_model, read_checkpoint
+from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
 from ..model.dynamicvit import DynamicViT
 from ..runners.evaluate import evaluate
 from ..runners.pytorch import PyTorchRunner, torch_device
+from .plan import Plan, TrainConfig
 from .recipe import Recipe, make_recipe, read_recipe
 from .report import TrainReport, Watch
-from .run import VAL_BATCH, Plan, Run
+from .run import VAL_BATCH, Run
 
 DEFAULT_RATIO, DEFAULT_RECIPE = 0.7, "small"
-TEACHER_KEEPS = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What to train on what, and how.
-
-    `backbone` is the dense checkpoint to start from, which also is the teacher, or "timm-pretrained"; None
-    trains one first, under `out`/dense. One with other classes is trained on the data first. `recipe` names
-    a base in RECIPES, `recipe_file` and `overrides` replace single values of it, in this order; the dense
-    teacher takes all of them but `epochs` (it has `dense_epochs`), `lr` and `elastic`. `keep` ratio 1.0 trains
-    a dense backbone alone. `eval_only` measures the model that training would start or go on with.
-
-    `workers` processes load images (None: two for each that trains), `accumulate` parts make one step
-    in less memory, `compile` uses torch.compile.
-    """
-
-    model: str
-    data: str
-    out: str | Path
-    keep: KeepRequest = KeepRequest()
-    backbone: str | Path | None = None
-    recipe: str | None = None
-    recipe_file: str | Path | None = None
-    overrides: tuple[tuple[str, Any], ...] = ()
-    dense_epochs: int | None = None
-    image_size: tuple[int, int] | None = None
-    resume: bool = False
-    eval_only: bool = False
-    device: str | None = None
-    workers: int | None = None
-    accumulate: int = 1
-    compile: bool = False
-    tensorboard: bool = False
+STUDENTS_OWN = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
 
 
 def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
@@ -73,20 +39,33 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     if config.eval_only:                                                   # how long it would train is no matter
         config = dataclasses.replace(config, overrides=tuple(v for v in config.overrides if v[0] != "epochs"))
     model, classes, prune = _resolve(config)
-    recipe = make_recipe(config.recipe or DEFAULT_RECIPE, model.name, prune is None, dict(config.overrides))
-    if prune and recipe.elastic:
-        _check_elastic(recipe.elastic, prune, model)
+    kind = "student" if prune else "dense" if config.backbone is None else "tune"
+    recipe = make_recipe(config.recipe or DEFAULT_RECIPE, model.name, kind, dict(config.overrides))
+    _check_options(config, recipe, model, prune)
     facts = ArtifactFacts(model, prune, class_names=classes)
+    torch.manual_seed(recipe.seed)                                         # a new head is drawn
     if config.eval_only:
         return _measure(config, recipe, facts)
     out = make_folder(config.out)
     _check_folder(config, out)
     if prune:                                                              # before an hour goes into its teacher
         DynamicViT(model, prune).forward_masked(torch.zeros(1, 3, *model.image_size))
-    backbone = load_backbone(config.backbone, model) if config.backbone is not None else None
+    backbone = _open_backbone(config.backbone, facts) if config.backbone is not None else None
     if prune and (backbone is None or backbone.new_head):
-        backbone = load_backbone(_train_teacher(config, out / "dense", watch), model)
+        backbone = _open_backbone(_train_teacher(config, out / "dense", watch), facts)
+        if backbone.new_head:
+            raise TrainingError(f"The teacher in {out / 'dense'} was trained on other classes; choose another folder.")
+    elif prune and config.dense_epochs is not None:
+        raise ConfigError(f"{config.backbone} is the teacher as it is; leave out --dense-epochs.")
     return Run(Plan(config, recipe, facts), backbone, watch).run()
+
+
+def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
+    """The dense weights, whose head counts as new where it was trained on other classes."""
+    backbone = load_backbone(source, facts.model)
+    names = backbone.facts.class_names
+    same = names is None or names == facts.class_names
+    return backbone if same else backbone._replace(new_head=True)
 
 
 def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneConfig | None]:
@@ -104,6 +83,7 @@ def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneCo
 
 def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:
     """Validation of the model that training would start with, or go on with."""
+    claim_share()
     last = Path(config.out) / "last.safetensors"
     if config.resume:
         model, facts = load_model(last)
@@ -111,8 +91,11 @@ def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> Train
         raise ConfigError("There is nothing to measure yet; pass --backbone FILE, or --resume for the run in "
                           f"{config.out}.")
     else:
+        backbone = _open_backbone(config.backbone, facts)
+        if backbone.new_head:
+            raise ConfigError(f"{config.backbone} does not know the classes of {config.data}; train it on them first.")
         model = DynamicViT(facts.model, facts.prune)
-        model.backbone.load_state_dict(load_backbone(config.backbone, facts.model).model.backbone.state_dict())
+        model.backbone.load_state_dict(backbone.model.backbone.state_dict())
     runner = PyTorchRunner(model.eval().to(torch_device(config.device)), facts)
     found = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
     return TrainReport(str(last if config.resume else config.backbone), None, str(last), found.top1, None, (), recipe,
@@ -123,19 +106,30 @@ def _with_file(config: TrainConfig) -> TrainConfig:
     """The recipe file as overrides, under those that are given anyway."""
     if config.recipe_file is None:
         return config
-    values = read_recipe(config.recipe_file)
+    values, typed = read_recipe(config.recipe_file), dict(config.overrides)
     base = values.pop("recipe", None)
+    if "lr" in typed:                                                      # meant as it is, whatever the file scales
+        values.pop("lr_batch", None)
     return dataclasses.replace(config, recipe_file=None, recipe=config.recipe or base,
-                               overrides=tuple((values | dict(config.overrides)).items()))
+                               overrides=tuple((values | typed).items()))
 
 
-def _check_elastic(span: tuple[float, float], prune: PruneConfig, model: ModelConfig) -> None:
-    first = prune.ratios(model.patches)[0]
-    if prune != PruneConfig.from_ratio(first, prune.stages, prune.selector):
+def _check_options(config: TrainConfig, recipe: Recipe, model: ModelConfig, prune: PruneConfig | None) -> None:
+    """Raises ConfigError for options that would have no effect, and for an elastic range that cannot be had."""
+    if prune is None:
+        if recipe.elastic or config.keep.selector or config.keep.fuse or config.dense_epochs is not None:
+            raise ConfigError("A dense model drops no tokens and has no teacher; leave out --elastic, --selector, "
+                              "--fuse and --dense-epochs, or give a keep ratio below 1.")
+        return
+    if recipe.elastic is None:
+        return
+    (low, high), first = recipe.elastic, prune.ratios(model.patches)[0]
+    if prune.selector == "structural" or prune != PruneConfig.from_ratio(first, prune.stages, prune.selector):
         raise ConfigError("Elastic training needs one keep ratio for all stages; give --keep-ratio or nothing.")
-    if not span[0] <= first <= span[1]:
-        raise ConfigError(f"The keep ratio {first:g}, which an export takes by default, lies outside the elastic range "
-                          f"{span[0]:g}:{span[1]:g}; choose one within it.")
+    if not low <= first <= high:
+        raise ConfigError(f"The keep ratio {first:g}, which an export takes by default, lies outside the elastic "
+                          f"range {low:g}:{high:g}; choose one within it.")
+    PruneConfig.from_ratio(low, prune.stages).counts(model.patches)        # refuses what leaves no token
 
 
 def _check_folder(config: TrainConfig, out: Path) -> None:
@@ -143,7 +137,6 @@ def _check_folder(config: TrainConfig, out: Path) -> None:
         raise TrainingError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder.")
     if config.resume and not any((folder / "last.safetensors").exists() for folder in (out, out / "dense")):
         raise TrainingError(f"There is nothing to resume in {out}; check the folder or leave out --resume.")
-    barrier()                                                              # before the first process writes there
 
 
 def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:
@@ -153,10 +146,10 @@ def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:
     facts = read_checkpoint(last).facts if started else None
     if facts and facts.training and facts.training["epoch"] >= facts.training["recipe"]["epochs"]:
         return folder / "best.safetensors"
-    overrides = {k: v for k, v in config.overrides if k not in TEACHER_KEEPS}
+    overrides = {k: v for k, v in config.overrides if k not in STUDENTS_OWN}
     if config.dense_epochs is not None:
         overrides["epochs"] = config.dense_epochs
-    train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=started,
+    train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=started, dense_epochs=None,
                               overrides=tuple(overrides.items())), watch)
     return folder / "best.safetensors"
 

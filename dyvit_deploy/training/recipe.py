@@ -102,27 +102,31 @@ _PAPER = Recipe(
     random_erasing=0.25, random_crop=(0.08, 1.0))
 _PAPER_DENSE = dataclasses.replace(_PAPER, epochs=300, lr_min=1e-5, backbone_lr=1.0, freeze_epochs=0, drop_path=0.1,
                                    ema=0.99996)
+_SMALL = Recipe(epochs=8, lr=1e-3, backbone_lr=0.3, warmup_epochs=0.5, ema=0.998)
+_SMALL_DENSE = Recipe(epochs=14, lr=1e-3, ema=0.998)
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """A student's recipe, that of its dense teacher, and what single models have otherwise."""
+    """Recipes of a student, of a dense model from scratch, of one that starts from a backbone (`tune`), and what
+    single models have otherwise as students."""
 
     student: Recipe
     dense: Recipe
+    tune: Recipe
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 RECIPES: dict[str, Recipes] = {
-    "paper": Recipes(_PAPER, _PAPER_DENSE, {"deit-b": {"ratio_weight": 5.0, "drop_path": 0.2}}),
-    "small": Recipes(Recipe(epochs=8, lr=1e-3, backbone_lr=0.3, warmup_epochs=0.5, ema=0.998),
-                     Recipe(epochs=14, lr=1e-3, ema=0.998)),
+    "paper": Recipes(_PAPER, _PAPER_DENSE, dataclasses.replace(_PAPER_DENSE, epochs=30, lr=1e-4, drop_path=0.0),
+                     {"deit-b": {"ratio_weight": 5.0, "drop_path": 0.2}}),
+    "small": Recipes(_SMALL, _SMALL_DENSE, dataclasses.replace(_SMALL_DENSE, epochs=5, lr=3e-4)),
 }
 FIELDS: dict[str, Any] = {entry.name: entry for entry in dataclasses.fields(Recipe)}
 
 
-def make_recipe(name: str, model: str, dense: bool, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe called `name` for `model`, with single values replaced.
+def make_recipe(name: str, model: str, kind: str, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe called `name` for `model`, with single values replaced; `kind` is a field of `Recipes`.
 
     An overriding `lr` without an `lr_batch` is meant as it is, whatever the batch.
 
@@ -132,11 +136,12 @@ def make_recipe(name: str, model: str, dense: bool, overrides: Mapping[str, Any]
     if name not in RECIPES:
         raise ConfigError(f"Unknown recipe {name!r}.{did_you_mean(name, RECIPES)}")
     recipes = RECIPES[name]
-    values = {} if dense else dict(recipes.models.get(model, {}))
+    values = dict(recipes.models.get(model, {})) if kind == "student" else {}
     if overrides.get("lr") is not None:
         values["lr_batch"] = None
     values |= {key: parse_value(key, value) for key, value in overrides.items()}
-    return dataclasses.replace(recipes.dense if dense else recipes.student, **values)
+    recipe: Recipe = dataclasses.replace(getattr(recipes, kind), **values)
+    return recipe
 
 
 def parse_value(name: str, value: Any) -> Any:
@@ -144,12 +149,15 @@ def parse_value(name: str, value: Any) -> Any:
     if name not in FIELDS:
         raise ConfigError(f"The recipe has no value {name!r}.{did_you_mean(name, FIELDS)}")
     entry = FIELDS[name]
-    if value is None or value in OFF:
+    kind = entry.metadata["kind"]
+    if value is None or value is False or value in OFF:                    # YAML reads `off` as false
         if "None" in str(entry.type):
             return None
         raise ConfigError(f"The recipe's {name} cannot be switched off; give a value.")
     try:
-        return entry.metadata["kind"](value)
+        if value is True or (kind is int and float(value) != int(value)):
+            raise ValueError("not a whole number" if kind is int else "not a value")
+        return kind(value)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"The recipe's {name} cannot be {value!r} ({error}).") from error
 
@@ -171,9 +179,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold one value per line, like `epochs = 30` or `epochs: 30`.")
-    for name in values:
+    for name, value in values.items():
         if name != "recipe":
-            parse_value(name, values[name])
+            parse_value(str(name), value)
+        elif not isinstance(value, str):
+            raise ConfigError(f"{path} names the base recipe as {value!r}; write `recipe: paper`, for example.")
     return values
 
 

@@ -4,60 +4,38 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import math
-import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..artifacts import ArtifactFacts, library_versions, write_json
+from ..artifacts import library_versions, write_json
 from ..data.open import open_images
-from ..distributed import barrier, claim_share, gather_over_ranks, is_first, rank, world_size
+from ..distributed import barrier, gather_over_ranks, is_first, rank, world_size
 from ..errors import BackendError, ConfigError, TrainingError
 from ..model import vit
 from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
 from ..runners.evaluate import evaluate
-from ..runners.pytorch import PyTorchRunner, torch_device
-from .data import Part, Share, TrainLoader, make_mixup, seed_everything
+from ..runners.pytorch import PyTorchRunner
+from .data import Part, Share, TrainLoader, make_mixup, seed_everything, worker_deaths
 from .logs import Logs
-from .losses import LossParts, LossWeights
-from .recipe import Recipe
+from .losses import LossParts, LossWeights, total_loss
+from .plan import Plan
 from .report import EpochReport, Started, Step, TrainReport, Watch
+from .setup import make_fabric, make_optimizer, make_scheduler
 from .state import StopRequest, restore, resume_tensors
 from .step import Draws, TrainingStep, draw
 
-if TYPE_CHECKING:
-    from .loop import TrainConfig
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}    # as Fabric calls them
 VAL_BATCH = 100
 WORKERS = 2                                 # that load images, per process
 Sums = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is asked for: the user's wishes, the recipe that follows, and the facts of the result."""
-
-    config: TrainConfig
-    recipe: Recipe
-    facts: ArtifactFacts
-
-    @property
-    def phase(self) -> str:
-        return "student" if self.facts.prune else "dense"
 
 
 class Run:
@@ -65,9 +43,9 @@ class Run:
 
     def __init__(self, plan: Plan, backbone: Backbone | None, watch: Watch) -> None:
         config, self.recipe, self.facts = plan.config, plan.recipe, plan.facts
-        self.plan, self.watch, self.out = plan, watch, Path(config.out)
+        self.config, self.phase, self.watch, self.out = config, plan.phase, watch, Path(config.out)
         self._last = self.out / "last.safetensors"
-        self.fabric = _fabric(config.device, self.recipe)
+        self.fabric = make_fabric(config.device, self.recipe)
         self.share = Share(self.recipe.batch, rank(), world_size(), config.accumulate)
         train_set: Any = open_images(config.data, self.facts.model, "train")
         self.val_set = open_images(config.data, self.facts.model, "val")
@@ -78,15 +56,18 @@ class Run:
             raise ConfigError(f"Mixup pairs images, and {self.share.size} is odd; change --batch or --accumulate.")
         torch.manual_seed(self.recipe.seed)
         self.model = DynamicViT(self.facts.model, self.facts.prune)
-        self.teacher = backbone.model if backbone else None
-        if self.teacher:                                                   # the student starts as its teacher
-            self.model.backbone.load_state_dict(self.teacher.backbone.state_dict())
+        if backbone:                                                       # the student starts as its teacher
+            self.model.backbone.load_state_dict(backbone.model.backbone.state_dict())
+        needed = self.facts.prune and (self.recipe.kl_weight or self.recipe.distill_weight)
+        self.teacher = backbone.model if backbone and needed else None
+        if self.teacher:
             self.teacher.requires_grad_(False).eval().to(self.fabric.device)
         vit.set_drop_path(self.model.backbone, self.recipe.drop_path)
         self.model.to(self.fabric.device)
         self._set_up(config.compile)
         self.epoch = self.step = 0                                         # whole epochs, and steps of the next
-        self.sums: Sums = {}
+        self.sums: Sums = {}                                               # of the running epoch
+        self.images_per_sec = self.seconds = 0.0
         self.best, self.best_ema = -1.0, -1.0
         self.reports: list[EpochReport] = []
         self.skipped: list[str] = []
@@ -99,42 +80,31 @@ class Run:
 
     def _set_up(self, compiled: bool) -> None:
         """Optimizer, schedule and moving average, and the module that processes share."""
-        recipe, groups = self.recipe, []
-        for part, scale in ((self.model.backbone, recipe.backbone_lr if self.facts.prune else 1.0),
-                            (self.model.score_predictor, 1.0)):
-            groups += [group | {"lr": recipe.peak_lr * scale}
-                       for group in param_groups_weight_decay(part, recipe.weight_decay) if group["params"]]
-        optimizer = torch.optim.AdamW(groups)
-        total = recipe.epochs * self.loader.steps
-        warmup = min(round(recipe.warmup_epochs * self.loader.steps), total // 2)
-        self.scheduler = CosineLRScheduler(optimizer, t_initial=max(total - warmup, 2), lr_min=recipe.lr_min,
-                                           warmup_t=warmup, warmup_lr_init=recipe.lr_min, warmup_prefix=True,
-                                           t_in_epochs=False)
-        self.ema = None if recipe.ema is None else ModelEmaV3(self.model, recipe.ema, use_warmup=True)
-        module: Any = TrainingStep(self.model, self.teacher if self.facts.prune else None, recipe.label_smoothing)
-        self.optimizer = optimizer
-        self.module, self.shared_optimizer = self.fabric.setup(torch.compile(module) if compiled else module, optimizer)
-        self.weights = torch.tensor(LossWeights(1.0, recipe.ratio_weight, recipe.kl_weight, recipe.distill_weight),
-                                    device=self.fabric.device)
+        recipe = self.recipe
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.scheduler = make_scheduler(self.optimizer, recipe, self.loader.steps)
+        self.ema = None if recipe.ema is None else ModelEmaV3(self.model, recipe.ema)
+        module: Any = TrainingStep(self.model, self.teacher, recipe.label_smoothing)
+        self.module, self.shared_optimizer = self.fabric.setup(torch.compile(module) if compiled else module,
+                                                               self.optimizer)
+        self.weights = LossWeights(1.0, recipe.ratio_weight, recipe.kl_weight, recipe.distill_weight)
 
     def run(self) -> TrainReport:
         """Trains to the end."""
-        logs = Logs(self.out, self.recipe, self.plan.config.tensorboard)
-        self.watch(Started(self.plan.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
+        logs = Logs(self.out, self.recipe, self.config.tensorboard)
+        self.watch(Started(self.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
                            self.resumed))
         stop = StopRequest()
-        with stop.listening(), contextlib.closing(logs):
+        with stop.listening(), contextlib.closing(logs), worker_deaths(), self._translated():
             while self.epoch < self.recipe.epochs:
-                report = self._epoch(stop, logs)
-                if report is None:
-                    self._save(better=False, better_ema=False)
-                    raise KeyboardInterrupt
-                if self._finish(report, logs, stop):
+                stopped = self._train(stop, logs)
+                self._save()                                               # validation may take its time, or fail
+                if stopped or self._finish(stop, logs):
                     raise KeyboardInterrupt
         return self._report()
 
-    def _epoch(self, stop: StopRequest, logs: Logs) -> EpochReport | None:
-        """Trains an epoch, or what is left of it, and validates; None when it was asked to stop within."""
+    def _train(self, stop: StopRequest, logs: Logs) -> bool:
+        """Trains an epoch, or what is left of it; True when any process was asked to stop."""
         self.model.train()
         # Only a selector that learns can train while the backbone stands still.
         frozen = self.epoch < self.recipe.freeze_epochs and any(True for _ in self.model.score_predictor.parameters())
@@ -147,17 +117,15 @@ class Run:
             if self.ema:
                 self.ema.update(self.model, step=update + 1)
             self.step += 1
-            seconds = time.perf_counter() - started
-            event = self._event(values, (self.step - first) * self.recipe.batch / seconds)
+            self.seconds = time.perf_counter() - started
+            self.images_per_sec = (self.step - first) * self.recipe.batch / self.seconds
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+            event = self._event(values)
             logs.step(event, update + 1, self._lr)
             self.watch(event)
-            if values["stop"] and self.step < self.loader.steps:
-                return None
-        means = {name: value / self.loader.steps for name, value in self.sums.items()}
-        event = self._event(means, event.images_per_sec if self.step > first else 0.0)
-        return EpochReport(self.plan.phase, self.epoch + 1, event.loss, event.parts, event.kept, self._top1(self.model),
-                           self._ema_top1(), self._lr, event.images_per_sec, time.perf_counter() - started)
+            if values["stop"]:
+                return True
+        return False
 
     def _optimize(self, parts: list[Part], stop: StopRequest) -> Sums:
         """One optimizer step; its losses, averaged over all processes."""
@@ -165,16 +133,15 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(parts):
             self.skipped += part.broken
-            with self._translated(), self.fabric.no_backward_sync(self.module, enabled=number + 1 < len(parts)):
+            with self.fabric.no_backward_sync(self.module, enabled=number + 1 < len(parts)):
                 losses, kept = self._losses(part)
-                loss = (losses * self.weights).sum()
+                loss = total_loss(LossParts(*losses), self.weights)
                 self.fabric.backward(loss / len(parts))
             values = torch.cat([loss.detach()[None], losses.detach(), kept, kept.new_tensor([float(bool(stop))])])
             total = values if number == 0 else total + values
-        with self._translated():
-            total = self.fabric.all_reduce(total / len(parts), reduce_op="mean")
-            norm = self.fabric.clip_gradients(self.module, self.shared_optimizer,
-                                              max_norm=self.recipe.clip_grad or math.inf, error_if_nonfinite=False)
+        total = self.fabric.all_reduce(total / len(parts), reduce_op="mean")
+        norm = self.fabric.clip_gradients(self.module, self.shared_optimizer,
+                                          max_norm=self.recipe.clip_grad or math.inf, error_if_nonfinite=False)
         names = ("loss", *LossParts._fields, *(f"kept_{s}" for s in range(len(total) - 6)), "stop")
         values = dict(zip(names, total.tolist()))
         gradient = 0.0 if norm is None or self.recipe.precision == "fp16" else norm.item()   # fp16 skips such steps
@@ -203,7 +170,7 @@ class Run:
         return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _translated(self) -> Any:
+    def _translated(self) -> Iterator[None]:
         """Errors of PyTorch that a user can act on, as sentences."""
         try:
             yield
@@ -228,23 +195,25 @@ class Run:
         """Of the predictors, or of a dense backbone."""
         return float(self.optimizer.param_groups[-1]["lr"])
 
-    def _event(self, values: Sums, images_per_sec: float) -> Step:
+    def _event(self, values: Sums) -> Step:
         kept = tuple(value for name, value in values.items() if name.startswith("kept_"))
-        return Step(self.plan.phase, self.epoch + 1, self.recipe.epochs, self.step, self.loader.steps, values["loss"],
-                    {name: values[name] for name in LossParts._fields}, kept, images_per_sec)
+        return Step(self.phase, self.epoch + 1, self.recipe.epochs, self.step, self.loader.steps, values["loss"],
+                    {name: values[name] for name in LossParts._fields}, kept, self.images_per_sec)
 
     def _top1(self, model: DynamicViT) -> float:
+        for buffer in model.buffers() if world_size() > 1 else ():         # batch norms saw other images elsewhere
+            buffer.copy_(self.fabric.broadcast(buffer))
         return evaluate(PyTorchRunner(model, self.facts), self.val_set, VAL_BATCH).top1
 
-    def _ema_top1(self) -> float | None:
-        return self._top1(self.ema.module) if self.ema else None
-
-    def _finish(self, report: EpochReport, logs: Logs, stop: StopRequest) -> bool:
-        """Counts, saves and tells a finished epoch; True when any process was asked to stop meanwhile."""
+    def _finish(self, stop: StopRequest, logs: Logs) -> bool:
+        """Validates, saves and tells an epoch; True when any process was asked to stop meanwhile."""
+        event = self._event({name: value / self.loader.steps for name, value in self.sums.items()})
+        top1, ema_top1 = self._top1(self.model), self._top1(self.ema.module) if self.ema else None
+        report = EpochReport(self.phase, self.epoch + 1, event.loss, event.parts, event.kept, top1, ema_top1, self._lr,
+                             self.images_per_sec, self.seconds)
+        better, better_ema = top1 > self.best, (ema_top1 or -1.0) > self.best_ema
+        self.best, self.best_ema = max(self.best, top1), max(self.best_ema, ema_top1 or -1.0)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
-        better = report.top1 > self.best
-        better_ema = report.ema_top1 is not None and report.ema_top1 > self.best_ema
-        self.best, self.best_ema = max(self.best, report.top1), max(self.best_ema, report.ema_top1 or -1.0)
         self.reports.append(report)
         told = gather_over_ranks((self.skipped, bool(stop)))
         self.skipped = sorted({line for lines, _ in told for line in lines})
@@ -253,7 +222,7 @@ class Run:
         self.watch(report)
         return any(asked for _, asked in told)
 
-    def _save(self, better: bool, better_ema: bool) -> None:
+    def _save(self, better: bool = False, better_ema: bool = False) -> None:
         if is_first():
             training = self.training | {"epoch": self.epoch, "step": self.step, "sums": self.sums,
                                         "best_val_top1": self.best, "best_val_ema_top1": self.best_ema}
@@ -275,15 +244,16 @@ class Run:
         best_ema = str(self.out / "best-ema.safetensors") if self.ema else None
         return TrainReport(str(self.out / "best.safetensors"), best_ema, str(self._last), self.best,
                            self.best_ema if self.ema else None, tuple(self.reports), self.recipe,
-                           (*self.skipped, *self.val_set.skipped))
+                           tuple(sorted({*self.skipped, *self.val_set.skipped})))
 
     def _resume(self) -> None:
         restored, facts = load_model(self._last)
-        if facts.model != self.facts.model or facts.prune != self.facts.prune or not facts.training:
-            raise TrainingError(f"{self._last} belongs to a run with another model, selector or keep ratio; "
-                                "choose another folder or the same options.")
-        mine, theirs = json.loads(json.dumps(self.recipe.to_dict())), facts.training["recipe"]
-        changed = [name for name in mine if theirs.get(name) != mine[name]]
+        mine, theirs = ((f.model, f.prune, f.class_names) for f in (self.facts, facts))
+        if mine != theirs or not facts.training:
+            raise TrainingError(f"{self._last} belongs to a run with another model, selector, keep ratio or other "
+                                "classes; choose another folder or the same options.")
+        values, trained = json.loads(json.dumps(self.recipe.to_dict())), facts.training["recipe"]
+        changed = [name for name in values if trained.get(name) != values[name]]
         if changed:
             raise TrainingError(f"{self._last} was trained with other values for {', '.join(changed)}; "
                                 "resume with the same.")
@@ -296,21 +266,3 @@ class Run:
             history = json.loads((self.out / "train.json").read_text())
             self.reports = [EpochReport(**epoch) for epoch in history["epochs"] if epoch["epoch"] <= self.epoch]
             self.skipped = list(history["skipped"])
-
-
-def _fabric(device: str | None, recipe: Recipe) -> Fabric:
-    """Lightning Fabric: reads torchrun's environment, and unlike Accelerate keeps no state of the process, so that
-    a dense teacher and its student can differ in precision."""
-    kind = torch_device(device).type
-    claim_share()
-    if recipe.precision == "fp16" and kind == "cpu":
-        raise ConfigError("A CPU cannot train in fp16; choose --precision bf16 or fp32.")
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)        # announces the precision, line by line
-    local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
-    # The backbone's parameters have no gradient while it stands still.
-    shared = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
-    strategy: Any = shared if world_size() > 1 else "auto"
-    fabric = Fabric(accelerator=kind, strategy=strategy, devices=local, num_nodes=nodes,
-                    precision=PRECISIONS[recipe.precision])
-    fabric.launch()
-    return fabric

@@ -11,6 +11,7 @@ from ..config import LEARNED, PruneConfig
 from ..model.dynamicvit import DynamicViT
 from ..model.lvvit import LVViT
 from ..model.pruning import gumbel_noise
+from .data import mixed_seed
 from .losses import LossParts, kl_loss, ratio_loss, token_kl, token_mse
 from .recipe import Recipe
 
@@ -34,15 +35,12 @@ def draw(recipe: Recipe, prune: PruneConfig, patches: int, when: tuple[int, int]
     They are made for the whole batch from (seed, epoch, step), so that it does not matter how the batch is
     divided among processes.
     """
-    generator = torch.Generator().manual_seed((recipe.seed * 100_003 + when[0]) * 1_000_003 + when[1])
+    generator = torch.Generator().manual_seed(mixed_seed(recipe.seed, *when))
     keep = noise = None
     if recipe.elastic:
         keep = elastic_counts(recipe.elastic, recipe.batch, len(prune.stages), patches, generator)[rows]
     if prune.selector in DRAWN:
         noise = tuple(gumbel_noise((recipe.batch, patches, 2), generator)[rows] for _ in prune.stages)
-        if recipe.elastic and prune.selector in LEARNED:
-            # Images keep different shares, which explores enough: noise cost the demo 2 points (97 -> 95 % top-1).
-            noise = tuple(torch.zeros_like(drawn) for drawn in noise)
     return Draws(noise, keep)
 
 

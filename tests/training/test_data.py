@@ -7,12 +7,13 @@ from helpers import tiny_config, two_classes
 from PIL import Image
 
 from dyvit_deploy.data.folder import FolderImages
+from dyvit_deploy.data.preprocess import normalise, resize_and_crop
 from dyvit_deploy.errors import ConfigError, DataError, TrainingError
-from dyvit_deploy.training.data import Augment, Share, TrainLoader, epoch_order, make_mixup
+from dyvit_deploy.training.data import Augment, Share, TrainLoader, epoch_order, make_mixup, worker_deaths
 from dyvit_deploy.training.recipe import make_recipe
 
-RECIPE = make_recipe("small", "tiny", False, {"batch": 8})
-STRONG = make_recipe("paper", "tiny", False, {"batch": 8, "lr": 1e-3})
+RECIPE = make_recipe("small", "tiny", "student", {"batch": 8})
+STRONG = make_recipe("paper", "tiny", "student", {"batch": 8, "lr": 1e-3})
 
 
 @pytest.fixture
@@ -56,17 +57,36 @@ def test_workers_and_a_later_start_change_nothing(folder):
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees(folder):
-    plain = make_recipe("small", "tiny", False, {"flip": 0})
+    plain = make_recipe("small", "tiny", "student", {"flip": 0})
     [batch] = folder.batches(24)
-    from dyvit_deploy.data.preprocess import normalise
     expected = torch.from_numpy(normalise(batch.images, tiny_config().preprocess))
     augment = Augment(tiny_config(), plain, mirror=True)
     found = torch.stack([augment(folder.sample(i, 0)[0]) for i in range(24)])
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+def test_images_that_are_not_square_are_framed_as_in_evaluation():
+    wide = tiny_config(image_size=(32, 48), preprocess=tiny_config().preprocess)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    found = Augment(wide, make_recipe("small", "tiny", "student", {"flip": 0}), mirror=True)(image)
+    expected = normalise(resize_and_crop(image, wide)[None], wide.preprocess)[0]
+    assert torch.allclose(found, torch.from_numpy(expected), atol=1e-5)
+
+
+def test_an_image_that_comes_twice_in_an_epoch_is_augmented_anew(folder):
+    many = make_recipe("paper", "tiny", "student", {"batch": 24, "images": 48, "lr": 1e-3})
+    [[first], [second]] = steps(folder, Share(24), many)
+    assert sorted(first.labels.tolist()) == sorted(second.labels.tolist())
+    assert first.images.sum() != second.images.sum()
+
+
+def test_an_augmentation_that_timm_does_not_know_is_refused():
+    with pytest.raises(ConfigError, match="no augmentation 'foo'"):
+        Augment(tiny_config(), make_recipe("small", "tiny", "student", {"rand_augment": "foo"}), mirror=True)
+
+
 def test_what_must_not_be_mirrored_is_not():
-    always = make_recipe("small", "tiny", False, {"flip": 1})
+    always = make_recipe("small", "tiny", "student", {"flip": 1})
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     mirrored, straight = (Augment(tiny_config(preprocess=tiny_config().preprocess), always, mirror)(image)
                           for mirror in (True, False))
@@ -92,7 +112,7 @@ def test_data_without_a_readable_image_end_the_run(folder, tmp_path):
 
 def test_a_worker_that_dies_is_a_sentence(folder, monkeypatch):
     monkeypatch.setattr(FolderImages, "sample", lambda *_: os._exit(9))
-    with pytest.raises(TrainingError, match="A data worker died"):
+    with pytest.raises(TrainingError, match="A data worker died"), worker_deaths():
         steps(folder, workers=1)
 
 

@@ -1,16 +1,18 @@
 import dataclasses
+import signal
 
 import pytest
 import torch
-from helpers import tiny_checkpoint, tiny_config, two_classes
+from helpers import tiny_checkpoint, tiny_config, tiny_model, two_classes
 from safetensors import safe_open
 
 from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest
 from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError, DataError, DyvitError, TrainingError
-from dyvit_deploy.model.checkpoint import load_model
+from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
 from dyvit_deploy.training import step
-from dyvit_deploy.training.loop import TrainConfig, train
+from dyvit_deploy.training.loop import train
+from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.training.report import EpochReport, Started, Step
 
 SHORT = (("epochs", 2), ("batch", 8), ("images", 24), ("precision", "fp32"))
@@ -34,9 +36,10 @@ def data(tmp_path, monkeypatch):
 
 
 def config(data, name="run", **changes) -> TrainConfig:
-    base = TrainConfig("tiny", str(data / "data"), data / name, KeepRequest(ratio=0.5), overrides=SHORT, dense_epochs=2,
-                       device="cpu", workers=0)
-    return dataclasses.replace(base, **changes)
+    base = TrainConfig("tiny", str(data / "data"), data / name, KeepRequest(ratio=0.5), overrides=SHORT, device="cpu",
+                       workers=0)
+    trains_teacher = "backbone" not in changes and changes.get("keep") != KeepRequest(ratio=1.0)
+    return dataclasses.replace(base, **({"dense_epochs": 2 if trains_teacher else None} | changes))
 
 
 def tensors(path):
@@ -284,3 +287,36 @@ def test_the_paper_recipe_trains_with_mixup_stochastic_depth_and_a_frozen_start(
     # Frozen in the first epoch, not in the second.
     assert not torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
     assert after["resume.score_predictor.0.in_conv.1.weight/step"] > after["resume.blocks.0.attn.qkv.weight/step"]
+
+
+def test_options_without_effect_are_refused(data):
+    for changes, words in ((dict(keep=KeepRequest(ratio=1.0, selector="attention")), "drops no tokens"),
+                           (dict(keep=KeepRequest(ratio=1.0), dense_epochs=3), "drops no tokens"),
+                           (dict(workers=-1), "at least 0 workers"),
+                           (dict(overrides=(*SHORT, ("elastic", (0.1, 0.9)))), "leave 0 tokens")):
+        with pytest.raises(ConfigError, match=words):
+            train(config(data, "refused", **changes))
+
+
+def test_a_backbone_that_numbers_the_classes_otherwise_is_trained_on_the_data_first(data):
+    model, facts = tiny_model(None, classes=2)
+    save_checkpoint(data / "other.safetensors", model, dataclasses.replace(facts, class_names=("light", "dark")))
+    events = []
+    train(config(data, backbone=data / "other.safetensors"), events.append)
+    assert {e.phase for e in events if isinstance(e, EpochReport)} == {"dense", "student"}
+    with pytest.raises(ConfigError, match="does not know the classes"):
+        train(config(data, backbone=data / "other.safetensors", eval_only=True))
+
+
+def test_large_seeds_and_stops_on_the_last_step_are_no_special_cases(data):
+    seeded = (*SHORT, ("seed", 2**31 - 1))
+    train(config(data, "whole", overrides=seeded))
+
+    def ask(event):
+        if isinstance(event, Step) and (event.phase, event.epoch, event.step) == ("student", 1, event.steps - 1):
+            signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, "cut", overrides=seeded), ask)
+    train(config(data, "cut", overrides=seeded, resume=True))
+    whole, cut = (tensors(data / name / "last.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -7,20 +7,20 @@ from dyvit_deploy.training.recipe import FIELDS, RECIPES, Recipe, make_recipe, p
 
 
 def test_the_paper_recipe_is_the_published_one():
-    recipe = make_recipe("paper", "deit-s", False, {})
+    recipe = make_recipe("paper", "deit-s", "student", {})
     assert (recipe.epochs, recipe.lr, recipe.lr_batch, recipe.backbone_lr, recipe.freeze_epochs) == (30, 1e-3, 1024,
                                                                                                      0.01, 5)
     assert (recipe.mixup, recipe.cutmix, recipe.random_erasing, recipe.ema) == (0.8, 1.0, 0.25, 0.9999)
     assert (recipe.ratio_weight, recipe.kl_weight, recipe.distill_weight, recipe.drop_path) == (2.0, 0.5, 0.5, 0.0)
-    big = make_recipe("paper", "deit-b", False, {})
+    big = make_recipe("paper", "deit-b", "student", {})
     assert (big.ratio_weight, big.drop_path) == (5.0, 0.2)
-    assert make_recipe("paper", "deit-b", True, {}).epochs == 300          # its dense teacher is DeiT
+    assert make_recipe("paper", "deit-b", "dense", {}).epochs == 300          # its dense teacher is DeiT
 
 
 def test_the_learning_rate_follows_the_batch_unless_it_is_given():
-    assert make_recipe("paper", "deit-s", False, {"batch": 256}).peak_lr == pytest.approx(2.5e-4)
-    assert make_recipe("paper", "deit-s", False, {"batch": 256, "lr": "2e-4"}).peak_lr == pytest.approx(2e-4)
-    assert make_recipe("paper", "deit-s", False, {"batch": 256, "lr": 4e-4, "lr_batch": 512}).peak_lr == 2e-4
+    assert make_recipe("paper", "deit-s", "student", {"batch": 256}).peak_lr == pytest.approx(2.5e-4)
+    assert make_recipe("paper", "deit-s", "student", {"batch": 256, "lr": "2e-4"}).peak_lr == pytest.approx(2e-4)
+    assert make_recipe("paper", "deit-s", "student", {"batch": 256, "lr": 4e-4, "lr_batch": 512}).peak_lr == 2e-4
 
 
 def test_every_value_can_be_given_as_text():
@@ -30,7 +30,8 @@ def test_every_value_can_be_given_as_text():
             text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert parse_value(name, text) == value
         assert entry.metadata["help"]
-    assert parse_value("ema", "none") is None and parse_value("elastic", "0.5:0.9") == (0.5, 0.9)
+    assert parse_value("ema", "none") is None and parse_value("rand_augment", False) is None
+    assert parse_value("elastic", "0.5:0.9") == (0.5, 0.9)
 
 
 @pytest.mark.parametrize("suffix, text", [(".toml", 'recipe = "paper"\nepochs = 3\nrandom_crop = [0.5, 1.0]\n'),
@@ -39,7 +40,7 @@ def test_a_file_gives_the_base_and_single_values(tmp_path, suffix, text):
     path = tmp_path / f"recipe{suffix}"
     path.write_text(text)
     values = read_recipe(path)
-    recipe = make_recipe(values.pop("recipe"), "deit-s", False, values)
+    recipe = make_recipe(values.pop("recipe"), "deit-s", "student", values)
     assert recipe.epochs == 3 and recipe.random_crop == (0.5, 1.0) and recipe.mixup == 0.8
 
 
@@ -47,6 +48,8 @@ def test_a_file_gives_the_base_and_single_values(tmp_path, suffix, text):
     ("r.yaml", "epochs: [", "not valid YAML"), ("r.toml", "epochs", "not valid TOML"),
     ("r.json", "{}", "no recipe file"),
     ("r.yaml", "- 1", "one value per line"), ("r.yaml", "epoch: 3", "Did you mean 'epochs'"),
+    ("r.yaml", "recipe: 5", "names the base recipe"), ("r.yaml", "epochs: 2.7", "not a whole number"),
+    ("r.yaml", "lr: yes", "not a value"), ("r.yaml", "1: 2", "no value '1'"),
     ("r.yaml", "epochs: many", "cannot be 'many'"), ("r.yaml", "lr: null", "cannot be switched off"),
 ])
 def test_files_that_are_no_recipe_are_refused(tmp_path, name, text, words):
@@ -69,6 +72,6 @@ def test_values_that_make_no_sense_are_refused(changes, words):
 
 def test_unknown_recipes_and_values_name_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'paper'"):
-        make_recipe("papre", "deit-s", False, {})
+        make_recipe("papre", "deit-s", "student", {})
     with pytest.raises(ConfigError, match="Did you mean 'mixup'"):
-        make_recipe("small", "deit-s", False, {"mixupp": 1})
+        make_recipe("small", "deit-s", "student", {"mixupp": 1})

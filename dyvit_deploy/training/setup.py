@@ -1,0 +1,71 @@
+"""What a run is made of: processes and precision, optimizer and schedule."""
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.strategies import DDPStrategy
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+
+from ..distributed import claim_share, world_size
+from ..errors import ConfigError
+from ..model.dynamicvit import DynamicViT
+from ..runners.pytorch import torch_device
+from .recipe import Recipe
+
+MIXED: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}         # as Fabric calls them
+
+
+class _Mixed(MixedPrecision):
+    """Autocast alone: Fabric would also round soft labels and sampling noise to 16 bits."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def make_fabric(device: str | None, recipe: Recipe) -> Fabric:
+    """Lightning Fabric: reads torchrun's environment, and unlike Accelerate keeps no state of the process, so that
+    a dense teacher and its student can differ in precision.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or more processes than GPUs.
+    """
+    kind = torch_device(device).type
+    claim_share()
+    if recipe.precision == "fp16" and kind == "cpu":
+        raise ConfigError("A CPU cannot train in fp16; choose --precision bf16 or fp32.")
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)        # announces the precision, line by line
+    local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    if kind == "cuda" and local > torch.cuda.device_count():
+        raise ConfigError(f"{local} processes need as many GPUs, and this machine has {torch.cuda.device_count()}; "
+                          "lower --nproc-per-node.")
+    # The backbone's parameters have no gradient while it stands still.
+    shared = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
+    strategy: Any = shared if world_size() > 1 else "auto"
+    precision = _Mixed(MIXED[recipe.precision], kind) if recipe.precision in MIXED else Precision()
+    fabric = Fabric(accelerator=kind, strategy=strategy, devices=local, num_nodes=nodes, plugins=[precision])
+    fabric.launch()
+    return fabric
+
+
+def make_optimizer(model: DynamicViT, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW, with a scale of its own for the backbone's learning rate; what timm spares of weight decay is spared."""
+    spared = {*model.backbone.no_weight_decay(), *(f"{s}.logits" for s in range(len(model.score_predictor)))}
+    groups = []
+    for part, scale in ((model.backbone, recipe.backbone_lr if model.prune else 1.0), (model.score_predictor, 1.0)):
+        groups += [group | {"lr": recipe.peak_lr, "lr_scale": scale}
+                   for group in param_groups_weight_decay(part, recipe.weight_decay, spared) if group["params"]]
+    return torch.optim.AdamW(groups)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> CosineLRScheduler:
+    """Warm-up and cosine over all steps, `steps` an epoch; a function of the step alone."""
+    total, lowest = recipe.epochs * steps, min(recipe.lr_min, recipe.peak_lr)
+    warmup = min(round(recipe.warmup_epochs * steps), total // 2)
+    return CosineLRScheduler(optimizer, t_initial=max(total - warmup, 2), lr_min=lowest, warmup_t=warmup,
+                             warmup_lr_init=lowest, warmup_prefix=True, t_in_epochs=False)
