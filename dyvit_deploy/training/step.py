@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config import LEARNED, PruneConfig
 from ..model.dynamicvit import DynamicViT
@@ -16,6 +17,10 @@ from .losses import LossParts, kl_loss, ratio_loss, token_kl, token_mse
 from .recipe import Recipe
 
 DRAWN = (*LEARNED, "random")               # selectors that training draws noise for
+
+
+# Fused attention is slow on a CPU in its backward only, which a teacher does not have.
+FORWARD = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
 class Draws(NamedTuple):
@@ -100,7 +105,7 @@ def student_losses(model: DynamicViT, teacher: DynamicViT | None, images: Tensor
     if out.decisions and draws.keep is None:                               # else the counts are exact
         ratio = ratio_loss(out.decisions, model.prune.ratios(model.config.patches))
     if teacher is not None:
-        with torch.no_grad():
+        with torch.no_grad(), sdpa_kernel(FORWARD):
             teacher_all = teacher.backbone.forward_features(images)
             teacher_logits = teacher.backbone.forward_head(teacher_all).float()
         kl = kl_loss(logits, teacher_logits)
