@@ -1,4 +1,7 @@
-"""WebDataset shards: tar files of images (`000001.jpg`) with their class numbers (`000001.cls`) beside them."""
+"""WebDataset shards: tar files of images (`000001.jpg`) with their class numbers (`000001.cls`) beside them.
+
+Read by the webdataset library; timm's reader on top of it neither names nor counts what it skips.
+"""
 from __future__ import annotations
 
 import copy
