@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Is the learned predictor worth it? The paper's ablations on the digit scenes, and one student for every budget.
 
+    python benchmarks/ablation.py               all of it
     python benchmarks/ablation.py tables34      selectors (Table 4), number of stages, losses (Table 3), at equal cost
     python benchmarks/ablation.py elastic       --elastic 0.5:0.9 against students trained for one keep ratio each
     python benchmarks/ablation.py untrained     the dense teacher, pruned without training
@@ -130,19 +131,10 @@ def costs(cases: list[Case]) -> dict[str, float]:
     return {case.name: cost.gmacs for case, cost in zip(cases, count_costs(config, prunes))}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tables34", "elastic", "untrained"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=19_200, help="per epoch")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--work", type=Path, default=Path("ablation-runs"))
-    options = parser.parse_args()
-    if options.what == "untrained":
-        return untrained()
-    cases = paper_cases() if options.what == "tables34" else elastic_cases()
-    work = options.work / f"{options.what}-{options.images}x{options.epochs}"
+def ablate(what: str, options: argparse.Namespace) -> None:
+    """Trains and measures the cases of one table, and writes it."""
+    cases = paper_cases() if what == "tables34" else elastic_cases()
+    work = options.work / f"{what}-{options.images}x{options.epochs}"
     teacher = evaluate_artifact(quickstart.TEACHER, DATA, EvalConfig(batch=100, device="cpu")).top1
     rows = []
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -153,10 +145,26 @@ def main() -> None:
             print(f"{len(rows)}/{len(jobs)}", rows[-1], file=sys.stderr, flush=True)
     order = {case.name: number for number, case in enumerate(cases)}
     rows.sort(key=lambda row: (order[row["case"]], row["seed"]))
-    write(f"demo-{options.what}.json", {
+    write(f"demo-{what}.json", {
         "model": MODEL, "teacher_top1": teacher, "images": options.images, "epochs": options.epochs,
         "gmacs": costs(cases), "dense_gmacs": count_costs(resolve(MODEL), [None])[0].gmacs, "rows": rows,
         "machine": machine(), "versions": library_versions("torch", "timm", "lightning-fabric")})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("all", "tables34", "elastic", "untrained"), default="all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=9_600, help="per epoch")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--work", type=Path, default=Path("ablation-runs"), help="remove it when the code has changed")
+    options = parser.parse_args()
+    if options.what in ("all", "untrained"):
+        untrained()
+    for what in ("tables34", "elastic"):
+        if options.what in ("all", what):
+            ablate(what, options)
 
 
 if __name__ == "__main__":

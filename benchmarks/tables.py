@@ -102,9 +102,8 @@ def training_table() -> str:
         lines.append(f"| {step} | {' | '.join(cells)} |")
     machine = found["machine"]
     lines.append("\nForward and backward; in brackets the median over rounds against the dense backbone's. "
-                 f"{machine['processor']}, {machine['logical_cores']} cores (`benchmarks/training.py`). Training deit-s "
-                 "at batch 32 in float32 "
-                 f"takes {found['memory']['peak_rss_mib'] / 1024:.1f} GiB.")
+                 f"{machine['processor']}, {machine['logical_cores']} cores (`benchmarks/training.py`). Training "
+                 f"deit-s at batch 32 in float32 takes {found['memory']['peak_rss_mib'] / 1024:.1f} GiB.")
     return "\n".join(lines)
 
 
