@@ -46,17 +46,18 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     torch.manual_seed(recipe.seed)                                         # a new head is drawn
     if config.eval_only:
         return _measure(config, recipe, facts)
-    out = make_folder(config.out)
-    _check_folder(config, out)
+    out = Path(config.out)
+    _check_folder(config, out, prune)
     if prune:                                                              # before an hour goes into its teacher
         DynamicViT(model, prune).forward_masked(torch.zeros(1, 3, *model.image_size))
     backbone = _open_backbone(config.backbone, facts) if config.backbone is not None else None
+    if prune and backbone and not backbone.new_head and config.dense_epochs is not None:
+        raise ConfigError(f"{config.backbone} is the teacher as it is; leave out --dense-epochs.")
+    make_folder(out)
     if prune and (backbone is None or backbone.new_head):
         backbone = _open_backbone(_train_teacher(config, out / "dense", watch), facts)
         if backbone.new_head:
             raise TrainingError(f"The teacher in {out / 'dense'} was trained on other classes; choose another folder.")
-    elif prune and config.dense_epochs is not None:
-        raise ConfigError(f"{config.backbone} is the teacher as it is; leave out --dense-epochs.")
     return Run(Plan(config, recipe, facts), backbone, watch).run()
 
 
@@ -98,7 +99,10 @@ def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> Train
         model.backbone.load_state_dict(backbone.model.backbone.state_dict())
     runner = PyTorchRunner(model.eval().to(torch_device(config.device)), facts)
     found = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
-    return TrainReport(str(last if config.resume else config.backbone), None, str(last), found.top1, None, (), recipe,
+    what = str(last if config.resume else config.backbone)
+    if facts.prune and not config.resume:
+        what += f", {facts.prune.selector} untrained, keeping {model.keep_counts}"
+    return TrainReport(what, None, str(last), found.top1, None, (), recipe,
                        found.skipped)
 
 
@@ -132,11 +136,13 @@ def _check_options(config: TrainConfig, recipe: Recipe, model: ModelConfig, prun
     PruneConfig.from_ratio(low, prune.stages).counts(model.patches)        # refuses what leaves no token
 
 
-def _check_folder(config: TrainConfig, out: Path) -> None:
+def _check_folder(config: TrainConfig, out: Path, prune: PruneConfig | None) -> None:
     if (out / "last.safetensors").exists() and not config.resume:
         raise TrainingError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder.")
     if config.resume and not any((folder / "last.safetensors").exists() for folder in (out, out / "dense")):
         raise TrainingError(f"There is nothing to resume in {out}; check the folder or leave out --resume.")
+    if prune and config.backbone is None and (out / "last.safetensors").exists() and not (out / "dense").exists():
+        raise TrainingError(f"The run in {out} started from a backbone; pass the same --backbone.")
 
 
 def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:

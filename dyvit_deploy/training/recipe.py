@@ -122,6 +122,7 @@ RECIPES: dict[str, Recipes] = {
                      {"deit-b": {"ratio_weight": 5.0, "drop_path": 0.2}}),
     "small": Recipes(_SMALL, _SMALL_DENSE, dataclasses.replace(_SMALL_DENSE, epochs=5, lr=3e-4)),
 }
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a name", _range: "a range like 0.5:0.9"}
 FIELDS: dict[str, Any] = {entry.name: entry for entry in dataclasses.fields(Recipe)}
 
 
@@ -156,10 +157,10 @@ def parse_value(name: str, value: Any) -> Any:
         raise ConfigError(f"The recipe's {name} cannot be switched off; give a value.")
     try:
         if value is True or (kind is int and float(value) != int(value)):
-            raise ValueError("not a whole number" if kind is int else "not a value")
+            raise ValueError
         return kind(value)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"The recipe's {name} cannot be {value!r} ({error}).") from error
+        raise ConfigError(f"The recipe's {name} is {KINDS[kind]}, not {value!r}.") from error
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class TrainReport:
         title = f"{self.best}: validation top-1 {self.top1:.2%}"
         if self.best_ema:
             title += f"; {self.best_ema}: {self.ema_top1 or 0:.2%}"
+        if not self.epochs:                                                # measured only
+            only = Table("", box=None, show_header=False)
+            only.add_row(Text(title))
+            return only
         table = Table(title=Text(title), title_justify="left")
         for column in ("phase", "epoch", "top-1", "EMA top-1", "loss", *LossParts._fields, "kept", "images/s", "s"):
             table.add_column(column, justify="right")

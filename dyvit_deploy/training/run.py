@@ -71,9 +71,9 @@ class Run:
         self.best, self.best_ema = -1.0, -1.0
         self.reports: list[EpochReport] = []
         self.skipped: list[str] = []
-        self.training = {"data": config.data, "recipe": self.recipe.to_dict(),
-                         "parent": backbone.facts.parent if backbone else None,
-                         "versions": library_versions("torch", "timm", "lightning-fabric", "numpy")}
+        self.training: dict[str, Any] = {
+            "data": config.data, "recipe": self.recipe.to_dict(), "parent": backbone.facts.parent if backbone else None,
+            "versions": library_versions("torch", "timm", "lightning-fabric", "numpy")}
         self.resumed = config.resume and self._last.exists()
         if self.resumed:
             self._resume()
@@ -252,6 +252,9 @@ class Run:
         if mine != theirs or not facts.training:
             raise TrainingError(f"{self._last} belongs to a run with another model, selector, keep ratio or other "
                                 "classes; choose another folder or the same options.")
+        parents = [(training["parent"] or {}).get("sha256") for training in (self.training, facts.training)]
+        if parents[0] != parents[1]:
+            raise TrainingError(f"{self._last} was trained from another backbone; pass the same --backbone.")
         values, trained = json.loads(json.dumps(self.recipe.to_dict())), facts.training["recipe"]
         changed = [name for name in values if trained.get(name) != values[name]]
         if changed:

@@ -320,3 +320,15 @@ def test_large_seeds_and_stops_on_the_last_step_are_no_special_cases(data):
     train(config(data, "cut", overrides=seeded, resume=True))
     whole, cut = (tensors(data / name / "last.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_run_goes_on_with_its_own_backbone_only(data):
+    for seed in (0, 1):
+        model, facts = tiny_model(None, seed, classes=2)
+        save_checkpoint(data / f"{seed}.safetensors", model, facts)
+    train(config(data, backbone=data / "0.safetensors"))
+    with pytest.raises(TrainingError, match="from another backbone"):
+        train(config(data, backbone=data / "1.safetensors", resume=True))
+    with pytest.raises(TrainingError, match="started from a backbone"):
+        train(config(data, resume=True))
+    assert not (data / "run" / "dense").exists()

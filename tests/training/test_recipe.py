@@ -48,9 +48,9 @@ def test_a_file_gives_the_base_and_single_values(tmp_path, suffix, text):
     ("r.yaml", "epochs: [", "not valid YAML"), ("r.toml", "epochs", "not valid TOML"),
     ("r.json", "{}", "no recipe file"),
     ("r.yaml", "- 1", "one value per line"), ("r.yaml", "epoch: 3", "Did you mean 'epochs'"),
-    ("r.yaml", "recipe: 5", "names the base recipe"), ("r.yaml", "epochs: 2.7", "not a whole number"),
-    ("r.yaml", "lr: yes", "not a value"), ("r.yaml", "1: 2", "no value '1'"),
-    ("r.yaml", "epochs: many", "cannot be 'many'"), ("r.yaml", "lr: null", "cannot be switched off"),
+    ("r.yaml", "recipe: 5", "names the base recipe"), ("r.yaml", "epochs: 2.7", "a whole number, not 2.7"),
+    ("r.yaml", "lr: yes", "a number, not True"), ("r.yaml", "1: 2", "no value '1'"),
+    ("r.yaml", "epochs: many", "a whole number, not 'many'"), ("r.yaml", "lr: null", "cannot be switched off"),
 ])
 def test_files_that_are_no_recipe_are_refused(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
