@@ -6,14 +6,18 @@ shards are the exception: their order depends on who reads which shard.
 """
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import multiprocessing
+import os
 import random
 import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,10 +202,17 @@ def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]] | DataError:
     return torch.stack(images), torch.tensor(labels), [line for lines in broken for line in lines]
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal to all processes of a job is the main one's to answer: it still needs what the workers load."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _answer_signals(leaving: Event, worker: int) -> None:
+    """A signal to all processes of a job is the main one's to answer: it still needs what the workers load.
+
+    Once the main process is leaving, SIGTERM is its own: Python sends it at exit and then waits without a limit.
+    """
+    def terminate(number: int, frame: Any) -> None:
+        if leaving.is_set():
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class TrainLoader:
@@ -223,7 +234,10 @@ class TrainLoader:
         dataset = make(samples, augment=augment, seed=recipe.seed)
         self._dataset = dataset
         batching = {"batch_size": share.size} if self._streamed else {"batch_sampler": self._order}
-        self._loader = DataLoader(dataset, collate_fn=_collate, num_workers=workers, worker_init_fn=_ignore_signals,
+        leaving = multiprocessing.Event()
+        atexit.register(leaving.set)                                       # before Python's own exit ends the workers
+        self._loader = DataLoader(dataset, collate_fn=_collate, num_workers=workers,
+                                  worker_init_fn=partial(_answer_signals, leaving),
                                   persistent_workers=bool(workers) and not self._streamed, **batching)
 
     def steps_of(self, epoch: int, first_step: int = 0) -> Iterator[list[Part]]:

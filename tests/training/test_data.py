@@ -1,9 +1,11 @@
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config, two_classes
+from helpers import ROOT, tiny_config, two_classes
 from PIL import Image
 
 from dyvit_deploy.data.folder import FolderImages
@@ -155,3 +157,21 @@ def test_a_stream_fills_its_steps_and_counts_what_was_broken():
     assert part.images.shape == (8, 3, 32, 32) and part.broken and set(part.broken) == {"two.jpg: broken"}
     with pytest.raises(DataError, match="no readable image"):
         steps(Shards(0))
+
+
+LEFT_BEHIND = """
+import os, signal, sys
+sys.path[:0] = [{tests!r}, {here!r}]
+from test_data import Shards, loader
+batches = loader(Shards(), workers=1).steps_of(0)
+next(batches)
+[worker] = __import__("multiprocessing").active_children()
+os.kill(worker.pid, signal.SIGTERM)                    # as a signal to the whole job does
+worker.join(0.5)
+assert worker.is_alive()
+"""
+
+
+def test_workers_outlive_a_jobs_signal_but_never_keep_a_process_from_ending():
+    script = LEFT_BEHIND.format(tests=str(ROOT / "tests"), here=str(ROOT / "tests/training"))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=ROOT)
