@@ -79,6 +79,12 @@ class ArtifactFacts(JsonConfig):
         """True when no token is dropped."""
         return self.prune is None or self.prune.is_dense(self.model.patches)
 
+    @property
+    def elastic(self) -> tuple[float, float] | None:
+        """The lowest and highest keep ratio of elastic training; None where it was trained for one, or not here."""
+        span = ((self.training or {}).get("recipe") or {}).get("elastic")
+        return (float(span[0]), float(span[1])) if span else None
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""

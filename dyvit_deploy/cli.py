@@ -99,7 +99,7 @@ def models(names: tuple[str, ...], json_file: str | None) -> None:
 @click.option("--model", required=True, help="A zoo name (dyvit models) or timm:NAME.")
 @click.option("--data", required=True, help="digits, wds/PATH, hfds/NAME, or a folder with train/ and val/, one "
               "subfolder per class.")
-@click.option("-o", "--out", required=True, help="Folder for checkpoints and logs.")
+@click.option("-o", "--out", default="run", show_default=True, help="Folder for checkpoints and logs.")
 @keep_options
 @device_option
 @json_option

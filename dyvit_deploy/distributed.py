@@ -36,6 +36,11 @@ def gpu_number() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) % max(1, count)
 
 
+def cpu_share() -> int:
+    """This process's number of the machine's cores, at least 1."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+
+
 def claim_share() -> int:
     """Threads for this process where several share the machine, set in PyTorch, and its GPU made current.
 
@@ -43,8 +48,7 @@ def claim_share() -> int:
     """
     if world_size() == 1:
         return 0
-    torch = require("torch")
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+    torch, threads = require("torch"), cpu_share()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(gpu_number())

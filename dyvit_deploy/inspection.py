@@ -69,6 +69,7 @@ class InspectReport:
                 "preprocessing": _preprocessing(facts),
                 "stages": f"before blocks {', '.join(map(str, prune.stages))}" if prune else "none, dense",
                 "selector": prune and prune.selector + (", dropped tokens fused" if prune.fuse else ""),
+                "trained for": facts.elastic and "keep ratios {:g} to {:g}".format(*facts.elastic),
                 "kept patches": " / ".join(map(str, (model.patches, *self.keep_counts))),
                 "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
                 "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")

@@ -14,7 +14,7 @@ from .config import METHODS, SELECTORS, CalibrationConfig, EngineRunConfig, Keep
 from .deploy_config import BatchProfile, BuildConfig
 from .errors import ConfigError
 from .targets import FLAGS
-from .training.recipe import FIELDS
+from .training.recipe import FIELDS, values_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,7 +51,7 @@ def keep_options(command: F) -> F:
     """The pruning schedule; the command receives one `keep`."""
     @functools.wraps(command)
     def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, selector: str | None,
-               fuse: bool, **values: Any) -> Any:
+               fuse: bool = False, **values: Any) -> Any:
         return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages, selector, fuse), **values)
 
     decorated: F = with_options(
@@ -62,7 +62,6 @@ def keep_options(command: F) -> F:
         click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
         click.option("--selector", metavar=f"[{'|'.join(SELECTORS)}]",
                      help="What chooses the patches; attention, random and structural need no training."),
-        click.option("--fuse", is_flag=True, help="Merge dropped tokens into one; with --selector attention."),
     )
     return decorated
 
@@ -75,6 +74,7 @@ def load_options(command: F) -> F:
 
     decorated: F = with_options(
         keep_options(gather),
+        click.option("--fuse", is_flag=True, help="Merge dropped tokens into one; with --selector attention."),
         click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
         click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
         click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
@@ -189,7 +189,7 @@ def train_options(command: F) -> F:
         return command(overrides=tuple((n, v) for n, v in given.items() if v is not None), **values)
 
     recipe = (click.option(_flag(name), name, metavar=entry.metadata["kind"].__name__.strip("_").upper(),
-                           help=entry.metadata["help"]) for name, entry in FIELDS.items())
+                           help=f"{entry.metadata['help']} {values_of(name)}") for name, entry in FIELDS.items())
     decorated: F = with_options(
         gather,
         click.option("--backbone", help="Dense checkpoint to start from, which is the teacher too, or timm-pretrained; "

@@ -126,7 +126,7 @@ def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, lo
     if config.format == "openvino":
         write_openvino(graph, path, report.facts)
         report = dataclasses.replace(report, path=str(path), size_mib=size_mib(path))
-    return DeployReport(report, products, notes=tuple(_untrained(report.facts)))
+    return DeployReport(report, products, notes=tuple(_beyond_training(report.facts)))
 
 
 def _tells_tokens(checkpoint: str | Path, load: LoadConfig) -> bool:
@@ -137,9 +137,16 @@ def _tells_tokens(checkpoint: str | Path, load: LoadConfig) -> bool:
     return prune is None or prune.tells_tokens
 
 
-def _untrained(facts: ArtifactFacts) -> list[str]:
-    """What to know about a model that drops tokens without having been trained for it."""
-    if facts.dense or facts.prune is None or facts.training or facts.prune.selector in LEARNED:
+def _beyond_training(facts: ArtifactFacts) -> list[str]:
+    """What to know about a model that drops tokens as it was not trained to."""
+    if facts.dense or facts.prune is None:
+        return []
+    if span := facts.elastic:
+        first = facts.prune.ratios(facts.model.patches)[0]
+        return [] if span[0] <= first <= span[1] else [
+            f"Trained for keep ratios from {span[0]:g} to {span[1]:g}, and this one is {first:g}: measure it with "
+            "dyvit eval."]
+    if facts.training or facts.prune.selector in LEARNED:
         return []
     return ["Not trained to drop tokens, so it loses more accuracy than a trained student: measure it with dyvit eval, "
             f"or train with dyvit train --model {facts.model.name} --selector {facts.prune.selector}."]
@@ -200,7 +207,7 @@ class _Delivery:
                  progress: Progress) -> None:
         self.parent, self.report, self.choice, self.config = parent, report, choice, config
         self.say, self.track, self.folder = progress.say, progress.track, parent.parent
-        self.notes = _untrained(report.facts)
+        self.notes = _beyond_training(report.facts)
         self.ranges: Ranges | None = None
         self.source = config.calibration.data or self._recorded_source()
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 import abc
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..config import ImageSpec
+from ..distributed import cpu_share
 from ..errors import DataError, did_you_mean
 from .images import UNREADABLE, Batch
 from .preprocess import resize_and_crop
@@ -33,32 +36,49 @@ def split_names(split: str) -> tuple[str, ...]:
     return SPLITS[split] + (SPLITS["val"] if split == "test" else ())
 
 
-def read_batches(items: Iterable[tuple[str, Read]], size: int, spec: ImageSpec, skipped: list[str]) -> Iterator[Batch]:
-    """Batches of up to `size` from names and what reads an image and its label.
+def read_batches(source: str, items: Iterable[tuple[str, Read]], size: int, spec: ImageSpec, skipped: list[str],
+                 whole: bool) -> Iterator[Batch]:
+    """Batches of up to `size`, in order, from names and what reads an image and its label; several threads decode.
 
     `skipped` gets a line for each image that cannot be read.
+
+    Raises:
+        DataError: not one image of a `whole` source can be read.
     """
-    pixels: list[NDArray[np.uint8]] = []
-    labels: list[int | None] = []
-    names: list[str] = []
-    for name, read in items:
+    def read_one(item: tuple[str, Read]) -> _Found | str:
+        name, read = item
         try:
             image, label = read()
-            pixels.append(resize_and_crop(image, spec))
+            return _Found(resize_and_crop(image, spec), label, name)
         except UNREADABLE as error:
-            skipped.append(f"{name}: {error}")
-            continue
-        labels.append(label)
-        names.append(name)
-        if len(names) == size:
-            yield _batch(pixels, labels, names)
-            pixels, labels, names = [], [], []
-    if names:
-        yield _batch(pixels, labels, names)
+            return f"{name}: {error}"
+
+    left, found, empty = iter(items), list[_Found](), True
+    with ThreadPoolExecutor(cpu_share()) as pool:
+        while chunk := list(itertools.islice(left, size - len(found))):
+            for result in pool.map(read_one, chunk):
+                if isinstance(result, str):
+                    skipped.append(result)
+                else:
+                    found.append(result)
+            if len(found) == size:
+                yield _batch(found)
+                found, empty = [], False
+    if found:
+        yield _batch(found)
+    elif empty and whole:                                                  # a part of one image may be unlucky
+        raise nothing_readable(source, skipped)
 
 
-def _batch(pixels: list[NDArray[np.uint8]], labels: list[int | None], names: list[str]) -> Batch:
-    return Batch(np.stack(pixels), None if None in labels else np.asarray(labels, np.int64), None, names)
+class _Found(NamedTuple):
+    pixels: NDArray[np.uint8]
+    label: int | None
+    name: str
+
+
+def _batch(found: Sequence[_Found]) -> Batch:
+    pixels, labels, names = zip(*found)
+    return Batch(np.stack(pixels), None if None in labels else np.asarray(labels, np.int64), None, list(names))
 
 
 def decode(file: str | Path | IO[bytes]) -> Image.Image:
@@ -104,13 +124,8 @@ class IndexedImages(abc.ABC):
             DataError: not one image can be read.
         """
         self.skipped = []
-        read = 0
         items = ((self._name(item), functools.partial(self._read, item)) for item in self._items)
-        for batch in read_batches(items, size, self._spec, self.skipped):
-            read += len(batch.names)
-            yield batch
-        if self._whole and not read:                                       # a part of one image may be unlucky
-            raise nothing_readable(self.name, self.skipped)
+        return read_batches(self.name, items, size, self._spec, self.skipped, self._whole)
 
     def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
         """An image of its own size and its label; see `Samples`.

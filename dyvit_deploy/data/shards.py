@@ -23,7 +23,7 @@ from ..config import ImageSpec
 from ..errors import DataError, reason
 from ..optional import require
 from .images import UNREADABLE, Batch
-from .reading import SPLITS, Read, decode, nothing_readable, read_batches, split_names, spread
+from .reading import SPLITS, Read, decode, read_batches, split_names, spread
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 INFO = ("_info.json", "info.json")          # timm's description of a data set
@@ -93,12 +93,7 @@ class ShardImages:
             DataError: not one image can be read.
         """
         self.skipped = []
-        read = 0
-        for batch in read_batches(self._chosen(), size, self._spec, self.skipped):
-            read += len(batch.names)
-            yield batch
-        if self._world == 1 and not read:
-            raise nothing_readable(self.name, self.skipped)
+        return read_batches(self.name, self._chosen(), size, self._spec, self.skipped, whole=self._world == 1)
 
     def _chosen(self) -> Iterator[tuple[str, Read]]:
         chosen = spread(self._count, self._limit)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,28 +127,33 @@ def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any
         DataError: the images have no labels, classes the model does not know, or none can be read.
         BackendError: another process failed.
     """
+    [report] = evaluate_all([runner], images, batch, track)
+    return report
+
+
+def evaluate_all(runners: Sequence[Runner], images: ImageSet, batch: int = 32,
+                 track: Track[Any] = no_track) -> list[EvalReport]:
+    """`evaluate` for several models that take the same images, which are decoded once; their speed is that of all."""
     names = require_labels(images)
-    known = runner.facts.class_names if runner.facts else None
-    tally = _Tally(runner, class_numbers(images, known))
+    tallies = [_Tally(runner, class_numbers(images, runner.facts.class_names if runner.facts else None))
+               for runner in runners]
     part = images.part(rank(), world_size()) if world_size() > 1 else images
     started = time.perf_counter()
     for data in track(part.batches(batch), "evaluating", -(-len(part) // batch)):
-        out = run_in_batches(runner, data.images, batch)
-        if known is None and out.logits.shape[1] != len(names):
-            raise DataError(f"{images.name} has {len(names)} classes, the model {out.logits.shape[1]}; "
-                            "evaluate it on the data it was trained for.")
-        tally.add(data, out)
+        for runner, tally in zip(runners, tallies):
+            out = run_in_batches(runner, data.images, batch)
+            if not (runner.facts and runner.facts.class_names) and out.logits.shape[1] != len(names):
+                raise DataError(f"{images.name} has {len(names)} classes, the model {out.logits.shape[1]}; "
+                                "evaluate it on the data it was trained for.")
+            tally.add(data, out)
     skipped = tuple(sorted(line for lines in gather_over_ranks(part.skipped) for line in lines))
-    tally.join()
+    for tally in tallies:
+        tally.join()
     seconds = time.perf_counter() - started
     images.skipped = list(skipped)                                          # the parts have lists of their own
-    if not len(tally.results):
+    if not len(tallies[0].results):
         raise nothing_readable(images.name, skipped)
-    right1, right5, confidence = tally.results[:, :3].T
-    return EvalReport(
-        runner.name, runner.label, images.name, len(right1), float(right1.mean()), float(right5.mean()),
-        round(calibration_error(confidence, right1), DIGITS), len(right1) / seconds, world_size(), tally.coverage(),
-        tally.keep_maps(), skipped, tally.notes())
+    return [tally.report(images.name, seconds, skipped) for tally in tallies]
 
 
 class _Tally:
@@ -189,19 +195,26 @@ class _Tally:
         self._kept = sum_over_ranks(self._kept)
         self._told = int(sum_over_ranks(np.asarray([float(self._told)]))[0])
 
-    def coverage(self) -> tuple[StageCoverage, ...]:
+    def report(self, data: str, seconds: float, skipped: tuple[str, ...]) -> EvalReport:
+        right1, right5, confidence = self.results[:, :3].T
+        return EvalReport(
+            self._runner.name, self._runner.label, data, len(right1), float(right1.mean()), float(right5.mean()),
+            round(calibration_error(confidence, right1), DIGITS), len(right1) / seconds, world_size(),
+            self._coverage(), self._keep_maps(), skipped, self._notes())
+
+    def _coverage(self) -> tuple[StageCoverage, ...]:
         means = self.results[:, 3:].mean(axis=0).tolist()
         return tuple(StageCoverage(stage, kept, mean, kept / self._kept.shape[1])
                      for stage, (kept, mean) in enumerate(zip(self._counts, means)))
 
-    def keep_maps(self) -> tuple[KeepMap, ...]:
+    def _keep_maps(self) -> tuple[KeepMap, ...]:
         if not self._told or not self._model:
             return ()
         grids = (self._kept / self._told).reshape(-1, *self._model.grid)   # [S, rows, columns]
         return tuple(KeepMap(stage, self._counts[stage], tuple(map(tuple, grid.tolist())))
                      for stage, grid in enumerate(grids))
 
-    def notes(self) -> tuple[str, ...]:
+    def _notes(self) -> tuple[str, ...]:
         facts = self._runner.facts
         if not self._counts or self._told or (facts and facts.prune and not facts.prune.tells_tokens):
             return ()

@@ -118,9 +118,9 @@ class Recipes:
 
 
 RECIPES: dict[str, Recipes] = {
+    "small": Recipes(_SMALL, _SMALL_DENSE, dataclasses.replace(_SMALL_DENSE, epochs=5, lr=3e-4)),
     "paper": Recipes(_PAPER, _PAPER_DENSE, dataclasses.replace(_PAPER_DENSE, epochs=30, lr=1e-4, drop_path=0.0),
                      {"deit-b": {"ratio_weight": 5.0, "drop_path": 0.2}}),
-    "small": Recipes(_SMALL, _SMALL_DENSE, dataclasses.replace(_SMALL_DENSE, epochs=5, lr=3e-4)),
 }
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a name", _range: "a range like 0.5:0.9"}
 FIELDS: dict[str, Any] = {entry.name: entry for entry in dataclasses.fields(Recipe)}
@@ -142,7 +142,19 @@ def make_recipe(name: str, model: str, kind: str, overrides: Mapping[str, Any]) 
         values["lr_batch"] = None
     values |= {key: parse_value(key, value) for key, value in overrides.items()}
     recipe: Recipe = dataclasses.replace(getattr(recipes, kind), **values)
+    if 0 < recipe.epochs <= recipe.freeze_epochs and "freeze_epochs" not in overrides:
+        raise ConfigError(f"The backbone would stand still in all {recipe.epochs} epochs, because the recipe {name!r} "
+                          f"freezes it for {recipe.freeze_epochs}; pass --freeze-epochs too.")
     return recipe
+
+
+def values_of(name: str) -> str:
+    """What each base recipe has for a student's `name`, for a help text: `[small 8, paper 30]`."""
+    values = {base: getattr(recipes.student, name) for base, recipes in RECIPES.items()}
+    shown = {base: "off" if value is None else ":".join(map(str, value)) if isinstance(value, tuple) else value
+             for base, value in values.items()}
+    same = len(set(shown.values())) == 1
+    return f"[{shown['small']}]" if same else f"[{', '.join(f'{base} {value}' for base, value in shown.items())}]"
 
 
 def parse_value(name: str, value: Any) -> Any:

@@ -22,7 +22,7 @@ from ..errors import BackendError, ConfigError, TrainingError
 from ..model import vit
 from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
-from ..runners.evaluate import evaluate
+from ..runners.evaluate import evaluate_all
 from ..runners.pytorch import PyTorchRunner
 from .data import Part, Share, TrainLoader, make_mixup, seed_everything, worker_deaths
 from .logs import Logs
@@ -92,8 +92,9 @@ class Run:
     def run(self) -> TrainReport:
         """Trains to the end."""
         logs = Logs(self.out, self.recipe, self.config.tensorboard)
-        self.watch(Started(self.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
-                           self.resumed))
+        if self.epoch < self.recipe.epochs:
+            self.watch(Started(self.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
+                               self.resumed))
         stop = StopRequest()
         with stop.listening(), contextlib.closing(logs), worker_deaths(), self._translated():
             while self.epoch < self.recipe.epochs:
@@ -147,6 +148,9 @@ class Run:
         gradient = 0.0 if norm is None or self.recipe.precision == "fp16" else norm.item()   # fp16 skips such steps
         self._check_finite({name: values[name] for name in LossParts._fields} | {"gradient": gradient})
         self.shared_optimizer.step()
+        if self._scaler is not None and self._scaler.get_scale() < 1:      # it halves with every step that overflows
+            raise TrainingError("The gradients overflow in fp16, step after step; start in another folder with "
+                                f"--precision bf16 or fp32 (finished epochs in {self.out} are intact).")
         return values
 
     def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
@@ -200,15 +204,19 @@ class Run:
         return Step(self.phase, self.epoch + 1, self.recipe.epochs, self.step, self.loader.steps, values["loss"],
                     {name: values[name] for name in LossParts._fields}, kept, self.images_per_sec)
 
-    def _top1(self, model: DynamicViT) -> float:
-        for buffer in model.buffers() if world_size() > 1 else ():         # batch norms saw other images elsewhere
-            buffer.copy_(self.fabric.broadcast(buffer))
-        return evaluate(PyTorchRunner(model, self.facts), self.val_set, VAL_BATCH).top1
+    def _validate(self) -> tuple[float, float | None]:
+        """Top-1 of the weights and of their moving average, if there is one."""
+        models = [self.model, *([self.ema.module] if self.ema else [])]
+        for buffer in (b for model in models for b in model.buffers()) if world_size() > 1 else ():
+            buffer.copy_(self.fabric.broadcast(buffer))                    # batch norms saw other images elsewhere
+        top1, *ema = (report.top1 for report in evaluate_all(
+            [PyTorchRunner(model, self.facts) for model in models], self.val_set, VAL_BATCH))
+        return top1, ema[0] if ema else None
 
     def _finish(self, stop: StopRequest, logs: Logs) -> bool:
         """Validates, saves and tells an epoch; True when any process was asked to stop meanwhile."""
         event = self._event({name: value / self.loader.steps for name, value in self.sums.items()})
-        top1, ema_top1 = self._top1(self.model), self._top1(self.ema.module) if self.ema else None
+        top1, ema_top1 = self._validate()
         report = EpochReport(self.phase, self.epoch + 1, event.loss, event.parts, event.kept, top1, ema_top1, self._lr,
                              self.images_per_sec, self.seconds)
         better, better_ema = top1 > self.best, (ema_top1 or -1.0) > self.best_ema

@@ -8,7 +8,7 @@ from dyvit_deploy.data.images import Batch, NoiseImages
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
-from dyvit_deploy.runners.evaluate import evaluate
+from dyvit_deploy.runners.evaluate import evaluate, evaluate_all
 
 
 class Labelled:
@@ -61,6 +61,20 @@ def test_keep_maps_are_the_fraction_of_images_that_keep_each_patch(batch):
     assert [grid.sum() for grid in maps] == [8, 4, 2]
     assert report.keep_maps[2].text().splitlines()[:3] == [" 75  75   0   0", "  0   0   0   0", " 25  25   0   0"]
     assert report.to_json()["keep_maps"][0]["probability"][3] == (0.25,) * 4 and not report.notes
+
+
+def test_several_models_are_judged_on_images_that_are_read_once():
+    class Once(Labelled):
+        reads = 0
+
+        def batches(self, size):
+            self.reads += 1
+            return super().batches(size)
+
+    right, wrong = np.eye(4, 5), np.roll(np.eye(4, 5), 1, axis=1)
+    images, facts = Once(), tiny_model(None)[1]
+    reports = evaluate_all([answers(logits, [], facts) for logits in (right, wrong)], images, 3)
+    assert [report.top1 for report in reports] == [1.0, 0.0] and images.reads == 1
 
 
 def test_an_artifact_that_does_not_tell_what_it_keeps_gets_a_note_instead_of_maps():

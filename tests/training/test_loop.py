@@ -1,5 +1,6 @@
 import dataclasses
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,13 +8,16 @@ from helpers import tiny_checkpoint, tiny_config, tiny_model, two_classes
 from safetensors import safe_open
 
 from dyvit_deploy import zoo
-from dyvit_deploy.config import KeepRequest
+from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError, DataError, DyvitError, TrainingError
+from dyvit_deploy.inspection import inspect_artifact
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
+from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.training import step
 from dyvit_deploy.training.loop import train
 from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.training.report import EpochReport, Started, Step
+from dyvit_deploy.training.run import Run
 
 SHORT = (("epochs", 2), ("batch", 8), ("images", 24), ("precision", "fp32"))
 
@@ -232,7 +236,11 @@ def test_elastic_training_keeps_both_ends_and_what_lies_between(data):
     for event in student:
         assert (3 * 8 + 3 * 14 + 2 * 8) / 128 <= event.kept[0] <= (3 * 8 + 3 * 14 + 2 * 14) / 128
         assert event.parts["ratio"] == 0
-    assert load_model(report.best)[1].training["recipe"]["elastic"] == [0.5, 0.9]
+    assert load_model(report.best)[1].elastic == (0.5, 0.9)
+    assert "keep ratios 0.5 to 0.9" in str(inspect_artifact(report.best)._rows()["trained for"])
+    for ratio, noted in ((0.5, False), (0.95, True)):
+        exported = export_artifact(report.best, data / "model.onnx", load=LoadConfig(keep=KeepRequest(ratio=ratio)))
+        assert any("Trained for keep ratios from 0.5 to 0.9" in line for line in exported.notes) == noted
     with pytest.raises(ConfigError, match="lies outside the elastic range"):
         train(config(data, "no", overrides=(*SHORT, ("elastic", (0.8, 0.9))), keep=KeepRequest(ratio=0.7)))
 
@@ -287,6 +295,12 @@ def test_the_paper_recipe_trains_with_mixup_stochastic_depth_and_a_frozen_start(
     # Frozen in the first epoch, not in the second.
     assert not torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
     assert after["resume.score_predictor.0.in_conv.1.weight/step"] > after["resume.blocks.0.attn.qkv.weight/step"]
+
+
+def test_gradients_that_overflow_fp16_all_the_time_end_the_run(data, monkeypatch):
+    monkeypatch.setattr(Run, "_scaler", SimpleNamespace(get_scale=lambda: 0.5))
+    with pytest.raises(TrainingError, match="overflow in fp16"):
+        train(config(data))
 
 
 def test_options_without_effect_are_refused(data):

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.training.recipe import FIELDS, RECIPES, Recipe, make_recipe, parse_value, read_recipe
+from dyvit_deploy.training.recipe import FIELDS, RECIPES, Recipe, make_recipe, parse_value, read_recipe, values_of
 
 
 def test_the_paper_recipe_is_the_published_one():
@@ -34,14 +34,25 @@ def test_every_value_can_be_given_as_text():
     assert parse_value("elastic", "0.5:0.9") == (0.5, 0.9)
 
 
-@pytest.mark.parametrize("suffix, text", [(".toml", 'recipe = "paper"\nepochs = 3\nrandom_crop = [0.5, 1.0]\n'),
-                                          (".yaml", "recipe: paper\nepochs: 3\nrandom_crop: [0.5, 1.0]\n")])
+@pytest.mark.parametrize("suffix, text", [(".toml", 'recipe = "paper"\nepochs = 9\nrandom_crop = [0.5, 1.0]\n'),
+                                          (".yaml", "recipe: paper\nepochs: 9\nrandom_crop: [0.5, 1.0]\n")])
 def test_a_file_gives_the_base_and_single_values(tmp_path, suffix, text):
     path = tmp_path / f"recipe{suffix}"
     path.write_text(text)
     values = read_recipe(path)
     recipe = make_recipe(values.pop("recipe"), "deit-s", "student", values)
-    assert recipe.epochs == 3 and recipe.random_crop == (0.5, 1.0) and recipe.mixup == 0.8
+    assert recipe.epochs == 9 and recipe.random_crop == (0.5, 1.0) and recipe.mixup == 0.8
+
+
+def test_a_backbone_that_would_never_train_is_refused_unless_it_is_asked_for():
+    with pytest.raises(ConfigError, match="stand still in all 5 epochs"):
+        make_recipe("paper", "deit-s", "student", {"epochs": 5})
+    assert make_recipe("paper", "deit-s", "student", {"epochs": 5, "freeze_epochs": 5}).freeze_epochs == 5
+
+
+def test_help_names_the_value_of_each_recipe():
+    assert (values_of("epochs"), values_of("kl_weight"), values_of("random_crop"), values_of("elastic")) == (
+        "[small 8, paper 30]", "[0.5]", "[small off, paper 0.08:1.0]", "[off]")
 
 
 @pytest.mark.parametrize("name, text, words", [
