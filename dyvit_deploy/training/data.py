@@ -16,7 +16,7 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple
 
@@ -202,6 +202,14 @@ def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]] | DataError:
     return torch.stack(images), torch.tensor(labels), [line for lines in broken for line in lines]
 
 
+@cache
+def _leaving() -> Event:
+    """Set when this process ends, before Python ends its workers."""
+    event = multiprocessing.Event()
+    atexit.register(event.set)
+    return event
+
+
 def _answer_signals(leaving: Event, worker: int) -> None:
     """A signal to all processes of a job is the main one's to answer: it still needs what the workers load.
 
@@ -234,10 +242,8 @@ class TrainLoader:
         dataset = make(samples, augment=augment, seed=recipe.seed)
         self._dataset = dataset
         batching = {"batch_size": share.size} if self._streamed else {"batch_sampler": self._order}
-        leaving = multiprocessing.Event()
-        atexit.register(leaving.set)                                       # before Python's own exit ends the workers
         self._loader = DataLoader(dataset, collate_fn=_collate, num_workers=workers,
-                                  worker_init_fn=partial(_answer_signals, leaving),
+                                  worker_init_fn=partial(_answer_signals, _leaving()),
                                   persistent_workers=bool(workers) and not self._streamed, **batching)
 
     def steps_of(self, epoch: int, first_step: int = 0) -> Iterator[list[Part]]:
