@@ -117,7 +117,7 @@ def train(json_file: str | None, **options: Any) -> None:
         report = run(TrainConfig(**options), watch=bar.update)
     show(report, json_file)
     skipped_notes(report.skipped)
-    if not options["eval_only"]:
+    if report.choice:
         note(f"Next: dyvit export {shlex.quote(report.choice)} --format onnx -o model.onnx")
 
 
@@ -125,7 +125,7 @@ def train(json_file: str | None, **options: Any) -> None:
 @click.argument("artifact")
 @click.option("--data", required=True, help="digits, wds/PATH, hfds/NAME, or a folder with a subfolder per class.")
 @click.option("--split", default="test", show_default=True, help="train, val or test.")
-@click.option("--images", type=int, help="At most this many.")
+@click.option("--images", type=click.IntRange(min=1), help="At most this many.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run.")
 @run_options
 @device_option
@@ -142,6 +142,8 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
     show(report, json_file)
     skipped_notes(report.skipped)
     note(*report.notes)
+    fail_notes(report.failures)
+    sys.exit(not report)
 
 
 @main.command()

@@ -105,8 +105,9 @@ def _start_line(event: Started) -> str:
     recipe = event.recipe
     shared = f" on {event.processes} processes" if event.processes > 1 else ""
     where = f" from epoch {event.epoch + 1}, step {event.step + 1} on" if event.resumed else ""
-    return (f"{event.phase}: {recipe.epochs} epochs of {event.steps} steps of {recipe.batch} images, peak learning "
-            f"rate {recipe.peak_lr:.3g}{shared}{where}")
+    other = f"; it began with --data {event.other_data}" if event.other_data else ""
+    return (f"{event.phase}: epochs {recipe.epochs}, each {event.steps} steps of {recipe.batch} images, peak learning "
+            f"rate {recipe.peak_lr:.3g}{shared}{where}{other}")
 
 
 class BuildBar:

@@ -43,6 +43,7 @@ class DigitScenes:
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
     mirror = False                          # a mirrored 2 is no 2
+    split: str | None = None                # its name tells
 
     def __init__(self, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
         if split not in SPLITS:

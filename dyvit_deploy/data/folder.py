@@ -30,7 +30,8 @@ class FolderImages(IndexedImages):
         number = {name: i for i, name in enumerate(classes)}
         self._files = [(p, number.get(p.relative_to(root).parts[0])) for p in paths]
         chosen = spread(len(paths), limit) if classes else range(min(limit or len(paths), len(paths)))
-        super().__init__(str(folder), tuple(classes) or None, spec, [int(i) for i in chosen])
+        super().__init__(str(folder), tuple(classes) or None, spec, [int(i) for i in chosen],
+                         root.name if root != Path(folder) else None)
 
     @staticmethod
     def has_split(folder: str, split: str) -> bool:

@@ -34,7 +34,7 @@ class HubImages(IndexedImages):
         self._rows = require("timm.data").create_reader(name, split=chosen, input_key=image, target_key=label)
         self._image, self._split = image, chosen
         super().__init__(name, _class_names(name, found[chosen], label), spec,
-                         [int(i) for i in spread(len(found[chosen]), limit)])
+                         [int(i) for i in spread(len(found[chosen]), limit)], chosen)
 
     @staticmethod
     def has_split(source: str, split: str) -> bool:

@@ -37,9 +37,11 @@ class Batch(NamedTuple):
 
 
 class ImageSet(Protocol):
-    """A source of images. `skipped` fills with one line per unreadable image while it is read."""
+    """A source of images. `skipped` fills with one line per unreadable image while it is read; `split` is the one
+    that was taken, None where the source has none or its name tells."""
 
     name: str
+    split: str | None
     class_names: tuple[str, ...] | None
     skipped: list[str]
 
@@ -93,6 +95,8 @@ class Stream(Protocol):
 
 class NoiseImages:
     """Random pixels, for when there are no images. Good enough for speed, poor evidence for parity."""
+
+    split: str | None = None
 
     def __init__(self, spec: ImageSpec, count: int, seed: int = 0) -> None:
         self.name = "noise"

@@ -103,8 +103,9 @@ class IndexedImages(abc.ABC):
 
     mirror = True
 
-    def __init__(self, name: str, class_names: tuple[str, ...] | None, spec: ImageSpec, items: Sequence[int]) -> None:
-        self.name, self.class_names = name, class_names
+    def __init__(self, name: str, class_names: tuple[str, ...] | None, spec: ImageSpec, items: Sequence[int],
+                 split: str | None = None) -> None:
+        self.name, self.class_names, self.split = name, class_names, split
         self.skipped: list[str] = []
         self._spec, self._items, self._whole = spec, items, True
 

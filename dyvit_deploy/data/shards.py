@@ -54,7 +54,7 @@ class ShardImages:
         require("webdataset", extra="train")
         self.name = f"wds/{folder}"
         self.skipped: list[str] = []
-        self._shards, count = _find_shards(Path(folder), split)
+        self._shards, count, self.split = _find_shards(Path(folder), split)
         names = _class_names(Path(folder))
         if count is None or names is None:                                  # reads every header, of all shards
             found = [scan_shard(path) for path in self._shards]
@@ -141,8 +141,8 @@ class ShardImages:
         return decode(io.BytesIO(content)), label
 
 
-def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None]:
-    """The shards of a split, and how many images they should hold if that is known."""
+def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None, str | None]:
+    """The shards of a split, how many images they should hold if that is known, and the split's own name."""
     names = split_names(split)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; wds/ takes one with .tar shards.")
@@ -153,9 +153,9 @@ def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None]:
             missing = [path for path in shards if not path.is_file()]
             if missing:
                 raise DataError(f"{missing[0]} is missing, which {folder}'s info file names; download it again.")
-            return shards, info[name][1] if name in info else None
+            return shards, info[name][1] if name in info else None, name
     if split == "test" and not info and not _shards_of(folder, "train") and (shards := sorted(folder.glob("*.tar"))):
-        return shards, None
+        return shards, None, None
     raise DataError(f"{folder} has no {split} shards; name them {split}-0000.tar, {split}-0001.tar, ...")
 
 

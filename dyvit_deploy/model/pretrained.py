@@ -36,7 +36,8 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
         model = timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True)
     except Exception as error:                                             # every layer of the network has its own
         raise CheckpointError(f"The weights of {name} could not be downloaded ({reason(error)}); download them on a "
-                              f"machine with a network, and pass the FILE with --model {name}.") from error
+                              f"machine with a network and name the FILE instead: dyvit export FILE --model {name}, "
+                              "dyvit train --backbone FILE.") from error
     state: dict[str, Tensor] = model.state_dict()
     return state
 

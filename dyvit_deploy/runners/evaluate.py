@@ -58,7 +58,8 @@ class KeepMap:
 class EvalReport:
     """`top1` and `top5` are fractions, `calibration_error` is the expected one (15 bins).
 
-    `images_per_sec` is that of all processes together, data loading and preprocessing included.
+    `images_per_sec` is that of all processes together, data loading and preprocessing included. False when the
+    artifact gave no numbers for some image, see `failures`.
     """
 
     artifact: str
@@ -74,6 +75,10 @@ class EvalReport:
     keep_maps: tuple[KeepMap, ...]
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.failures
 
     def table(self) -> Table:
         """Accuracy, then per stage where the object's box is known, and where patches are kept."""
@@ -153,7 +158,8 @@ def evaluate_all(runners: Sequence[Runner], images: ImageSet, batch: int = 32,
     images.skipped = list(skipped)                                          # the parts have lists of their own
     if not len(tallies[0].results):
         raise nothing_readable(images.name, skipped)
-    return [tally.report(images.name, seconds, skipped) for tally in tallies]
+    data_name = f"{images.name}:{images.split}" if images.split else images.name
+    return [tally.report(data_name, seconds, skipped) for tally in tallies]
 
 
 class _Tally:
@@ -169,6 +175,7 @@ class _Tally:
         prune = runner.facts.prune if runner.facts else None
         self._counts = prune.counts(self._model.patches) if prune and self._model else ()
         self._kept = np.zeros((len(self._counts), self._model.patches if self._model else 0))
+        self._broken: list[str] = []                                        # images without an answer
         self._told = 0                                                      # images whose kept patches are known
         self._rows: list[NDArray[np.float64]] = []
         self.results = np.empty((0, 3))
@@ -176,7 +183,9 @@ class _Tally:
     def add(self, data: Batch, out: Outputs) -> None:
         assert data.labels is not None
         ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
-        hits = ranked == self._number[data.labels][:, None]                # [B, 5]
+        broken = np.asarray(~np.isfinite(out.logits).all(axis=1))          # [B]
+        self._broken += [name for name, bad in zip(data.names, broken) if bad]
+        hits = (ranked == self._number[data.labels][:, None]) & ~broken[:, None]  # [B, 5]
         columns = [hits[:, 0], hits.any(1), top_probability(out.logits)]
         if self._model and self._counts and out.kept:
             self._told += len(hits)
@@ -192,6 +201,7 @@ class _Tally:
         if rows:
             results = np.concatenate(rows)
             self.results = results[np.lexsort(results.T)]
+        self._broken = sorted(name for names in gather_over_ranks(self._broken) for name in names)
         self._kept = sum_over_ranks(self._kept)
         self._told = int(sum_over_ranks(np.asarray([float(self._told)]))[0])
 
@@ -200,7 +210,7 @@ class _Tally:
         return EvalReport(
             self._runner.name, self._runner.label, data, len(right1), float(right1.mean()), float(right5.mean()),
             round(calibration_error(confidence, right1), DIGITS), len(right1) / seconds, world_size(),
-            self._coverage(), self._keep_maps(), skipped, self._notes())
+            self._coverage(), self._keep_maps(), skipped, self._notes(), self._failures())
 
     def _coverage(self) -> tuple[StageCoverage, ...]:
         means = self.results[:, 3:].mean(axis=0).tolist()
@@ -213,6 +223,12 @@ class _Tally:
         grids = (self._kept / self._told).reshape(-1, *self._model.grid)   # [S, rows, columns]
         return tuple(KeepMap(stage, self._counts[stage], tuple(map(tuple, grid.tolist())))
                      for stage, grid in enumerate(grids))
+
+    def _failures(self) -> tuple[str, ...]:
+        if not self._broken:
+            return ()
+        return (f"{self._runner.name} gives NaN or infinity for {len(self._broken)} of {len(self.results)} images, "
+                f"which count as wrong; the first: {self._broken[0]}.",)
 
     def _notes(self) -> tuple[str, ...]:
         facts = self._runner.facts

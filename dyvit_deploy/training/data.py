@@ -229,7 +229,7 @@ class TrainLoader:
     def __init__(self, samples: Samples | Stream, model: ModelConfig, recipe: Recipe, share: Share,
                  workers: int) -> None:
         if workers < 0:
-            raise ConfigError(f"There are at least 0 workers, not {workers}.")
+            raise ConfigError(f"--workers must be 0 or more, not {workers}.")
         wanted = recipe.images or len(samples)
         self.steps, self.share, self._name = wanted // share.batch, share, samples.name
         if not self.steps:
@@ -284,8 +284,9 @@ def worker_deaths() -> Iterator[None]:
     except (RuntimeError, BackendError) as error:
         if not DEATH.search(str(error)):
             raise
-        raise TrainingError(f"A data worker died ({str(error).splitlines()[0]}); it ran out of memory or was killed: "
-                            "lower --workers and go on with --resume.") from error
+        said = str(error).splitlines()[0].rstrip(" .")
+        raise TrainingError(f"A data worker died ({said}); it ran out of memory or was killed: lower --workers and go "
+                            "on with --resume.") from error
 
 
 def make_mixup(recipe: Recipe, classes: int) -> Mixup | None:

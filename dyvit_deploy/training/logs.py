@@ -46,7 +46,7 @@ class Logs:
         update_summary(report.epoch, {"loss": report.loss, **report.parts, **kept}, scores, self._out / "log.csv",
                        lr=report.lr)
         if self._writer is not None:
-            for name, value in scores.items():
+            for name, value in (scores | {"epoch_loss": report.loss}).items():
                 self._writer.add_scalar(f"{report.phase}/{name}", value, report.epoch)
 
     def close(self) -> None:

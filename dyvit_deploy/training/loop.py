@@ -36,8 +36,9 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
         ConfigError, DataError, CheckpointError: the request cannot be met.
     """
     config = _with_file(config)
-    if config.eval_only:                                                   # how long it would train is no matter
-        config = dataclasses.replace(config, overrides=tuple(v for v in config.overrides if v[0] != "epochs"))
+    if config.eval_only:                                                   # what trains for 0 epochs needs a value
+        config = dataclasses.replace(config, overrides=tuple(v for v in config.overrides
+                                                             if v[0] != "epochs" or str(v[1]) != "0"))
     model, classes, prune = _resolve(config)
     kind = "student" if prune else "dense" if config.backbone is None else "tune"
     recipe = make_recipe(config.recipe or DEFAULT_RECIPE, model.name, kind, dict(config.overrides))
@@ -53,12 +54,13 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
     backbone = _open_backbone(config.backbone, facts) if config.backbone is not None else None
     if prune and backbone and not backbone.new_head and config.dense_epochs is not None:
         raise ConfigError(f"{config.backbone} is the teacher as it is; leave out --dense-epochs.")
-    make_folder(out)
     if prune and (backbone is None or backbone.new_head):
         backbone = _open_backbone(_train_teacher(config, out / "dense", watch), facts)
         if backbone.new_head:
             raise TrainingError(f"The teacher in {out / 'dense'} was trained on other classes; choose another folder.")
-    return Run(Plan(config, recipe, facts), backbone, watch).run()
+    run = Run(Plan(config, recipe, facts), backbone, watch)
+    make_folder(out)
+    return run.run()
 
 
 def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
@@ -102,8 +104,10 @@ def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> Train
     what = str(last if config.resume else config.backbone)
     if facts.prune and not config.resume:
         what += f", {facts.prune.selector} untrained, keeping {model.keep_counts}"
-    return TrainReport(what, None, str(last), found.top1, None, (), recipe,
-                       found.skipped)
+    if not found:
+        raise TrainingError(found.failures[0])
+    return TrainReport(None, None, str(last) if config.resume else None, found.top1, None, (), recipe, found.skipped,
+                       what)
 
 
 def _with_file(config: TrainConfig) -> TrainConfig:

@@ -15,7 +15,8 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Started:
-    """A phase begins, or goes on after `epoch` whole epochs and `step` steps when `resumed`."""
+    """A phase begins, or goes on after `epoch` whole epochs and `step` steps when `resumed`; `other_data` is what it
+    began with, where that was called otherwise."""
 
     phase: str
     recipe: Recipe
@@ -24,6 +25,7 @@ class Started:
     epoch: int
     step: int
     resumed: bool
+    other_data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,28 +70,30 @@ class EpochReport:
 class TrainReport:
     """Where the checkpoints lie, and how good they are on the validation split.
 
-    `best_ema` is None without a moving average. `skipped` names images that could not be read.
+    `best` is None before the first validation, `best_ema` also without a moving average. `skipped` names images that
+    could not be read. With `eval_only`, `measured` tells what was, and `last` is None unless that is it.
     """
 
-    best: str
+    best: str | None
     best_ema: str | None
-    last: str
-    top1: float
+    last: str | None
+    top1: float | None
     ema_top1: float | None
     epochs: tuple[EpochReport, ...]
     recipe: Recipe
     skipped: tuple[str, ...]
+    measured: str | None = None
 
     @property
-    def choice(self) -> str:
+    def choice(self) -> str | None:
         """The better one of `best` and `best_ema`."""
-        return self.best_ema if self.best_ema and (self.ema_top1 or 0) > self.top1 else self.best
+        return self.best_ema if self.best_ema and (self.ema_top1 or 0) > (self.top1 or 0) else self.best
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def table(self) -> Table:
-        title = f"{self.best}: validation top-1 {self.top1:.2%}"
+        title = f"{self.measured or self.best}: validation top-1 {self.top1 or 0:.2%}"
         if self.best_ema:
             title += f"; {self.best_ema}: {self.ema_top1 or 0:.2%}"
         if not self.epochs:                                                # measured only

@@ -74,6 +74,7 @@ class Run:
         self.training: dict[str, Any] = {
             "data": config.data, "recipe": self.recipe.to_dict(), "parent": backbone.facts.parent if backbone else None,
             "versions": library_versions("torch", "timm", "lightning-fabric", "numpy")}
+        self._other_data: str | None = None
         self.resumed = config.resume and self._last.exists()
         if self.resumed:
             self._resume()
@@ -94,11 +95,12 @@ class Run:
         logs = Logs(self.out, self.recipe, self.config.tensorboard)
         if self.epoch < self.recipe.epochs:
             self.watch(Started(self.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
-                               self.resumed))
+                               self.resumed, self._other_data))
         stop = StopRequest()
         with stop.listening(), contextlib.closing(logs), worker_deaths(), self._translated():
             while self.epoch < self.recipe.epochs:
                 stopped = self._train(stop, logs)
+                self._check_weights()
                 self._save()                                               # validation may take its time, or fail
                 if stopped or self._finish(stop, logs):
                     raise KeyboardInterrupt
@@ -150,7 +152,7 @@ class Run:
         self.shared_optimizer.step()
         if self._scaler is not None and self._scaler.get_scale() < 1:      # it halves with every step that overflows
             raise TrainingError("The gradients overflow in fp16, step after step; start in another folder with "
-                                f"--precision bf16 or fp32 (finished epochs in {self.out} are intact).")
+                                f"--precision bf16 or fp32{self._intact}.")
         return values
 
     def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
@@ -185,14 +187,28 @@ class Run:
                 raise TrainingError("The memory is full; add --accumulate 2 (or more), or lower --batch.") from error
             if world_size() == 1 or not any(w in str(error) for w in ("onnection", "peer", "NCCL", "gloo", "imed out")):
                 raise
-            raise BackendError("Another process of this run failed; its own error stands above.") from error
+            raise BackendError("Another process of this run failed or was killed; its own error, if it had one, stands "
+                               "above.") from error
 
     def _check_finite(self, values: Sums) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
                 what = name if name == "gradient" else f"{name} loss"
                 raise TrainingError(f"The {what} became {value} at epoch {self.epoch + 1}, step {self.step + 1}; start "
-                                    f"with a lower --lr in another folder (finished epochs in {self.out} are intact).")
+                                    f"with a lower --lr in another folder{self._intact}.")
+
+    def _check_weights(self) -> None:
+        """Raises TrainingError for weights that give no numbers, before they take the place of better ones."""
+        images = torch.zeros(1, 3, *self.facts.model.image_size, device=self.fabric.device)
+        with torch.inference_mode():
+            logits = self.model.eval()(images)
+        if not logits.isfinite().all():
+            raise TrainingError(f"The weights give {logits.flatten()[0].item()} after epoch {self.epoch + 1}, step "
+                                f"{self.step}; start with a lower --lr in another folder{self._intact}.")
+
+    @property
+    def _intact(self) -> str:
+        return f" (finished epochs in {self.out} are intact)" if self.epoch else ""
 
     @property
     def _lr(self) -> float:
@@ -209,9 +225,13 @@ class Run:
         models = [self.model, *([self.ema.module] if self.ema else [])]
         for buffer in (b for model in models for b in model.buffers()) if world_size() > 1 else ():
             buffer.copy_(self.fabric.broadcast(buffer))                    # batch norms saw other images elsewhere
-        top1, *ema = (report.top1 for report in evaluate_all(
-            [PyTorchRunner(model, self.facts) for model in models], self.val_set, VAL_BATCH))
-        return top1, ema[0] if ema else None
+        names = ("The model", "Its moving average")
+        reports = evaluate_all([PyTorchRunner(model, self.facts, name) for model, name in zip(models, names)],
+                               self.val_set, VAL_BATCH)
+        for report in reports:
+            if not report:
+                raise TrainingError(f"{report.failures[0]} Start with a lower --lr in another folder{self._intact}.")
+        return reports[0].top1, reports[1].top1 if self.ema else None
 
     def _finish(self, stop: StopRequest, logs: Logs) -> bool:
         """Validates, saves and tells an epoch; True when any process was asked to stop meanwhile."""
@@ -249,10 +269,10 @@ class Run:
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
     def _report(self) -> TrainReport:
-        best_ema = str(self.out / "best-ema.safetensors") if self.ema else None
-        return TrainReport(str(self.out / "best.safetensors"), best_ema, str(self._last), self.best,
-                           self.best_ema if self.ema else None, tuple(self.reports), self.recipe,
-                           tuple(sorted({*self.skipped, *self.val_set.skipped})))
+        best, best_ema = ((str(self.out / f"{name}.safetensors"), score) if score >= 0 else (None, None)
+                          for name, score in (("best", self.best), ("best-ema", self.best_ema)))
+        return TrainReport(best[0], best_ema[0], str(self._last), best[1], best_ema[1], tuple(self.reports),
+                           self.recipe, tuple(sorted({*self.skipped, *self.val_set.skipped})))
 
     def _resume(self) -> None:
         restored, facts = load_model(self._last)
@@ -271,6 +291,7 @@ class Run:
         self.model.load_state_dict(restored.state_dict())
         restore(read_resume(self._last), self.model, self.optimizer, self.ema and self.ema.module, self._scaler)
         saved = facts.training
+        self._other_data = saved.get("data") if saved.get("data") != self.config.data else None
         self.epoch, self.step, self.sums = saved["epoch"], saved.get("step", 0), saved.get("sums", {})
         self.best, self.best_ema = saved["best_val_top1"], saved.get("best_val_ema_top1", -1.0)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):    # the history is a convenience

@@ -14,7 +14,7 @@ from dyvit_deploy.runners.evaluate import evaluate, evaluate_all
 class Labelled:
     """Four images labelled 0..3, each with the upper left quarter as its box."""
 
-    name, class_names, skipped = "four", tuple("abcde"), []
+    name, class_names, skipped, split = "four", tuple("abcde"), [], "val"
 
     def __len__(self):
         return 4
@@ -89,6 +89,15 @@ def test_a_model_that_is_always_sure_and_half_wrong_is_half_miscalibrated():
     logits = 100 * np.eye(5)[[0, 1, 0, 1]]
     report = evaluate(answers(logits, [], tiny_model(None)[1]), Labelled(), 4)
     assert report.top1 == 0.5 and report.calibration_error == pytest.approx(0.5)
+
+
+def test_answers_that_are_no_numbers_count_as_wrong_and_fail_the_report():
+    logits = np.eye(4, 5)
+    logits[2, 0] = np.nan
+    report = evaluate(answers(logits, [], tiny_model(None)[1]), Labelled(), 3)
+    assert not report and report.top1 == report.top5 == 0.75 and report.data == "four:val"
+    assert "NaN or infinity for 1 of 4 images" in report.failures[0]
+    assert evaluate(answers(np.eye(4, 5), [], tiny_model(None)[1]), Labelled(), 3)
 
 
 def test_images_that_cannot_be_read_at_all_are_refused(tmp_path):

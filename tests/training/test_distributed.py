@@ -62,7 +62,7 @@ def test_sigterm_saves_within_the_epoch_and_the_run_goes_on_as_if_nothing_had_ha
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
     process = subprocess.Popen(command("cut"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     line = process.stderr.readline()                                       # said when the first step begins
-    assert line.startswith("dense: 1 epochs of 32 steps"), line
+    assert line.startswith("dense: epochs 1, each 32 steps of 2 images"), line
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=60)

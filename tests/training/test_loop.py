@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import signal
 from types import SimpleNamespace
 
@@ -252,6 +253,7 @@ def test_eval_only_measures_and_writes_nothing(data):
                           overrides=(("epochs", 0),)))
     assert report.top1 == load_model(best)[1].training["best_val_top1"]
     assert report.epochs == () and not (data / "nowhere").exists()
+    assert report.best is report.last is None and report.measured == str(best)
     assert train(config(data, "dense", keep=KeepRequest(ratio=1.0), eval_only=True, resume=True)).top1 >= 0
     with pytest.raises(ConfigError, match="nothing to measure"):
         train(config(data, "nowhere", eval_only=True))
@@ -297,6 +299,46 @@ def test_the_paper_recipe_trains_with_mixup_stochastic_depth_and_a_frozen_start(
     assert after["resume.score_predictor.0.in_conv.1.weight/step"] > after["resume.blocks.0.attn.qkv.weight/step"]
 
 
+def test_weights_that_give_no_numbers_never_take_the_place_of_better_ones(data, monkeypatch):
+    dense = dict(keep=KeepRequest(ratio=1.0))
+    broken = (*SHORT, ("lr", 1e30), ("warmup_epochs", 0))
+    with pytest.raises(TrainingError, match=r"weights give nan after epoch 1, step 1; [^(]*$"):
+        train(config(data, overrides=(*broken, ("images", 8)), **dense))
+    assert not (data / "run" / "last.safetensors").exists()                # nothing good was there to keep
+    with pytest.raises(Stop):
+        train(config(data, "kept", **dense), interrupt("dense", 2, 1))
+    before = tensors(data / "kept" / "last.safetensors")
+    monkeypatch.setattr(Run, "_train", lambda self, *_: self.model.backbone.norm.weight.data.fill_(torch.nan) is None)
+    with pytest.raises(TrainingError, match=r"finished epochs in .* are intact"):
+        train(config(data, "kept", resume=True, **dense))
+    after = tensors(data / "kept" / "last.safetensors")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_run_that_was_stopped_early_names_no_checkpoint_that_is_not_there(data):
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, keep=KeepRequest(ratio=1.0)),
+              lambda event: isinstance(event, Step) and event.step == 1 and signal.raise_signal(signal.SIGTERM))
+    saved = json.loads((data / "run" / "train.json").read_text())
+    assert (saved["best"], saved["top1"]) == (None, None) and saved["last"].endswith("last.safetensors")
+
+
+def test_what_is_refused_leaves_no_folder(data):
+    for changes in (dict(accumulate=3), dict(workers=-1), dict(accumulate=0)):
+        with pytest.raises(ConfigError):
+            train(config(data, "refused", **changes))
+    assert not (data / "refused").exists()
+
+
+def test_a_run_that_goes_on_with_other_data_says_so(data):
+    with pytest.raises(Stop):
+        train(config(data, keep=KeepRequest(ratio=1.0)), interrupt("dense", 2, 1))
+    moved, events = (data / "data").rename(data / "moved"), []
+    again = config(data, keep=KeepRequest(ratio=1.0), resume=True)
+    train(dataclasses.replace(again, data=str(moved)), events.append)
+    assert events[0].other_data == str(data / "data")
+
+
 def test_gradients_that_overflow_fp16_all_the_time_end_the_run(data, monkeypatch):
     monkeypatch.setattr(Run, "_scaler", SimpleNamespace(get_scale=lambda: 0.5))
     with pytest.raises(TrainingError, match="overflow in fp16"):
@@ -306,7 +348,7 @@ def test_gradients_that_overflow_fp16_all_the_time_end_the_run(data, monkeypatch
 def test_options_without_effect_are_refused(data):
     for changes, words in ((dict(keep=KeepRequest(ratio=1.0, selector="attention")), "drops no tokens"),
                            (dict(keep=KeepRequest(ratio=1.0), dense_epochs=3), "drops no tokens"),
-                           (dict(workers=-1), "at least 0 workers"),
+                           (dict(workers=-1), "must be 0 or more"),
                            (dict(overrides=(*SHORT, ("elastic", (0.1, 0.9)))), "leave 0 tokens")):
         with pytest.raises(ConfigError, match=words):
             train(config(data, "refused", **changes))
