@@ -94,7 +94,7 @@ def test_weights_that_cannot_be_had_are_refused_at_once(monkeypatch):
         raise OSError("no network")
     monkeypatch.setattr(pretrained.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(pretrained.huggingface_hub, "get_hf_file_metadata", unreachable)
-    with pytest.raises(CheckpointError, match=f"no network.*pass the FILE with --model {NAME}"):
+    with pytest.raises(CheckpointError, match=f"no network.*FILE --model {NAME}"):
         load_model(NAME, ATTENTION)
     with pytest.raises(ConfigError, match="no weights 'nope' of vit_tiny_patch16_224; it has augreg_in21k"):
         load_model("timm:vit_tiny_patch16_224.nope", ATTENTION)
