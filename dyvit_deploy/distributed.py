@@ -37,7 +37,7 @@ def gpu_number() -> int:
 
 
 def cpu_share() -> int:
-    """This process's number of the machine's cores, at least 1."""
+    """How many of the machine's cores are for this process, at least 1."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
 
 

@@ -32,7 +32,7 @@ class HubImages(IndexedImages):
             raise DataError(f"The {chosen} split of {name} is empty; choose another one.")
         image, label = _columns(name, found[chosen])
         self._rows = require("timm.data").create_reader(name, split=chosen, input_key=image, target_key=label)
-        self._image, self._split = image, chosen
+        self._image = image
         super().__init__(name, _class_names(name, found[chosen], label), spec,
                          [int(i) for i in spread(len(found[chosen]), limit)], chosen)
 
@@ -53,7 +53,7 @@ class HubImages(IndexedImages):
 
     def _name(self, item: int) -> str:
         path = (self._rows.dataset[item][self._image] or {}).get("path")
-        return f"{self.name} {self._split} {item}" + (f" ({path})" if path else "")
+        return f"{self.name} {self.split} {item}" + (f" ({path})" if path else "")
 
 
 @functools.lru_cache(maxsize=4)

@@ -153,8 +153,9 @@ def values_of(name: str) -> str:
     values = {base: getattr(recipes.student, name) for base, recipes in RECIPES.items()}
     shown = {base: "off" if value is None else ":".join(map(str, value)) if isinstance(value, tuple) else value
              for base, value in values.items()}
-    same = len(set(shown.values())) == 1
-    return f"[{shown['small']}]" if same else f"[{', '.join(f'{base} {value}' for base, value in shown.items())}]"
+    texts = [f"{base} {value}" for base, value in shown.items()] if len(set(shown.values())) > 1 else [
+        str(*set(shown.values()))]
+    return f"[{', '.join(texts)}]"
 
 
 def parse_value(name: str, value: Any) -> Any:
