@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .config import (
         CalibrationConfig,
         EngineRunConfig,
-        ExportConfig,
         KeepRequest,
         LoadConfig,
         ModelConfig,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
         PruneConfig,
     )
     from .data.open import open_images
-    from .deploy_config import BatchProfile, BuildConfig, DeployConfig
+    from .deploy_config import BatchProfile, BuildConfig, DeployConfig, ExportConfig
     from .deploy_report import Progress
     from .doctor import diagnose
     from .engine.build import build_engine, plan_build
@@ -48,10 +47,10 @@ _NAMES = {
     "calibration.collect": ("calibrate",),
     "calibration.ranges": ("Ranges",),
     "calibration.sensitivity": ("measure_sensitivity",),
-    "config": ("CalibrationConfig", "EngineRunConfig", "ExportConfig", "KeepRequest", "LoadConfig", "ModelConfig",
+    "config": ("CalibrationConfig", "EngineRunConfig", "KeepRequest", "LoadConfig", "ModelConfig",
                "PrecisionConfig", "PruneConfig"),
     "data.open": ("open_images",),
-    "deploy_config": ("BatchProfile", "BuildConfig", "DeployConfig"),
+    "deploy_config": ("BatchProfile", "BuildConfig", "DeployConfig", "ExportConfig"),
     "deploy_report": ("Progress",),
     "doctor": ("diagnose",),
     "engine.build": ("build_engine", "plan_build"),

@@ -37,7 +37,7 @@ class ArtifactFacts(JsonConfig):
     `sha256`, `weights`), `versions` the libraries that did it. `lowered` is None for float32, else
     how the precision was lowered: `target`, `rest` (the precision of everything that is not
     `precision`), `kept` (products left in higher precision), `ranges` (method, images, sha256) and
-    `gate` ("passed", "rejected" or "not run").
+    `gate` ("passed", "rejected" or "not run"). `forms` are the exact rewrites in a graph, see model.forms.
     """
 
     model: ModelConfig
@@ -50,12 +50,14 @@ class ArtifactFacts(JsonConfig):
     parent: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
     lowered: dict[str, Any] | None = None
+    forms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelConfig):
             object.__setattr__(self, "model", ModelConfig.from_dict(self.model))
         if isinstance(self.prune, Mapping):
             object.__setattr__(self, "prune", PruneConfig.from_dict(self.prune))
+        object.__setattr__(self, "forms", tuple(self.forms))
 
     def to_json(self) -> str:
         """One line of JSON, the text stored in the artifact."""

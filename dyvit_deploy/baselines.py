@@ -9,9 +9,9 @@ from typing import Any
 
 from .artifacts import ArtifactFacts, atomic_write
 from .calibration.collect import collect, examine
-from .config import QUANTIZED, CalibrationConfig, ExportConfig, PrecisionConfig
+from .config import QUANTIZED, CalibrationConfig, PrecisionConfig
 from .data.open import open_calibration
-from .deploy_config import DeployConfig
+from .deploy_config import DeployConfig, ExportConfig
 from .engine.build import build_engine
 from .engine.sidecar import read_sidecar
 from .errors import BackendError, ExportError, MissingDependency
@@ -98,14 +98,15 @@ def _dense_baseline(candidate: Candidate, path: Path) -> Path:
     runner = candidate.runner
     assert runner.facts is not None
     facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None,
-                                precision="float32", lowered=None)
+                                precision="float32", lowered=None, forms=())
     model = DynamicViT(facts.model, None).eval()
     if runner.backend == "PyTorch":
         path = path.with_suffix(".safetensors")
         save_checkpoint(path, model, facts)
         return path
     graph = path.with_suffix(".onnx")
-    wishes = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32")
+    # The plain backbone: what a user would run instead has none of our rewrites.
+    wishes = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32", without=("all",))
     facts = export_model(model, facts, graph, wishes).facts
     if runner.backend == "OpenVINO":
         write_openvino(graph, path.with_suffix(".xml"), facts)
@@ -141,4 +142,4 @@ def count_gmacs(facts: ArtifactFacts | None) -> float | None:
         return None
     from .model.macs import count_costs
 
-    return count_costs(facts.model, [facts.prune])[0].gmacs
+    return count_costs(facts.model, [facts.prune], facts.forms)[0].gmacs

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .artifacts import own_version, write_json
-from .config import CalibrationConfig, ExportConfig, LoadConfig, PrecisionConfig
-from .deploy_config import BuildConfig, DeployConfig
+from .config import CalibrationConfig, LoadConfig, PrecisionConfig
+from .deploy_config import BuildConfig, DeployConfig, ExportConfig
 from .distributed import is_first, rank
 from .errors import ConfigError, DyvitError, did_you_mean
 from .options import (
@@ -21,6 +21,7 @@ from .options import (
     calibration_options,
     device_option,
     drawable,
+    graph_options,
     json_option,
     keep_options,
     load_options,
@@ -151,18 +152,15 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
 @click.option("--format", "target_format", default="onnx", show_default=True, metavar=f"[{'|'.join(FORMATS)}]",
               help="What to write.")
 @click.option("-o", "--out", required=True, help="File to write.")
-@click.option("--with-tokens", is_flag=True, help="Also output the kept patches of each stage.")
-@click.option("--input", "input_type", default="float32", show_default=True, metavar="[float32|uint8]",
-              help="uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph.")
-@click.option("--allow-large-k", is_flag=True, help="Permit TopK beyond TensorRT's limit of 3840.")
+@graph_options
 @click.option("--dry-run", is_flag=True, help="Print the steps, sizes and equivalent commands; write nothing.")
 @precision_options
 @build_options
 @load_options
 @json_option
-def export(checkpoint: str, target_format: str, out: str, with_tokens: bool, input_type: str, allow_large_k: bool,
-           dry_run: bool, precision: PrecisionConfig, calibration: CalibrationConfig, build: BuildConfig,
-           load: LoadConfig, json_file: str | None) -> None:
+def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, dry_run: bool,
+           precision: PrecisionConfig, calibration: CalibrationConfig, build: BuildConfig, load: LoadConfig,
+           json_file: str | None) -> None:
     """Export a checkpoint with a fixed number of tokens per stage, in any precision, as graph or engine.
 
     A lower precision is compared with float32 on real images: exit 1 and NAME.rejected.onnx when it differs too much.
@@ -171,8 +169,7 @@ def export(checkpoint: str, target_format: str, out: str, with_tokens: bool, inp
     from .pipeline import export_artifact, plan_artifact
     from .progress import BuildBar
 
-    config = DeployConfig(target_format, ExportConfig(with_tokens, input_type, allow_large_k), precision, calibration,
-                          build)
+    config = DeployConfig(target_format, graph, precision, calibration, build)
     check_apart(out, json_file)
     if dry_run:
         return show_plan(plan_artifact(checkpoint, out, config, load), json_file)

@@ -18,7 +18,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 BUILDERS = ("vit", "lvvit", "timm")
 STEMS = ("linear", "conv")
-INPUTS = ("float32", "uint8")
 WEIGHTS = ("auto", "model", "ema")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
@@ -331,23 +330,6 @@ class LoadConfig(JsonConfig):
         if isinstance(self.engine, Mapping):
             object.__setattr__(self, "engine", EngineRunConfig.from_dict(self.engine))
         check_choice("weights", self.weights, WEIGHTS)
-
-
-@dataclass(frozen=True)
-class ExportConfig(JsonConfig):
-    """What the exported graph offers besides `logits`.
-
-    `with_tokens` adds `kept_0` .. `kept_{S-1}`; `input` "uint8" takes raw RGB [B, height, width, 3]
-    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit of 3840 on TopK.
-    """
-
-    with_tokens: bool = False
-    input: str = "float32"
-    allow_large_k: bool = False
-    opset: int = 20
-
-    def __post_init__(self) -> None:
-        check_choice("input type", self.input, INPUTS)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,54 @@
 """What to make of a checkpoint: which file, in which precision, and how an engine of it is built."""
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .config import CalibrationConfig, ExportConfig, JsonConfig, PrecisionConfig
+from .config import CalibrationConfig, JsonConfig, PrecisionConfig, check_choice
 from .errors import ConfigError
 
 LEVELS = range(6)                           # builder optimization levels of TensorRT
+INPUTS = ("float32", "uint8")
+GATHERS = ("auto", "elements", "nd")
+FASTER_GATHER = {"cpu": "nd", "tensorrt": "elements"}
+# Exact rewrites of the inference graph, see model.forms; "all" leaves out every one.
+FORMS = ("split-predictor", "one-gather", "read-block", "fold-scale", "fold-batch-norm", "fold-layer-norm")
+
+
+@dataclass(frozen=True)
+class ExportConfig(JsonConfig):
+    """What the exported graph offers besides `logits`, and how it is written.
+
+    `with_tokens` adds `kept_0` .. `kept_{S-1}`; `input` "uint8" takes raw RGB [B, height, width, 3]
+    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit of 3840 on TopK. `without` names FORMS
+    to leave out; `gather` is the operator that copies kept rows, "auto" the one that is faster on the target.
+    """
+
+    with_tokens: bool = False
+    input: str = "float32"
+    allow_large_k: bool = False
+    opset: int = 20
+    without: tuple[str, ...] = ()
+    gather: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("input type", self.input, INPUTS)
+        check_choice("gather", self.gather, GATHERS)
+        object.__setattr__(self, "without", tuple(self.without))
+        for name in self.without:
+            check_choice("rewrite", name, (*FORMS, "all"))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The FORMS that are not applied."""
+        return FORMS if "all" in self.without else self.without
+
+    def for_target(self, target: str) -> ExportConfig:
+        """With the gather that is faster there, where it is left open."""
+        return dataclasses.replace(self, gather=FASTER_GATHER[target]) if self.gather == "auto" else self
 
 
 @dataclass(frozen=True)

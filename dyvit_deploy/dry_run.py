@@ -81,7 +81,8 @@ def export_command(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
             ("--calib-images", calibration.images, CalibrationConfig().images),
             ("--method", calibration.method, CalibrationConfig().method), ("--rest", precision.rest, None),
             ("--io", precision.io, "float32"), ("--max-drop", precision.max_drop, None),
-            ("--input", config.export.input, "float32"), ("--keep-ratio", keep.ratio, None),
+            ("--input", config.export.input, "float32"), ("--without", config.export.without, ()),
+            ("--gather", config.export.gather, "auto"), ("--keep-ratio", keep.ratio, None),
             ("--keep-ratios", keep.ratios, None), ("--keep-counts", keep.counts, None), ("--stages", keep.stages, None),
             ("--selector", keep.selector, None), ("--image-size", load.image_size, None),
             ("--model", load.model, None), ("--weights", load.weights, "auto")):

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .artifacts import ArtifactFacts, require_file, sha256, size_mib
-from .config import ModelConfig, PruneConfig
+from .config import PruneConfig
 from .engine.build import describe
 from .engine.layers import to_rows
 from .engine.preflight import preflight
@@ -71,7 +71,7 @@ class InspectReport:
                 "selector": prune and prune.selector + (", dropped tokens fused" if prune.fuse else ""),
                 "trained for": facts.elastic and "keep ratios {:g} to {:g}".format(*facts.elastic),
                 "kept patches": " / ".join(map(str, (model.patches, *self.keep_counts))),
-                "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
+                "rewrites": ", ".join(facts.forms), "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
                 "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")
                 if facts.class_names else None,
                 "parent": _pairs(facts.parent), "versions": _pairs(facts.versions),
@@ -202,16 +202,16 @@ def _value(value: Any) -> str:
     return f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)} [{dims}]"
 
 
-def _cost(model: ModelConfig, prune: PruneConfig | None) -> Cost:
+def _cost(facts: ArtifactFacts) -> Cost:
     from .model.macs import count_costs
 
-    return count_costs(model, [prune])[0]
+    return count_costs(facts.model, [facts.prune], facts.forms)[0]
 
 
 def _report(path: Path, kind: str, facts: ArtifactFacts | None, details: dict[str, Any],
             parameters: int | None) -> InspectReport:
     prune: PruneConfig | None = facts.prune if facts else None
     counts = prune.counts(facts.model.patches) if facts and prune else ()
-    cost = _cost(facts.model, prune) if facts else None
+    cost = _cost(facts) if facts else None
     return InspectReport(str(path), kind, size_mib(path), sha256(path), facts, counts,
                          cost.gmacs if cost else None, cost.parameters if cost else parameters, details)

@@ -11,7 +11,7 @@ import click
 
 from .artifacts import check_target
 from .config import METHODS, SELECTORS, CalibrationConfig, EngineRunConfig, KeepRequest, LoadConfig, PrecisionConfig
-from .deploy_config import BatchProfile, BuildConfig
+from .deploy_config import FORMS, GATHERS, INPUTS, BatchProfile, BuildConfig, ExportConfig
 from .errors import ConfigError
 from .targets import FLAGS
 from .training.recipe import FIELDS, values_of
@@ -33,6 +33,15 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in recent c
             return tuple(self.kind(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers like 1,2,3.", param, ctx)
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
+    """Comma-separated names."""
+
+    name = "name,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, tuple) else tuple(value.split(","))
 
 
 class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
@@ -125,6 +134,28 @@ def build_options(command: F) -> F:
         click.option("--strip-weights", is_flag=True, help="Leave weights out; dyvit refit puts them in."),
         click.option("--compute-capability", metavar="X.Y,...", help="Of the GPUs that will run it: 8.9,12.0."),
         click.option("--tf32", is_flag=True, help="float32 products may round their inputs to TF32."),
+    )
+    return decorated
+
+
+def graph_options(command: F) -> F:
+    """What the graph offers and how it is written; the command receives one `graph`."""
+    @functools.wraps(command)
+    def gather(with_tokens: bool, input_type: str, allow_large_k: bool, without: Any, gather: str,
+               **values: Any) -> Any:
+        graph = ExportConfig(with_tokens, input_type, allow_large_k, without=without, gather=gather)
+        return command(graph=graph, **values)
+
+    decorated: F = with_options(
+        gather,
+        click.option("--with-tokens", is_flag=True, help="Also output the kept patches of each stage."),
+        click.option("--input", "input_type", default="float32", show_default=True, metavar=f"[{'|'.join(INPUTS)}]",
+                     help="uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph."),
+        click.option("--allow-large-k", is_flag=True, help="Permit TopK beyond TensorRT's limit of 3840."),
+        click.option("--without", type=Names(), default=(), metavar="NAME,...",
+                     help=f"Exact rewrites to leave out, or all: {', '.join(FORMS)}."),
+        click.option("--gather", default="auto", show_default=True, metavar=f"[{'|'.join(GATHERS)}]",
+                     help="Operator that copies kept rows; auto: the faster one."),
     )
     return decorated
 

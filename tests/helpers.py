@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from dyvit_deploy.artifacts import ArtifactFacts, sha256
-from dyvit_deploy.config import ExportConfig, LoadConfig, ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.config import LoadConfig, ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT

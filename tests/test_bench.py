@@ -16,8 +16,8 @@ from dyvit_deploy.bench import (
     make_feed,
     peak_memory,
 )
-from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import DeployConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.pipeline import export_artifact

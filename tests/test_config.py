@@ -2,7 +2,8 @@ import pytest
 from helpers import tiny_config
 
 from dyvit_deploy import zoo
-from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig, ModelConfig, PruneConfig, default_stages
+from dyvit_deploy.config import KeepRequest, LoadConfig, ModelConfig, PruneConfig, default_stages
+from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ConfigError
 
 

@@ -5,7 +5,8 @@ import onnx
 import pytest
 from helpers import tiny_checkpoint, tiny_graph, tiny_images
 
-from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.graph import (
@@ -27,7 +28,7 @@ def graph(tmp_path_factory):
 def test_products_are_named_after_their_modules(graph):
     products = matrix_products(load_graph(graph))
     count = collections.Counter(p.operator for p in products)
-    assert count == {"Conv": 1, "Gemm": 1, "MatMul": 4 * 4 + 4 * 2 + 3 * 4}
+    assert count == {"Conv": 1, "Gemm": 1, "MatMul": 4 * 4 + 4 * 2 + 3 * 5}
     assert len({p.name for p in products}) == len(products)
     attention = [p for p in products if p.weight is None]
     assert len(attention) == 8 and all(p.activations == (0, 1) for p in attention)

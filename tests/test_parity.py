@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from helpers import fake_runner, tiny_checkpoint, tiny_config
 
-from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data.images import NoiseImages
+from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.parity import CheckConfig, Tolerance, check_artifacts, compare

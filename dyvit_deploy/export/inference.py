@@ -1,14 +1,11 @@
-"""The module that is exported, and how its attention is written out."""
+"""The module that is exported."""
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from ..config import ExportConfig
 from ..data.preprocess import scale_and_shift
+from ..deploy_config import ExportConfig
 from ..model.dynamicvit import DynamicViT
 
 
@@ -30,20 +27,3 @@ class InferenceGraph(nn.Module):
             images = images.float().permute(0, 3, 1, 2) * self.scale + self.shift  # [B, 3, height, width]
         out = self.model.forward_pruned(images)
         return (out.logits, *out.kept) if self.with_tokens else (out.logits,)
-
-
-@contextlib.contextmanager
-def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Attention as MatMul, Softmax, MatMul while tracing.
-
-    The exporter's expansion of the fused operator transposes the key through reshapes of computed
-    shape, nine nodes a block; and no runtime needs the opset 23 Attention operator.
-    """
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False
-    try:
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, check_target, library_versions
-from ..config import ExportConfig, LoadConfig
+from ..config import LoadConfig
+from ..deploy_config import ExportConfig
 from ..errors import ConfigError, ExportError, reason
 from ..optional import require
 
@@ -81,9 +82,9 @@ def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
     check_k(model.keep_counts, model.config.patches, config)
     check_size(sum(p.numel() * p.element_size() for p in model.parameters()))
     names = ["logits", *(f"kept_{s}" for s in range(len(model.keep_counts)) if config.with_tokens)]
-    proto = _trace(model, names, config)
+    proto, forms = _trace(model, names, config.for_target("cpu"))
     facts = dataclasses.replace(
-        facts, precision="float32", input=config.input, keep_counts=model.keep_counts,
+        facts, precision="float32", input=config.input, keep_counts=model.keep_counts, forms=forms,
         versions=library_versions("torch", "timm", "onnx", "onnxscript"))
     onnx.helper.set_model_props(proto, {METADATA_KEY: facts.to_json()})
     proto.producer_name, proto.producer_version = "dyvit-deploy", library_versions()["dyvit-deploy"]
@@ -109,18 +110,20 @@ def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None
                               "when the graph is for another runtime.")
 
 
-def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> Any:
-    """The ONNX ModelProto of `model`."""
+def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[Any, tuple[str, ...]]:
+    """The ONNX ModelProto of `model`, and the names of the forms that applied."""
     torch = require("torch")
-    from .inference import InferenceGraph, plain_attention
+    from ..model.forms import inference_form
+    from .inference import InferenceGraph
     from .rewrites import rewrite
 
+    model, forms = inference_form(model, config.left_out)
     height, width = model.config.image_size
     # Batch 2: an example batch of 1 would be baked in without a word.
     example = (torch.zeros(2, height, width, 3, dtype=torch.uint8) if config.input == "uint8"
                else torch.zeros(2, 3, height, width))
     graph = InferenceGraph(model, config).eval()
-    with plain_attention(model), warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -130,9 +133,9 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> Any:
         except (torch.onnx.OnnxExporterError, torch._dynamo.exc.UserError, RuntimeError) as error:
             raise ExportError(f"torch.onnx could not export {model.config.name}: {reason(error)}. "
                               "Try another torch version, or report the model's name to us.") from error
-    ir_model, changed = rewrite(program.model)
-    log.info("rewrites that applied: %s", ", ".join(changed) or "none")
-    return require("onnx_ir").to_proto(ir_model)
+    ir_model, changed = rewrite(program.model, config.gather)
+    log.info("forms and rewrites that applied: %s", ", ".join((*forms, *changed)) or "none")
+    return require("onnx_ir").to_proto(ir_model), forms
 
 
 @contextlib.contextmanager

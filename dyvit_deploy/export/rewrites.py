@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..model.checkpoint import published_name
 
@@ -88,13 +89,40 @@ class DropExporterNotes(InPlacePass):
         return PassResult(model, modified)
 
 
+class GatherRows(InPlacePass):
+    """Gathers whole rows, in place of every element by an index of its own.
+
+    Rules:
+        1. A GatherElements over axis 1 whose index is expanded from one per row becomes a GatherND.
+        2. The index keeps its last axis, of length 1, and is not expanded.
+
+        GatherElements(x [B, N, C], Expand(index [B, K, 1]))   ->   GatherND(x, index, batch_dims=1)
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        modified = False
+        for node in list(model.graph):
+            expand = node.inputs[1].producer() if node.op_type == "GatherElements" and node.inputs[1] else None
+            if expand is None or expand.op_type != "Expand" or node.attributes.get_int("axis", 0) != 1:
+                continue
+            rows = ir.node("GatherND", [node.inputs[0], expand.inputs[0]], {"batch_dims": 1}, name=node.name)
+            rows.metadata_props.update(node.metadata_props)
+            output = rows.outputs[0]
+            output.name, output.shape, output.type = node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [rows], node.outputs, rows.outputs)
+            modified = True
+        return PassResult(model, modified)
+
+
 PASSES: tuple[type[InPlacePass], ...] = (NameNodesByModule, DropExporterNotes)
+GATHERS: dict[str, tuple[type[InPlacePass], ...]] = {
+    "elements": (), "nd": (GatherRows, RemoveUnusedNodesPass)}
 
 
-def rewrite(model: ir.Model) -> tuple[ir.Model, list[str]]:
+def rewrite(model: ir.Model, gather: str = "elements") -> tuple[ir.Model, list[str]]:
     """Runs all passes; also returns the names of those that changed something."""
     changed = []
-    for make in PASSES:
+    for make in (*GATHERS[gather], *PASSES):
         result = make()(model)
         model = result.model
         if result.modified:

@@ -120,8 +120,7 @@ class DynamicViT(nn.Module):
         left, keep = tokens[:, self.prefix:], self.keep_counts[stage]      # [B, F + N, C]
         score = self.score_predictor[stage].scores(left, position, attended)
         if self.fuser is None:
-            patches, chosen = self.selector[stage](left, score, keep)
-            return torch.cat([tokens[:, :self.prefix], patches], dim=1), chosen, score
+            return (*self.selector[stage](tokens, score, keep, self.prefix), score)
         fused = left.shape[1] - position.shape[1]
         patches, chosen = self.selector[stage](left[:, fused:], score[:, fused:], keep)
         rest = self.fuser[stage](left, score / self.config.patches, chosen + fused)  # [B, 1, C]

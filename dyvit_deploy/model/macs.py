@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import ModelConfig, PruneConfig
 from .dynamicvit import DynamicViT
+from .forms import FORMS
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,11 @@ class Cost:
     parameters: int
 
 
-def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None]) -> list[Cost]:
+def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms: Sequence[str] = ()) -> list[Cost]:
     """Counts convolutions and matrix products of the inference path, predictors included, per schedule.
 
-    PyTorch's own counter runs the model on the meta device: shapes are computed, values are not.
+    `forms` are those of the exported graph, see `forms`. PyTorch's own counter runs the model on the meta device:
+    shapes are computed, values are not.
     """
     costs = []
     models: dict[tuple[object, ...], DynamicViT] = {}
@@ -32,6 +34,8 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None]) -> li
         with torch.device("meta"):
             if form not in models:
                 models[form] = DynamicViT(config, prune).eval()
+                for name in forms:
+                    FORMS[name](models[form])
             image = torch.empty(1, 3, *config.image_size)
         model = models[form]
         model.keep_counts = prune.counts(config.patches) if prune else ()

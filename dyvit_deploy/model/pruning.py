@@ -32,8 +32,10 @@ def select_tokens(tokens: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Te
 class TokenSelector(nn.Module):
     """`select_tokens` as a module, so that exported nodes carry the name of their stage."""
 
-    def forward(self, tokens: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        return select_tokens(tokens, scores, keep)
+    def forward(self, tokens: Tensor, scores: Tensor, keep: int, prefix: int = 0) -> tuple[Tensor, Tensor]:
+        """The first `prefix` of `tokens` [B, P + N, C] stay and have no score: [B, P + K, C], positions [B, K]."""
+        kept, chosen = select_tokens(tokens[:, prefix:], scores, keep)
+        return torch.cat([tokens[:, :prefix], kept], dim=1), chosen
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from helpers import tiny_checkpoint, tiny_images, tiny_model
 
 from dyvit_deploy.artifacts import METADATA_KEY, ArtifactFacts
-from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig, PruneConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.preprocess import normalise, scale_and_shift
+from dyvit_deploy.deploy_config import FORMS, ExportConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export import onnx as export_module
 from dyvit_deploy.export.onnx import check_k, export_model, export_onnx
@@ -47,7 +48,8 @@ def test_counts_are_constant_and_nothing_of_training_is_left(exported):
     topk = [node for node in proto.graph.node if node.op_type == "TopK"]
     assert [constants[node.input[1]].tolist() for node in topk] == [[8], [4], [2]]
     assert all({a.name: a.i for a in node.attribute}["sorted"] == 1 for node in topk)
-    assert operators(exported[1])["GatherElements"] == 6                   # tokens and their numbers, per stage
+    found = operators(exported[1])
+    assert (found["GatherND"], found["GatherElements"]) == (3, 3)          # tokens and their numbers, per stage
     assert not {"LogSoftmax", "Log", "Exp", "Where", "ScatterElements", "Attention"} & set(operators(exported[1]))
     assert {o.domain: o.version for o in proto.opset_import} == {"": 20}
 
@@ -64,6 +66,17 @@ def test_metadata_tell_where_the_graph_comes_from(exported):
 def test_the_file_holds_no_path_of_the_exporting_machine(exported):
     content = exported[1].read_bytes()
     assert b"site-packages" not in content and b"/dyvit_deploy/" not in content and b"File \"" not in content
+
+
+def test_rewrites_can_be_left_out(exported, tmp_path):
+    report = export_onnx(exported[0], tmp_path / "m.onnx", ExportConfig(with_tokens=True, without=("all",),
+                                                                        gather="elements"))
+    found = operators(report.path)
+    assert report.facts.forms == () and (found["GatherND"], found["GatherElements"]) == (0, 6)
+    assert exported[2].facts.forms == FORMS[:4] + FORMS[5:]                # a linear stem has no batch norm
+    with open_runner(exported[1]) as ours, open_runner(report.path) as plain:
+        images = tiny_images(3).numpy()
+        assert np.allclose(ours.infer(images).logits, plain.infer(images).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

@@ -1,7 +1,7 @@
 import onnx_ir as ir
 import pytest
 
-from dyvit_deploy.export.rewrites import SCOPES, DropExporterNotes, NameNodesByModule, rewrite
+from dyvit_deploy.export.rewrites import SCOPES, DropExporterNotes, GatherRows, NameNodesByModule, rewrite
 
 
 def graph(scopes: list[str]) -> ir.Model:
@@ -39,3 +39,32 @@ def test_notes_of_the_exporter_go_and_a_second_run_changes_nothing():
     assert not any(node.metadata_props or node.outputs[0].metadata_props for node in model.graph)
     assert not DropExporterNotes()(model).modified
     assert rewrite(model)[1] == []
+
+
+def gather_graph(axis: int) -> ir.Model:
+    """GatherElements over an index that is expanded from one per row, as torch.gather exports."""
+    x = ir.Value(name="images", shape=ir.Shape(["batch", 4, 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    index = ir.Value(name="kept", shape=ir.Shape(["batch", 2, 1]), type=ir.TensorType(ir.DataType.INT64))
+    shape = ir.Value(name="shape", const_value=ir.tensor([1, 1, 8], name="shape"))
+    expand = ir.node("Expand", [index, shape])
+    gather = ir.node("GatherElements", [x, expand.outputs[0]], {"axis": axis}, name="node_gather")
+    gather.outputs[0].name, gather.outputs[0].shape = "rows", ir.Shape(["batch", 2, 8])
+    gather.metadata_props[SCOPES] = repr(["", "model.selector.0", "gather"])
+    return ir.Model(ir.Graph([x, index], [gather.outputs[0]], nodes=[expand, gather], initializers=[shape],
+                             opset_imports={"": 20}), ir_version=10)
+
+
+def test_rows_are_gathered_whole_and_keep_their_names():
+    model, changed = rewrite(gather_graph(axis=1), "nd")
+    assert changed[0] == "GatherRows"
+    [node] = model.graph                                                   # the Expand is gone
+    assert node.name == "selector.0/GatherND" and node.inputs[1].name == "kept"
+    assert node.attributes.get_int("batch_dims") == 1
+    assert model.graph.outputs[0].name == "rows" and model.graph.outputs[0].producer() is node
+    assert not GatherRows()(model).modified
+
+
+@pytest.mark.parametrize("axis, gather", [(2, "nd"), (1, "elements")])
+def test_other_gathers_stay(axis, gather):
+    model, changed = rewrite(gather_graph(axis), gather)
+    assert "GatherRows" not in changed and [n.op_type for n in model.graph] == ["Expand", "GatherElements"]

@@ -5,8 +5,9 @@ import pytest
 import torch
 from helpers import cached_export, needs_modelopt, photo_folder, tiny_checkpoint, tiny_images, tiny_model
 
-from dyvit_deploy.config import ExportConfig, KeepRequest, LoadConfig, PruneConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.open import open_images
+from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.graph import load_graph, product_precisions, weights_fingerprint
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint

@@ -1,0 +1,227 @@
+"""Inference forms of a model: modules that compute the same in fewer operations, for the exported graph.
+
+Each form replaces parts of a model that is about to be exported, never those of one that is trained or that
+exports are compared with. Results are equal to rounding; module names stay those of published checkpoints,
+because calibration, precision and messages go by them.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .dynamicvit import DynamicViT
+from .lvvit import LVViT
+from .predictor import ScorePredictor
+from .pruning import gather_tokens
+
+
+class SplitLinear(nn.Module):
+    """A linear layer over [local, pooled], where `pooled` is one row per image: its product is computed once.
+
+        Concat(local [B, N, L], Expand(pooled [B, 1, G])) -> MatMul(W)
+        ->  MatMul(local, W[:L]) + MatMul(pooled, W[L:])
+    """
+
+    def __init__(self, joined: nn.Linear) -> None:
+        super().__init__()
+        out, half = joined.out_features, joined.in_features // 2
+        self.local, self.pooled = nn.Linear(half, out, bias=False), nn.Linear(half, out)
+        with torch.no_grad():
+            self.local.weight.copy_(joined.weight[:, :half])
+            self.pooled.weight.copy_(joined.weight[:, half:])
+            self.pooled.bias.copy_(joined.bias)
+
+    def forward(self, local: Tensor, pooled: Tensor) -> Tensor:
+        """[B, N, C/2] and [B, 1, C/2] -> [B, N, C/2]."""
+        joined: Tensor = self.local(local) + self.pooled(pooled)
+        return joined
+
+
+class SplitPredictor(nn.Module):
+    """`ScorePredictor.scores` with `SplitLinear`, in place of one row of the mean for every patch."""
+
+    def __init__(self, predictor: ScorePredictor) -> None:
+        super().__init__()
+        first, *rest = predictor.out_conv
+        self.in_conv, self.score = predictor.in_conv, predictor.score
+        self.out_conv = nn.ModuleList([SplitLinear(first), *rest])
+
+    def scores(self, tokens: Tensor, position: Tensor | None = None, attended: object = None) -> Tensor:
+        """float [B, N, C] -> [B, N]."""
+        local, others = self.in_conv(tokens).chunk(2, dim=-1)              # [B, N, C/2] twice
+        joined, *between, last = self.out_conv
+        features = joined(local, others.mean(dim=1, keepdim=True))
+        for layer in between:
+            features = layer(features)                                     # [B, N, C/4] in the end
+        score: Tensor = self.score(features, last)
+        return score
+
+
+class OneGather(nn.Module):
+    """Prefix tokens ride along with the kept ones: one copy of the rows that go on.
+
+        Slice(tokens), GatherElements(patches, kept), Concat  ->  Concat(prefix, kept + P), GatherElements(tokens)
+    """
+
+    def forward(self, tokens: Tensor, scores: Tensor, keep: int, prefix: int = 0) -> tuple[Tensor, Tensor]:
+        """See `TokenSelector`."""
+        kept = scores.topk(keep, dim=1).indices                            # [B, K]
+        always = torch.arange(prefix, device=kept.device).expand(kept.shape[0], -1)
+        return gather_tokens(tokens, torch.cat([always, kept + prefix], dim=1)), kept
+
+
+class ReadAttention(nn.Module):
+    """timm's attention for the first `rows` queries only."""
+
+    def __init__(self, attn: Attention, rows: int) -> None:
+        super().__init__()
+        self.rows, self.scale, self.shape = rows, attn.scale, (3, attn.num_heads, attn.head_dim)
+        self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
+        self.norm, self.gate, self.proj = attn.norm, attn.gate, attn.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, R, C]."""
+        query, key, value = self.qkv(x).unflatten(-1, self.shape).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, D]
+        query = self.q_norm(query[:, :, :self.rows]) * self.scale          # [B, H, R, D]
+        shares = (query @ self.k_norm(key).transpose(-2, -1)).softmax(dim=-1)  # [B, H, R, T]
+        out = self.norm((shares @ value).transpose(1, 2).flatten(2))       # [B, R, H * D]
+        if self.gate is not None:
+            out = out * self.gate(x[:, :self.rows]).sigmoid()
+        result: Tensor = self.proj(out)
+        return result
+
+
+class ReadBlock(nn.Module):
+    """The last block, for the tokens that the head reads: after its attention the others are of no use.
+
+        attention over T rows, MLP over T rows, head reads row 0  ->  attention and MLP for row 0 alone
+    """
+
+    def __init__(self, block: Block, rows: int) -> None:
+        super().__init__()
+        self.rows, self.attn = rows, ReadAttention(block.attn, rows)
+        self.norm1, self.ls1, self.norm2, self.mlp, self.ls2 = (block.norm1, block.ls1, block.norm2, block.mlp,
+                                                                block.ls2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, R, C]."""
+        x = x[:, :self.rows] + self.ls1(self.attn(self.norm1(x)))
+        result: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return result
+
+
+def split_predictor(model: DynamicViT) -> bool:
+    """Predictors compute the half of their first output layer that is alike for all patches once."""
+    changed = False
+    for stage, selector in enumerate(model.score_predictor):
+        if isinstance(selector, ScorePredictor):
+            model.score_predictor[stage], changed = SplitPredictor(selector), True
+    return changed
+
+
+def one_gather(model: DynamicViT) -> bool:
+    """One copy of prefix and kept rows in place of three."""
+    if model.prune is None or model.prune.fuse or model.prune.selector == "structural":
+        return False                                                       # a fused token stands between them
+    model.selector = nn.ModuleList(OneGather() for _ in model.selector)
+    return True
+
+
+def read_block(model: DynamicViT) -> bool:
+    """The last block computes what the head reads; not where that is every token."""
+    vit: Any = model.backbone
+    last = vit.blocks[-1]
+    reads_prefix = vit.global_pool == "token" and not isinstance(vit, LVViT) and vit.attn_pool is None
+    if not reads_prefix or type(last) is not Block or type(last.attn) is not Attention:
+        return False
+    vit.blocks[-1] = ReadBlock(last, vit.num_prefix_tokens)
+    return True
+
+
+def fold_scale(model: DynamicViT) -> bool:
+    """The factor on the attention's logits goes into the weights of the query.
+
+        Mul(q, D ** -0.5)  ->  nothing
+    """
+    changed = False
+    for attn in model.modules():
+        if isinstance(attn, (Attention, ReadAttention)) and isinstance(attn.q_norm, nn.Identity) and attn.scale != 1.0:
+            rows = attn.qkv.out_features // 3
+            with torch.no_grad():
+                attn.qkv.weight[:rows] *= attn.scale
+                if attn.qkv.bias is not None:
+                    attn.qkv.bias[:rows] *= attn.scale
+            attn.scale, changed = 1.0, True
+    return changed
+
+
+def fold_batch_norm(model: DynamicViT) -> bool:
+    """Batch norms of a stem go into the convolutions before them.
+
+        Conv(W), BatchNormalization  ->  Conv(W * gamma / sigma, b)
+    """
+    changed = False
+    for parent in model.backbone.patch_embed.modules():
+        before = ""
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and before:
+                setattr(parent, before, fuse_conv_bn_eval(getattr(parent, before).eval(), child.eval()))
+                setattr(parent, name, nn.Identity())
+                changed = True
+            before = name if isinstance(child, nn.Conv2d) else ""
+    return changed
+
+
+def fold_layer_norm(model: DynamicViT) -> bool:
+    """Scale and shift of a LayerNorm go into the linear layer behind it.
+
+        LayerNormalization(gamma, beta), MatMul(W)  ->  LayerNormalization(1, 0), MatMul(gamma * W) + W beta
+    """
+    changed = False
+    blocks: list[Any] = [block for block in model.backbone.blocks if type(block) in (Block, ReadBlock)]
+    pairs: list[tuple[Any, Any]] = [
+        (block.norm1, getattr(block.attn, "qkv", None)) for block in blocks
+             if getattr(block.attn, "gate", None) is None]                 # a gate reads the norm's output too
+    pairs += [(block.norm2, getattr(block.mlp, "fc1", None)) for block in blocks]
+    for norm, linear in pairs:
+        if not isinstance(norm, nn.LayerNorm) or type(linear) is not nn.Linear:
+            continue
+        with torch.no_grad():
+            shift = linear.weight @ norm.bias
+            linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift)
+            linear.weight *= norm.weight
+            norm.weight.fill_(1.0)
+            norm.bias.zero_()
+        changed = True
+    return changed
+
+
+FORMS: dict[str, Callable[[DynamicViT], bool]] = {
+    "split-predictor": split_predictor, "one-gather": one_gather, "read-block": read_block, "fold-scale": fold_scale,
+    "fold-batch-norm": fold_batch_norm, "fold-layer-norm": fold_layer_norm,
+}
+
+
+def plain_attention(model: DynamicViT) -> None:
+    """Attention as MatMul, Softmax, MatMul.
+
+    The exporter's expansion of the fused operator transposes the key through reshapes of computed
+    shape, nine nodes a block; and no runtime needs the opset 23 Attention operator.
+    """
+    for module in model.modules():
+        if getattr(module, "fused_attn", False):
+            module.fused_attn = False
+
+
+def inference_form(model: DynamicViT, leave_out: Collection[str] = ()) -> tuple[DynamicViT, tuple[str, ...]]:
+    """A copy of `model` in its inference forms, and the names of those that applied."""
+    model = copy.deepcopy(model).eval()
+    plain_attention(model)
+    return model, tuple(name for name, change in FORMS.items() if name not in leave_out and change(model))

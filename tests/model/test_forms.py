@@ -1,0 +1,98 @@
+"""The inference forms compute what the model computes."""
+import pytest
+import torch
+from helpers import tiny_images, tiny_model
+
+from dyvit_deploy import zoo
+from dyvit_deploy.config import PruneConfig, default_stages
+from dyvit_deploy.deploy_config import FORMS as NAMES, ExportConfig
+from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.model.forms import FORMS, inference_form
+from dyvit_deploy.model.macs import count_costs
+from dyvit_deploy.model.vit import resolve
+
+MODELS = {
+    "vit": (dict(), {"split-predictor", "one-gather", "read-block", "fold-scale", "fold-layer-norm"}),
+    "conv stem": (dict(stem="conv"), set(NAMES)),
+    "lvvit": (dict(builder="lvvit"), set(NAMES) - {"read-block"}),
+}
+
+
+def lively(model):
+    """Norms as after training: by default their scale is 1 and their shift 0, which would hide a mistake."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+        if isinstance(module, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)):
+            module.weight.data.uniform_(0.5, 2, generator=generator)
+            module.bias.data.uniform_(-1, 1, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("changes, applies", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("name", [*NAMES, "all"])
+def test_results_are_equal_to_rounding_and_the_model_stays_as_it_was(changes, applies, name):
+    model = lively(tiny_model(0.5, **changes)[0])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    form, applied = inference_form(model, [] if name == "all" else [other for other in NAMES if other != name])
+    assert set(applied) == (applies if name == "all" else applies & {name})
+    images = tiny_images(3)
+    with torch.inference_mode():
+        expected, found = model.forward_pruned(images), form.forward_pruned(images)
+    assert torch.allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.kept, expected.kept))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_base_patch16_siglip_224",
+                                  "vit_small_patch14_reg4_dinov2"])
+def test_prefix_tokens_and_other_poolings_of_timm_are_respected(name):
+    torch.manual_seed(0)
+    config = resolve(f"timm:{name}")
+    model = DynamicViT(config, PruneConfig.from_ratio(0.5, (1,)))
+    model.backbone.blocks = model.backbone.blocks[:2]                      # two blocks show it as well as twelve
+    model = lively(model)
+    form, applied = inference_form(model)
+    assert ("read-block" in applied) == (model.backbone.global_pool == "token")
+    images = tiny_images(2, config.image_size[0])
+    with torch.inference_mode():
+        assert torch.allclose(form(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("selector", ["attention", "random", "static", "structural"])
+def test_other_selectors_keep_their_tokens(selector):
+    config = tiny_model()[0].config
+    ratios = (0.25,) if selector == "structural" else (0.5, 0.25)
+    torch.manual_seed(0)
+    model = lively(DynamicViT(config, PruneConfig((2,) if selector == "structural" else (2, 3), ratios,
+                                                  selector=selector)))
+    form, applied = inference_form(model)
+    assert "split-predictor" not in applied and ("one-gather" in applied) == (selector != "structural")
+    images = tiny_images(2)
+    with torch.inference_mode():
+        expected, found = model.forward_pruned(images), form.forward_pruned(images)
+    assert torch.allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.kept, expected.kept))
+
+
+def test_a_dense_model_has_nothing_to_gather_and_still_reads_one_token():
+    model = lively(tiny_model(None)[0])
+    form, applied = inference_form(model)
+    assert set(applied) == {"read-block", "fold-scale", "fold-layer-norm"}
+    images = tiny_images(2)
+    with torch.inference_mode():
+        assert torch.allclose(form(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_command_line_names_every_form():
+    assert tuple(FORMS) == NAMES and ExportConfig(without=("all",)).left_out == NAMES
+
+
+def test_the_ceiling_of_deit_s_rises_with_the_forms():
+    config = zoo.get("deit-s")
+    prune = PruneConfig.from_ratio(0.7, default_stages(config.depth))
+    [dense, plain], [fast] = count_costs(config, [None, prune]), count_costs(config, [prune], NAMES)
+    assert dense.gmacs / plain.gmacs == pytest.approx(1.543, abs=1e-3)
+    assert dense.gmacs / fast.gmacs > 1.6
