@@ -14,16 +14,14 @@ if TYPE_CHECKING:
     from .calibration.sensitivity import measure_sensitivity
     from .catalog import list_models
     from .config import (
-        CalibrationConfig,
         EngineRunConfig,
         KeepRequest,
         LoadConfig,
         ModelConfig,
-        PrecisionConfig,
         PruneConfig,
     )
     from .data.open import open_images
-    from .deploy_config import BatchProfile, BuildConfig, DeployConfig, ExportConfig
+    from .deploy_config import BatchProfile, BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
     from .deploy_report import Progress
     from .doctor import diagnose
     from .engine.build import build_engine, plan_build
@@ -47,10 +45,10 @@ _NAMES = {
     "calibration.collect": ("calibrate",),
     "calibration.ranges": ("Ranges",),
     "calibration.sensitivity": ("measure_sensitivity",),
-    "config": ("CalibrationConfig", "EngineRunConfig", "KeepRequest", "LoadConfig", "ModelConfig",
-               "PrecisionConfig", "PruneConfig"),
+    "config": ("EngineRunConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PruneConfig"),
     "data.open": ("open_images",),
-    "deploy_config": ("BatchProfile", "BuildConfig", "DeployConfig", "ExportConfig"),
+    "deploy_config": ("BatchProfile", "BuildConfig", "CalibrationConfig", "DeployConfig", "ExportConfig",
+                      "PrecisionConfig"),
     "deploy_report": ("Progress",),
     "doctor": ("diagnose",),
     "engine.build": ("build_engine", "plan_build"),

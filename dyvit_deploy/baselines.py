@@ -9,9 +9,9 @@ from typing import Any
 
 from .artifacts import ArtifactFacts, atomic_write
 from .calibration.collect import collect, examine
-from .config import QUANTIZED, CalibrationConfig, PrecisionConfig
+from .config import QUANTIZED
 from .data.open import open_calibration
-from .deploy_config import DeployConfig, ExportConfig
+from .deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .engine.build import build_engine
 from .engine.sidecar import read_sidecar
 from .errors import BackendError, ExportError, MissingDependency

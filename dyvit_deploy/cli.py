@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .artifacts import own_version, write_json
-from .config import CalibrationConfig, LoadConfig, PrecisionConfig
-from .deploy_config import BuildConfig, DeployConfig, ExportConfig
+from .config import LoadConfig
+from .deploy_config import BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .distributed import is_first, rank
 from .errors import ConfigError, DyvitError, did_you_mean
 from .options import (

@@ -236,6 +236,25 @@ class PruneConfig(JsonConfig):
             raise ConfigError(f"Structural pooling leaves {patches // 4} patches; leave out --keep-counts.")
         return counts
 
+    def aligned(self, patches: int, prefix: int, multiple: int) -> PruneConfig:
+        """The same schedule with K + `prefix` rounded to a multiple per stage; a stage that drops nothing still does.
+
+        Raises:
+            ConfigError: structural pooling, whose count is fixed, or no multiple fits.
+        """
+        if self.selector == "structural":
+            raise ConfigError("Structural pooling leaves a quarter of the patches; leave out --align.")
+        counts, before = [], patches
+        for keep in self.counts(patches):
+            tokens = (keep + prefix + multiple // 2) // multiple * multiple
+            tokens = max(tokens - multiple * (tokens - prefix > before), (prefix // multiple + 1) * multiple)
+            if keep < before < tokens - prefix:
+                raise ConfigError(f"No multiple of {multiple} fits between {prefix} and {before + prefix} tokens; "
+                                  "lower --align.")
+            before = before if keep == before else tokens - prefix
+            counts.append(before)
+        return PruneConfig(self.stages, None, tuple(counts), self.selector, self.fuse)
+
     def ratios(self, patches: int) -> tuple[float, ...]:
         """The training target per stage, as a fraction of N = `patches`."""
         return self.keep_ratios or tuple(k / patches for k in self.counts(patches))
@@ -247,7 +266,10 @@ class PruneConfig(JsonConfig):
 
 @dataclass(frozen=True)
 class KeepRequest(JsonConfig):
-    """What a user asked of the pruning; at most one of `ratio`, `ratios`, `counts`. The defaults ask nothing."""
+    """What a user asked of the pruning; at most one of `ratio`, `ratios`, `counts`. The defaults ask nothing.
+
+    `align` rounds the kept tokens, prefix included, to a multiple, see `PruneConfig.aligned`.
+    """
 
     ratio: float | None = None
     ratios: tuple[float, ...] | None = None
@@ -255,10 +277,13 @@ class KeepRequest(JsonConfig):
     stages: tuple[int, ...] | None = None
     selector: str | None = None
     fuse: bool = False
+    align: int | None = None
 
     def __post_init__(self) -> None:
         if self.selector is not None:
             check_choice("selector", self.selector, SELECTORS)
+        if self.align is not None and self.align < 1:
+            raise ConfigError(f"Token counts are aligned to a multiple of at least 1, not {self.align}.")
 
     @property
     def asks(self) -> bool:
@@ -332,51 +357,3 @@ class LoadConfig(JsonConfig):
         check_choice("weights", self.weights, WEIGHTS)
 
 
-@dataclass(frozen=True)
-class PrecisionConfig(JsonConfig):
-    """What the products are computed in, for which runtime, and what is demanded of the result.
-
-    `target` is "cpu" or "tensorrt", None the one that fits; `rest` is the precision of what int8 and
-    float8 leave out, None the fastest that the target has; `io` "float16" makes float input and logits
-    float16. `gate` compares the result with float32 and rejects it beyond tolerance; `max_drop` keeps the
-    costliest layers in higher precision until top-1 falls by at most that many points.
-    """
-
-    precision: str = "float32"
-    target: str | None = None
-    rest: str | None = None
-    io: str = "float32"
-    gate: bool = True
-    max_drop: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, choices in (("precision", PRECISIONS), ("target", TARGETS), ("rest", ("float32", *HALF)),
-                              ("io", ("float32", "float16"))):
-            value = ALIASES.get(getattr(self, name), getattr(self, name))
-            object.__setattr__(self, name, value)
-            if value is not None:
-                check_choice(name, value, choices)
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"A drop is given in points from 0 to 100, not {self.max_drop}.")
-
-
-@dataclass(frozen=True)
-class CalibrationConfig(JsonConfig):
-    """On what and how to calibrate.
-
-    `data` is a folder or data set, `ranges` a file to reuse; at most `images` images are taken. `method`
-    sets thresholds; `attention` also quantizes the products inside attention. `allow_noise` permits images
-    without any structure, and none at all.
-    """
-
-    data: str | None = None
-    ranges: str | None = None
-    images: int = 64
-    method: str = "mse"
-    attention: bool = False
-    allow_noise: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("calibration method", self.method, METHODS)
-        if self.images < 1:
-            raise ConfigError(f"The number of calibration images must be at least 1, not {self.images}.")

@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 
 from .artifacts import require_source, size_mib
-from .config import QUANTIZED, CalibrationConfig, LoadConfig
-from .deploy_config import DeployConfig
+from .config import QUANTIZED, LoadConfig
+from .deploy_config import CalibrationConfig, DeployConfig
 from .engine.build import BuildPlan, profile_words
 from .engine.commands import polygraphy_line, trtexec_line
 from .engine.flavours import FLAVOURS
@@ -84,7 +84,7 @@ def export_command(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
             ("--input", config.export.input, "float32"), ("--without", config.export.without, ()),
             ("--gather", config.export.gather, "auto"), ("--keep-ratio", keep.ratio, None),
             ("--keep-ratios", keep.ratios, None), ("--keep-counts", keep.counts, None), ("--stages", keep.stages, None),
-            ("--selector", keep.selector, None), ("--image-size", load.image_size, None),
+            ("--selector", keep.selector, None), ("--align", keep.align, None), ("--image-size", load.image_size, None),
             ("--model", load.model, None), ("--weights", load.weights, "auto")):
         if value != default:
             mark = "x" if option == "--image-size" else ","

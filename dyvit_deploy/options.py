@@ -10,8 +10,17 @@ from typing import Any, TypeVar
 import click
 
 from .artifacts import check_target
-from .config import METHODS, SELECTORS, CalibrationConfig, EngineRunConfig, KeepRequest, LoadConfig, PrecisionConfig
-from .deploy_config import FORMS, GATHERS, INPUTS, BatchProfile, BuildConfig, ExportConfig
+from .config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
+from .deploy_config import (
+    FORMS,
+    GATHERS,
+    INPUTS,
+    BatchProfile,
+    BuildConfig,
+    CalibrationConfig,
+    ExportConfig,
+    PrecisionConfig,
+)
 from .errors import ConfigError
 from .targets import FLAGS
 from .training.recipe import FIELDS, values_of
@@ -60,8 +69,8 @@ def keep_options(command: F) -> F:
     """The pruning schedule; the command receives one `keep`."""
     @functools.wraps(command)
     def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, selector: str | None,
-               fuse: bool = False, **values: Any) -> Any:
-        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages, selector, fuse), **values)
+               fuse: bool = False, align: int | None = None, **values: Any) -> Any:
+        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages, selector, fuse, align), **values)
 
     decorated: F = with_options(
         gather,
@@ -84,6 +93,7 @@ def load_options(command: F) -> F:
     decorated: F = with_options(
         keep_options(gather),
         click.option("--fuse", is_flag=True, help="Merge dropped tokens into one; with --selector attention."),
+        click.option("--align", type=int, metavar="N", help="Round kept tokens, class token included, to multiples."),
         click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
         click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
         click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),

@@ -13,9 +13,9 @@ from .bench import BenchConfig, Timing, benchmark
 from .calibration.collect import examine, ranges_for
 from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers
-from .config import LEARNED, QUANTIZED, CalibrationConfig, LoadConfig
+from .config import LEARNED, QUANTIZED, LoadConfig
 from .data.open import check_source, gate_is_separate, open_calibration, open_gate
-from .deploy_config import BuildConfig, DeployConfig
+from .deploy_config import BuildConfig, CalibrationConfig, DeployConfig
 from .deploy_report import DeployReport, Progress
 from .dry_run import export_command, plan_export
 from .engine.build import BuildPlan, BuildReport, build_engine, install, require_builder

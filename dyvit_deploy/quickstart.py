@@ -13,9 +13,8 @@ from rich.text import Text
 
 from .artifacts import atomic_write, make_folder, size_mib, write_json
 from .bench import BenchConfig, BenchReport, benchmark
-from .config import CalibrationConfig, PrecisionConfig
 from .data.images import Track, no_track
-from .deploy_config import DeployConfig, ExportConfig
+from .deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .deploy_report import Progress
 from .errors import ExportError
 from .optional import installed, require

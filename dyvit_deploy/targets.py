@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .config import QUANTIZED, PrecisionConfig
+from .config import QUANTIZED
+from .deploy_config import PrecisionConfig
 from .errors import ConfigError, did_you_mean
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}

@@ -95,3 +95,24 @@ def test_another_image_size_keeps_the_published_crop():
     assert deit.with_image_size((192, 192)).preprocess.short_side == 219      # int(256 / 224 * 192)
     assert deit.with_image_size((384, 384)).preprocess.short_side is None     # resized straight to 384
     assert deit.with_image_size((384, 384)) .patches == 576
+
+
+@pytest.mark.parametrize("patches, prefix, ratio, counts", [
+    (196, 1, 0.7, (135, 95, 71)), (196, 2, 0.7, (134, 94, 70)), (64, 1, 0.5, (31, 15, 7)), (196, 1, 1.0, (196,) * 3),
+    (16, 1, 0.1, (7, 7, 7)),
+])
+def test_aligned_counts_make_whole_multiples_with_the_prefix(patches, prefix, ratio, counts):
+    prune = (PruneConfig((1, 2, 3), None, (7, 1, 1)) if ratio == 0.1
+             else PruneConfig.from_ratio(ratio, (1, 2, 3)))
+    found = prune.aligned(patches, prefix, 8).counts(patches)
+    assert found == counts
+    assert ratio == 1.0 or all((k + prefix) % 8 == 0 for k in found)
+
+
+def test_what_cannot_be_aligned_is_refused():
+    with pytest.raises(ConfigError, match="leave out --align"):
+        PruneConfig((2,), (0.25,), selector="structural").aligned(16, 1, 8)
+    with pytest.raises(ConfigError, match="No multiple of 32 fits"):
+        PruneConfig((2,), (0.5,)).aligned(16, 1, 32)
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
+        KeepRequest(align=0)

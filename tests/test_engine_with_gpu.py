@@ -15,8 +15,15 @@ from rich.console import Console
 
 from dyvit_deploy import baselines, bench, pipeline, progress
 from dyvit_deploy.cli import main
-from dyvit_deploy.config import CalibrationConfig, KeepRequest, LoadConfig, PrecisionConfig
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, DeployConfig, ExportConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.deploy_config import (
+    BatchProfile,
+    BuildConfig,
+    CalibrationConfig,
+    DeployConfig,
+    ExportConfig,
+    PrecisionConfig,
+)
 from dyvit_deploy.dry_run import export_command
 from dyvit_deploy.engine.monitor import BuildStep
 from dyvit_deploy.engine.refit import refit_engine

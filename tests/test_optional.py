@@ -3,8 +3,7 @@ import sys
 import pytest
 from helpers import tiny_checkpoint
 
-from dyvit_deploy.config import CalibrationConfig, PrecisionConfig
-from dyvit_deploy.deploy_config import DeployConfig
+from dyvit_deploy.deploy_config import CalibrationConfig, DeployConfig, PrecisionConfig
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.optional import installed, require
 from dyvit_deploy.pipeline import export_artifact

@@ -13,9 +13,9 @@ from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.artifacts import ArtifactFacts
 from dyvit_deploy.bench import BenchConfig, benchmark
 from dyvit_deploy.calibration.collect import calibrate
-from dyvit_deploy.config import CalibrationConfig, PrecisionConfig, Preprocess
+from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.open import gate_is_separate, open_calibration, open_gate
-from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
+from dyvit_deploy.deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 from dyvit_deploy.graph import graph_facts, load_graph, product_precisions
 from dyvit_deploy.parity import check_artifacts

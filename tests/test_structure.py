@@ -8,8 +8,8 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "dyvit_deploy"
 LAYERS = [
-    {"errors"}, {"optional", "config", "parts"}, {"distributed"},
-    {"zoo", "targets", "modelopt", "machine", "deploy_config"},
+    {"errors"}, {"optional", "config", "parts"}, {"distributed", "deploy_config"},
+    {"zoo", "targets", "modelopt", "machine"},
     {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
     {"training", "export", "calibration"}, {"lowering", "tuning"},
     {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog"}, {"deploy_report", "dry_run"},

@@ -1,6 +1,7 @@
 import pytest
 
-from dyvit_deploy.config import PRECISIONS, PrecisionConfig
+from dyvit_deploy.config import PRECISIONS
+from dyvit_deploy.deploy_config import PrecisionConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.targets import FLAGS, LEAST_CAPABILITY, SUPPORT, Choice, resolve
 

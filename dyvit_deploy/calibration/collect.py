@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import ArtifactFacts, library_versions, require_file
-from ..config import CalibrationConfig
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
+from ..deploy_config import CalibrationConfig
 from ..errors import DataError
 from ..graph import graph_facts, load_graph, weights_fingerprint
 from ..runners.activations import BATCH, stream_activations

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..agreement import relative_error
-from ..config import ALIASES, PRECISIONS, QUANTIZED, CalibrationConfig
+from ..config import ALIASES, PRECISIONS, QUANTIZED
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
+from ..deploy_config import CalibrationConfig
 from ..errors import ConfigError, did_you_mean
 from ..graph import Product, load_graph, matrix_products, on_score_path
 from ..optional import require

@@ -290,6 +290,8 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
     elif predictors not in (0, len(prune.stages)):
         raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were asked for "
                               f"{list(prune.stages)}; give --stages with {predictors} blocks.")
+    if load.keep.align:
+        prune = prune.aligned(model.patches, vit.prefix_tokens(model), load.keep.align)
     return dataclasses.replace(base, model=model, prune=prune)
 
 

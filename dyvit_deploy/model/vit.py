@@ -70,6 +70,13 @@ def build_backbone(config: ModelConfig) -> VisionTransformer:
     return BUILD[config.builder](config)
 
 
+def prefix_tokens(config: ModelConfig) -> int:
+    """How many tokens of `config` are no patches."""
+    with torch.device("meta"):
+        count: int = build_backbone(config).num_prefix_tokens
+    return count
+
+
 def create_timm(name: str, **options: Any) -> VisionTransformer:
     """timm's model `name` with random weights; ConfigError when it has none of that name, kind or tag."""
     architecture, _, tag = name.partition(".")

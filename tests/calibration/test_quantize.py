@@ -10,8 +10,8 @@ from dyvit_deploy.calibration.collect import calibrate
 from dyvit_deploy.calibration.policy import RULES, part_of, quantizable
 from dyvit_deploy.calibration.quantize import FLOAT8_MAX, quantize_cpu, quantize_tensorrt
 from dyvit_deploy.calibration.ranges import Ranges
-from dyvit_deploy.config import CalibrationConfig
 from dyvit_deploy.data.open import open_images
+from dyvit_deploy.deploy_config import CalibrationConfig
 from dyvit_deploy.errors import DataError, ExportError
 from dyvit_deploy.graph import SCORE_PATH, load_graph, matrix_products, product_precisions, summary
 from dyvit_deploy.runners.ort import OrtRunner

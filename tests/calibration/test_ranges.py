@@ -10,9 +10,9 @@ from dyvit_deploy.calibration.collect import calibrate, check_images, neighbour_
 from dyvit_deploy.calibration.observers import METHODS
 from dyvit_deploy.calibration.policy import quantizable
 from dyvit_deploy.calibration.ranges import Ranges, tensor_key
-from dyvit_deploy.config import CalibrationConfig, KeepRequest, LoadConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data.open import open_images
-from dyvit_deploy.deploy_config import ExportConfig
+from dyvit_deploy.deploy_config import CalibrationConfig, ExportConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.graph import load_graph, weights_fingerprint

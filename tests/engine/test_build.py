@@ -14,8 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dyvit_deploy import engine, zoo
 from dyvit_deploy.artifacts import ArtifactFacts, sha256
-from dyvit_deploy.config import CalibrationConfig, PrecisionConfig, PruneConfig
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, DeployConfig, ExportConfig
+from dyvit_deploy.config import PruneConfig
+from dyvit_deploy.deploy_config import (
+    BatchProfile,
+    BuildConfig,
+    CalibrationConfig,
+    DeployConfig,
+    ExportConfig,
+    PrecisionConfig,
+)
 from dyvit_deploy.engine import build as build_module
 from dyvit_deploy.engine.build import build_engine, plan_build
 from dyvit_deploy.engine.layers import engine_precisions

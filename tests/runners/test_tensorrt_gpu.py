@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from dyvit_deploy.config import CalibrationConfig, EngineRunConfig, LoadConfig, PrecisionConfig
+from dyvit_deploy.config import EngineRunConfig, LoadConfig
 from dyvit_deploy.data.open import open_images
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, DeployConfig, ExportConfig
+from dyvit_deploy.deploy_config import (
+    BatchProfile,
+    BuildConfig,
+    CalibrationConfig,
+    DeployConfig,
+    ExportConfig,
+    PrecisionConfig,
+)
 from dyvit_deploy.engine.flavours import FLAVOURS
 from dyvit_deploy.engine.sidecar import ON_DEVICE, read_sidecar
 from dyvit_deploy.machine import gpu
