@@ -15,7 +15,7 @@ INPUTS = ("float32", "uint8")
 GATHERS = ("auto", "elements", "nd")
 FASTER_GATHER = {"cpu": "nd", "tensorrt": "elements"}
 # Exact rewrites of the inference graph, see model.forms; "all" leaves out every one.
-FORMS = ("split-predictor", "one-gather", "read-block", "fold-scale", "fold-batch-norm", "fold-layer-norm")
+FORMS = ("split-predictor", "one-gather", "read-block", "split-heads", "fold-scale", "fold-batch-norm")
 
 
 @dataclass(frozen=True)

@@ -77,25 +77,37 @@ class OneGather(nn.Module):
         return gather_tokens(tokens, torch.cat([always, kept + prefix], dim=1)), kept
 
 
-class ReadAttention(nn.Module):
-    """timm's attention for the first `rows` queries only."""
+class SplitAttention(nn.Module):
+    """timm's attention, for the first `rows` queries where only those are read; query, key and value are separated
+    before their heads are.
 
-    def __init__(self, attn: Attention, rows: int) -> None:
+        Transpose(qkv [B, T, 3, H, D]), Slice x 3  ->  Split(qkv [B, T, 3 * H * D]), Transpose x 3
+    """
+
+    def __init__(self, attn: Attention, rows: int | None = None) -> None:
         super().__init__()
-        self.rows, self.scale, self.shape = rows, attn.scale, (3, attn.num_heads, attn.head_dim)
+        self.rows, self.scale, self.heads = rows, attn.scale, (attn.num_heads, attn.head_dim)
         self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
         self.norm, self.gate, self.proj = attn.norm, attn.gate, attn.proj
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, R, C]."""
-        query, key, value = self.qkv(x).unflatten(-1, self.shape).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, T, D]
-        query = self.q_norm(query[:, :, :self.rows]) * self.scale          # [B, H, R, D]
-        shares = (query @ self.k_norm(key).transpose(-2, -1)).softmax(dim=-1)  # [B, H, R, T]
-        out = self.norm((shares @ value).transpose(1, 2).flatten(2))       # [B, R, H * D]
+    def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
+        """[B, T, C] -> [B, R, C]; timm's blocks pass the other two as they are here."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)                   # [B, T, H * D] each
+        read = x if self.rows is None else x[:, :self.rows]
+        query = self._heads(query if self.rows is None else query[:, :self.rows])
+        query = self.q_norm(query)
+        if self.scale != 1.0:
+            query = query * self.scale
+        shares = (query @ self.k_norm(self._heads(key)).transpose(-2, -1)).softmax(dim=-1)  # [B, H, R, T]
+        out = self.norm((shares @ self._heads(value)).transpose(1, 2).flatten(2))  # [B, R, H * D]
         if self.gate is not None:
-            out = out * self.gate(x[:, :self.rows]).sigmoid()
+            out = out * self.gate(read).sigmoid()
         result: Tensor = self.proj(out)
         return result
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, T, H * D] -> [B, H, T, D]."""
+        return x.unflatten(-1, self.heads).transpose(1, 2)
 
 
 class ReadBlock(nn.Module):
@@ -106,7 +118,7 @@ class ReadBlock(nn.Module):
 
     def __init__(self, block: Block, rows: int) -> None:
         super().__init__()
-        self.rows, self.attn = rows, ReadAttention(block.attn, rows)
+        self.rows, self.attn = rows, SplitAttention(block.attn, rows)
         self.norm1, self.ls1, self.norm2, self.mlp, self.ls2 = (block.norm1, block.ls1, block.norm2, block.mlp,
                                                                 block.ls2)
 
@@ -145,14 +157,23 @@ def read_block(model: DynamicViT) -> bool:
     return True
 
 
+def split_heads(model: DynamicViT) -> bool:
+    """Attention that copies queries, keys and values once less."""
+    changed = False
+    for block in model.backbone.blocks:
+        if type(getattr(block, "attn", None)) is Attention:
+            block.attn, changed = SplitAttention(block.attn), True
+    return changed
+
+
 def fold_scale(model: DynamicViT) -> bool:
     """The factor on the attention's logits goes into the weights of the query.
 
         Mul(q, D ** -0.5)  ->  nothing
     """
     changed = False
-    for attn in model.modules():
-        if isinstance(attn, (Attention, ReadAttention)) and isinstance(attn.q_norm, nn.Identity) and attn.scale != 1.0:
+    for attn in list(model.modules()):
+        if type(attn) in (Attention, SplitAttention) and isinstance(attn.q_norm, nn.Identity) and attn.scale != 1.0:
             rows = attn.qkv.out_features // 3
             with torch.no_grad():
                 attn.qkv.weight[:rows] *= attn.scale
@@ -179,33 +200,9 @@ def fold_batch_norm(model: DynamicViT) -> bool:
     return changed
 
 
-def fold_layer_norm(model: DynamicViT) -> bool:
-    """Scale and shift of a LayerNorm go into the linear layer behind it.
-
-        LayerNormalization(gamma, beta), MatMul(W)  ->  LayerNormalization(1, 0), MatMul(gamma * W) + W beta
-    """
-    changed = False
-    blocks: list[Any] = [block for block in model.backbone.blocks if type(block) in (Block, ReadBlock)]
-    pairs: list[tuple[Any, Any]] = [
-        (block.norm1, getattr(block.attn, "qkv", None)) for block in blocks
-             if getattr(block.attn, "gate", None) is None]                 # a gate reads the norm's output too
-    pairs += [(block.norm2, getattr(block.mlp, "fc1", None)) for block in blocks]
-    for norm, linear in pairs:
-        if not isinstance(norm, nn.LayerNorm) or type(linear) is not nn.Linear:
-            continue
-        with torch.no_grad():
-            shift = linear.weight @ norm.bias
-            linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias + shift)
-            linear.weight *= norm.weight
-            norm.weight.fill_(1.0)
-            norm.bias.zero_()
-        changed = True
-    return changed
-
-
 FORMS: dict[str, Callable[[DynamicViT], bool]] = {
-    "split-predictor": split_predictor, "one-gather": one_gather, "read-block": read_block, "fold-scale": fold_scale,
-    "fold-batch-norm": fold_batch_norm, "fold-layer-norm": fold_layer_norm,
+    "split-predictor": split_predictor, "one-gather": one_gather, "read-block": read_block,
+    "split-heads": split_heads, "fold-scale": fold_scale, "fold-batch-norm": fold_batch_norm,
 }
 
 

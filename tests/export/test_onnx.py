@@ -73,7 +73,7 @@ def test_rewrites_can_be_left_out(exported, tmp_path):
                                                                         gather="elements"))
     found = operators(report.path)
     assert report.facts.forms == () and (found["GatherND"], found["GatherElements"]) == (0, 6)
-    assert exported[2].facts.forms == FORMS[:4] + FORMS[5:]                # a linear stem has no batch norm
+    assert set(exported[2].facts.forms) == set(FORMS) - {"fold-batch-norm"}  # a linear stem has none
     with open_runner(exported[1]) as ours, open_runner(report.path) as plain:
         images = tiny_images(3).numpy()
         assert np.allclose(ours.infer(images).logits, plain.infer(images).logits, atol=1e-5)

@@ -12,7 +12,7 @@ from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.model.vit import resolve
 
 MODELS = {
-    "vit": (dict(), {"split-predictor", "one-gather", "read-block", "fold-scale", "fold-layer-norm"}),
+    "vit": (dict(), set(NAMES) - {"fold-batch-norm"}),
     "conv stem": (dict(stem="conv"), set(NAMES)),
     "lvvit": (dict(builder="lvvit"), set(NAMES) - {"read-block"}),
 }
@@ -80,7 +80,7 @@ def test_other_selectors_keep_their_tokens(selector):
 def test_a_dense_model_has_nothing_to_gather_and_still_reads_one_token():
     model = lively(tiny_model(None)[0])
     form, applied = inference_form(model)
-    assert set(applied) == {"read-block", "fold-scale", "fold-layer-norm"}
+    assert set(applied) == {"read-block", "split-heads", "fold-scale"}
     images = tiny_images(2)
     with torch.inference_mode():
         assert torch.allclose(form(images), model(images), rtol=1e-5, atol=1e-5)
