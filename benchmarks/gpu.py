@@ -44,7 +44,8 @@ from tables import GPU_BATCHES
 import dyvit_deploy as dv
 from dyvit_deploy import zoo
 from dyvit_deploy.artifacts import check_target, library_versions, write_json
-from dyvit_deploy.bench import LIBRARIES, alternate, is_stable
+from dyvit_deploy.bench.run import LIBRARIES
+from dyvit_deploy.bench.timing import alternate, is_stable
 from dyvit_deploy.config import default_stages
 from dyvit_deploy.engine.flavours import FLAVOURS, open_door
 from dyvit_deploy.errors import BackendError, MissingDependency, reason

@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bench import BenchConfig, benchmark
+    from .bench.report import BenchConfig
+    from .bench.run import benchmark
     from .calibration.collect import calibrate
     from .calibration.ranges import Ranges
     from .calibration.sensitivity import measure_sensitivity
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from .training.plan import TrainConfig
 
 _NAMES = {
-    "bench": ("BenchConfig", "benchmark"),
+    "bench.report": ("BenchConfig",),
+    "bench.run": ("benchmark",),
     "catalog": ("list_models",),
     "calibration.collect": ("calibrate",),
     "calibration.ranges": ("Ranges",),

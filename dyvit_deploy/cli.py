@@ -296,7 +296,8 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 def bench(artifacts: tuple[str, ...], batch: tuple[int, ...], baseline: str | None, seconds: float, threads: int,
           transfers: bool, load: LoadConfig, device: str | None, json_file: str | None) -> None:
     """Time artifacts against the dense backbone, in one run."""
-    from .bench import BenchConfig, benchmark
+    from .bench.report import BenchConfig
+    from .bench.run import benchmark
 
     config = BenchConfig(batches=batch, seconds=seconds, baseline=baseline, device=device, threads=threads,
                          transfers=transfers)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .bench import Timing
+from .bench.report import Timing
 from .data.images import Track, no_track
 from .engine.build import BuildReport
 from .engine.monitor import Watch, unwatched

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_source, size_mib
-from .bench import BenchConfig, Timing, benchmark
+from .bench.report import BenchConfig, Timing
+from .bench.run import benchmark
 from .calibration.collect import examine, ranges_for
 from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers

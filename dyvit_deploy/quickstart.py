@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .artifacts import atomic_write, make_folder, size_mib, write_json
-from .bench import BenchConfig, BenchReport, benchmark
+from .bench.report import BenchConfig, BenchReport
+from .bench.run import benchmark
 from .data.images import Track, no_track
 from .deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .deploy_report import Progress

@@ -13,7 +13,8 @@ from fake_gpu import CARD, NEW, OLD, RTX, HostCuda, agrees, engine, images, inst
 from helpers import tiny_checkpoint
 from rich.console import Console
 
-from dyvit_deploy import baselines, bench, pipeline, progress
+from dyvit_deploy import baselines, pipeline, progress
+from dyvit_deploy.bench import run as bench
 from dyvit_deploy.cli import main
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy_config import (

@@ -11,7 +11,8 @@ from PIL import Image
 from dyvit_deploy import agreement, pipeline
 from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.artifacts import ArtifactFacts
-from dyvit_deploy.bench import BenchConfig, benchmark
+from dyvit_deploy.bench.report import BenchConfig
+from dyvit_deploy.bench.run import benchmark
 from dyvit_deploy.calibration.collect import calibrate
 from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.open import gate_is_separate, open_calibration, open_gate

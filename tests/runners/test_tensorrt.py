@@ -24,7 +24,7 @@ from fake_gpu import (
 from fake_tensorrt import CLASSES, ENUMERATIONS, Api, make
 from onnx import TensorProto as T
 
-from dyvit_deploy import bench
+from dyvit_deploy.bench import run as bench
 from dyvit_deploy.config import EngineRunConfig, LoadConfig
 from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
 from dyvit_deploy.engine import build, preflight

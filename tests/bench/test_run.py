@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 from helpers import fake_runner, needs_openvino, tiny_checkpoint
 
-from dyvit_deploy import bench as bench_module
-from dyvit_deploy.bench import (
-    TURN,
-    BenchConfig,
-    Timing,
-    alternate,
-    benchmark,
-    faster_here,
-    is_stable,
-    make_feed,
-    peak_memory,
-)
+from dyvit_deploy.bench import run as bench_module
+from dyvit_deploy.bench.process import make_feed, peak_memory
+from dyvit_deploy.bench.report import BenchConfig, Timing
+from dyvit_deploy.bench.run import benchmark, faster_here
+from dyvit_deploy.bench.timing import TURN, alternate, is_stable
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
 from dyvit_deploy.errors import ConfigError

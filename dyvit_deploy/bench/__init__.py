@@ -1,0 +1,1 @@
+"""How fast is an artifact, and how much of what pruning promises does it deliver?"""

@@ -1,0 +1,118 @@
+"""How to time, and what was found: one row per artifact and batch size."""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How to time.
+
+    `batches` are batch sizes; a batch size is done when the 95 % interval of every median is within
+    `stable` of it, or after `seconds`. `warmup` runs are thrown away. `baseline` is an artifact to
+    compare with; None builds the dense backbone from each artifact's own metadata, with random
+    weights, because time does not depend on them. `memory` measures peak memory, in a process per row.
+    `transfers` counts the copies between host and GPU in an engine's latency.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 32)
+    seconds: float = 20.0
+    warmup: int = 3
+    min_runs: int = 10
+    stable: float = 0.02
+    baseline: str | Path | None = None
+    device: str | None = None
+    threads: int = 0
+    memory: bool = True
+    transfers: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1:
+            raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
+        if not self.seconds > 0:
+            raise ConfigError(f"The time limit must be positive, not {self.seconds} s.")
+        if self.threads < 0:
+            raise ConfigError(f"The number of threads must be 0 (all cores) or more, not {self.threads}.")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One artifact at one batch size; `precision` is what its products are computed in. `stand_in` marks a
+    dense backbone with random weights that was built to compare with.
+
+    Latencies are milliseconds for the whole batch; `images_per_sec` is batch over the median.
+    `peak_rss_mib` is the peak resident memory of a process that loads the artifact and runs this
+    batch, None where it cannot be measured. `speedup` is `images_per_sec` over the baseline's,
+    `ceiling` the ratio of their multiply-accumulates; None where there is nothing to compare with.
+    `gpu_ms_p50` are the medians of an engine's phases by the GPU's own events (`upload`, `compute`,
+    `download`; one stream), and `tflops` what its products amount to in `compute`, at two operations a
+    multiply-accumulate. An engine runs `streams` batches at once, which `images_per_sec` counts.
+    """
+
+    artifact: str
+    backend: str
+    precision: str
+    batch: int
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    images_per_sec: float
+    runs: int
+    stable: bool
+    peak_rss_mib: float | None
+    gmacs: float | None
+    speedup: float | None
+    ceiling: float | None
+    stand_in: bool = False
+    streams: int = 1
+    gpu_ms_p50: dict[str, float] | None = None
+    tflops: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All timings of one run, with the machine they were measured on; `gpu` has what only a GPU run tells:
+    its clocks before and after, and the peak of its matrix products, measured in this run."""
+
+    timings: tuple[Timing, ...]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    config: BenchConfig
+    notes: tuple[str, ...]
+    gpu: dict[str, Any] | None = None
+
+    def table(self) -> Table:
+        """One row per artifact and batch size; ~ marks figures that did not settle."""
+        table = Table(title=f"{self.machine['processor']}, {self.machine['logical_cores']} cores"
+                            + (f", {self.machine['gpu']}" if self.machine["gpu"] else ""), title_justify="left")
+        table.add_column("artifact", overflow="fold")
+        table.add_column("precision")
+        for column in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "peak MiB", "GMACs", "speed-up", "ceiling"):
+            table.add_column(column, justify="right", no_wrap=True)
+        gpu = any(t.gpu_ms_p50 for t in self.timings)
+        for column in ("GPU ms", "copies ms", "TFLOP/s") if gpu else ():
+            table.add_column(column, justify="right", no_wrap=True)
+        for t in self.timings:
+            phases = t.gpu_ms_p50 or {}
+            copies = phases["upload"] + phases["download"] if phases else None
+            optional = [(t.peak_rss_mib, ".0f"), (t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f")]
+            optional += [(phases.get("compute"), ".3f"), (copies, ".3f"), (t.tflops, ".1f")] if gpu else []
+            table.add_row(Text(f"{t.artifact} ({t.backend})"), t.precision, str(t.batch),
+                          f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", f"{t.latency_ms_p90:.2f}",
+                          f"{t.latency_ms_p99:.2f}", f"{t.images_per_sec:.1f}",
+                          *("-" if value is None else format(value, form) for value, form in optional),
+                          end_section=t is [u for u in self.timings if u.batch == t.batch][-1])
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        values["config"]["baseline"] = self.config.baseline and str(self.config.baseline)
+        return values

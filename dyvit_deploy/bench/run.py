@@ -1,0 +1,136 @@
+"""How fast is an artifact, and how much of what pruning promises does it deliver?
+
+What is timed: one call of the runtime, from a float32 or uint8 batch in host memory to logits in
+host memory; decoding and preprocessing of images are not in it. An engine's batch lies on the GPU
+already, as in trtexec, unless the copies are asked for; they are timed apart either way. Candidates
+take turns within one run, because machines drift: a ratio of two runs made at different times says little.
+
+The promise is the ratio of multiply-accumulates, dense over pruned: the ceiling of the speed-up.
+"""
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifacts import library_versions, require_source
+from ..baselines import Candidate, count_gmacs, with_baselines
+from ..config import EngineRunConfig, LoadConfig
+from ..data.images import Track, no_track
+from ..errors import BackendError, ConfigError
+from ..gpu_peak import cross_check, gpu_facts, gpu_notes
+from ..machine import gpu_clocks, machine
+from ..runners.open import is_engine, load_for, open_runner
+from .process import make_feed, peak_memory
+from .report import BenchConfig, BenchReport, Timing
+from .timing import alternate, is_stable
+
+LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+GPU_RUNS = 50                               # timed by events, beside those timed by the clock
+
+
+def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(), load: LoadConfig = LoadConfig(),
+              track: Track[Any] = no_track) -> BenchReport:
+    """Times `artifacts` and their dense baselines alternately, at each batch size.
+
+    Raises:
+        ArtifactError, BackendError: an artifact cannot be opened or run.
+        ConfigError: values outside their range.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
+
+        def opened(path: str | Path) -> Candidate:
+            runner = stack.enter_context(open_runner(path, load=load_for(path, load), device=config.device,
+                                                     threads=config.threads))
+            return Candidate(runner, str(path), count_gmacs(runner.facts))
+
+        for path in artifacts:                                             # before the first one is loaded
+            require_source(path)
+        if (config.transfers or load.engine != EngineRunConfig()) and not any(map(is_engine, artifacts)):
+            raise ConfigError("--streams, --cuda-graph, --transfers, --trust and --runtime-cache are for engine plans; "
+                              "leave them out.")
+        given = [opened(path) for path in artifacts]
+        emulated = [c.runner for c in given if c.runner.emulated]
+        if len(emulated) == len(given):
+            first = emulated[0]
+            raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU: its "
+                               "time says nothing; time the engine that TensorRT builds of it.")
+        candidates, notes = with_baselines([c for c in given if not c.runner.emulated], config.baseline, folder, opened)
+        notes += [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
+                  for runner in emulated]
+        engines = any(is_engine(c.path) for c in candidates)
+        gpu = gpu_facts({c.runner.precision for c in candidates}) if engines else None
+        for candidate, batch in itertools.product(candidates, config.batches):
+            candidate.runner.check_batch(batch)                            # before an hour of timing, not after
+        timings: list[Timing] = []
+        for batch in track(config.batches, "timing", len(config.batches)):
+            rows = _time_batch(candidates, batch, config, load, gpu)
+            timings += rows
+            notes += [line for c, row in zip(candidates, rows) if row.gpu_ms_p50 and c.runner.backend == "TensorRT"
+                      for line in cross_check(c.runner, c.path, batch, load.engine, row.gpu_ms_p50["compute"])]
+        if gpu is not None:
+            notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
+    notes += faster_here(timings)
+    notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
+              for c in candidates if not is_engine(c.path) and c.runner.facts
+              and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
+    if any(not t.stable for t in timings):
+        notes.append(f"Rows marked ~ did not settle within {config.stable:.0%} in {config.seconds:g} s; "
+                     "quiet the machine or raise --seconds.")
+    return BenchReport(tuple(timings), machine(), library_versions(*LIBRARIES), config, tuple(notes), gpu)
+
+
+def faster_here(timings: Sequence[Timing]) -> list[str]:
+    """Which precision is fastest on this machine at each batch size, and which ones only look as if they were.
+
+    Compared are artifacts of one cost (`gmacs`), so of one model and schedule.
+    """
+    notes = []
+    for batch, gmacs in dict.fromkeys((t.batch, t.gmacs) for t in timings):
+        rows = sorted((t for t in timings if (t.batch, t.gmacs, t.stand_in) == (batch, gmacs, False)),
+                      key=lambda t: -t.images_per_sec)
+        if len({t.precision for t in rows}) > 1:
+            ratio = rows[0].images_per_sec / rows[1].images_per_sec
+            notes.append(f"Batch {batch}: {_who(rows[0])} is the fastest here, {ratio:.2f}x {_who(rows[1])}.")
+        for lower in (t for t in rows if t.precision != "float32"):
+            faster = [t for t in rows if (t.backend, t.precision) == (lower.backend, "float32")
+                      and t.images_per_sec >= lower.images_per_sec]
+            notes += [f"Batch {batch}: {_who(lower)} is NOT faster than {_who(t)} here: "
+                      f"{lower.images_per_sec / t.images_per_sec:.2f}x." for t in faster]
+            if lower.speedup is not None and lower.speedup < 1 and not faster:
+                notes.append(f"Batch {batch}: {_who(lower)} is NOT faster than its baseline: {lower.speedup:.2f}x.")
+    return notes
+
+
+def _who(timing: Timing) -> str:
+    return f"{timing.artifact} ({timing.precision}, {timing.backend})"
+
+
+def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig,
+                gpu: dict[str, Any] | None) -> list[Timing]:
+    feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
+    samples = alternate([c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)], config)
+    if gpu is not None:
+        gpu["clocks"].append(gpu_clocks())                                 # while it is still warm
+    streams = {id(c): load.engine.streams if is_engine(c.path) else 1 for c in candidates}
+    speed = {id(c): streams[id(c)] * batch / float(np.median(s)) for c, s in zip(candidates, samples)}  # images/s
+    rows = []
+    for candidate, feed, seconds in zip(candidates, feeds, samples):
+        phases = {name: float(np.median(ms)) for name, ms in candidate.runner.gpu_ms(feed, GPU_RUNS).items()}
+        tflops = 2 * candidate.gmacs * batch / phases["compute"] if phases and candidate.gmacs else None
+        p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
+        base, mine = candidate.baseline, id(candidate)
+        rows.append(Timing(
+            candidate.runner.name, candidate.runner.label, candidate.runner.precision, batch, p50, p90, p99,
+            speed[mine], len(seconds), is_stable(seconds, config.stable),
+            peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
+            candidate.gmacs, speed[mine] / speed[id(base)] if base else None,
+            base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in,
+            streams[mine], phases or None, tflops))
+    return rows
