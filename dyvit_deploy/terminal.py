@@ -1,0 +1,68 @@
+"""What commands say: results on standard output, everything else on standard error."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .artifacts import write_json
+from .distributed import is_first, rank
+from .errors import ConfigError
+from .progress import console, errors, track
+
+if TYPE_CHECKING:
+    from .engine.build import BuildPlan
+
+
+def show(report: Any, json_file: str | None) -> None:
+    """Prints a report's table, and writes its JSON where asked; the first of several processes does."""
+    if not is_first():
+        return
+    console().print(report.table())
+    if json_file:
+        write_json(json_file, report.to_json())
+
+
+def check_apart(out: str, json_file: str | None) -> None:
+    """Refuses a report in the place of an engine's own description."""
+    if json_file and Path(json_file).resolve() == Path(f"{out}.json").resolve():
+        raise ConfigError(f"{json_file} is where the description of {out} goes; name another file.")
+
+
+def show_plan(plan: BuildPlan, json_file: str | None) -> None:
+    """The steps as a table, and the commands unwrapped, to be copied."""
+    show(plan, json_file)
+    for command in plan.commands:
+        click.echo(command)
+
+
+def note(*lines: str) -> None:
+    """Lines for people, apart from the results; from the first of several processes."""
+    for line in lines if is_first() else ():
+        click.echo(line, err=True)
+
+
+def complain(text: str) -> None:
+    """The one sentence of an error, from any process."""
+    click.echo(f"dyvit{f' (rank {rank()})' if rank() else ''}: {text}", err=True)
+
+
+def fail_notes(failures: Iterable[str], advice: Iterable[str] = ()) -> None:
+    note(*(f"FAILED {failure}" for failure in failures), *(f"  {line}" for line in advice))
+
+
+def skipped_notes(skipped: tuple[str, ...]) -> None:
+    if skipped:
+        note(f"Could not be read and were skipped, {len(skipped)} in all:", *(f"  {line}" for line in skipped))
+
+
+def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """A rich progress bar around `items`, on standard error."""
+    return track(items, description, total)
+
+
+def step(text: str) -> None:
+    """One line per step of long work, on standard error."""
+    errors().print(f"[dim]{text} ...[/dim]", highlight=False)
