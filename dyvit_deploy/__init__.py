@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .quickstart import run_quickstart
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
+    from .sweep.grid import SweepConfig
+    from .sweep.run import sweep
     from .training.loop import train
     from .training.plan import TrainConfig
 
@@ -65,6 +67,8 @@ _NAMES = {
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),
+    "sweep.grid": ("SweepConfig",),
+    "sweep.run": ("sweep",),
     "training.loop": ("train",),
     "training.plan": ("TrainConfig",),
 }

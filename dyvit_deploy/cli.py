@@ -24,11 +24,24 @@ from .options import (
     load_options,
     precision_options,
     run_options,
+    sweep_options,
     train_options,
     writable,
 )
+from .sweep.target import Target
 from .targets import FORMATS
-from .terminal import check_apart, complain, fail_notes, note, progress, show, show_plan, skipped_notes, step
+from .terminal import (
+    check_apart,
+    complain,
+    fail_notes,
+    note,
+    progress,
+    show,
+    show_lines,
+    show_plan,
+    skipped_notes,
+    step,
+)
 
 
 class Commands(click.Group):
@@ -299,6 +312,33 @@ def bench(artifacts: tuple[str, ...], batch: tuple[int, ...], baseline: str | No
     report = benchmark(artifacts, config, load, progress)
     show(report, json_file)
     note(*report.notes)
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.option("-o", "--out", default="sweep", show_default=True, help="Folder for artifacts, results and charts.")
+@sweep_options
+@json_option
+def sweep(checkpoint: str, out: str, given: dict[str, Any], load: LoadConfig, targets: tuple[Target, ...],
+          json_file: str | None) -> None:
+    """Measure keep ratios x precisions x backends x batch sizes, and name the best for a --target.
+
+    What lies in the folder is not measured again, and options that are left out are as they were: called again, it
+    goes on, and with nothing but --target it only reads.
+    """
+    from .deploy_report import Progress
+    from .progress import BuildBar
+    from .sweep.run import sweep as run
+    from .sweep.store import recall
+
+    with BuildBar() as bar:
+        report = run(checkpoint, out, recall(out, given), load, Progress(step, progress, bar.update))
+    report = report.aimed_at(targets)
+    show(report, json_file)
+    note(*report.left_out(), *report.notes)
+    fail_notes(report.failures)
+    show_lines(report.advice)
+    sys.exit(not report)
 
 
 @main.command()

@@ -208,13 +208,14 @@ class BuildConfig(JsonConfig):
 @dataclass(frozen=True)
 class DeployConfig(JsonConfig):
     """What to make: `format` is one of `targets.FORMATS`; the interface, precision and calibration of the graph,
-    and how an engine is built of it."""
+    and how an engine is built of it. `timed` compares the speed of a lower precision with float32's."""
 
     format: str = "onnx"
     export: ExportConfig = ExportConfig()
     precision: PrecisionConfig = PrecisionConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     build: BuildConfig = BuildConfig()
+    timed: bool = True
 
     def __post_init__(self) -> None:
         parts: dict[str, type[JsonConfig]] = {

@@ -22,7 +22,8 @@ from .deploy_config import (
     PrecisionConfig,
 )
 from .errors import ConfigError
-from .targets import FLAGS
+from .sweep.target import parse_targets
+from .targets import FLAGS, FORMATS
 from .training.recipe import FIELDS, values_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,6 +66,22 @@ class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic in recent
         self.fail(f"{value!r} is not a size like 384 or 384x512.", param, ctx)
 
 
+SCHEDULE = (
+    click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
+    click.option("--selector", metavar=f"[{'|'.join(SELECTORS)}]",
+                 help="What chooses the patches; attention, random and structural need no training."),
+)
+LOADING = (
+    click.option("--fuse", is_flag=True, help="Merge dropped tokens into one; with --selector attention."),
+    click.option("--align", type=int, metavar="N", help="Round kept tokens, class token included, to multiples."),
+    click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
+    click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
+    click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
+)
+device_option = click.option("--device", metavar="[cpu|cuda]", help="Default: CUDA where it works, else the CPU.")
+SWEPT = ("keep_ratios", "precisions", "backends", "batches", "data", "images", "seconds", "threads", "device")
+
+
 def keep_options(command: F) -> F:
     """The pruning schedule; the command receives one `keep`."""
     @functools.wraps(command)
@@ -77,9 +94,7 @@ def keep_options(command: F) -> F:
         click.option("--keep-ratio", type=float, help="Stages keep RATIO, RATIO**2, ... of the patches; 1.0 is dense."),
         click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
         click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
-        click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
-        click.option("--selector", metavar=f"[{'|'.join(SELECTORS)}]",
-                     help="What chooses the patches; attention, random and structural need no training."),
+        *SCHEDULE,
     )
     return decorated
 
@@ -92,11 +107,38 @@ def load_options(command: F) -> F:
 
     decorated: F = with_options(
         keep_options(gather),
-        click.option("--fuse", is_flag=True, help="Merge dropped tokens into one; with --selector attention."),
-        click.option("--align", type=int, metavar="N", help="Round kept tokens, class token included, to multiples."),
-        click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
-        click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
-        click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
+        *LOADING,
+    )
+    return decorated
+
+
+def sweep_options(command: F) -> F:
+    """What is swept; the command receives the settings that were `given`, and one `load`, which says all but the keep
+    ratio."""
+    @functools.wraps(command)
+    def gather(stages: Any, selector: str | None, fuse: bool, align: int | None, model: str | None, weights: str,
+               image_size: Any, target: tuple[str, ...], calibration: CalibrationConfig, **values: Any) -> Any:
+        load = LoadConfig(model, weights, image_size, KeepRequest(None, None, None, stages, selector, fuse, align))
+        given = {name: values.pop(name) for name in SWEPT}
+        given["calibration"] = calibration if calibration != CalibrationConfig() else None
+        return command(given={name: value for name, value in given.items() if value is not None}, load=load,
+                       targets=parse_targets(target), **values)
+
+    decorated: F = with_options(
+        calibration_options("--calib", reusable=False)(gather),
+        click.option("--keep-ratios", type=Numbers(float), help="Each R keeps R, R**2, ...: 1.0,0.9,0.7,0.5."),
+        click.option("--precisions", type=Names(), metavar="NAME,...", help="Of fp32, fp16, bf16, int8 and fp8."),
+        click.option("--backends", type=Names(), metavar="NAME,...", help=f"Of {', '.join(FORMATS)}."),
+        click.option("--batch", "batches", type=Numbers(int), help="Batch sizes: 1,8."),
+        click.option("--data", help="What judges, and calibrates without --calib: digits, a folder; labels give "
+                     "top-1."),
+        click.option("--images", type=int, help="At most this many."),
+        click.option("--seconds", type=float, help="Time limit per artifact and batch size; default: 10."),
+        click.option("--threads", type=int, help="Threads of ONNX Runtime and OpenVINO; default: all cores."),
+        device_option,
+        click.option("--target", multiple=True, metavar="METRIC<=NUMBER", help="Name the best artifact for a budget: "
+                     "latency_ms_p99<=20, top1>=97%."),
+        *SCHEDULE, *LOADING,
     )
     return decorated
 
@@ -279,6 +321,3 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
 
 
 json_option = click.option("--json", "json_file", callback=writable, help="Also write the report to this file.")
-device_option = click.option("--device", metavar="[cpu|cuda]", help="Default: CUDA where it works, else the CPU.")
-
-

@@ -345,9 +345,9 @@ class _Delivery:
         return report.layers
 
     def _time(self, candidate: Path) -> Timing | None:
-        """How fast the artifact is beside its float32 parent; None where this machine cannot tell."""
-        if self.choice.target != "cpu":
-            return None                                                    # its engine is timed, on a GPU
+        """How fast the artifact is beside its float32 parent; None where this machine cannot tell, or need not."""
+        if self.choice.target != "cpu" or not self.config.timed:
+            return None                                                    # an engine is timed itself, on a GPU
         self.say("timing")
         config = BenchConfig((TIMED_BATCH,), TIMED_SECONDS, warmup=1, min_runs=3, baseline=self.parent, device="cpu",
                              memory=False)

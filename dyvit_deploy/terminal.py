@@ -34,8 +34,13 @@ def check_apart(out: str, json_file: str | None) -> None:
 def show_plan(plan: BuildPlan, json_file: str | None) -> None:
     """The steps as a table, and the commands unwrapped, to be copied."""
     show(plan, json_file)
-    for command in plan.commands:
-        click.echo(command)
+    show_lines(plan.commands)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Results that are lines, commands above all: not wrapped, so that they can be copied."""
+    for line in lines:
+        click.echo(line)
 
 
 def note(*lines: str) -> None:

@@ -13,7 +13,7 @@ LAYERS = [
     {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
     {"training", "export", "calibration"}, {"lowering", "tuning"},
     {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog"}, {"deploy_report", "dry_run"},
-    {"pipeline"}, {"quickstart", "progress"}, {"options", "terminal"}, {"cli"}, {"__main__"},
+    {"pipeline"}, {"sweep"}, {"quickstart", "progress"}, {"options", "terminal"}, {"cli"}, {"__main__"},
 ]
 STAGES = {"training", "export", "calibration"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..artifacts import atomic_write
 from ..errors import ConfigError
@@ -23,19 +24,23 @@ def check_chart(path: str | Path) -> Path:
 def bar_chart(path: str | Path, labels: Sequence[str], values: Sequence[float], title: str, unit: str) -> None:
     """Horizontal bars, the first on top. The same values give the same bytes."""
     path = check_chart(path)
-    matplotlib = require("matplotlib")
     figure = require("matplotlib.figure").Figure(figsize=(9, 1 + 0.26 * len(labels)), layout="constrained")
-    with matplotlib.rc_context({"svg.hashsalt": "dyvit"}):
-        axes = figure.subplots()
-        bars = axes.barh(range(len(labels)), values, color="#0072b2")      # readable with any colour vision
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlabel(unit)
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.margins(x=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        with atomic_write(path) as temporary:
-            # Dates and versions would make equal charts differ.
-            metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-            figure.savefig(temporary, dpi=150, metadata=metadata)
+    axes = figure.subplots()
+    bars = axes.barh(range(len(labels)), values, color="#0072b2")          # readable with any colour vision
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    write_figure(figure, path)
+
+
+def write_figure(figure: Any, path: str | Path) -> None:
+    """Writes a matplotlib Figure, atomically. The same figure gives the same bytes."""
+    path = check_chart(path)
+    # Dates, versions and random identifiers would make equal charts differ.
+    metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+    with require("matplotlib").rc_context({"svg.hashsalt": "dyvit"}), atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150, metadata=metadata)

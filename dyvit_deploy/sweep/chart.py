@@ -1,0 +1,118 @@
+"""The Pareto chart: how much quality each millisecond buys."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..calibration.chart import check_chart, write_figure
+from ..config import PRECISIONS
+from ..optional import require
+from ..targets import FORMATS
+from .grid import short
+from .report import SweepReport
+from .target import LATENCY, SweepRow
+
+FILES = ("pareto.png", "pareto.svg")
+COLOURS = dict(zip(PRECISIONS, ("#000000", "#0072b2", "#009e73", "#d55e00", "#cc79a7")))  # for any colour vision
+MARKERS = dict(zip(FORMATS, "os^D"))
+QUALITY = {"top1": "top-1, %", "dense_agreement": "class of the dense float32 model, %", "keep_ratio": "keep ratio"}
+COLUMNS, PANEL = 2, (6.5, 4.6)              # panels side by side, and their size in inches
+# Where a label may stand beside its point: offset in points, and what of the text touches it there. Best first.
+PLACES = (((6, 0), "left", "center"), ((-6, 0), "right", "center"), ((0, 6), "center", "bottom"),
+          ((0, -6), "center", "top"), ((5, 6), "left", "bottom"), ((-5, 6), "right", "bottom"),
+          ((5, -6), "left", "top"), ((-5, -6), "right", "top"), ((0, 14), "center", "bottom"),
+          ((0, -14), "center", "top"))
+
+
+def draw_charts(report: SweepReport, folder: Path, new: bool = True) -> tuple[str, ...]:
+    """Draws pareto.png and pareto.svg, a panel per batch size; nothing without rows, nor again when nothing is `new`.
+
+    Raises:
+        MissingDependency: matplotlib is not here.
+    """
+    paths = [folder / name for name in FILES]
+    if not report.rows:
+        return ()
+    if new or not all(path.is_file() for path in paths):
+        check_chart(paths[0])
+        figure = _figure(report)
+        for path in paths:
+            write_figure(figure, path)
+    return tuple(map(str, paths))
+
+
+def _figure(report: SweepReport) -> Any:
+    batches = [b for b in report.config.batches if any(row.batch == b for row in report.rows)]
+    columns = min(COLUMNS, len(batches))
+    lines = -(-len(batches) // columns)
+    figure = require("matplotlib.figure").Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.7),
+                                                 layout="constrained")
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)     # measures texts, before they are placed
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+    for axes in list(panels)[len(batches):]:
+        axes.set_visible(False)
+    drawn = [_panel(axes, report, batch) for axes, batch in zip(panels, batches)]
+    title = f"{Path(report.checkpoint).name}: quality against latency; numbers are keep ratios, the line is the front"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _legend(figure, report.rows)
+    figure.draw_without_rendering()                                        # settles the layout, and so the places
+    figure.set_layout_engine("none")
+    for axes, points in drawn:
+        _label(axes, points)
+    return figure
+
+
+def _panel(axes: Any, report: SweepReport, batch: int) -> tuple[Any, list[tuple[SweepRow, float, float]]]:
+    """One batch size: its axes, and the points that want a label."""
+    scale = 1 if report.quality == "keep_ratio" else 100
+
+    def place(row: SweepRow) -> tuple[float, float]:
+        return getattr(row, LATENCY), scale * getattr(row, report.quality)
+
+    front = [place(row) for row in report.front(batch)]
+    axes.plot(*zip(*front), color="#999999", linewidth=1.5, zorder=1)
+    points = [(row, *place(row)) for row in report.rows if row.batch == batch]
+    for row, x, y in points:
+        axes.scatter([x], [y], s=42, marker=MARKERS[row.backend], color=COLOURS[row.precision],
+                     alpha=1.0 if row.pareto else 0.45, linewidths=0, zorder=2)
+    axes.set_title(f"batch {batch}", loc="left", fontsize=10)
+    axes.set_xlabel("latency of the batch, median, ms")
+    axes.set_ylabel(QUALITY[report.quality])
+    axes.yaxis.set_tick_params(labelleft=True)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.1, y=0.12)
+    axes.grid(color="#eeeeee", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes, points
+
+
+def _legend(figure: Any, rows: Sequence[SweepRow]) -> None:
+    """Colours are precisions, markers are backends."""
+    line = require("matplotlib.lines").Line2D
+    handles = [line([], [], marker="o", linestyle="", color=colour, label=short(name))
+               for name, colour in COLOURS.items() if any(row.precision == name for row in rows)]
+    handles += [line([], [], marker=marker, linestyle="", color="#777777", label=name)
+                for name, marker in MARKERS.items() if any(row.backend == name for row in rows)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+
+
+def _label(axes: Any, points: Sequence[tuple[SweepRow, float, float]]) -> None:
+    """Keep ratios beside their points, each where it covers no point and no other label; the front's first, and one
+    for which there is no room stays out."""
+    renderer = axes.figure.canvas.get_renderer()
+    transform, box = axes.transData.transform, require("matplotlib.transforms").Bbox
+    taken = []
+    for _, x, y in points:
+        centre = transform((x, y))
+        taken.append(box([centre - 5, centre + 5]))                        # pixels
+    for row, x, y in sorted(points, key=lambda point: not point[0].pareto):
+        for offset, across, up in PLACES:
+            text = axes.annotate(f"{row.keep_ratio:g}", (x, y), offset, textcoords="offset points", ha=across, va=up,
+                                 fontsize=8, fontweight="bold" if row.pareto else "normal",
+                                 color=COLOURS[row.precision])
+            room = text.get_window_extent(renderer)
+            if not any(room.overlaps(other) for other in taken) and axes.bbox.contains(room.x1, room.y1):
+                taken.append(room)
+                break
+            text.remove()

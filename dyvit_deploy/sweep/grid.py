@@ -1,0 +1,135 @@
+"""What is swept: the settings, and the combinations that they span."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from ..config import ALIASES, PRECISIONS, JsonConfig, LoadConfig, check_choice
+from ..deploy_config import BatchProfile, BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+from ..errors import BackendError, ConfigError
+from ..machine import gpu
+from ..targets import ENGINES, FORMATS, SUFFIXES, SUPPORT
+
+T = TypeVar("T")
+SHORT = {name: alias for alias, name in ALIASES.items()}                   # float32 -> fp32, in file names and tables
+
+
+@dataclass(frozen=True)
+class SweepConfig(JsonConfig):
+    """The grid, and how its artifacts are measured.
+
+    `precisions` are named as in `config.PRECISIONS` or ALIASES, `backends` as `targets.FORMATS`. `data` gives top-1
+    where it has labels, on at most `images` of its test split (None: all), and calibrates where `calibration` names
+    nothing else; without it outputs are compared on noise. `seconds` limits the timing of one artifact at one batch
+    size; `threads` 0 takes all cores.
+    """
+
+    keep_ratios: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5)
+    precisions: tuple[str, ...] = ("float32", "int8")
+    backends: tuple[str, ...] = ("onnx", "openvino")
+    batches: tuple[int, ...] = (1, 8)
+    data: str | None = None
+    images: int | None = None
+    seconds: float = 10.0
+    threads: int = 0
+    device: str | None = None
+    calibration: CalibrationConfig = CalibrationConfig()
+
+    def __post_init__(self) -> None:
+        calibration = self.calibration
+        if isinstance(calibration, Mapping):
+            calibration = CalibrationConfig.from_dict(calibration)
+        if self.data and not calibration.data:
+            calibration = dataclasses.replace(calibration, data=self.data)
+        precisions = tuple(ALIASES.get(name, name) for name in self.precisions)
+        for name, values in (("keep_ratios", self.keep_ratios), ("precisions", precisions), ("backends", self.backends),
+                             ("batches", self.batches)):
+            if not values:
+                raise ConfigError(f"A sweep needs at least one of its {name.replace('_', ' ')}.")
+            object.__setattr__(self, name, tuple(dict.fromkeys(values)))
+        object.__setattr__(self, "calibration", calibration)
+        for precision in precisions:
+            check_choice("precision", precision, PRECISIONS)
+        for backend in self.backends:
+            check_choice("backend", backend, FORMATS)
+        for ratio in self.keep_ratios:
+            if not 0 < ratio <= 1:
+                raise ConfigError(f"Keep ratio {ratio} must lie above 0 and at most at 1 (1 is the dense model).")
+        if min(self.batches) < 1:
+            raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
+        if self.images is not None and self.images < 1:
+            raise ConfigError(f"At least 1 image is needed, not {self.images}.")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"The time limit must be positive, not {self.seconds} s.")
+        if self.threads < 0:
+            raise ConfigError(f"The number of threads must be 0 (all cores) or more, not {self.threads}.")
+
+    @property
+    def build(self) -> BuildConfig:
+        """Engines take every batch size of the sweep."""
+        usual = BuildConfig().profiles[0]
+        return BuildConfig((BatchProfile(usual.min, usual.opt, max(usual.max, *self.batches)),))
+
+    def candidates(self) -> list[Candidate]:
+        """Every combination, in the order given."""
+        return [Candidate(ratio, precision, backend) for ratio in self.keep_ratios for precision in self.precisions
+                for backend in self.backends]
+
+
+class Candidate(NamedTuple):
+    """One artifact that might be made."""
+
+    keep_ratio: float
+    precision: str
+    backend: str
+
+    @property
+    def file(self) -> str:
+        """Its file name, which says what it is."""
+        return f"keep{self.keep_ratio!r}-{short(self.precision)}-{self.backend}{SUFFIXES[self.backend]}"
+
+    def deploy(self, config: SweepConfig) -> DeployConfig:
+        """How it is exported. The sweep times it itself, beside the others."""
+        plain = self.precision == "float32"
+        return DeployConfig(self.backend, ExportConfig(with_tokens=True), PrecisionConfig(self.precision),
+                            CalibrationConfig() if plain else config.calibration,
+                            config.build if self.backend in ENGINES else BuildConfig(), timed=False)
+
+
+def short(precision: str) -> str:
+    """`fp32` for float32; int8 is short already."""
+    return SHORT.get(precision, precision)
+
+
+def at_ratio(load: LoadConfig, ratio: float) -> LoadConfig:
+    """`load` with this keep ratio."""
+    return dataclasses.replace(load, keep=dataclasses.replace(load.keep, ratio=ratio))
+
+
+def check_runnable(candidate: Candidate) -> None:
+    """Refuses what a backend or this machine does not have, before any work.
+
+    Raises:
+        BackendError: with the reason.
+    """
+    # An ONNX graph could be for TensorRT too, but what is swept must run, and `trt` and `rtx` are backends themselves.
+    target = "tensorrt" if candidate.backend in ENGINES else "cpu"
+    support = SUPPORT[candidate.backend, target]
+    if candidate.precision not in support.precisions:
+        has = ", ".join(map(short, support.precisions))
+        raise BackendError(f"{support.runtime} has no {short(candidate.precision)}; it has {has}.")
+    if candidate.backend in ENGINES and gpu() is None:
+        raise BackendError(f"Engines of {support.runtime} are timed on a GPU, and none works here; see dyvit doctor.")
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of the settings that differ, those of nested ones by themselves."""
+    names: list[str] = []
+    for name, value in now.items():
+        if isinstance(value, Mapping) and isinstance(before.get(name), Mapping):
+            names += changed(before[name], value)
+        elif before.get(name) != value:
+            names.append(name)
+    return names

@@ -1,0 +1,125 @@
+"""What a sweep found: one row per artifact and batch size, what was rejected, what was left out."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .grid import SweepConfig, short
+from .store import Artifact
+from .target import LATENCY, Answer, SweepRow, Target, choose, pareto_front, quality_of
+
+REJECTED = "differs too much from float32"
+
+
+class Skipped(NamedTuple):
+    """A combination that does not exist here, and why."""
+
+    keep_ratio: float
+    precision: str
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """True when something was timed, and it meets the targets where there are any.
+
+    `rows` are of this call's grid, whenever they were measured; `rejected` differ too much from float32: they are
+    neither timed nor recommended. `quality` is the metric that ranks the rows.
+    """
+
+    checkpoint: str
+    folder: str
+    config: SweepConfig
+    rows: tuple[SweepRow, ...]
+    rejected: tuple[Artifact, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+    charts: tuple[str, ...] = ()
+    answer: Answer | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.rows) and (self.answer is None or bool(self.answer))
+
+    @property
+    def quality(self) -> str:
+        return quality_of(self.rows)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why it is false."""
+        if not self.rows:
+            return (f"every artifact {REJECTED}",)
+        return () if self.answer is None or self.answer else (self.answer.sentence,)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """The best artifact for the targets, and the command that makes it."""
+        return (self.answer.sentence, self.answer.best.command) if self.answer and self.answer.best else ()
+
+    def aimed_at(self, targets: Sequence[Target]) -> SweepReport:
+        """The same report with the best artifact for `targets`; without targets as it is."""
+        return dataclasses.replace(self, answer=choose(self.rows, targets)) if targets else self
+
+    def front(self, batch: int) -> list[SweepRow]:
+        """The rows of that batch size that no other beats in both latency and quality, by rising latency."""
+        rows = [row for row in self.rows if row.batch == batch]
+        return [rows[i] for i in pareto_front([(getattr(r, LATENCY), getattr(r, self.quality)) for r in rows])]
+
+    def left_out(self) -> list[str]:
+        """One line per reason for skipping, with what it is about."""
+        groups: dict[tuple[str, str, str], list[float]] = {}
+        for skipped in self.skipped:
+            key = skipped.precision, skipped.backend, skipped.reason
+            groups.setdefault(key, []).append(skipped.keep_ratio)
+        everywhere = len(self.config.keep_ratios)
+        return [f"{short(precision)}, {backend}"
+                + ("" if len(ratios) == everywhere else f", keep ratio {', '.join(f'{r:g}' for r in ratios)}")
+                + f": {reason}" for (precision, backend, reason), ratios in groups.items()]
+
+    def table(self) -> RenderableType:
+        """One row per artifact and batch size; * marks the Pareto front, ~ latencies that did not settle."""
+        data = f"on {self.config.data}" if self.config.data else "on noise"
+        table = Table(title=Text(f"{Path(self.checkpoint).name} {data}"), title_justify="left")
+        table.add_column("artifact", overflow="fold")
+        dense = any(row.dense_agreement is not None for row in self.rows)
+        for column in ("batch", "as dense" if dense else "top-1", "agreement", "overlap", "p50 ms", "p99 ms",
+                       "images/s", "speed-up", "MiB", "front"):
+            table.add_column(column, justify="right", no_wrap=True)
+
+        def shares(found: SweepRow | Artifact) -> list[str]:
+            values = [found.dense_agreement if dense else found.top1, found.agreement, found.overlap]
+            return ["-" if value is None else f"{value:.2%}" for value in values]
+
+        for row in self.rows:
+            table.add_row(Text(Path(row.artifact).name), str(row.batch), *shares(row),
+                          f"{'' if row.stable else '~'}{row.latency_ms_p50:.2f}", f"{row.latency_ms_p99:.2f}",
+                          f"{row.images_per_sec:.1f}",
+                          "-" if row.speedup is None else f"{row.speedup:.2f}", f"{row.size_mib:.1f}",
+                          "*" if row.pareto else "",
+                          end_section=row is [r for r in self.rows if r.batch == row.batch][-1])
+        for artifact in self.rejected:
+            table.add_row(Text(artifact.file), "-", *shares(artifact), "-", "-", "-", "-",
+                          f"{artifact.size_mib:.1f}", Text("rejected", "red"))
+        lines = [Text(f"{artifact.file} {REJECTED}: {artifact.rejected[0]}") for artifact in self.rejected]
+        return Group(table, *lines)
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        values["skipped"] = [skipped._asdict() for skipped in self.skipped]
+        values |= {"passed": bool(self), "failures": list(self.failures), "quality": self.quality}
+        return values
+
+
+def with_front(report: SweepReport) -> SweepReport:
+    """With the rows of the Pareto fronts marked."""
+    fronts = {(row.artifact, row.batch) for batch in report.config.batches for row in report.front(batch)}
+    rows = tuple(dataclasses.replace(row, pareto=(row.artifact, row.batch) in fronts) for row in report.rows)
+    return dataclasses.replace(report, rows=rows)

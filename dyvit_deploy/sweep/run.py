@@ -1,0 +1,248 @@
+"""A sweep: exports what is missing, judges it, times it in turns, and writes everything down as it goes."""
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import library_versions, make_folder, sha256, size_mib
+from ..bench.report import BenchConfig, Timing
+from ..bench.run import LIBRARIES, benchmark
+from ..config import KeepRequest, LoadConfig
+from ..data.labels import class_numbers
+from ..data.open import check_source, open_images
+from ..deploy_config import DeployConfig, ExportConfig
+from ..deploy_report import Progress
+from ..dry_run import export_command
+from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency
+from ..machine import machine
+from ..parity import CheckConfig, ParityReport, check_artifacts
+from ..pipeline import export_artifact
+from ..runners.evaluate import EvalConfig, evaluate_artifact
+from .chart import draw_charts
+from .grid import Candidate, SweepConfig, at_ratio, check_runnable
+from .report import Skipped, SweepReport, with_front
+from .store import Artifact, Latency, Store, open_store, read_store
+from .target import SweepRow
+
+DENSE = "dense-float32.onnx"                # what speed-ups are over
+COMPARED_IMAGES = 256                       # at most: a comparison holds its images in memory
+ENOUGH_RUNS = 100                           # below, the 99th percentile is hardly more than the slowest run
+
+
+def sweep(checkpoint: str | Path, out: str | Path, config: SweepConfig | None = None, load: LoadConfig = LoadConfig(),
+          progress: Progress = Progress()) -> SweepReport:
+    """Exports and measures every combination of `config` in the folder `out`; what is there already is not done again.
+
+    `config` None and a default `load` stand for what was swept before. `load.keep` says all but the keep ratio.
+    Combinations that do not exist here are skipped, with the reason. Everything is written to OUT/sweep.json after
+    each step, so that an interrupted call loses at most one.
+
+    Raises:
+        ArtifactError: the checkpoint or the folder cannot be used, or the folder holds another checkpoint's sweep.
+        ConfigError: the artifacts in the folder were made with other options.
+        DataError: images that cannot be used, or classes that the model does not know.
+        ExportError: no combination is left.
+    """
+    return _Sweep(checkpoint, Path(out), config, load, progress).run()
+
+
+class _Sweep:
+    """One call. `store` is always what lies on disk, once `run` has begun."""
+
+    def __init__(self, checkpoint: str | Path, out: Path, config: SweepConfig | None, load: LoadConfig,
+                 progress: Progress) -> None:
+        self.store = open_store(checkpoint, out, config, load)
+        self.checkpoint, self.out, self.config, self.load = checkpoint, out, self.store.config, self.store.load
+        self.say, self.quiet = progress.say, progress._replace(say=Progress().say)
+        self.skipped: list[Skipped] = []
+        self.labelled = False                                              # until somebody has to look
+        self.number: int | None = None                                     # of this run, once it times something
+        self.judged = {"data": self.config.data, "images": self.config.images}
+        self.how = {"seconds": self.config.seconds, "threads": self.config.threads, "device": self.config.device}
+
+    def run(self) -> SweepReport:
+        known = read_store(self.out) == self.store
+        able = [c for c in self.config.candidates() if self._runnable(c)]
+        missing = [c for c in able if not self._done(c)]
+        if missing:
+            self._look_at_data()
+            make_folder(self.out)
+            self._keep(self.store)
+        for number, candidate in enumerate(missing, 1):
+            self.say(f"{number} of {len(missing)}: {candidate.file}")
+            try:
+                self._complete(candidate)
+            except DyvitError as error:
+                # A folder that cannot be written to will not get better with the next one.
+                if isinstance(error, ArtifactError) and not isinstance(error, CheckpointError):
+                    raise
+                self.skipped.append(Skipped(*candidate, str(error)))
+        artifacts = [a for c in able if (a := self.store.find(c)) is not None and self._done(c)]
+        if not artifacts:
+            raise ExportError(f"Nothing is left to sweep: {self.skipped[0].reason}")
+        accepted = [a for a in artifacts if not a.rejected]
+        timed = [batch for batch in self.config.batches if self._time(accepted, batch)]
+        new = bool(missing or timed or not known)
+        if new:
+            self._keep(self.store)                                         # its settings may be all that is new
+        return self._report(accepted, [a for a in artifacts if a.rejected], new)
+
+    def _runnable(self, candidate: Candidate) -> bool:
+        try:
+            check_runnable(candidate)
+        except DyvitError as error:
+            self.skipped.append(Skipped(*candidate, str(error)))
+            return False
+        return True
+
+    def _keep(self, store: Store) -> None:
+        self.store = store
+        store.save(self.out)
+
+    def _on_disk(self, candidate: Candidate) -> Artifact | None:
+        """The artifact, when the file is still the one that was made."""
+        artifact = self.store.find(candidate)
+        path = self.out / artifact.file if artifact else None
+        return artifact if artifact and path and path.is_file() and sha256(path) == artifact.sha256 else None
+
+    def _done(self, candidate: Candidate) -> bool:
+        artifact = self._on_disk(candidate)
+        return artifact is not None and (_fell_at_the_gate(artifact) or artifact.judged == self.judged)
+
+    def _look_at_data(self) -> None:
+        """Whether there are labels, and refusals that would be the same for every artifact."""
+        from ..model.checkpoint import load_facts
+
+        if self.config.data is None:
+            self.labelled = False
+            return
+        check_source(self.config.data)
+        facts = load_facts(self.checkpoint, at_ratio(self.load, 1.0))
+        images = open_images(self.config.data, facts.model, "test", self.config.images)
+        self.labelled = images.class_names is not None
+        if self.labelled:
+            known = len(class_numbers(images, facts.class_names))
+            if facts.class_names is None and known != facts.model.classes:
+                raise DataError(f"{images.name} has {known} classes, the model {facts.model.classes}; sweep it on the "
+                                "data that it was trained for.")
+
+    def _complete(self, candidate: Candidate) -> None:
+        """Exports unless the file is there, judges, writes down."""
+        artifact = self._on_disk(candidate)
+        if artifact is None:
+            artifact = self._export(candidate)
+            self._keep(self.store.with_artifact(artifact))
+        if not _fell_at_the_gate(artifact):
+            self._keep(self.store.with_artifact(self._judge(artifact)))
+
+    def _export(self, candidate: Candidate) -> Artifact:
+        path = self.out / candidate.file
+        report = export_artifact(self.checkpoint, path, candidate.deploy(self.config),
+                                 at_ratio(self.load, candidate.keep_ratio), self.quiet)
+        made = Path(report.path)
+        found = _shares(report.gate) if report.gate is not None and not report else {}
+        return Artifact(*candidate, made.name, sha256(made), size_mib(made), report.export.facts.keep_counts,
+                        report.failures, **found)
+
+    def _judge(self, artifact: Artifact) -> Artifact:
+        """Against float32 at its keep ratio, and against labels, or the dense model where there are none."""
+        path, data = self.out / artifact.file, self.config.data
+        limit = min(self.config.images or COMPARED_IMAGES, COMPARED_IMAGES)
+        config = CheckConfig(limit, device=self.config.device)
+        # It is opened as the artifact says, so only what the artifact does not say may be asked for.
+        plain = dataclasses.replace(self.load, keep=KeepRequest(), image_size=None)
+        compared = check_artifacts(self.checkpoint, path, data, config, plain, self.quiet.track)
+        top1 = dense_agreement = None
+        failures = compared.failures
+        if self.labelled and not failures:
+            wanted = EvalConfig("test", self.config.images, device=self.config.device)
+            judged = evaluate_artifact(path, data or "", wanted, track=self.quiet.track)
+            top1, failures = judged.top1, judged.failures
+        elif data and not failures:
+            dense = check_artifacts(self._dense(), path, data, config, track=self.quiet.track)
+            dense_agreement = _shares(dense)["agreement"]
+        return dataclasses.replace(artifact, judged=self.judged, rejected=failures, top1=top1,
+                                   dense_agreement=dense_agreement, **_shares(compared))
+
+    def _dense(self) -> Path:
+        """The dense float32 model as a user would run it instead: none of our rewrites."""
+        path = self.out / DENSE
+        if not (self.store.dense_sha256 and path.is_file() and sha256(path) == self.store.dense_sha256):
+            config = DeployConfig(export=ExportConfig(without=("all",)))
+            export_artifact(self.checkpoint, path, config, at_ratio(self.load, 1.0), self.quiet)
+            self._keep(dataclasses.replace(self.store, dense_sha256=sha256(path)))
+        return path
+
+    def _time(self, accepted: Sequence[Artifact], batch: int) -> bool:
+        """Times what is missing at that batch size, all in one call; False when nothing was."""
+        todo = [a for a in accepted if self.store.latency(a, batch, self.how) is None]
+        if not todo:
+            return False
+        self.say(f"timing {len(todo)} artifacts at batch {batch}, at most {self.config.seconds * len(todo):.0f} s")
+        config = BenchConfig((batch,), self.config.seconds * len(todo), baseline=self._dense(),
+                             device=self.config.device, threads=self.config.threads, memory=False)
+        report = benchmark([self.out / a.file for a in todo], config, track=self.quiet.track)
+        made = {t.artifact: t for t in report.timings}
+        runs = self.store.runs
+        if self.number is None:
+            self.number = len(runs)
+            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            runs = (*runs, {"at": now, "machine": machine(), "versions": library_versions(*LIBRARIES)})
+        self._keep(dataclasses.replace(self.store, runs=runs).with_latencies(
+            [_latency(a.file, self.number, self.how, made[a.file]) for a in todo]))
+        return True
+
+    def _report(self, accepted: Sequence[Artifact], rejected: Sequence[Artifact], new: bool) -> SweepReport:
+        rows = [self._row(a, t) for batch in self.config.batches for a in accepted
+                if (t := self.store.latency(a, batch, self.how)) is not None]
+        report = with_front(SweepReport(str(self.checkpoint), str(self.out), self.config, tuple(rows), tuple(rejected),
+                                        tuple(self.skipped), tuple(self._notes(rows))))
+        try:
+            charts = draw_charts(report, self.out, new)
+        except MissingDependency as error:
+            return dataclasses.replace(report, notes=(*report.notes, f"No chart was drawn: {error}"))
+        return dataclasses.replace(report, charts=charts)
+
+    def _row(self, artifact: Artifact, timing: Latency) -> SweepRow:
+        path = self.out / artifact.file
+        command = export_command(Path(self.checkpoint), path, artifact.candidate.deploy(self.config),
+                                 at_ratio(self.load, artifact.keep_ratio))
+        return SweepRow(str(path), *artifact.candidate, timing.batch, artifact.size_mib, artifact.top1,
+                        artifact.agreement, artifact.overlap, artifact.dense_agreement, timing.latency_ms_p50,
+                        timing.latency_ms_p90, timing.latency_ms_p99, timing.images_per_sec, timing.speedup,
+                        timing.runs, timing.stable, timing.run, command)
+
+    def _notes(self, rows: Sequence[SweepRow]) -> list[str]:
+        notes = []
+        if self.config.data is None:
+            notes.append("Compared on noise, which real images may contradict; pass --data FOLDER or --data digits.")
+        used = sorted({row.run for row in rows})
+        if len(used) > 1:
+            machines = {str(self.store.runs[run].get("machine")) for run in used}
+            notes.append(f"Rows stem from {len(used)} runs" + (" on different machines" if len(machines) > 1 else "")
+                         + ", at different times: compare speed-ups, each within its run, rather than milliseconds.")
+        if any(not row.stable for row in rows):
+            notes.append("Latencies marked ~ did not settle within 2%; quiet the machine or raise --seconds.")
+        few = min((row.runs for row in rows), default=ENOUGH_RUNS)
+        if few < ENOUGH_RUNS:
+            notes.append(f"Some p99 are of {few} calls only, so hardly more than the slowest; raise --seconds.")
+        return notes
+
+
+def _fell_at_the_gate(artifact: Artifact) -> bool:
+    """True when the export itself rejected it, on images that have nothing to do with what judges it here."""
+    return bool(artifact.rejected) and artifact.judged is None
+
+
+def _shares(report: ParityReport) -> dict[str, Any]:
+    """Agreement and overlap at the worst batch size and stage."""
+    overlaps = [share for b in report.batches for share in (b.overlap_forgiven or b.overlap)]
+    return {"agreement": min(b.top1_agreement for b in report.batches), "overlap": min(overlaps, default=None)}
+
+
+def _latency(file: str, run: int, how: dict[str, Any], timing: Timing) -> Latency:
+    return Latency(file, timing.batch, run, how, timing.latency_ms_p50, timing.latency_ms_p90, timing.latency_ms_p99,
+                   timing.images_per_sec, timing.runs, timing.stable, timing.speedup)

@@ -1,0 +1,195 @@
+"""OUT/sweep.json: everything that has been measured, so that a second call does only what is missing."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import require_source, sha256, write_json
+from ..config import JsonConfig, LoadConfig
+from ..errors import ArtifactError, ConfigError
+from ..zoo import is_timm
+from .grid import Candidate, SweepConfig, changed
+
+FORMAT = 1
+NAME = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Artifact(JsonConfig):
+    """One exported file in the folder, and how good it is; shares are fractions 0..1.
+
+    `rejected` says why it differs too much from float32; such a file is neither evaluated nor timed. `agreement` is
+    the share of images with the class of the float32 model at the same keep ratio, `overlap` the worst stage's share
+    of its kept tokens, `dense_agreement` the share with the class of the dense float32 model, where there are no
+    labels for `top1`. `judged` names the data that they were found on.
+    """
+
+    keep_ratio: float
+    precision: str
+    backend: str
+    file: str
+    sha256: str
+    size_mib: float
+    keep_counts: tuple[int, ...] | None = None
+    rejected: tuple[str, ...] = ()
+    judged: dict[str, Any] | None = None
+    top1: float | None = None
+    agreement: float | None = None
+    overlap: float | None = None
+    dense_agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "keep_ratio", "size_mib")
+        _check_numbers(self, "top1", "agreement", "overlap", "dense_agreement", optional=True)
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.keep_ratio, self.precision, self.backend)
+
+
+@dataclass(frozen=True)
+class Latency(JsonConfig):
+    """One timing of a file at a batch size, in milliseconds for the whole batch.
+
+    `speedup` is over the dense float32 model in ONNX Runtime, timed in the same call. `how` are the settings that
+    make it comparable, `run` is the position in `Store.runs` of the call that measured it.
+    """
+
+    file: str
+    batch: int
+    run: int
+    how: dict[str, Any]
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    images_per_sec: float
+    runs: int
+    stable: bool
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "batch", "run", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_sec",
+                       "runs")
+        _check_numbers(self, "speedup", optional=True)
+
+
+def _check_numbers(values: Any, *names: str, optional: bool = False) -> None:
+    """Raises TypeError where a damaged file has no number."""
+    for name in names:
+        value = getattr(values, name)
+        if not isinstance(value, (int, float)) and not (optional and value is None):
+            raise TypeError(f"{name} is {value!r}")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The content of the file. `runs` has, per call that timed something, when and on which machine."""
+
+    checkpoint: dict[str, str]
+    config: SweepConfig
+    load: LoadConfig = LoadConfig()
+    dense_sha256: str | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    latencies: tuple[Latency, ...] = ()
+    runs: tuple[dict[str, Any], ...] = ()
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / NAME, {"format": FORMAT, **dataclasses.asdict(self)})
+
+    def find(self, candidate: Candidate) -> Artifact | None:
+        return next((a for a in self.artifacts if a.candidate == candidate), None)
+
+    def latency(self, artifact: Artifact, batch: int, how: Mapping[str, Any]) -> Latency | None:
+        return next((t for t in self.latencies if (t.file, t.batch, t.how) == (artifact.file, batch, how)), None)
+
+    def with_artifact(self, new: Artifact) -> Store:
+        """With `new` in the place of the one for that combination; the times of another file are no longer true."""
+        old = self.find(new.candidate)
+        same = old is not None and (old.file, old.sha256) == (new.file, new.sha256)
+        return dataclasses.replace(
+            self, artifacts=(*(a for a in self.artifacts if a.candidate != new.candidate), new),
+            latencies=tuple(t for t in self.latencies if same or old is None or t.file != old.file))
+
+    def with_latencies(self, new: list[Latency]) -> Store:
+        keys = {(t.file, t.batch) for t in new}
+        return dataclasses.replace(
+            self, latencies=(*(t for t in self.latencies if (t.file, t.batch) not in keys), *new))
+
+
+def read_store(folder: Path) -> Store | None:
+    """What lies in `folder`, None when there is no sweep.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        if values["format"] != FORMAT:
+            raise ValueError("another version of dyvit wrote it")
+        store = Store(
+            {name: str(values["checkpoint"][name]) for name in ("file", "sha256")},
+            SweepConfig.from_dict(values["config"]), LoadConfig.from_dict(values["load"]), values["dense_sha256"],
+            tuple(map(Artifact.from_dict, values["artifacts"])), tuple(map(Latency.from_dict, values["latencies"])),
+            tuple(map(dict, values["runs"])))
+        if any(t.run >= len(store.runs) for t in store.latencies):
+            raise ValueError("a timing belongs to no run")
+        return store
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise ArtifactError(f"{path} is damaged ({str(error).rstrip('.')}); delete it to sweep again, or choose "
+                            "another -o.") from error
+
+
+def recall(folder: str | Path, given: Mapping[str, Any]) -> SweepConfig:
+    """The settings of the sweep in `folder`, or the defaults where there is none, with those `given` in their place.
+
+    Raises:
+        ConfigError: a value that cannot be meant.
+    """
+    store = read_store(Path(folder))
+    return SweepConfig.from_dict((store.config.to_dict() if store else {}) | dict(given))
+
+
+def open_store(checkpoint: str | Path, folder: Path, config: SweepConfig | None, load: LoadConfig) -> Store:
+    """The store in `folder` with these settings, or a new one; nothing is written yet.
+
+    `config` None and a default `load` stand for what was swept before.
+
+    Raises:
+        ArtifactError: the folder belongs to another checkpoint, or its store is damaged.
+        ConfigError: the artifacts there were made with other options.
+    """
+    source = require_source(checkpoint)
+    digest = _digest(source, load)
+    store = read_store(folder)
+    if store is None:
+        return Store({"file": str(checkpoint), "sha256": digest}, config or SweepConfig(), load)
+    if store.checkpoint["sha256"] != digest:
+        raise ArtifactError(f"{folder} holds a sweep of another checkpoint, {store.checkpoint['file']} with sha256 "
+                            f"{store.checkpoint['sha256'][:12]}; choose another -o.")
+    config, load = config or store.config, store.load if load == LoadConfig() else load
+    before = store.config.calibration
+    if before.data is None and before == dataclasses.replace(config.calibration, data=None):
+        before = config.calibration                                        # nothing was calibrated yet
+    differing = changed(store.load.to_dict(), load.to_dict())
+    differing += [f"calibration {name}" for name in changed(before.to_dict(), config.calibration.to_dict())]
+    if differing:
+        raise ConfigError(f"{folder} holds a sweep with another {', '.join(differing)}; leave that out to go on as "
+                          "before, or choose another -o.")
+    return dataclasses.replace(store, config=config, load=load)
+
+
+def _digest(source: Path, load: LoadConfig) -> str:
+    """The checkpoint's sha256; weights that timm downloads are asked for theirs."""
+    if not is_timm(source):
+        return sha256(source)
+    from ..model.checkpoint import read_checkpoint
+    return str(read_checkpoint(source, load.weights).origin()["sha256"])

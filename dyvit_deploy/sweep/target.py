@@ -1,0 +1,172 @@
+"""Which rows are worth having: the Pareto front, and the best one for a budget. Pure functions."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, did_you_mean
+from .grid import short
+
+FRACTIONS = ("top1", "overlap", "agreement", "dense_agreement")
+METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_sec", "size_mib", "speedup", *FRACTIONS)
+QUALITIES = ("top1", "dense_agreement")     # what speaks for an artifact across keep ratios, the best evidence first
+LATENCY = "latency_ms_p50"
+_TARGET = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One artifact at one batch size. Latencies are milliseconds for the whole batch, shares are fractions 0..1.
+
+    `overlap` and `agreement` are with the float32 model at the same keep ratio (the worst stage's share of kept
+    tokens, the share of images with the same class), `dense_agreement` with the dense one, where no labels give
+    `top1`. `speedup` is over the dense float32 model in ONNX Runtime, from the same `run`. `command` makes the
+    artifact, `pareto` marks the front of its batch size.
+    """
+
+    artifact: str
+    keep_ratio: float
+    precision: str
+    backend: str
+    batch: int
+    size_mib: float
+    top1: float | None
+    agreement: float | None
+    overlap: float | None
+    dense_agreement: float | None
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    images_per_sec: float
+    speedup: float | None
+    runs: int
+    stable: bool
+    run: int
+    command: str
+    pareto: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"keep ratio {self.keep_ratio:g}, {short(self.precision)}, {self.backend}, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One demand, `latency_ms_p99<=20`."""
+
+    metric: str
+    relation: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.relation}{self.bound:g}"
+
+    def met(self, row: SweepRow) -> bool:
+        value = getattr(row, self.metric)
+        if value is None:
+            return False
+        return bool({"<=": value <= self.bound, "<": value < self.bound, ">=": value >= self.bound,
+                     ">": value > self.bound}[self.relation])
+
+    def miss(self, row: SweepRow) -> float:
+        """How far the row is from it, in units of the bound: 0 when it is met, infinite when its value is unknown."""
+        value = getattr(row, self.metric)
+        if self.met(row) or value is None:
+            return 0.0 if value is not None else float("inf")
+        return float(abs(value - self.bound)) / max(abs(self.bound), 1e-9)
+
+
+def parse_targets(texts: Iterable[str]) -> tuple[Target, ...]:
+    """`latency_ms_p99<=20`, several separated by commas; fractions also as percent, `top1>=97%`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    return tuple(_parse(part) for text in texts for part in text.split(","))
+
+
+def _parse(text: str) -> Target:
+    match = _TARGET.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"A target is written METRIC<=NUMBER (or >=, <, >), like latency_ms_p99<=20, not {text!r}.")
+    metric, relation, number, percent = match.groups()
+    if metric not in METRICS:
+        raise ConfigError(f"Unknown metric {metric!r}.{did_you_mean(metric, METRICS)}")
+    if percent and metric not in FRACTIONS:
+        raise ConfigError(f"{metric} is no share, so it has no percent; write {metric}{relation}{number}.")
+    bound = float(number) / (100 if percent else 1)
+    if metric in FRACTIONS and not 0 <= bound <= 1:
+        raise ConfigError(f"{metric} is a fraction from 0 to 1, not {bound:g}; write 0.97 or 97%.")
+    return Target(metric, relation, bound)
+
+
+def quality_of(rows: Sequence[Any]) -> str:
+    """The metric by which these rows are ranked: the first of QUALITIES that all of them have, else the keep ratio.
+
+    Agreement with float32 at the same keep ratio is none: the fastest schedule agrees with itself.
+    """
+    return next((name for name in QUALITIES if rows and all(getattr(r, name) is not None for r in rows)), "keep_ratio")
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Positions of the points (cost, value) that no other beats: at most its cost, at least its value, one of the two
+    strictly. By rising cost; equal points are all in it."""
+    front: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        cost, value = points[index]
+        if value > best or (front and points[front[-1]] == (cost, value)):
+            front.append(index)
+            best = value
+    return front
+
+
+def rank(row: SweepRow, quality: str) -> tuple[float, ...]:
+    """Sorts the best row first: its quality, ties by latency; keep ratios tie always, so agreement is asked first."""
+    agreement = row.agreement or 0.0 if quality == "keep_ratio" else 0.0
+    return -getattr(row, quality), -agreement, row.latency_ms_p50
+
+
+@dataclass(frozen=True)
+class Answer:
+    """True when some row meets all targets: `best`, else `closest` is the one that misses by least."""
+
+    targets: tuple[Target, ...]
+    quality: str
+    best: SweepRow | None
+    closest: SweepRow | None
+
+    def __bool__(self) -> bool:
+        return self.best is not None
+
+    @property
+    def wish(self) -> str:
+        return ", ".join(map(str, self.targets))
+
+    @property
+    def sentence(self) -> str:
+        if self.best:
+            said = [f"latency_ms_p50={self.best.latency_ms_p50:.3g}", f"latency_ms_p99={self.best.latency_ms_p99:.3g}"]
+            said += [f"{self.quality}={getattr(self.best, self.quality):.4g}"]
+            return f"Best for {self.wish}: {self.best.artifact} ({self.best.label}), {', '.join(said)}."
+        if self.closest is None:
+            return f"No artifact was timed, so none meets {self.wish}."
+        unknown = [t.metric for t in self.targets if getattr(self.closest, t.metric) is None]
+        if unknown:
+            needs = "; sweep with --data that has labels" if "top1" in unknown else ""
+            return f"No artifact can meet {self.wish}, because {' and '.join(unknown)} is not known{needs}."
+        missed = [f"{t.metric}={getattr(self.closest, t.metric):.4g}" for t in self.targets if not t.met(self.closest)]
+        return (f"No artifact meets {self.wish}; the closest is {self.closest.artifact} ({self.closest.label}) with "
+                f"{', '.join(missed)}.")
+
+
+def choose(rows: Sequence[SweepRow], targets: Sequence[Target]) -> Answer:
+    """The best of the rows that meet all targets: by `quality_of`, ties by lower latency."""
+    quality = quality_of(rows)
+    able = sorted((row for row in rows if all(t.met(row) for t in targets)), key=lambda row: rank(row, quality))
+    if able:
+        return Answer(tuple(targets), quality, able[0], None)
+    near = sorted(rows, key=lambda row: (sum(t.miss(row) for t in targets), rank(row, quality)))
+    return Answer(tuple(targets), quality, None, near[0] if near else None)
