@@ -335,7 +335,7 @@ def sweep(checkpoint: str, out: str, given: dict[str, Any], load: LoadConfig, ta
         report = run(checkpoint, out, recall(out, given), load, Progress(step, progress, bar.update))
     report = report.aimed_at(targets)
     show(report, json_file)
-    note(*report.left_out(), *report.notes)
+    note(*report.left_out(), *report.notes, f"Artifacts, results and charts are in {out}/.")
     fail_notes(report.failures)
     show_lines(report.advice)
     sys.exit(not report)

@@ -18,11 +18,13 @@ COLOURS = dict(zip(PRECISIONS, ("#000000", "#0072b2", "#009e73", "#d55e00", "#cc
 MARKERS = dict(zip(FORMATS, "os^D"))
 QUALITY = {"top1": "top-1, %", "dense_agreement": "class of the dense float32 model, %", "keep_ratio": "keep ratio"}
 COLUMNS, PANEL = 2, (6.5, 4.6)              # panels side by side, and their size in inches
+LEAST_SPAN = 1.5                            # of the vertical axis, in percent: a smaller difference shall look small
 # Where a label may stand beside its point: offset in points, and what of the text touches it there. Best first.
 PLACES = (((6, 0), "left", "center"), ((-6, 0), "right", "center"), ((0, 6), "center", "bottom"),
           ((0, -6), "center", "top"), ((5, 6), "left", "bottom"), ((-5, 6), "right", "bottom"),
           ((5, -6), "left", "top"), ((-5, -6), "right", "top"), ((0, 14), "center", "bottom"),
           ((0, -14), "center", "top"))
+UNDER = ((1, -5), "left", "top")            # the front's own line rarely passes there
 
 
 def draw_charts(report: SweepReport, folder: Path, new: bool = True) -> tuple[str, ...]:
@@ -49,12 +51,16 @@ def _figure(report: SweepReport) -> Any:
     figure = require("matplotlib.figure").Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.7),
                                                  layout="constrained")
     require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)     # measures texts, before they are placed
-    panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
-    for axes in list(panels)[len(batches):]:
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
+    for axes in panels[len(batches):]:
         axes.set_visible(False)
     drawn = [_panel(axes, report, batch) for axes, batch in zip(panels, batches)]
-    title = f"{Path(report.checkpoint).name}: quality against latency; numbers are keep ratios, the line is the front"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    values = [y for _, points in drawn for _, _, y in points]
+    if report.quality != "keep_ratio" and max(values) - min(values) < LEAST_SPAN:
+        middle = (max(values) + min(values)) / 2
+        panels[0].set_ylim(middle - LEAST_SPAN, middle + LEAST_SPAN)
+    title = f"{Path(report.checkpoint).name}; numbers are keep ratios, the line is the Pareto front"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     _legend(figure, report.rows)
     figure.draw_without_rendering()                                        # settles the layout, and so the places
     figure.set_layout_engine("none")
@@ -71,7 +77,7 @@ def _panel(axes: Any, report: SweepReport, batch: int) -> tuple[Any, list[tuple[
         return getattr(row, LATENCY), scale * getattr(row, report.quality)
 
     front = [place(row) for row in report.front(batch)]
-    axes.plot(*zip(*front), color="#999999", linewidth=1.5, zorder=1)
+    axes.plot(*zip(*front), color="#999999", linewidth=1.5, zorder=1.5)
     points = [(row, *place(row)) for row in report.rows if row.batch == batch]
     for row, x, y in points:
         axes.scatter([x], [y], s=42, marker=MARKERS[row.backend], color=COLOURS[row.precision],
@@ -82,7 +88,8 @@ def _panel(axes: Any, report: SweepReport, batch: int) -> tuple[Any, list[tuple[
     axes.yaxis.set_tick_params(labelleft=True)
     axes.set_xlim(left=0)
     axes.margins(x=0.1, y=0.12)
-    axes.grid(color="#eeeeee", zorder=0)
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return axes, points
 
@@ -107,7 +114,7 @@ def _label(axes: Any, points: Sequence[tuple[SweepRow, float, float]]) -> None:
         centre = transform((x, y))
         taken.append(box([centre - 5, centre + 5]))                        # pixels
     for row, x, y in sorted(points, key=lambda point: not point[0].pareto):
-        for offset, across, up in PLACES:
+        for offset, across, up in (UNDER, *PLACES) if row.pareto else PLACES:
             text = axes.annotate(f"{row.keep_ratio:g}", (x, y), offset, textcoords="offset points", ha=across, va=up,
                                  fontsize=8, fontweight="bold" if row.pareto else "normal",
                                  color=COLOURS[row.precision])

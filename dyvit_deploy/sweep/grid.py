@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from ..config import ALIASES, PRECISIONS, JsonConfig, LoadConfig, check_choice
+from ..config import ALIASES, PRECISIONS, QUANTIZED, JsonConfig, LoadConfig, check_choice
 from ..deploy_config import BatchProfile, BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from ..errors import BackendError, ConfigError
 from ..machine import gpu
@@ -108,8 +108,8 @@ def at_ratio(load: LoadConfig, ratio: float) -> LoadConfig:
     return dataclasses.replace(load, keep=dataclasses.replace(load.keep, ratio=ratio))
 
 
-def check_runnable(candidate: Candidate) -> None:
-    """Refuses what a backend or this machine does not have, before any work.
+def check_runnable(candidate: Candidate, config: SweepConfig = SweepConfig()) -> None:
+    """Refuses what a backend or this machine does not have, or what these settings do not allow, before any work.
 
     Raises:
         BackendError: with the reason.
@@ -120,6 +120,8 @@ def check_runnable(candidate: Candidate) -> None:
     if candidate.precision not in support.precisions:
         has = ", ".join(map(short, support.precisions))
         raise BackendError(f"{support.runtime} has no {short(candidate.precision)}; it has {has}.")
+    if candidate.precision in QUANTIZED and not (config.calibration.data or config.calibration.allow_noise):
+        raise BackendError(f"{short(candidate.precision)} is calibrated on images; pass --data or --calib FOLDER.")
     if candidate.backend in ENGINES and gpu() is None:
         raise BackendError(f"Engines of {support.runtime} are timed on a GPU, and none works here; see dyvit doctor.")
 

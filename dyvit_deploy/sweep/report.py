@@ -75,14 +75,16 @@ class SweepReport:
 
     def left_out(self) -> list[str]:
         """One line per reason for skipping, with what it is about."""
-        groups: dict[tuple[str, str, str], list[float]] = {}
+        groups: dict[tuple[str, str], list[Skipped]] = {}
         for skipped in self.skipped:
-            key = skipped.precision, skipped.backend, skipped.reason
-            groups.setdefault(key, []).append(skipped.keep_ratio)
-        everywhere = len(self.config.keep_ratios)
-        return [f"{short(precision)}, {backend}"
-                + ("" if len(ratios) == everywhere else f", keep ratio {', '.join(f'{r:g}' for r in ratios)}")
-                + f": {reason}" for (precision, backend, reason), ratios in groups.items()]
+            groups.setdefault((skipped.backend, skipped.reason), []).append(skipped)
+        lines = []
+        for (backend, reason), about in groups.items():
+            precisions = dict.fromkeys(short(skipped.precision) for skipped in about)
+            ratios = dict.fromkeys(f"{skipped.keep_ratio:g}" for skipped in about)
+            where = "" if len(ratios) == len(self.config.keep_ratios) else f" at keep ratio {', '.join(ratios)}"
+            lines.append(f"Left out {', '.join(precisions)} in {backend}{where}: {reason}")
+        return lines
 
     def table(self) -> RenderableType:
         """One row per artifact and batch size; * marks the Pareto front, ~ latencies that did not settle."""

@@ -70,7 +70,6 @@ class _Sweep:
         if missing:
             self._look_at_data()
             make_folder(self.out)
-            self._keep(self.store)
         for number, candidate in enumerate(missing, 1):
             self.say(f"{number} of {len(missing)}: {candidate.file}")
             try:
@@ -92,7 +91,7 @@ class _Sweep:
 
     def _runnable(self, candidate: Candidate) -> bool:
         try:
-            check_runnable(candidate)
+            check_runnable(candidate, self.config)
         except DyvitError as error:
             self.skipped.append(Skipped(*candidate, str(error)))
             return False
@@ -116,11 +115,10 @@ class _Sweep:
         """Whether there are labels, and refusals that would be the same for every artifact."""
         from ..model.checkpoint import load_facts
 
+        facts = load_facts(self.checkpoint, at_ratio(self.load, 1.0))
         if self.config.data is None:
-            self.labelled = False
             return
         check_source(self.config.data)
-        facts = load_facts(self.checkpoint, at_ratio(self.load, 1.0))
         images = open_images(self.config.data, facts.model, "test", self.config.images)
         self.labelled = images.class_names is not None
         if self.labelled:

@@ -1,0 +1,282 @@
+"""What a sweep does, and above all what it does not do twice."""
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers import photo_folder, tiny_checkpoint
+
+from dyvit_deploy.bench.report import Timing
+from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.deploy_config import CalibrationConfig
+from dyvit_deploy.deploy_report import Progress
+from dyvit_deploy.errors import (
+    ArtifactError,
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    MissingDependency,
+)
+from dyvit_deploy.sweep import run as run_module
+from dyvit_deploy.sweep.chart import draw_charts
+from dyvit_deploy.sweep.grid import Candidate, SweepConfig, check_runnable
+from dyvit_deploy.sweep.run import sweep
+from dyvit_deploy.sweep.store import read_store, recall
+from dyvit_deploy.sweep.target import parse_targets
+
+GRID = dict(keep_ratios=(1.0, 0.5), precisions=("fp32", "int8"), backends=("onnx",), batches=(1, 2), seconds=0.1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return tiny_checkpoint(folder), str(photo_folder(folder / "photos", 10, classes=5))
+
+
+class Verdict(SimpleNamespace):
+    def __bool__(self):
+        return not self.failures
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Stands in for the stages; `calls` counts them, `rejected` and `broken` name files that fail."""
+    calls, rejected, broken = [], set(), {}
+
+    def export(checkpoint, path, config, load, progress):
+        calls.append(("export", path.name))
+        if path.name in broken:
+            raise broken[path.name]
+        made = path.with_suffix(f".rejected{path.suffix}") if path.name in rejected else path
+        made.write_text(path.name)
+        failures = ("batch 1: logits are off",) if path.name in rejected else ()
+        return Verdict(path=str(made), failures=failures, gate=parity(), export=SimpleNamespace(
+            facts=SimpleNamespace(keep_counts=(8, 4, 2))))
+
+    def parity(*arguments, failures=(), **_):
+        batch = SimpleNamespace(top1_agreement=0.99, overlap_forgiven=(), overlap=(0.97, 0.95))
+        return SimpleNamespace(batches=(batch,), failures=failures)
+
+    def check(first, second, *arguments, **_):
+        calls.append(("check", Path(second).name))
+        return parity()
+
+    def evaluate(path, *arguments, **_):
+        calls.append(("eval", path.name))
+        return SimpleNamespace(top1=0.75, failures=())
+
+    def benchmark(paths, config, load=None, track=None):
+        calls.append(("bench", config.batches, tuple(path.name for path in paths)))
+        assert Path(config.baseline).name == run_module.DENSE and not config.memory
+        return SimpleNamespace(timings=[
+            Timing(path.name, "x", "x", config.batches[0], 2.0 + i, 3.0 + i, 4.0 + i, 100.0, 200, True, None, None,
+                   1.5, None) for i, path in enumerate(paths)])
+
+    for name, stand_in in (("export_artifact", export), ("check_artifacts", check), ("evaluate_artifact", evaluate),
+                           ("benchmark", benchmark), ("draw_charts", lambda *_: ())):
+        monkeypatch.setattr(run_module, name, stand_in)
+    return SimpleNamespace(calls=calls, rejected=rejected, broken=broken)
+
+
+def config(made, **changes):
+    return SweepConfig(**(GRID | dict(data=made[1]) | changes))
+
+
+def test_everything_is_measured_once_and_times_are_taken_in_one_call_per_batch(made, fake, tmp_path):
+    report = sweep(made[0], tmp_path, config(made))
+    assert report and len(report.rows) == 8 and not report.skipped
+    files = ("keep1.0-fp32-onnx.onnx", "keep1.0-int8-onnx.onnx", "keep0.5-fp32-onnx.onnx", "keep0.5-int8-onnx.onnx")
+    assert [c for c in fake.calls if c[0] == "bench"] == [("bench", (1,), files), ("bench", (2,), files)]
+    first = report.rows[0]
+    assert (first.top1, first.agreement, first.overlap, first.speedup) == (0.75, 0.99, 0.95, 1.5)
+    json.dumps(report.to_json(), allow_nan=False)
+
+    fake.calls.clear()
+    again = sweep(made[0], tmp_path)                                        # the settings are those of before
+    assert fake.calls == [] and again.rows == report.rows and again.config == report.config
+    assert again.to_json() == report.to_json()
+
+
+def test_only_what_is_missing_is_done_and_the_notes_tell_of_two_runs(made, fake, tmp_path):
+    sweep(made[0], tmp_path, config(made))
+    fake.calls.clear()
+    report = sweep(made[0], tmp_path, recall(tmp_path, dict(keep_ratios=(1.0, 0.5, 0.7), batches=(2, 4))))
+    new = "keep0.7-fp32-onnx.onnx", "keep0.7-int8-onnx.onnx"
+    assert {c[1] for c in fake.calls if c[0] == "export"} == set(new)
+    second, fourth = (c[1:] for c in fake.calls if c[0] == "bench")
+    assert second == ((2,), new) and len(fourth[1]) == 6                   # nobody was timed at batch 4
+    assert any("stem from 2 runs" in note for note in report.notes)
+    assert {row.batch for row in report.rows} == {2, 4}                    # what was asked for now
+
+
+@pytest.mark.parametrize("change, stages", [
+    (dict(seconds=5.0), {"bench"}), (dict(threads=1), {"bench"}), (dict(images=5), {"check", "eval"})])
+def test_a_changed_setting_repeats_what_depends_on_it(made, fake, tmp_path, change, stages):
+    sweep(made[0], tmp_path, config(made))
+    fake.calls.clear()
+    sweep(made[0], tmp_path, recall(tmp_path, change))
+    assert {call[0] for call in fake.calls} == stages
+
+
+def test_a_file_that_is_gone_or_changed_is_made_and_timed_again(made, fake, tmp_path):
+    sweep(made[0], tmp_path, config(made))
+    (tmp_path / "keep1.0-fp32-onnx.onnx").unlink()
+    (tmp_path / "keep0.5-int8-onnx.onnx").write_text("other")
+    fake.calls.clear()
+    sweep(made[0], tmp_path)
+    files = ["keep1.0-fp32-onnx.onnx", "keep0.5-int8-onnx.onnx"]
+    assert [c[1] for c in fake.calls if c[0] == "export"] == files
+
+
+def test_an_interrupted_sweep_keeps_what_was_done(made, fake, tmp_path):
+    fake.broken["keep0.5-fp32-onnx.onnx"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(made[0], tmp_path, config(made))
+    assert len(read_store(tmp_path).artifacts) == 2
+    fake.broken.clear()
+    fake.calls.clear()
+    assert len(sweep(made[0], tmp_path).rows) == 8
+    assert [c[1] for c in fake.calls if c[0] == "export"][:2] == ["keep0.5-fp32-onnx.onnx", "keep0.5-int8-onnx.onnx"]
+
+
+def test_a_rejected_artifact_is_neither_timed_nor_recommended(made, fake, tmp_path):
+    fake.rejected |= {"keep0.5-int8-onnx.onnx"}
+    report = sweep(made[0], tmp_path, config(made)).aimed_at(parse_targets(["size_mib<=9"]))
+    assert [a.file for a in report.rejected] == ["keep0.5-int8-onnx.rejected.onnx"]
+    assert not any("keep0.5-int8" in name for call in fake.calls if call[0] == "bench" for name in call[2])
+    assert "keep0.5-int8" not in report.answer.best.artifact and len(report.rows) == 6
+    fake.calls.clear()
+    assert sweep(made[0], tmp_path).rejected == report.rejected and not fake.calls
+
+
+def test_what_the_labelled_images_reject_is_not_timed_either(made, fake, tmp_path, monkeypatch):
+    wrong = SimpleNamespace(batches=(SimpleNamespace(top1_agreement=0.1, overlap_forgiven=(), overlap=()),),
+                            failures=("batch 1: too far",))
+    monkeypatch.setattr(run_module, "check_artifacts", lambda *a, **k: wrong)
+    report = sweep(made[0], tmp_path, config(made))
+    assert not report and len(report.rejected) == 4 and "every artifact differs" in report.failures[0]
+    assert not [c for c in fake.calls if c[0] == "bench"]
+
+
+def test_what_fails_is_skipped_with_its_reason_but_a_full_disk_is_not(made, fake, tmp_path):
+    fake.broken |= {"keep0.5-int8-onnx.onnx": ExportError("It cannot be."),
+                    "keep0.5-fp32-onnx.onnx": CheckpointError("It cannot drop tokens.")}
+    report = sweep(made[0], tmp_path, config(made))
+    assert [s.reason for s in report.skipped] == ["It cannot drop tokens.", "It cannot be."] and len(report.rows) == 4
+    assert "int8 in onnx at keep ratio 0.5: It cannot be." in report.left_out()[1]
+    fake.broken["keep0.5-int8-onnx.onnx"] = ArtifactError("The disk is full.")
+    with pytest.raises(ArtifactError, match="disk"):
+        sweep(made[0], tmp_path)
+
+
+def test_when_nothing_is_left_the_first_reason_is_the_error(made, fake, tmp_path):
+    with pytest.raises(ExportError, match=r"Nothing is left to sweep: ONNX Runtime on a CPU has no fp8"):
+        sweep(made[0], tmp_path / "s", config(made, precisions=("fp8", "bf16")))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("precision, backend", [("float8", "onnx"), ("bfloat16", "onnx"), ("float8", "openvino"),
+                                                ("float16", "openvino")])
+def test_what_a_backend_does_not_have_is_refused_before_the_work(precision, backend):
+    with pytest.raises(BackendError, match="has no"):
+        check_runnable(Candidate(0.7, precision, backend))
+
+
+@pytest.mark.parametrize("backend", ["trt", "rtx"])
+def test_engines_need_a_gpu(backend, monkeypatch):
+    monkeypatch.setattr("dyvit_deploy.sweep.grid.gpu", lambda: None)
+    with pytest.raises(BackendError, match="none works here"):
+        check_runnable(Candidate(0.7, "float16", backend))
+    monkeypatch.setattr("dyvit_deploy.sweep.grid.gpu", lambda: object())
+    check_runnable(Candidate(0.7, "float16", backend))
+
+
+def test_another_checkpoint_and_other_options_are_refused(made, fake, tmp_path):
+    sweep(made[0], tmp_path / "out", config(made), LoadConfig(keep=KeepRequest(align=2)))
+    before = (tmp_path / "out/sweep.json").read_bytes()
+    with pytest.raises(ArtifactError, match=r"another checkpoint, .*choose another -o"):
+        sweep(tiny_checkpoint(tmp_path, seed=3), tmp_path / "out")
+    with pytest.raises(ConfigError, match="another align"):
+        sweep(made[0], tmp_path / "out", None, LoadConfig(keep=KeepRequest(align=4)))
+    with pytest.raises(ConfigError, match="calibration method"):
+        sweep(made[0], tmp_path / "out", config(made, calibration=CalibrationConfig(method="max")))
+    assert (tmp_path / "out/sweep.json").read_bytes() == before
+    assert sweep(made[0], tmp_path / "out").rows[0].command.count("--align 2") == 1
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda v: "{", lambda v: "[]", lambda v: json.dumps(v | {"format": 9}), lambda v: json.dumps(v | {"runs": []}),
+    lambda v: json.dumps({n: x for n, x in v.items() if n != "artifacts"}), lambda v: "\x00\x01",
+    lambda v: json.dumps(v | {"latencies": [v["latencies"][0] | {"latency_ms_p50": "fast"}]}),
+    lambda v: json.dumps(v | {"config": v["config"] | {"precisions": ["int7"]}})])
+def test_a_damaged_store_is_refused_in_one_sentence(made, fake, tmp_path, spoil):
+    sweep(made[0], tmp_path, config(made))
+    path = tmp_path / "sweep.json"
+    path.write_text(spoil(json.loads(path.read_text())))
+    with pytest.raises(ArtifactError, match=r"damaged \(.*delete it to sweep again"):
+        sweep(made[0], tmp_path)
+
+
+def test_images_that_cannot_be_used_are_refused_before_the_work(made, fake, tmp_path):
+    few = str(photo_folder(tmp_path / "few", 4, classes=2))
+    with pytest.raises(DataError, match="has 2 classes, the model 5"):
+        sweep(made[0], tmp_path / "s", config(made, data=few))
+    with pytest.raises(DataError, match="neither an image folder"):
+        sweep(made[0], tmp_path / "s", config(made, data="digitz"))
+    with pytest.raises(ArtifactError, match="does not exist"):
+        sweep(tmp_path / "no.safetensors", tmp_path / "s", config(made))
+    assert not fake.calls and not (tmp_path / "s").exists()
+
+
+def test_without_labels_the_dense_model_is_the_measure_and_noise_is_no_evidence(made, fake, tmp_path):
+    flat = str(photo_folder(tmp_path / "flat", 4))
+    report = sweep(made[0], tmp_path / "a", config(made, data=flat))
+    assert report.quality == "dense_agreement" and report.rows[0].top1 is None
+    assert not [c for c in fake.calls if c[0] == "eval"]
+    report = sweep(made[0], tmp_path / "b", config(made, data=None))
+    assert report.quality == "keep_ratio" and "noise" in report.notes[0]
+
+
+@pytest.mark.parametrize("values, words", [
+    (dict(keep_ratios=(0.0,)), "Keep ratio 0.0"), (dict(keep_ratios=()), "at least one of its keep ratios"),
+    (dict(precisions=("int9",)), "Did you mean 'int8'"), (dict(backends=("onxx",)), "Did you mean 'onnx'"),
+    (dict(batches=(0,)), "at least 1"), (dict(seconds=0), "positive"), (dict(seconds=float("nan")), "positive"),
+    (dict(threads=-1), "0 \\(all cores\\)"), (dict(images=0), "At least 1 image")])
+def test_values_that_cannot_be_meant_are_refused(values, words):
+    with pytest.raises(ConfigError, match=words):
+        SweepConfig(**values)
+
+
+def test_the_same_value_twice_is_one_and_file_names_are_their_own():
+    grid = SweepConfig(keep_ratios=(0.7, 0.7, 0.70001), precisions=("fp32", "float32"), backends=("trt", "rtx"))
+    files = [candidate.file for candidate in grid.candidates()]
+    assert len(files) == len(set(files)) == 4 and files[0] == "keep0.7-fp32-trt.plan"
+    assert SweepConfig.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+
+
+def test_progress_is_told_and_never_printed(made, fake, tmp_path, capsys):
+    said = []
+    sweep(made[0], tmp_path, config(made), progress=Progress(said.append))
+    assert said[0] == "1 of 4: keep1.0-fp32-onnx.onnx" and "timing 4 artifacts at batch 1" in said[4]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_charts_are_the_same_bytes_for_the_same_figures(made, fake, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="charts need matplotlib")
+    monkeypatch.setattr(run_module, "draw_charts", draw_charts)
+    report = sweep(made[0], tmp_path, config(made))
+    before = [Path(chart).read_bytes() for chart in report.charts]
+    assert [Path(chart).name for chart in report.charts] == ["pareto.png", "pareto.svg"]
+    for chart in report.charts:
+        Path(chart).unlink()
+    assert [Path(chart).read_bytes() for chart in sweep(made[0], tmp_path).charts] == before
+
+
+def test_without_matplotlib_there_is_a_note_in_the_place_of_a_chart(made, fake, tmp_path, monkeypatch):
+    def missing(*_):
+        raise MissingDependency("matplotlib is not installed.")
+    monkeypatch.setattr(run_module, "draw_charts", missing)
+    report = sweep(made[0], tmp_path, config(made))
+    assert report and report.notes[-1] == "No chart was drawn: matplotlib is not installed." and not report.charts
