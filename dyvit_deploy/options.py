@@ -126,10 +126,13 @@ def sweep_options(command: F) -> F:
 
     decorated: F = with_options(
         calibration_options("--calib", reusable=False)(gather),
-        click.option("--keep-ratios", type=Numbers(float), help="Each R keeps R, R**2, ...: 1.0,0.9,0.7,0.5."),
-        click.option("--precisions", type=Names(), metavar="NAME,...", help="Of fp32, fp16, bf16, int8 and fp8."),
-        click.option("--backends", type=Names(), metavar="NAME,...", help=f"Of {', '.join(FORMATS)}."),
-        click.option("--batch", "batches", type=Numbers(int), help="Batch sizes: 1,8."),
+        click.option("--keep-ratios", type=Numbers(float),
+                     help="Each R keeps R, R**2, ...; default: 1.0,0.9,0.7,0.5."),
+        click.option("--precisions", type=Names(), metavar="NAME,...",
+                     help="Of fp32, fp16, bf16, int8 and fp8; default: fp32,int8."),
+        click.option("--backends", type=Names(), metavar="NAME,...",
+                     help=f"Of {', '.join(FORMATS)}; default: onnx,openvino."),
+        click.option("--batch", "batches", type=Numbers(int), help="Batch sizes; default: 1,8."),
         click.option("--data", help="What judges, and calibrates without --calib: digits, a folder; labels give "
                      "top-1."),
         click.option("--images", type=int, help="At most this many."),
