@@ -13,9 +13,11 @@ from .errors import ConfigError
 LEVELS = range(6)                           # builder optimization levels of TensorRT
 INPUTS = ("float32", "uint8")
 GATHERS = ("auto", "elements", "nd")
-FASTER_GATHER = {"cpu": "nd", "tensorrt": "elements"}
 # Exact rewrites of the inference graph, see model.forms; "all" leaves out every one.
 FORMS = ("split-predictor", "one-gather", "read-block", "split-heads", "fold-scale", "fold-batch-norm")
+# Per runtime, the gather that is faster there and the FORMS that are slower (README, "Rewrites").
+FASTER_GATHER = {"cpu": "nd", "openvino": "nd", "tensorrt": "elements"}
+SLOWER_FORMS = {"openvino": ("split-heads",)}
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class ExportConfig(JsonConfig):
         """The FORMS that are not applied."""
         return FORMS if "all" in self.without else self.without
 
-    def for_target(self, target: str) -> ExportConfig:
-        """With the gather that is faster there, where it is left open."""
-        return dataclasses.replace(self, gather=FASTER_GATHER[target]) if self.gather == "auto" else self
+    def for_runtime(self, runtime: str) -> ExportConfig:
+        """With the gather that is faster there, where it is left open, and without the forms that are slower."""
+        gather = FASTER_GATHER[runtime] if self.gather == "auto" else self.gather
+        without = dict.fromkeys((*self.without, *SLOWER_FORMS.get(runtime, ())))
+        return dataclasses.replace(self, gather=gather, without=tuple(without))
 
 
 @dataclass(frozen=True)
