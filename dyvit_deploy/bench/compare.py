@@ -89,7 +89,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _change(old: dict[str, Any], new: dict[str, Any]) -> Change:
     before, after = float(old["latency_ms_p50"]), float(new["latency_ms_p50"])
-    intervals = [(row.get("ci95_ms") or {}).get("p50") or (None, None) for row in (old, new)]
+    intervals: list[Any] = [(row.get("ci95_ms") or {}).get("p50") or (None, None) for row in (old, new)]
     if None in (*intervals[0], *intervals[1]):
         verdict = "unknown"
     else:

@@ -117,12 +117,12 @@ class BenchReport:
         """One row per artifact and batch size; ~ marks figures that did not settle."""
         table = Table(title=f"{self.machine['processor']}, {self.machine['logical_cores']} cores"
                             + (f", {self.machine['gpu']}" if self.machine["gpu"] else ""), title_justify="left")
-        table.add_column("artifact", overflow="fold")
+        table.add_column("artifact", overflow="fold", min_width=22)
         table.add_column("precision")
         for column in ("batch", "p50 ms", "±", "p90 ms", "p99 ms", "images/s", "GMACs", "speed-up", "ceiling"):
             table.add_column(column, justify="right", no_wrap=True)
         gpu = any(t.gpu_ms_p50 for t in self.timings)
-        for column in ("GFLOP/s", "of peak") if self.peaks else ():
+        for column in ("of peak",) if self.peaks else ():
             table.add_column(column, justify="right", no_wrap=True)
         for column in ("GPU ms", "copies ms", "TFLOP/s") if gpu else ():
             table.add_column(column, justify="right", no_wrap=True)
@@ -130,7 +130,7 @@ class BenchReport:
             phases = t.gpu_ms_p50 or {}
             copies = phases["upload"] + phases["download"] if phases else None
             optional = [(t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f")]
-            optional += [(t.gflops, ".0f"), (t.peak_share, ".0%")] if self.peaks else []
+            optional += [(t.peak_share, ".0%")] if self.peaks else []
             optional += [(phases.get("compute"), ".3f"), (copies, ".3f"), (t.tflops, ".1f")] if gpu else []
             table.add_row(Text(f"{t.artifact} ({t.backend})"), t.precision, str(t.batch),
                           f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", _width(t), f"{t.latency_ms_p90:.2f}",

@@ -88,6 +88,9 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         ran_on = machine()
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
+    if peaks:
+        notes.append("Matrix-product peaks of this machine, measured in this run: "
+                     + ", ".join(f"{gflops:.0f} GFLOP/s ({kind})" for kind, gflops in peaks.items()) + ".")
     notes += faster_here(timings)
     notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
               for c in candidates if not is_engine(c.path) and c.runner.facts
