@@ -15,6 +15,7 @@ from ..errors import ArtifactError, BackendError, ConfigError, reason
 from ..graph import PRODUCTS
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
+from .fusions import Fusions, openvino_fusions
 from .profiling import LayerTime, openvino_layers
 
 WEIGHTS_KEY = "dyvit_weights_sha256"
@@ -79,6 +80,7 @@ class OpenVINORunner(Runner):
                                "float32.")
         self._options = {"INFERENCE_PRECISION_HINT": hint} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._model, self._requests = model, dict[tuple[int, ...], Any]()
+        self._described: list[tuple[str, ...]] | None = None
         self.name = path.name
         self.input = _input_spec(model, path)
         names = [name for output in model.outputs for name in output.names]
@@ -125,14 +127,23 @@ class OpenVINORunner(Runner):
     def compiled_precisions(self) -> dict[str, int]:
         """How many of the graph's products the compiled model computes in each precision."""
         found: collections.Counter[str] = collections.Counter()
-        for op in self._compile(None).get_runtime_model().get_ops():
-            info = op.get_rt_info()
-            kind, precision, names = (str(info[key].astype(str)) for key in
-                                      ("layerType", "runtimePrecision", "originalLayersNames"))
+        for kind, precision, names in self._layers():
             fused = sum(bool(PRODUCT.fullmatch(name)) for name in names.split(","))  # attention is one layer
             count = max(fused, kind.startswith(PRODUCT_LAYERS)) if kind.startswith((*PRODUCT_LAYERS, "Subgraph")) else 0
             found[COMPILED.get(precision.lower(), precision)] += count
         return {name: count for name, count in found.most_common() if count}
+
+    def fusions(self) -> Fusions:
+        """What OpenVINO fuses here."""
+        return openvino_fusions((kind, names) for kind, _, names in self._layers())
+
+    def _layers(self) -> list[tuple[str, ...]]:
+        """Type, precision and names of the original layers, of every layer as compiled here."""
+        if self._described is None:
+            keys = ("layerType", "runtimePrecision", "originalLayersNames")
+            self._described = [tuple(str(op.get_rt_info()[key].astype(str)) for key in keys)
+                               for op in self._compile(None).get_runtime_model().get_ops()]
+        return self._described
 
     def close(self) -> None:
         self._requests.clear()

@@ -30,7 +30,8 @@ def test_only_intervals_that_do_not_overlap_tell_a_difference(tmp_path):
     assert result.exit_code == 0 and "SLOWER" in result.output
 
 
-@pytest.mark.parametrize("text", ["[]", "no JSON", '{"timings": [{}], "machine": {}, "versions": {}}', '{"timings": 3}'])
+@pytest.mark.parametrize("text", ["[]", "no JSON", '{"timings": 3}',
+                                  '{"timings": [{}], "machine": {}, "versions": {}}'])
 def test_what_is_no_report_is_refused(tmp_path, text):
     good, bad = write(tmp_path / "a.json", row("a", 1)), tmp_path / "bad.json"
     bad.write_text(text)
