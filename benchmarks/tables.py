@@ -41,6 +41,36 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
+def rewrites_table() -> str:
+    """What each form gains, one added to the other, and where the time goes with all of them."""
+    found = read("deit-s-0.7-rewrites.json")
+    columns = list(dict.fromkeys((row["backend"], row["batch"]) for row in found["rows"]))
+    cells = {(row["variant"], row["backend"], row["batch"]): row for row in found["rows"]}
+    lines = [f"| {found['model']} at keep ratio {found['keep_ratio']}, against dense | GMACs | "
+             + " | ".join(f"{backend}, batch {batch}" for backend, batch in columns) + " |",
+             "|---" * (2 + len(columns)) + "|"]
+    names = list(dict.fromkeys(row["variant"] for row in found["rows"]))
+    for name in names[1:]:
+        row = [cells[name, *column] for column in columns]
+        told = [f"{'' if cell['stable'] else '~'}{cell['against_dense']:.2f}x" for cell in row]
+        label = {"plain": "no rewrite", names[-3]: "all, `--gather nd`", names[-2]: "all but `split-heads`",
+                 names[-1]: f"all, `--align {names[-1].split()[-1]}`"}.get(name, f"and `{name}`")
+        lines.append(f"| {label} | {row[0]['gmacs']:.3f} | {' | '.join(told)} |")
+    shares = [f"{profile['overhead']:.1%} in {profile['backend'].removesuffix(' cpu')} at batch {profile['batch']}"
+              for profile in found["profiles"]]
+    plain, aligned = found["align"]
+    machine = found["machine"]
+    lines.append(f"\nFloat32, each row adds one form to those above it; {machine['processor']}, {machine['logical_cores']} "
+                 "cores, medians of runs in turns (`benchmarks/rewrites.py`); ~ did not settle within 2 %. Predictors and "
+                 f"gathers then take {', '.join(shares)}. The demo student keeps {_kept(plain)} patches and "
+                 f"{plain['top1']:.2%} of the scenes, aligned {_kept(aligned)} and {aligned['top1']:.2%}.")
+    return "\n".join(lines)
+
+
+def _kept(row: dict) -> str:
+    return " / ".join(map(str, row["keep_counts"]))
+
+
 def demo_table() -> str:
     """Accuracy of the shipped demo checkpoints."""
     report = read("quickstart.json")
@@ -231,7 +261,7 @@ def engine_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"speed": speed_table, "demo": demo_table, "precision": precision_table, "gpu": gpu_table,
+TABLES = {"speed": speed_table, "rewrites": rewrites_table, "demo": demo_table, "precision": precision_table, "gpu": gpu_table,
           "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
           "ablation": ablation_table, "untrained": untrained_table}
 
