@@ -49,7 +49,6 @@ def variants(ratio: float) -> dict[str, tuple[ExportConfig, LoadConfig]]:
         if name != "fold-batch-norm":                       # these models have none
             rows[name] = (ExportConfig(without=FORMS[count:], gather="elements"), pruned)
     rows["gather-nd"] = (ExportConfig(gather="nd"), pruned)
-    rows["without split-heads"] = (ExportConfig(gather="nd", without=("split-heads",)), pruned)
     rows[f"align {ALIGN}"] = (ExportConfig(gather="nd"), LoadConfig(keep=KeepRequest(ratio=ratio, align=ALIGN)))
     return rows
 
@@ -107,7 +106,7 @@ def main() -> None:
             print(f"timing {next(iter(files.values())).suffix}", file=sys.stderr)
             rows += time_runtime(files, batches, options.seconds)
         profiles = []
-        for path in (graphs["gather-nd"], models["without split-heads"]):
+        for path in (graphs["gather-nd"], models["gather-nd"]):
             with open_runner(path) as runner:
                 profiles += [profile(runner, batch).to_json() for batch in batches]
         result = {"model": options.model, "keep_ratio": options.keep_ratio, "rows": rows, "profiles": profiles,

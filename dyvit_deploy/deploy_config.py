@@ -14,10 +14,8 @@ LEVELS = range(6)                           # builder optimization levels of Ten
 INPUTS = ("float32", "uint8")
 GATHERS = ("auto", "elements", "nd")
 # Exact rewrites of the inference graph, see model.forms; "all" leaves out every one.
-FORMS = ("split-predictor", "one-gather", "read-block", "split-heads", "fold-scale", "fold-batch-norm")
-# Per runtime, the gather that is faster there and the FORMS that are slower (README, "Rewrites").
-FASTER_GATHER = {"cpu": "nd", "openvino": "nd", "tensorrt": "elements"}
-SLOWER_FORMS = {"openvino": ("split-heads",)}
+FORMS = ("split-predictor", "one-gather", "read-block", "fold-scale", "fold-batch-norm")
+FASTER_GATHER = {"cpu": "nd", "tensorrt": "elements"}  # per target; measured on CPUs only
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,9 @@ class ExportConfig(JsonConfig):
         """The FORMS that are not applied."""
         return FORMS if "all" in self.without else self.without
 
-    def for_runtime(self, runtime: str) -> ExportConfig:
-        """With the gather that is faster there, where it is left open, and without the forms that are slower."""
-        gather = FASTER_GATHER[runtime] if self.gather == "auto" else self.gather
-        without = dict.fromkeys((*self.without, *SLOWER_FORMS.get(runtime, ())))
-        return dataclasses.replace(self, gather=gather, without=tuple(without))
+    def for_target(self, target: str) -> ExportConfig:
+        """With the gather that is faster there, where it is left open."""
+        return dataclasses.replace(self, gather=FASTER_GATHER[target]) if self.gather == "auto" else self
 
 
 @dataclass(frozen=True)

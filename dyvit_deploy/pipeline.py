@@ -59,7 +59,7 @@ def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConf
     if config.format in ENGINES:
         return _export_engine(Path(checkpoint), Path(path), config, load, progress)
     progress.say(f"exporting {checkpoint}")
-    config = dataclasses.replace(config, export=config.export.for_runtime(choice.runtime))
+    config = dataclasses.replace(config, export=config.export.for_target(choice.target))
     with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name:
         if choice.precision == "float32":
             return _export_float32(checkpoint, Path(path), config, load, Path(name))

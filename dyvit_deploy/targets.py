@@ -44,11 +44,6 @@ class Choice:
     precision: str
     rest: str
 
-    @property
-    def runtime(self) -> str:
-        """What runs it in the end: "openvino", or the target."""
-        return "openvino" if self.format == "openvino" else self.target
-
 
 def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool, capabilities: Sequence[str] = ()) -> Choice:
     """Where a request leads to. `capabilities` are those of the GPUs that it is for, like "8.9".

@@ -82,7 +82,7 @@ def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
     check_k(model.keep_counts, model.config.patches, config)
     check_size(sum(p.numel() * p.element_size() for p in model.parameters()))
     names = ["logits", *(f"kept_{s}" for s in range(len(model.keep_counts)) if config.with_tokens)]
-    proto, forms = _trace(model, names, config.for_runtime("cpu"))
+    proto, forms = _trace(model, names, config.for_target("cpu"))
     facts = dataclasses.replace(
         facts, precision="float32", input=config.input, keep_counts=model.keep_counts, forms=forms,
         versions=library_versions("torch", "timm", "onnx", "onnxscript"))
