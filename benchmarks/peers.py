@@ -96,9 +96,11 @@ class Kit:
         return self.made[config.name]
 
     def exported(self, config: dv.ModelConfig, what: str, backend: str, precision: str) -> Path:
-        """The artifact, not compared with float32: with random weights there are no margins to keep."""
+        """The artifact, made once; not compared with float32: with random weights there are no margins to keep."""
         format, suffix = FORMATS[backend]
         path = self.folder / f"{config.name}-{what}-{backend}-{precision}{suffix}".replace(" ", "-")
+        if path.exists():
+            return path
         export = dv.ExportConfig() if what == PRUNED else AS_IT_IS
         lower = precision != "float32"
         wishes = dv.DeployConfig(
