@@ -50,7 +50,7 @@ def peers_chart(result: dict[str, Any]) -> Figure:
         axes.set_ylim(len(found) - 0.4, -0.6)                              # the first on top
         axes.set_title(family, loc="left", fontweight="bold")
         axes.tick_params(axis="x", labelbottom=axes is panels[-1])
-    panels[-1].set_xlim(0, 1.16 * max(row["images_per_sec"] for row in rows))
+    panels[-1].set_xlim(0, 1.2 * max(row["images_per_sec"] for row in rows))
     panels[-1].set_xlabel(f"images/s, batch {batch}; in brackets against the dense model in ONNX Runtime, float32")
     figure.suptitle(f"{result['model']} and its peers at keep ratio {result['keep_ratio']}, {_machine(result)}",
                     x=0.01, ha="left", fontsize=10)

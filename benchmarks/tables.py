@@ -267,7 +267,8 @@ CPU_LIBRARIES = {"torch": "PyTorch", "timm": "timm", "onnxruntime-gpu": "ONNX Ru
 
 
 def _times(row: dict, key: str) -> str:
-    return f"{'' if row['stable'] else '~'}{row[key]:.2f}x" if row[key] else "-"
+    """A speed-up; none where there is nothing to compare with but the row itself."""
+    return f"{'' if row['stable'] else '~'}{row[key]:.2f}x" if row[key] not in (None, 1) else "-"
 
 
 def scale_table() -> str:
