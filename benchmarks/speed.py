@@ -17,12 +17,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dyvit_deploy.config import ModelConfig
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def random_checkpoint(model: str, ratio: float, folder: Path) -> Path:
-    """A checkpoint of zoo model `model` with random weights."""
+def random_checkpoint(model: str | ModelConfig, ratio: float, folder: Path) -> Path:
+    """A checkpoint of `model`, which is of the zoo where it is a name, with random weights."""
     import torch
 
     from dyvit_deploy import zoo
@@ -32,9 +36,9 @@ def random_checkpoint(model: str, ratio: float, folder: Path) -> Path:
     from dyvit_deploy.model.dynamicvit import DynamicViT
 
     torch.manual_seed(0)
-    config = zoo.get(model)
+    config = zoo.get(model) if isinstance(model, str) else model
     prune = PruneConfig.from_ratio(ratio, default_stages(config.depth))
-    path = folder / f"{model}.safetensors"
+    path = folder / f"{config.name}.safetensors"
     save_checkpoint(path, DynamicViT(config, prune), ArtifactFacts(config, prune))
     return path
 

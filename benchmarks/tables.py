@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 GPU_BATCHES = (1, 32, 256)                  # of the GPU table; the results have more
+PEERS, SCALE = "peers-deit-s-0.7.json", "scale-deit-s-0.7.json"
 
 
 def read(name: str) -> dict:
@@ -39,6 +40,37 @@ def speed_table() -> str:
                  "float32. Medians of one run in which dense and pruned take turns (`benchmarks/speed.py`); "
                  "~ did not settle within 2 %.")
     return "\n".join(lines)
+
+
+def rewrites_table() -> str:
+    """What each form gains, one added to the other, and where the time goes with all of them."""
+    found = read("deit-s-0.7-rewrites.json")
+    columns = list(dict.fromkeys((row["backend"], row["batch"]) for row in found["rows"]))
+    cells = {(row["variant"], row["backend"], row["batch"]): row for row in found["rows"]}
+    lines = [f"| {found['model']} at keep ratio {found['keep_ratio']}, against dense | GMACs | "
+             + " | ".join(f"{backend}, batch {batch}" for backend, batch in columns) + " |",
+             "|---" * (2 + len(columns)) + "|"]
+    names = list(dict.fromkeys(row["variant"] for row in found["rows"]))
+    for name in names[1:]:
+        row = [cells[name, backend, batch] for backend, batch in columns]
+        told = [f"{'' if cell['stable'] else '~'}{cell['against_dense']:.2f}x" for cell in row]
+        label = {"plain": "no rewrite", names[-2]: "and `--gather nd`",
+                 names[-1]: f"and `--align {names[-1].split()[-1]}`"}.get(name, f"and `{name}`")
+        lines.append(f"| {label} | {row[0]['gmacs']:.3f} | {' | '.join(told)} |")
+    shares = [f"{profile['overhead']:.1%} in {profile['backend'].removesuffix(' cpu')} at batch {profile['batch']}"
+              for profile in found["profiles"]]
+    plain, aligned = found["align"]
+    machine = found["machine"]
+    lines.append(f"\nFloat32, each row adds one form to those above it; {machine['processor']}, "
+                 f"{machine['logical_cores']} cores, medians of runs in turns (`benchmarks/rewrites.py`); ~ did not "
+                 f"settle within 2 %. Predictors and gathers then take {', '.join(shares)}. The demo student keeps "
+                 f"{_kept(plain)} patches and {plain['top1']:.2%} of the scenes right, aligned {_kept(aligned)} and "
+                 f"{aligned['top1']:.2%}.")
+    return "\n".join(lines)
+
+
+def _kept(row: dict) -> str:
+    return " / ".join(map(str, row["keep_counts"]))
 
 
 def demo_table() -> str:
@@ -231,9 +263,81 @@ def engine_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"speed": speed_table, "demo": demo_table, "precision": precision_table, "gpu": gpu_table,
+def peers_table() -> str:
+    """What a user would run instead, beside what this package makes."""
+    if not (RESULTS / PEERS).exists():
+        return "Not measured yet: `python benchmarks/peers.py deit-s` fills this table."
+    return peers_rows(read(PEERS)) + picture("peers", "images/s of deit-s, pruned, dense and smaller, per runtime")
+
+
+def peers_rows(result: dict) -> str:
+    """The table of one result of benchmarks/peers.py, with what is not in it."""
+    batches = sorted({row["batch"] for row in result["rows"]})
+    lines = [f"| keep ratio {result['keep_ratio']} where pruned | GMACs | " + " | ".join(
+        f"batch {batch}: images/s | against dense float32 | against dense alike"
+        for batch in batches) + " |", "|---" * (2 + 3 * len(batches)) + "|"]
+    for name in dict.fromkeys(row["name"] for row in result["rows"]):
+        rows = {row["batch"]: row for row in result["rows"] if row["name"] == name}
+        cells = [f"{rows[batch]['images_per_sec']:.1f} | {_times(rows[batch], 'speedup')} "
+                 f"| {_times(rows[batch], 'speedup_same_runtime')}" if batch in rows else "- | - | -"
+                 for batch in batches]
+        lines.append(f"| {name} | {next(iter(rows.values()))['gmacs']:.2f} | {' | '.join(cells)} |")
+    machine, versions = result["machine"], result["versions"]
+    used = [f"{name} {versions[key].split('-')[0]}" for key, name in CPU_LIBRARIES.items() if key in versions]
+    absent = [f"{entry['name']}: {entry['reason'].rstrip('.')}" for entry in result["missing"] + result["failed"]]
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, {', '.join(used)}, "
+                 f"{result['started'][:10]}. Medians of one run in which all take turns (`benchmarks/peers.py`), "
+                 "random weights. Dense float32 is that of ONNX Runtime, dense alike has the runtime and precision of "
+                 "the row; ~ did not settle within 2 %."
+                 + (f" Not in it: {'; '.join(absent)}." if absent else ""))
+    return "\n".join(lines)
+
+
+CPU_LIBRARIES = {"torch": "PyTorch", "timm": "timm", "onnxruntime-gpu": "ONNX Runtime", "onnxruntime": "ONNX Runtime",
+                 "openvino": "OpenVINO"}
+
+
+def _times(row: dict, key: str) -> str:
+    """A speed-up; none where there is nothing to compare with but the row itself."""
+    return f"{'' if row['stable'] else '~'}{row[key]:.2f}x" if row[key] not in (None, 1) else "-"
+
+
+def scale_table() -> str:
+    """How cost grows with image size, batch and threads."""
+    if not (RESULTS / SCALE).exists():
+        return "Not measured yet: `python benchmarks/scale.py deit-s` fills this table."
+    return scale_rows(read(SCALE)) + picture("scale", "latency of deit-s against its multiply-accumulates")
+
+
+def scale_rows(result: dict) -> str:
+    """The table of one result of benchmarks/scale.py."""
+    lines = [f"| {result['model']} at keep ratio {result['keep_ratio']} | patches | batch | threads | dense GMACs per "
+             "call | dense ms | pruned ms | speed-up | MAC ceiling |", "|---" * 9 + "|"]
+    for dense, pruned in zip(result["rows"][::2], result["rows"][1::2]):
+        settled = "" if dense["stable"] and pruned["stable"] else "~"
+        lines.append(f"| {dense['series']}, {dense['size']} px | {dense['patches']} | {dense['batch']} "
+                     f"| {dense['threads']} | {dense['gmacs'] * dense['batch']:.1f} | {dense['latency_ms_p50']:.1f} "
+                     f"| {pruned['latency_ms_p50']:.1f} | {settled}{pruned['speedup']:.2f}x "
+                     f"| {pruned['ceiling']:.2f}x |")
+    machine, versions = result["machine"], result["versions"]
+    runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
+    other = {row["size"]: row["patch_size"] for row in result["rows"] if row["patch_size"] != 16}
+    patch = "".join(f" Images of {size} pixels have patches of {side}." for size, side in other.items())
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime}, float32, "
+                 f"{result['started'][:10]}. Medians; the points of a series take turns in one run "
+                 f"(`benchmarks/scale.py`), random weights; ~ did not settle within 2 %.{patch}")
+    return "\n".join(lines)
+
+
+def picture(name: str, told: str) -> str:
+    """The chart of a table, once benchmarks/charts.py has drawn it."""
+    return f"\n\n![{told}](benchmarks/results/{name}.svg)" if (RESULTS / f"{name}.svg").exists() else ""
+
+
+TABLES = {"speed": speed_table, "rewrites": rewrites_table, "demo": demo_table,
+          "precision": precision_table, "gpu": gpu_table,
           "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
-          "ablation": ablation_table, "untrained": untrained_table}
+          "ablation": ablation_table, "untrained": untrained_table, "peers": peers_table, "scale": scale_table}
 
 
 def render(text: str) -> str:

@@ -291,25 +291,40 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 
 @main.command()
 @click.argument("artifacts", nargs=-1, required=True)
-@click.option("--batch", type=Numbers(int), default="1,8,32", show_default=True, help="Batch sizes.")
+@click.option("--batch", "batches", type=Numbers(int), default="1,8,32", show_default=True, help="Batch sizes.")
 @click.option("--baseline", help="Compare with this artifact instead of the dense backbone.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Time limit per batch size.")
+@click.option("--stable", type=float, default=0.02, show_default=True,
+              help="A batch size is done when the 95 % interval of every median is within this share of it.")
 @click.option("--threads", type=int, default=0, help="Threads of ONNX Runtime and OpenVINO; default: all cores.")
+@click.option("--cpus", type=Numbers(int), default=(), help="Run on these cores only: 0,1.")
+@click.option("--peak", is_flag=True, help="Also measure the machine's matrix-product peak, as a bound.")
+@click.option("--profile", is_flag=True, help="Also show where the time goes: stem, blocks, predictors, gathers.")
 @click.option("--streams", type=int, default=1, show_default=True, help="CUDA streams that an engine runs on at once.")
 @click.option("--cuda-graph", is_flag=True, help="Run engines as captured CUDA graphs.")
 @click.option("--transfers", is_flag=True, help="Count the copies between host and GPU in an engine's latency.")
 @run_options
 @device_option
 @json_option
-def bench(artifacts: tuple[str, ...], batch: tuple[int, ...], baseline: str | None, seconds: float, threads: int,
-          transfers: bool, load: LoadConfig, device: str | None, json_file: str | None) -> None:
+def bench(artifacts: tuple[str, ...], load: LoadConfig, json_file: str | None, **settings: Any) -> None:
     """Time artifacts against the dense backbone, in one run."""
     from .bench.report import BenchConfig
     from .bench.run import benchmark
 
-    config = BenchConfig(batches=batch, seconds=seconds, baseline=baseline, device=device, threads=threads,
-                         transfers=transfers)
-    report = benchmark(artifacts, config, load, progress)
+    report = benchmark(artifacts, BenchConfig(**settings), load, progress)
+    show(report, json_file)
+    note(*report.notes)
+
+
+@main.command()
+@click.argument("before")
+@click.argument("after")
+@json_option
+def compare(before: str, after: str, json_file: str | None) -> None:
+    """Compare two reports of dyvit bench --json: what became faster, what slower."""
+    from .bench.compare import compare_runs
+
+    report = compare_runs(before, after)
     show(report, json_file)
     note(*report.notes)
 

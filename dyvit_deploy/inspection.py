@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from .engine.sidecar import EngineFacts, read_sidecar, sidecar_path
 from .errors import ArtifactError, BackendError, CheckpointError, reason
 from .graph import graph_facts, load_graph, product_precisions, summary
 from .optional import require
+from .runners.fusions import onnxruntime_fusions
 from .runners.open import ENGINES, is_checkpoint, unknown_kind
+from .runners.ort import failures
 
 if TYPE_CHECKING:
     from .model.macs import Cost
@@ -111,7 +114,7 @@ def _brief(training: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def inspect_artifact(path: str | Path) -> InspectReport:
-    """Reads what `path` says about itself; nothing is run, but OpenVINO models are compiled. An engine plan is
+    """Reads what `path` says about itself; nothing is run, but graphs are compiled. An engine plan is
     not loaded: what its builder found is in its sidecar.
 
     Raises:
@@ -156,6 +159,9 @@ def _inspect_onnx(path: Path) -> InspectReport:
         "opset": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import),
         "nodes": f"{len(proto.graph.node)}: " + _counts(dict(operators.most_common())),
     }
+    if facts and (facts.lowered or {}).get("target") != "tensorrt":
+        with contextlib.suppress(*failures()):                             # a precision that has no kernels here
+            details["in ONNX Runtime"] = onnxruntime_fusions(path).words(facts.model.depth)
     return _report(path, "ONNX", facts, details, None)
 
 
@@ -167,7 +173,8 @@ def _inspect_openvino(path: Path) -> InspectReport:
         with OpenVINORunner(path) as runner:
             shape = ", ".join("any" if side is None else str(side) for side in runner.input.shape)
             details = {"inputs": f"{runner.input.name} {runner.input.dtype} [{shape}]",
-                       "products as compiled here": _counts(runner.compiled_precisions())}
+                       "products as compiled here": _counts(runner.compiled_precisions()),
+                       "as compiled here": runner.fusions().words(facts.model.depth) if facts else None}
     except BackendError as error:                                          # a precision that this CPU does not have
         details = {"here": str(error)}
     return _report(path, "OpenVINO", facts, details, None)

@@ -6,16 +6,42 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import ConfigError
 from .optional import require
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    return {"processor": _processor(), "logical_cores": os.cpu_count(), "system": platform.platform(),
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {"processor": _processor(), "logical_cores": os.cpu_count(), "cpus": cpus, "system": platform.platform(),
             "gpu": _gpu()}
+
+
+@contextlib.contextmanager
+def on_cpus(cpus: Collection[int]) -> Iterator[None]:
+    """This thread, and all threads and processes that it starts within, run on these cores only; empty for any.
+
+    Raises:
+        ConfigError: the system cannot do that, or does not have these cores.
+    """
+    if not cpus:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise ConfigError("This system does not bind a process to cores; leave out --cpus.")
+    allowed = os.sched_getaffinity(0)
+    if not set(cpus) <= allowed:
+        raise ConfigError(f"Cores {sorted(set(cpus) - allowed)} are not among those of this process, "
+                          f"{sorted(allowed)}; choose from them.")
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _processor() -> str:

@@ -87,3 +87,18 @@ def test_weights_beside_the_graph_are_no_damage(tmp_path):
     onnx.save(onnx.helper.make_model(graph), tmp_path / "e.onnx", save_as_external_data=True, location="e.data",
               size_threshold=0)
     assert inspect_artifact(tmp_path / "e.onnx").details["inputs"] == "x float32 [b, 2]"
+
+
+def test_what_runtimes_fuse_is_told(tmp_path):
+    export_onnx(tiny_checkpoint(tmp_path), tmp_path / "m.onnx")
+    report = inspect_artifact(tmp_path / "m.onnx")
+    told = report.details["in ONNX Runtime"]
+    assert f"of {report.facts.model.depth} blocks" in told and "BiasGelu" in told
+
+
+@needs_openvino
+def test_openvino_runs_attention_as_one_kernel(tmp_path):
+    export_artifact(tiny_checkpoint(tmp_path), tmp_path / "m.xml", DeployConfig("openvino"))
+    report = inspect_artifact(tmp_path / "m.xml")
+    depth = report.facts.model.depth
+    assert f"one kernel in {depth} of {depth} blocks" in report.details["as compiled here"]

@@ -1,10 +1,13 @@
-"""What only a fresh process tells of an artifact: its memory."""
+"""What only a fresh process tells of an artifact: its memory, and how long its first answer takes."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,17 @@ from ..runners.base import Runner
 from ..runners.open import load_for, open_runner
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fresh process pays: `load_ms` until the artifact is open, the import of its library included, then
+    `first_ms` for the first batch, compilation included; `peak_rss_mib` is the peak of its resident memory after
+    that batch, None where it cannot be measured."""
+
+    load_ms: float
+    first_ms: float
+    peak_rss_mib: float | None
 
 
 def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = None, seed: int = 0) -> NDArray[Any]:
@@ -34,24 +48,28 @@ def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = N
     return rng.standard_normal((batch, 3, *size), dtype=np.float32).astype(runner.input.dtype)
 
 
-def peak_memory(path: str, batch: int, load: LoadConfig, device: str | None, threads: int) -> float | None:
-    """MiB at the peak of a fresh process that opens `path` and runs one batch; None where unknown."""
+def measure_start(path: str, batch: int, load: LoadConfig, device: str | None, threads: int) -> Start | None:
+    """A fresh process that opens `path` and runs one batch; None, with a warning in the log, when it fails."""
     arguments = json.dumps([str(Path(path).resolve()), batch, load.to_dict(), device, threads])
-    code = "from dyvit_deploy.bench.process import report_peak; report_peak()"
+    code = "from dyvit_deploy.bench.process import report_start; report_start()"
     done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True,
                           cwd=Path(__file__).parents[2])
     if done.returncode != 0 or not done.stdout:
-        log.warning("the memory of %s could not be measured: %s", path, done.stderr[-500:])
+        log.warning("the start of %s could not be measured: %s", path, done.stderr[-500:])
         return None
-    return float(done.stdout.split()[-1])
+    return Start(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def report_peak() -> None:
-    """What `peak_memory` runs in the other process; writes MiB to standard output."""
+def report_start() -> None:
+    """What `measure_start` runs in the other process; writes a `Start` as JSON to standard output."""
     path, batch, load, device, threads = json.loads(sys.argv[1])
     config = load_for(path, LoadConfig.from_dict(load))
+    began = time.perf_counter()
     with open_runner(path, load=config, device=device, threads=threads) as runner:
-        runner.infer(make_feed(runner, batch, config.image_size))
-    peak = peak_mib()
-    if peak is not None:
-        sys.stdout.write(f"{peak}\n")
+        opened = time.perf_counter()
+        feed = make_feed(runner, batch, config.image_size)
+        asked = time.perf_counter()
+        runner.infer(feed)
+        answered = time.perf_counter()
+        start = Start((opened - began) * 1e3, (answered - asked) * 1e3, peak_mib())
+    sys.stdout.write(json.dumps(dataclasses.asdict(start)) + "\n")

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import ConfigError
+from .profile import ProfileReport
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,11 @@ class BenchConfig:
     `batches` are batch sizes; a batch size is done when the 95 % interval of every median is within
     `stable` of it, or after `seconds`. `warmup` runs are thrown away. `baseline` is an artifact to
     compare with; None builds the dense backbone from each artifact's own metadata, with random
-    weights, because time does not depend on them. `memory` measures peak memory, in a process per row.
-    `transfers` counts the copies between host and GPU in an engine's latency.
+    weights, because time does not depend on them. `memory` measures peak memory and the time to the
+    first answer, in a process per row. `transfers` counts the copies between host and GPU in an
+    engine's latency. `cpus` are the cores that the process may run on, empty for all; `peak` measures
+    the machine's matrix-product peak in each runtime and precision; `profile` also takes the artifacts
+    apart, where their runtime can.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
@@ -33,6 +38,9 @@ class BenchConfig:
     threads: int = 0
     memory: bool = True
     transfers: bool = False
+    cpus: tuple[int, ...] = ()
+    peak: bool = False
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -48,9 +56,12 @@ class Timing:
     """One artifact at one batch size; `precision` is what its products are computed in. `stand_in` marks a
     dense backbone with random weights that was built to compare with.
 
-    Latencies are milliseconds for the whole batch; `images_per_sec` is batch over the median.
-    `peak_rss_mib` is the peak resident memory of a process that loads the artifact and runs this
-    batch, None where it cannot be measured. `speedup` is `images_per_sec` over the baseline's,
+    Latencies are milliseconds for the whole batch, `ci95_ms` their 95 % confidence intervals ("p50", "p90", "p99");
+    an end is None where the runs were too few to tell. `images_per_sec` is batch over the median.
+    `peak_rss_mib`, `load_ms` and `first_ms` are of a process of its own that loads the artifact and runs this
+    batch (see `process.Start`), None where they were not measured. `gflops` is what the products amount to over the
+    median, at two operations a multiply-accumulate, and `peak_share` that over the machine's measured peak in the
+    same runtime and precision. `speedup` is `images_per_sec` over the baseline's,
     `ceiling` the ratio of their multiply-accumulates; None where there is nothing to compare with.
     `gpu_ms_p50` are the medians of an engine's phases by the GPU's own events (`upload`, `compute`,
     `download`; one stream), and `tflops` what its products amount to in `compute`, at two operations a
@@ -75,12 +86,18 @@ class Timing:
     streams: int = 1
     gpu_ms_p50: dict[str, float] | None = None
     tflops: float | None = None
+    ci95_ms: dict[str, tuple[float | None, float | None]] | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    gflops: float | None = None
+    peak_share: float | None = None
 
 
 @dataclass(frozen=True)
 class BenchReport:
     """All timings of one run, with the machine they were measured on; `gpu` has what only a GPU run tells:
-    its clocks before and after, and the peak of its matrix products, measured in this run."""
+    its clocks before and after, and the peak of its matrix products, measured in this run. `peaks` are GFLOP/s of the
+    machine's matrix products, per runtime and precision; `profiles` one per artifact and batch size."""
 
     timings: tuple[Timing, ...]
     machine: dict[str, Any]
@@ -88,31 +105,62 @@ class BenchReport:
     config: BenchConfig
     notes: tuple[str, ...]
     gpu: dict[str, Any] | None = None
+    peaks: dict[str, float] = dataclasses.field(default_factory=dict)
+    profiles: tuple[ProfileReport, ...] = ()
 
-    def table(self) -> Table:
+    def table(self) -> Group:
+        """Speed, then what a start costs, then where the time goes; the last two where they were measured."""
+        return Group(self._speed(), *([self._starts()] if any(t.load_ms for t in self.timings) else []),
+                     *(profile.table() for profile in self.profiles))
+
+    def _speed(self) -> Table:
         """One row per artifact and batch size; ~ marks figures that did not settle."""
         table = Table(title=f"{self.machine['processor']}, {self.machine['logical_cores']} cores"
                             + (f", {self.machine['gpu']}" if self.machine["gpu"] else ""), title_justify="left")
-        table.add_column("artifact", overflow="fold")
+        table.add_column("artifact", overflow="fold", min_width=22)
         table.add_column("precision")
-        for column in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "peak MiB", "GMACs", "speed-up", "ceiling"):
+        for column in ("batch", "p50 ms", "±", "p90 ms", "p99 ms", "images/s", "GMACs", "speed-up", "ceiling"):
             table.add_column(column, justify="right", no_wrap=True)
         gpu = any(t.gpu_ms_p50 for t in self.timings)
+        for column in ("of peak",) if self.peaks else ():
+            table.add_column(column, justify="right", no_wrap=True)
         for column in ("GPU ms", "copies ms", "TFLOP/s") if gpu else ():
             table.add_column(column, justify="right", no_wrap=True)
         for t in self.timings:
             phases = t.gpu_ms_p50 or {}
             copies = phases["upload"] + phases["download"] if phases else None
-            optional = [(t.peak_rss_mib, ".0f"), (t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f")]
+            optional = [(t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f")]
+            optional += [(t.peak_share, ".0%")] if self.peaks else []
             optional += [(phases.get("compute"), ".3f"), (copies, ".3f"), (t.tflops, ".1f")] if gpu else []
             table.add_row(Text(f"{t.artifact} ({t.backend})"), t.precision, str(t.batch),
-                          f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", f"{t.latency_ms_p90:.2f}",
+                          f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", _width(t), f"{t.latency_ms_p90:.2f}",
                           f"{t.latency_ms_p99:.2f}", f"{t.images_per_sec:.1f}",
                           *("-" if value is None else format(value, form) for value, form in optional),
                           end_section=t is [u for u in self.timings if u.batch == t.batch][-1])
         return table
 
+    def _starts(self) -> Table:
+        """What a process of its own pays before it answers at full speed."""
+        table = Table(title="starting a process: open the artifact, answer the first batch", title_justify="left")
+        table.add_column("artifact", overflow="fold")
+        for column in ("batch", "load ms", "first ms", "peak MiB"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for t in self.timings:
+            figures = (t.load_ms, t.first_ms, t.peak_rss_mib)
+            table.add_row(Text(f"{t.artifact} ({t.backend}, {t.precision})"), str(t.batch),
+                          *("-" if value is None else f"{value:.0f}" for value in figures))
+        return table
+
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
+        values["profiles"] = [profile.to_json() for profile in self.profiles]
         values["config"]["baseline"] = self.config.baseline and str(self.config.baseline)
         return values
+
+
+def _width(timing: Timing) -> str:
+    """How far the 95 % interval of the median reaches, as a share of it."""
+    low, high = (timing.ci95_ms or {}).get("p50") or (None, None)
+    if low is None or high is None:
+        return "-"
+    return f"{max(timing.latency_ms_p50 - low, high - timing.latency_ms_p50) / timing.latency_ms_p50:.1%}"

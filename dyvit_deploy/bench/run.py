@@ -10,6 +10,7 @@ The promise is the ratio of multiply-accumulates, dense over pruned: the ceiling
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -24,11 +25,13 @@ from ..config import EngineRunConfig, LoadConfig
 from ..data.images import Track, no_track
 from ..errors import BackendError, ConfigError
 from ..gpu_peak import cross_check, gpu_facts, gpu_notes
-from ..machine import gpu_clocks, machine
+from ..machine import gpu_clocks, machine, on_cpus
 from ..runners.open import is_engine, load_for, open_runner
-from .process import make_feed, peak_memory
+from .process import make_feed, measure_start
+from .profile import ProfileReport, profile
 from .report import BenchConfig, BenchReport, Timing
-from .timing import alternate, is_stable
+from .roofline import matmul_gflops
+from .timing import alternate, is_stable, quantile_interval
 
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 GPU_RUNS = 50                               # timed by events, beside those timed by the clock
@@ -43,6 +46,9 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         ConfigError: values outside their range.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(on_cpus(config.cpus))                          # before any library starts its threads
+        # Without a number, ONNX Runtime would ask for a thread per core of the machine.
+        config = dataclasses.replace(config, threads=config.threads or len(config.cpus))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
 
         def opened(path: str | Path) -> Candidate:
@@ -68,14 +74,23 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         gpu = gpu_facts({c.runner.precision for c in candidates}) if engines else None
         for candidate, batch in itertools.product(candidates, config.batches):
             candidate.runner.check_batch(batch)                            # before an hour of timing, not after
+        peaks = _peaks(candidates, config)
         timings: list[Timing] = []
+        profiles: list[ProfileReport] = []
         for batch in track(config.batches, "timing", len(config.batches)):
-            rows = _time_batch(candidates, batch, config, load, gpu)
+            rows = _time_batch(candidates, batch, config, load, gpu, peaks)
             timings += rows
             notes += [line for c, row in zip(candidates, rows) if row.gpu_ms_p50 and c.runner.backend == "TensorRT"
                       for line in cross_check(c.runner, c.path, batch, load.engine, row.gpu_ms_p50["compute"])]
+            more, left = _profiles(candidates, batch, config, load)
+            profiles += more
+            notes += [line for line in left if line not in notes]
+        ran_on = machine()
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
+    if peaks:
+        notes.append("Matrix-product peaks of this machine, measured in this run: "
+                     + ", ".join(f"{gflops:.0f} GFLOP/s ({kind})" for kind, gflops in peaks.items()) + ".")
     notes += faster_here(timings)
     notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
               for c in candidates if not is_engine(c.path) and c.runner.facts
@@ -83,7 +98,28 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
     if any(not t.stable for t in timings):
         notes.append(f"Rows marked ~ did not settle within {config.stable:.0%} in {config.seconds:g} s; "
                      "quiet the machine or raise --seconds.")
-    return BenchReport(tuple(timings), machine(), library_versions(*LIBRARIES), config, tuple(notes), gpu)
+    return BenchReport(tuple(timings), ran_on, library_versions(*LIBRARIES), config, tuple(notes), gpu, peaks,
+                       tuple(profiles))
+
+
+def _peaks(candidates: Sequence[Candidate], config: BenchConfig) -> dict[str, float]:
+    """GFLOP/s of the machine's matrix products for every runtime and precision among `candidates`."""
+    kinds = dict.fromkeys((c.runner.backend, c.runner.precision) for c in candidates if c.runner.device == "cpu")
+    found = {f"{backend} {precision}": matmul_gflops(backend, precision, config.threads)
+             for backend, precision in kinds if config.peak}
+    return {kind: gflops for kind, gflops in found.items() if gflops}
+
+
+def _profiles(candidates: Sequence[Candidate], batch: int, config: BenchConfig,
+              load: LoadConfig) -> tuple[list[ProfileReport], list[str]]:
+    """Where the time of each artifact goes, and why some cannot tell."""
+    reports, notes = [], []
+    for candidate in candidates if config.profile else ():
+        try:
+            reports.append(profile(candidate.runner, batch, load.image_size))
+        except BackendError as error:
+            notes.append(str(error))
+    return reports, notes
 
 
 def faster_here(timings: Sequence[Timing]) -> list[str]:
@@ -113,7 +149,7 @@ def _who(timing: Timing) -> str:
 
 
 def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig,
-                gpu: dict[str, Any] | None) -> list[Timing]:
+                gpu: dict[str, Any] | None, peaks: dict[str, float]) -> list[Timing]:
     feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
     samples = alternate([c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)], config)
     if gpu is not None:
@@ -126,11 +162,22 @@ def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig
         tflops = 2 * candidate.gmacs * batch / phases["compute"] if phases and candidate.gmacs else None
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
         base, mine = candidate.baseline, id(candidate)
+        start = (measure_start(candidate.path, batch, load, config.device, config.threads) if config.memory else None)
+        gflops = 2 * candidate.gmacs * speed[mine] if candidate.gmacs else None
+        peak = peaks.get(f"{candidate.runner.backend} {candidate.runner.precision}")
         rows.append(Timing(
             candidate.runner.name, candidate.runner.label, candidate.runner.precision, batch, p50, p90, p99,
             speed[mine], len(seconds), is_stable(seconds, config.stable),
-            peak_memory(candidate.path, batch, load, config.device, config.threads) if config.memory else None,
+            start.peak_rss_mib if start else None,
             candidate.gmacs, speed[mine] / speed[id(base)] if base else None,
             base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in,
-            streams[mine], phases or None, tflops))
+            streams[mine], phases or None, tflops,
+            {name: _ms(quantile_interval(seconds, q)) for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
+            start.load_ms if start else None, start.first_ms if start else None, gflops,
+            gflops / peak if gflops and peak else None))
     return rows
+
+
+def _ms(seconds: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+    low, high = (None if value is None else value * 1e3 for value in seconds)
+    return low, high

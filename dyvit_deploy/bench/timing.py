@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,38 +10,49 @@ import numpy as np
 from .report import BenchConfig
 
 TURN = 3                                    # counted runs in a row of one candidate
+Z95 = 1.96                                  # standard deviations that hold 95 % of a normal distribution
 
 
-def alternate(calls: Sequence[Any], config: BenchConfig) -> list[list[float]]:
+def alternate(calls: Sequence[Callable[[], Any]], config: BenchConfig) -> list[list[float]]:
     """Seconds of each call, taken in turns until all are stable or the time is up.
 
     A turn is one run that is thrown away and TURN that count: the threads of the candidate before may
-    still be spinning during the first.
+    still be spinning during the first. Every other round goes backwards, so that no candidate always
+    follows the same one.
     """
     for call in calls:
         for _ in range(config.warmup):
             call()
     samples: list[list[float]] = [[] for _ in calls]
+    order = list(zip(calls, samples))
     end = time.perf_counter() + config.seconds
     while time.perf_counter() < end or len(samples[0]) < config.min_runs:
-        for call, times in zip(calls, samples):
+        for call, times in order:
             call()
             for _ in range(TURN):
                 started = time.perf_counter()
                 call()
                 times.append(time.perf_counter() - started)
+        order.reverse()
         if len(samples[0]) >= config.min_runs and all(is_stable(times, config.stable) for times in samples):
             break
     return samples
 
 
-def is_stable(seconds: Sequence[float], width: float) -> bool:
-    """True when the 95 % confidence interval of the median lies within `width` (a fraction) of it.
+def quantile_interval(values: Sequence[float], q: float) -> tuple[float | None, float | None]:
+    """The 95 % confidence interval of quantile `q`; None for an end that so few values cannot tell.
 
-    The interval is that of order statistics, which assumes nothing about the distribution.
+    It is that of order statistics (normal approximation of the binomial ranks), which assumes nothing about the
+    distribution of the values, only that they are independent.
     """
-    ordered, count = np.sort(seconds), len(seconds)
-    half = 0.98 * np.sqrt(count)                                           # 1.96 * sqrt(n) / 2
-    low, high = max(0, int(count / 2 - half)), min(count - 1, int(np.ceil(count / 2 + half)))
-    median = np.median(ordered)
-    return bool(max(median - ordered[low], ordered[high] - median) <= width * median)
+    ordered, count = np.sort(values), len(values)
+    half = Z95 * np.sqrt(count * q * (1 - q))
+    low, high = int(np.floor(count * q - half)), int(np.ceil(count * q + half))
+    return (float(ordered[low]) if low >= 0 else None, float(ordered[high]) if high < count else None)
+
+
+def is_stable(seconds: Sequence[float], width: float) -> bool:
+    """True when the 95 % confidence interval of the median lies within `width` (a fraction) of it."""
+    low, high = quantile_interval(seconds, 0.5)
+    median = float(np.median(seconds))
+    return low is not None and high is not None and max(median - low, high - median) <= width * median

@@ -77,31 +77,25 @@ class OneGather(nn.Module):
         return gather_tokens(tokens, torch.cat([always, kept + prefix], dim=1)), kept
 
 
-class SplitAttention(nn.Module):
-    """timm's attention, for the first `rows` queries where only those are read; query, key and value are separated
-    before their heads are.
+class ReadAttention(nn.Module):
+    """timm's attention for the first `rows` queries, over all keys."""
 
-        Transpose(qkv [B, T, 3, H, D]), Slice x 3  ->  Split(qkv [B, T, 3 * H * D]), Transpose x 3
-    """
-
-    def __init__(self, attn: Attention, rows: int | None = None) -> None:
+    def __init__(self, attn: Attention, rows: int) -> None:
         super().__init__()
         self.rows, self.scale, self.heads = rows, attn.scale, (attn.num_heads, attn.head_dim)
         self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
         self.norm, self.gate, self.proj = attn.norm, attn.gate, attn.proj
 
-    def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """[B, T, C] -> [B, R, C]; timm's blocks pass the other two as they are here."""
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, R, C]."""
         query, key, value = self.qkv(x).chunk(3, dim=-1)                   # [B, T, H * D] each
-        read = x if self.rows is None else x[:, :self.rows]
-        query = self._heads(query if self.rows is None else query[:, :self.rows])
-        query = self.q_norm(query)
+        query = self.q_norm(self._heads(query[:, :self.rows]))             # [B, H, R, D]
         if self.scale != 1.0:
             query = query * self.scale
         shares = (query @ self.k_norm(self._heads(key)).transpose(-2, -1)).softmax(dim=-1)  # [B, H, R, T]
         out = self.norm((shares @ self._heads(value)).transpose(1, 2).flatten(2))  # [B, R, H * D]
         if self.gate is not None:
-            out = out * self.gate(read).sigmoid()
+            out = out * self.gate(x[:, :self.rows]).sigmoid()
         result: Tensor = self.proj(out)
         return result
 
@@ -118,7 +112,7 @@ class ReadBlock(nn.Module):
 
     def __init__(self, block: Block, rows: int) -> None:
         super().__init__()
-        self.rows, self.attn = rows, SplitAttention(block.attn, rows)
+        self.rows, self.attn = rows, ReadAttention(block.attn, rows)
         self.norm1, self.ls1, self.norm2, self.mlp, self.ls2 = (block.norm1, block.ls1, block.norm2, block.mlp,
                                                                 block.ls2)
 
@@ -157,15 +151,6 @@ def read_block(model: DynamicViT) -> bool:
     return True
 
 
-def split_heads(model: DynamicViT) -> bool:
-    """Attention that copies queries, keys and values once less."""
-    changed = False
-    for block in model.backbone.blocks:
-        if type(getattr(block, "attn", None)) is Attention:
-            block.attn, changed = SplitAttention(block.attn), True
-    return changed
-
-
 def fold_scale(model: DynamicViT) -> bool:
     """The factor on the attention's logits goes into the weights of the query.
 
@@ -173,7 +158,7 @@ def fold_scale(model: DynamicViT) -> bool:
     """
     changed = False
     for attn in list(model.modules()):
-        if type(attn) in (Attention, SplitAttention) and isinstance(attn.q_norm, nn.Identity) and attn.scale != 1.0:
+        if type(attn) in (Attention, ReadAttention) and isinstance(attn.q_norm, nn.Identity) and attn.scale != 1.0:
             rows = attn.qkv.out_features // 3
             with torch.no_grad():
                 attn.qkv.weight[:rows] *= attn.scale
@@ -202,7 +187,7 @@ def fold_batch_norm(model: DynamicViT) -> bool:
 
 FORMS: dict[str, Callable[[DynamicViT], bool]] = {
     "split-predictor": split_predictor, "one-gather": one_gather, "read-block": read_block,
-    "split-heads": split_heads, "fold-scale": fold_scale, "fold-batch-norm": fold_batch_norm,
+    "fold-scale": fold_scale, "fold-batch-norm": fold_batch_norm,
 }
 
 

@@ -14,6 +14,7 @@ from ..artifacts import ArtifactFacts
 from ..config import ImageSpec, Preprocess
 from ..data.preprocess import normalise
 from ..errors import BackendError, ConfigError
+from .profiling import LayerTime
 
 Self = TypeVar("Self", bound="Runner")
 
@@ -151,6 +152,15 @@ class Runner(abc.ABC):
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
         """Milliseconds per phase as the GPU's own events tell; empty for runners that have none."""
         return {}
+
+    def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
+        """How long each layer of the compiled graph takes on `feed`, median of `runs`, in the order in which they run.
+
+        Raises:
+            BackendError: this backend does not tell.
+        """
+        raise BackendError(f"{self.backend} does not tell the time of single layers here; profile {self.name} as ONNX "
+                           "or OpenVINO artifact.")
 
     @abc.abstractmethod
     def _infer(self, feed: NDArray[Any]) -> Outputs: ...

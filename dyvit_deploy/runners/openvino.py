@@ -15,6 +15,8 @@ from ..errors import ArtifactError, BackendError, ConfigError, reason
 from ..graph import PRODUCTS
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
+from .fusions import Fusions, openvino_fusions
+from .profiling import LayerTime, openvino_layers
 
 WEIGHTS_KEY = "dyvit_weights_sha256"
 DTYPES = {"f32": "float32", "f16": "float16", "u8": "uint8"}
@@ -22,6 +24,7 @@ PRODUCT_LAYERS = ("FullyConnected", "Convolution", "MatMul")
 PRODUCT = re.compile(rf".*({'|'.join(PRODUCTS)})(_\d+)?")  # a layer named after its ONNX node
 COMPILED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
+KEPT_COMPILED = 4                           # shapes; each holds its own arrangement of the weights
 
 
 @functools.cache
@@ -57,10 +60,10 @@ def read_openvino(path: str | Path) -> tuple[Any, ArtifactFacts | None]:
 
 
 class OpenVINORunner(Runner):
-    """One compiled model on the CPU; `threads` 0 uses all cores.
+    """One model on the CPU, compiled for each shape it is asked for; `threads` 0 uses all cores.
 
-    The precision is the one recorded at export: left to itself, OpenVINO would compute a float32
-    model in bfloat16 on CPUs that have it.
+    With its batch left free deit-s is 1 to 11 % slower. The precision is the one recorded at export: left to itself,
+    OpenVINO would compute a float32 model in bfloat16 on CPUs that have it.
     """
 
     backend, device = "OpenVINO", "cpu"
@@ -75,43 +78,75 @@ class OpenVINORunner(Runner):
         if self.precision == "bfloat16" and not cpu_has_bfloat16():
             raise BackendError(f"{path} is for bfloat16, which this CPU does not have; export it with --int8, or in "
                                "float32.")
-        options = {"INFERENCE_PRECISION_HINT": hint} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        try:
-            compiled = core().compile_model(model, "CPU", options)
-        except RuntimeError as error:
-            why = reason(error, last=True)
-            raise BackendError(f"OpenVINO cannot compile {path} ({why}); export it again.") from error
+        self._options = {"INFERENCE_PRECISION_HINT": hint} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+        self._model, self._requests = model, dict[tuple[int, ...], Any]()
+        self._described: list[tuple[str, ...]] | None = None
         self.name = path.name
         self.input = _input_spec(model, path)
         names = [name for output in model.outputs for name in output.names]
         self._logits = "logits" if "logits" in names else 0
         stages = len(self.facts.keep_counts or ()) if self.facts else 0
         self._kept = [name for name in (f"kept_{stage}" for stage in range(stages)) if name in names]
-        self._compiled = compiled
-        self._request = compiled.create_infer_request()
+
+    def _compile(self, shape: tuple[int, ...] | None, **options: Any) -> Any:
+        """For inputs of `shape`, None for any."""
+        try:
+            model = self._model if shape is None else self._model.clone()
+            if shape is not None:
+                model.reshape(list(shape))
+            return core().compile_model(model, "CPU", self._options | options)
+        except RuntimeError as error:
+            asked = "" if shape is None else f" for {' x '.join(map(str, shape))}"
+            raise BackendError(f"OpenVINO cannot compile {self.name}{asked} ({reason(error, last=True)}); check its "
+                               "input, or export it again.") from error
+
+    def _request_for(self, shape: tuple[int, ...]) -> Any:
+        """The request that takes `shape`; those asked for the longest time ago are given up."""
+        request = self._requests.pop(shape, None)
+        if request is None:
+            request = self._compile(shape).create_infer_request()
+        self._requests[shape] = request                                    # the last in order
+        while len(self._requests) > KEPT_COMPILED:
+            del self._requests[next(iter(self._requests))]
+        return request
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
+        request = self._request_for(feed.shape)
         try:
-            found = self._request.infer({0: np.ascontiguousarray(feed)}, share_inputs=True)
+            found = request.infer({0: np.ascontiguousarray(feed)}, share_inputs=True)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO could not run {self.name} at batch {len(feed)} ({reason(error, last=True)}); "
                                "check its input, or export it again.") from error
         return Outputs(found[self._logits].astype(np.float32, copy=False), tuple(found[name] for name in self._kept))
 
+    def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
+        """See `Runner`."""
+        self.input.check(feed, self.name)
+        return openvino_layers(self._compile(feed.shape, PERF_COUNT=True), {0: feed}, runs)
+
     def compiled_precisions(self) -> dict[str, int]:
         """How many of the graph's products the compiled model computes in each precision."""
         found: collections.Counter[str] = collections.Counter()
-        for op in self._compiled.get_runtime_model().get_ops():
-            info = op.get_rt_info()
-            kind, precision, names = (str(info[key].astype(str)) for key in
-                                      ("layerType", "runtimePrecision", "originalLayersNames"))
+        for kind, precision, names in self._layers():
             fused = sum(bool(PRODUCT.fullmatch(name)) for name in names.split(","))  # attention is one layer
             count = max(fused, kind.startswith(PRODUCT_LAYERS)) if kind.startswith((*PRODUCT_LAYERS, "Subgraph")) else 0
             found[COMPILED.get(precision.lower(), precision)] += count
         return {name: count for name, count in found.most_common() if count}
 
+    def fusions(self) -> Fusions:
+        """What OpenVINO fuses here."""
+        return openvino_fusions((kind, names) for kind, _, names in self._layers())
+
+    def _layers(self) -> list[tuple[str, ...]]:
+        """Type, precision and names of the original layers, of every layer as compiled here."""
+        if self._described is None:
+            keys = ("layerType", "runtimePrecision", "originalLayersNames")
+            self._described = [tuple(str(op.get_rt_info()[key].astype(str)) for key in keys)
+                               for op in self._compile(None).get_runtime_model().get_ops()]
+        return self._described
+
     def close(self) -> None:
-        self._request = self._compiled = None
+        self._requests.clear()
 
 
 def _input_spec(model: Any, path: Path) -> InputSpec:

@@ -17,6 +17,7 @@ from ..graph import element_types, graph_facts, load_graph
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
 from .emulation import in_float32
+from .profiling import LayerTime, onnxruntime_layers
 
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 EMULATED = ("bfloat16", "float8")           # precisions that ONNX Runtime has no CPU kernels for
@@ -70,11 +71,8 @@ class OrtRunner(Runner):
             raise BackendError("ONNX Runtime finds no working CUDA here; install onnxruntime-gpu, its CUDA libraries "
                                "and the NVIDIA driver, or pass --device cpu.")
         self.device = device or ("cuda" if cuda_works() else "cpu")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # An idle session's threads would otherwise spin on into the run of the next one, which bench times.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._path, self._threads = path, threads
+        options = self._options()
         self._watch = list(watch)
         try:
             model = _with_outputs(load_graph(path), watch).SerializeToString() if watch else str(path)
@@ -92,6 +90,20 @@ class OrtRunner(Runner):
         names = [output.name for output in self._session.get_outputs() if output.name not in self._watch]
         self._kept = [name for name in names if name.startswith("kept_")] if self.facts else []
         self._logits = "logits" if "logits" in names else self._first_scores(path)
+
+    def _options(self) -> Any:
+        options = require("onnxruntime").SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        # An idle session's threads would otherwise spin on into the run of the next one, which bench times.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+    def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
+        """See `Runner`; in a session of its own, because ONNX Runtime profiles a session as a whole."""
+        self.input.check(feed, self.name)
+        return onnxruntime_layers(str(self._path), self._options(), [PROVIDERS[self.device]],
+                                  {self.input.name: feed}, runs)
 
     def _input_spec(self, path: Path) -> InputSpec:
         inputs = self._session.get_inputs()

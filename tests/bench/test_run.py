@@ -5,7 +5,7 @@ import pytest
 from helpers import fake_runner, needs_openvino, tiny_checkpoint
 
 from dyvit_deploy.bench import run as bench_module
-from dyvit_deploy.bench.process import make_feed, peak_memory
+from dyvit_deploy.bench.process import make_feed, measure_start
 from dyvit_deploy.bench.report import BenchConfig, Timing
 from dyvit_deploy.bench.run import benchmark, faster_here
 from dyvit_deploy.bench.timing import TURN, alternate, is_stable
@@ -61,12 +61,12 @@ def test_models_of_others_are_timed_and_what_is_missing_is_said(tmp_path):
     assert any("--baseline FILE" in note for note in report.notes)
 
 
-def test_candidates_take_turns():
+def test_candidates_take_turns_in_alternating_order():
     order = []
     samples = alternate([lambda: order.append("a"), lambda: order.append("b")],
                         BenchConfig(warmup=0, min_runs=2 * TURN, seconds=1e-9))
-    turn = ["a"] * (1 + TURN) + ["b"] * (1 + TURN)                         # the first of a turn does not count
-    assert order == turn * 2 and [len(s) for s in samples] == [2 * TURN] * 2
+    a, b = ["a"] * (1 + TURN), ["b"] * (1 + TURN)                          # the first of a turn does not count
+    assert order == a + b + b + a and [len(s) for s in samples] == [2 * TURN] * 2
 
 
 def test_timing_goes_on_until_stable_and_stops_then():
@@ -80,15 +80,17 @@ def test_stability_is_about_the_median_not_the_tail():
     assert not is_stable(list(np.linspace(1, 2, 20)), 0.02)
 
 
-def test_peak_memory_is_that_of_a_process_of_its_own(files):
-    before = peak_memory(str(files[1]), 1, LoadConfig(), "cpu", 1)
+def test_the_start_is_that_of_a_process_of_its_own(files):
+    before = measure_start(str(files[1]), 1, LoadConfig(), "cpu", 1)
     ballast = np.ones(100_000_000)                                         # 760 MiB in this process
-    after = peak_memory(str(files[1]), 1, LoadConfig(), "cpu", 1)
-    assert 20 < before < 2000 and abs(after - before) < 100 < ballast.nbytes / 2**20
+    after = measure_start(str(files[1]), 1, LoadConfig(), "cpu", 1)
+    assert 20 < before.peak_rss_mib < 2000
+    assert abs(after.peak_rss_mib - before.peak_rss_mib) < 100 < ballast.nbytes / 2**20
+    assert before.load_ms > before.first_ms > 0                            # a library's import against a tiny model
 
 
-def test_unmeasurable_memory_is_none_not_a_hang(tmp_path):
-    assert peak_memory(str(tmp_path / "missing.onnx"), 1, LoadConfig(), "cpu", 1) is None
+def test_a_start_that_fails_is_none_not_a_hang(tmp_path):
+    assert measure_start(str(tmp_path / "missing.onnx"), 1, LoadConfig(), "cpu", 1) is None
 
 
 def test_each_artifact_has_a_baseline_of_its_own_kind(files):

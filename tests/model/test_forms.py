@@ -80,7 +80,7 @@ def test_other_selectors_keep_their_tokens(selector):
 def test_a_dense_model_has_nothing_to_gather_and_still_reads_one_token():
     model = lively(tiny_model(None)[0])
     form, applied = inference_form(model)
-    assert set(applied) == {"read-block", "split-heads", "fold-scale"}
+    assert set(applied) == {"read-block", "fold-scale"}
     images = tiny_images(2)
     with torch.inference_mode():
         assert torch.allclose(form(images), model(images), rtol=1e-5, atol=1e-5)

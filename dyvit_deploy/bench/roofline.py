@@ -1,0 +1,86 @@
+"""What the CPU can do at most: one large matrix product, through the runtime that artifacts are timed in."""
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ..optional import require
+from ..runners.openvino import HINTS, core
+
+SIDE, RUNS = 2048, 10                       # of the square matrices; products timed
+PRECISIONS = {"ONNX Runtime": ("float32", "int8"), "OpenVINO": ("float32", "bfloat16", "int8")}
+
+
+@functools.cache
+def matmul_gflops(backend: str, precision: str, threads: int = 0, side: int = SIDE) -> float | None:
+    """GFLOP/s (two operations a multiply-accumulate) of a product of two `side` x `side` matrices, one of them
+    constant, as in a linear layer: the best of RUNS. None for a `backend` and `precision` not in PRECISIONS.
+
+    The best, not the median: it is a bound. int8 counts the rounding of its input and the scaling of its result,
+    which no product goes without.
+    """
+    if precision not in PRECISIONS.get(backend, ()):
+        return None
+    open_product = {"ONNX Runtime": _in_onnxruntime, "OpenVINO": _in_openvino}[backend]
+    call = open_product(_product(precision == "int8", side), precision, threads, side)
+    for _ in range(3):
+        call()
+    seconds = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    assert median(seconds) > 0
+    return 2 * side ** 3 / min(seconds) / 1e9
+
+
+def _product(quantized: bool, side: int) -> bytes:
+    """An ONNX file of one MatMul of x [side, side] by a constant, with Q/DQ of both where `quantized`."""
+    onnx = require("onnx")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((side, side), dtype=np.float32)
+    left, right = "x", "w"
+    nodes: list[Any] = []
+    constants: dict[str, Any] = {"w": weight}
+    if quantized:
+        scale = np.full(side, np.abs(weight).max() / 127, np.float32)
+        constants = {"w8": np.round(weight / scale).astype(np.int8), "w_scale": scale,
+                     "w_zero": np.zeros(side, np.int8), "x_scale": np.float32(4 / 127), "x_zero": np.int8(0)}
+        nodes = [helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["x8"]),
+                 helper.make_node("DequantizeLinear", ["x8", "x_scale", "x_zero"], ["xd"]),
+                 helper.make_node("DequantizeLinear", ["w8", "w_scale", "w_zero"], ["wd"], axis=1)]
+        left, right = "xd", "wd"
+    nodes.append(helper.make_node("MatMul", [left, right], ["y"]))
+    value = functools.partial(helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT, shape=[side, side])
+    graph = helper.make_graph(nodes, "peak", [value("x")], [value("y")],
+                              [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def _feed(side: int) -> Any:
+    return np.random.default_rng(1).standard_normal((side, side), dtype=np.float32)
+
+
+def _in_onnxruntime(model: bytes, precision: str, threads: int, side: int) -> Callable[[], Any]:
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session, feed = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), _feed(side)
+    return lambda: session.run(None, {"x": feed})
+
+
+def _in_openvino(model: bytes, precision: str, threads: int, side: int) -> Callable[[], Any]:
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32")}
+    options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    request = core().compile_model(core().read_model(model), "CPU", options).create_infer_request()
+    feed = _feed(side)
+    return lambda: request.infer({0: feed}, share_inputs=True)

@@ -1,0 +1,60 @@
+"""How long each layer of a compiled graph takes, as the runtimes' own profilers tell."""
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..optional import require
+
+WARMUP = 3
+KERNEL = "_kernel_time"                     # what ONNX Runtime appends to the name of a node's event
+
+
+class LayerTime(NamedTuple):
+    """One layer as the runtime runs it: its `name` there, its `operator`, and the median of its milliseconds."""
+
+    name: str
+    operator: str
+    ms: float
+
+
+def medians(events: Iterable[tuple[str, str, float]]) -> list[LayerTime]:
+    """One entry per layer of (name, operator, ms) events, in the order in which they first ran."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for name, operator, ms in events:
+        times.setdefault((name, operator), []).append(ms)
+    return [LayerTime(name, operator, statistics.median(all_ms)) for (name, operator), all_ms in times.items()]
+
+
+def onnxruntime_layers(model: str, options: Any, providers: list[str], feed: dict[str, Any],
+                       runs: int) -> list[LayerTime]:
+    """The nodes of the optimized graph of file `model`, over `runs` runs on `feed`."""
+    ort = require("onnxruntime")
+    with tempfile.TemporaryDirectory(prefix="dyvit-profile-") as folder:
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "ort")
+        session = ort.InferenceSession(model, options, providers=providers)
+        for _ in range(WARMUP + runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(KERNEL)]
+    nodes = nodes[len(nodes) * WARMUP // (WARMUP + runs):]                 # every run has the same number
+    return medians((e["name"].removesuffix(KERNEL), e["args"]["op_name"], e["dur"] / 1e3) for e in nodes)
+
+
+def openvino_layers(compiled: Any, feed: dict[Any, Any], runs: int) -> list[LayerTime]:
+    """The layers of `compiled`, which was compiled with PERF_COUNT, over `runs` runs on `feed`.
+
+    A layer that was merged into another one has no time and is left out.
+    """
+    request = compiled.create_infer_request()
+    found: list[tuple[str, str, float]] = []
+    for run in range(WARMUP + runs):
+        request.infer(feed, share_inputs=True)
+        if run >= WARMUP:
+            found += [(layer.node_name, layer.node_type, layer.real_time.total_seconds() * 1e3)
+                      for layer in request.get_profiling_info()]
+    return [layer for layer in medians(found) if layer.ms > 0]

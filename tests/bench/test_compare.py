@@ -1,0 +1,44 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from dyvit_deploy.bench.compare import compare_runs
+from dyvit_deploy.cli import main
+from dyvit_deploy.errors import ConfigError
+
+
+def row(name, ms, width=0.1, batch=1, **more):
+    return {"artifact": name, "backend": "ONNX Runtime cpu", "precision": "float32", "batch": batch,
+            "latency_ms_p50": ms, "ci95_ms": {"p50": [ms - width, ms + width]}} | more
+
+
+def write(path, *rows, cores=2):
+    path.write_text(json.dumps({"timings": rows, "machine": {"logical_cores": cores}, "versions": {"numpy": "2"}}))
+    return path
+
+
+def test_only_intervals_that_do_not_overlap_tell_a_difference(tmp_path):
+    before = write(tmp_path / "a.json", row("a", 10), row("b", 10), row("c", 10, 2.0), row("d", 10), row("e", 1))
+    after = write(tmp_path / "b.json", row("c", 9), row("b", 20), row("a", 5), row("d", 5, ci95_ms=None), cores=4)
+    report = compare_runs(before, after)
+    assert {c.artifact: c.verdict for c in report.changes} == {"c": "same", "b": "SLOWER", "a": "faster",
+                                                               "d": "unknown"}
+    assert next(c for c in report.changes if c.artifact == "a").ratio == 2
+    assert any("Machines differ" in note for note in report.notes) and "1 rows" in " ".join(report.notes)
+    result = CliRunner().invoke(main, ["compare", str(before), str(after)])
+    assert result.exit_code == 0 and "SLOWER" in result.output
+
+
+@pytest.mark.parametrize("text", ["[]", "no JSON", '{"timings": 3}',
+                                  '{"timings": [{}], "machine": {}, "versions": {}}'])
+def test_what_is_no_report_is_refused(tmp_path, text):
+    good, bad = write(tmp_path / "a.json", row("a", 1)), tmp_path / "bad.json"
+    bad.write_text(text)
+    with pytest.raises(ConfigError, match="not a report of dyvit bench"):
+        compare_runs(good, bad)
+
+
+def test_runs_without_a_common_row_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="in common"):
+        compare_runs(write(tmp_path / "a.json", row("a", 1)), write(tmp_path / "b.json", row("b", 1)))
