@@ -47,6 +47,8 @@ class BenchConfig:
             raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
         if not self.seconds > 0:
             raise ConfigError(f"The time limit must be positive, not {self.seconds} s.")
+        if not self.stable > 0:
+            raise ConfigError(f"The share that a median may be unsure by must be positive, not {self.stable}.")
         if self.threads < 0:
             raise ConfigError(f"The number of threads must be 0 (all cores) or more, not {self.threads}.")
 
