@@ -260,8 +260,11 @@ def time_batch(ready: dict[Peer, Opened], batch: int, kit: Kit, config: dv.Bench
     torch.compiler.reset()                                                 # else the second batch size would count on
     for peer, opened in ready.items():                                     # the first one's compiled code
         with noted(peer, result, batch=batch):
-            calls[peer] = opened.call_for(feed)
-            calls[peer]()
+            call = opened.call_for(feed)
+            call()                                          # one that fails now takes no part
+            calls[peer] = call
+    if not calls:
+        return []
     say(f"timing {len(calls)} candidates at batch {batch}")
     samples = dict(zip(calls, alternate(list(calls.values()), config)))
     rows = [{**peer.facts(), "gmacs": ready[peer].gmacs, **figures(seconds, batch, config)}

@@ -54,8 +54,7 @@ def rewrites_table() -> str:
     for name in names[1:]:
         row = [cells[name, backend, batch] for backend, batch in columns]
         told = [f"{'' if cell['stable'] else '~'}{cell['against_dense']:.2f}x" for cell in row]
-        label = {"plain": "no rewrite", names[-2]: "and `--gather nd`",
-                 names[-1]: f"and `--align {names[-1].split()[-1]}`"}.get(name, f"and `{name}`")
+        label = {"plain": "no rewrite"}.get(name, f"and `{name}`")
         lines.append(f"| {label} | {row[0]['gmacs']:.3f} | {' | '.join(told)} |")
     shares = [f"{profile['overhead']:.1%} in {profile['backend'].removesuffix(' cpu')} at batch {profile['batch']}"
               for profile in found["profiles"]]

@@ -306,12 +306,16 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 @run_options
 @device_option
 @json_option
-def bench(artifacts: tuple[str, ...], load: LoadConfig, json_file: str | None, **settings: Any) -> None:
+def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | None, seconds: float, stable: float,
+          threads: int, cpus: tuple[int, ...], peak: bool, profile: bool, transfers: bool, load: LoadConfig,
+          device: str | None, json_file: str | None) -> None:
     """Time artifacts against the dense backbone, in one run."""
     from .bench.report import BenchConfig
     from .bench.run import benchmark
 
-    report = benchmark(artifacts, BenchConfig(**settings), load, progress)
+    config = BenchConfig(batches=batches, seconds=seconds, stable=stable, baseline=baseline, device=device,
+                         threads=threads, cpus=cpus, peak=peak, profile=profile, transfers=transfers)
+    report = benchmark(artifacts, config, load, progress)
     show(report, json_file)
     note(*report.notes)
 

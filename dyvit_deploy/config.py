@@ -237,7 +237,9 @@ class PruneConfig(JsonConfig):
         return counts
 
     def aligned(self, patches: int, prefix: int, multiple: int) -> PruneConfig:
-        """The same schedule with K + `prefix` rounded to a multiple per stage; a stage that drops nothing still does.
+        """The same schedule with K + `prefix` rounded to a multiple per stage; a stage that keeps all still does.
+
+        `prefix` counts every token beside the patches: class, distillation, registers, a fused one.
 
         Raises:
             ConfigError: structural pooling, whose count is fixed, or no multiple fits.

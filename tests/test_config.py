@@ -1,10 +1,11 @@
 import pytest
-from helpers import tiny_config
+from helpers import tiny_checkpoint, tiny_config
 
 from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest, LoadConfig, ModelConfig, PruneConfig, default_stages
 from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.model.checkpoint import load_model
 
 
 @pytest.mark.parametrize("ratio, counts", [(0.9, (176, 158, 142)), (0.8, (156, 125, 100)), (0.7, (137, 96, 67)),
@@ -107,6 +108,12 @@ def test_aligned_counts_make_whole_multiples_with_the_prefix(patches, prefix, ra
     found = prune.aligned(patches, prefix, 8).counts(patches)
     assert found == counts
     assert ratio == 1.0 or all((k + prefix) % 8 == 0 for k in found)
+
+
+def test_a_fused_token_counts_when_tokens_are_aligned(tmp_path):
+    keep = KeepRequest(ratio=0.5, selector="attention", fuse=True, align=4)
+    model, _ = load_model(tiny_checkpoint(tmp_path, None), LoadConfig(keep=keep))
+    assert all((1 + 1 + count) % 4 == 0 for count in model.keep_counts) and model.prefix == 1
 
 
 def test_what_cannot_be_aligned_is_refused():

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +13,7 @@ from rich.text import Text
 from ..artifacts import require_file
 from ..errors import ConfigError, reason
 
-KEY = ("artifact", "backend", "precision", "batch")
+UNIMPORTANT = ("config batches", "config seconds", "config memory", "config profile", "config peak")  # for a ratio
 
 
 @dataclass(frozen=True)
@@ -60,40 +60,58 @@ def compare_runs(before: str | Path, after: str | Path) -> Comparison:
         ArtifactError: a file is missing.
         ConfigError: one is not a report of bench, or they have no row in common.
     """
-    old, new = _read(before), _read(after)
-    rows = {tuple(row[name] for name in KEY): row for row in old["timings"]}
-    changes = tuple(_change(rows[key], row) for row in new["timings"]
-                    if (key := tuple(row[name] for name in KEY)) in rows)
-    if not changes:
+    (old, old_around), (new, new_around) = _read(before), _read(after)
+    common = [key for key in new if key in old]
+    if not common:
         raise ConfigError(f"{before} and {after} have no artifact, precision and batch size in common; give the "
                           "artifacts the same names.")
-    notes = [f"{what} differ: {old[part]} before, {new[part]} after."
-             for part, what in (("machine", "Machines"), ("versions", "Versions")) if old[part] != new[part]]
-    left = len(rows) + len(new["timings"]) - 2 * len(changes)
-    notes += [f"{left} rows are in one of the two only."] if left else []
+    notes = [f"{name} differs: {old_around.get(name)} before, {new_around.get(name)} after."
+             for name in dict.fromkeys((*old_around, *new_around)) if old_around.get(name) != new_around.get(name)]
+    left = len(old) + len(new) - 2 * len(common)
+    notes += [f"Rows in one of the two only: {left}."] if left else []
     notes.append("Machines drift between runs: what must be compared closely belongs in one run.")
-    return Comparison(str(before), str(after), changes, tuple(notes))
+    return Comparison(str(before), str(after), tuple(_change(old[key], new[key]) for key in common), tuple(notes))
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    """The report in `path`, with every field that a comparison reads."""
+class _Row(NamedTuple):
+    artifact: str
+    backend: str
+    precision: str
+    batch: int
+    ms: float
+    interval: tuple[float, float] | None
+
+
+def _read(path: str | Path) -> tuple[dict[tuple[Any, ...], _Row], dict[str, Any]]:
+    """The rows of the report in `path`, and around them what may differ: machine, versions, settings."""
     path = require_file(path)
     try:
         report = json.loads(path.read_text())
-        for row in report["timings"]:
-            row["latency_ms_p50"] + 0.0, [row[name] for name in KEY]
-        return {name: report[name] for name in ("timings", "machine", "versions")}
-    except (ValueError, KeyError, TypeError) as error:
+        rows = {row[:4]: row for row in map(_row, report["timings"])}
+        twice = len(rows) < len(report["timings"])
+        around = {f"{part} {name}": value for part in ("machine", "versions", "config")
+                  for name, value in report[part].items() if f"{part} {name}" not in UNIMPORTANT}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a report of dyvit bench ({reason(error)}); write one with --json.") from error
+    if twice:
+        raise ConfigError(f"{path} has two artifacts of one name; give them different ones and measure again.")
+    return rows, around
 
 
-def _change(old: dict[str, Any], new: dict[str, Any]) -> Change:
-    before, after = float(old["latency_ms_p50"]), float(new["latency_ms_p50"])
-    intervals: list[Any] = [(row.get("ci95_ms") or {}).get("p50") or (None, None) for row in (old, new)]
-    if None in (*intervals[0], *intervals[1]):
+def _row(values: dict[str, Any]) -> _Row:
+    low, high = (values.get("ci95_ms") or {}).get("p50") or (None, None)
+    ms = float(values["latency_ms_p50"])
+    if not ms > 0:
+        raise ValueError(f"a latency of {ms} ms")
+    return _Row(str(values["artifact"]), str(values["backend"]), str(values["precision"]), int(values["batch"]), ms,
+                None if low is None or high is None else (float(low), float(high)))
+
+
+def _change(old: _Row, new: _Row) -> Change:
+    if old.interval is None or new.interval is None:
         verdict = "unknown"
+    elif max(old.interval[0], new.interval[0]) <= min(old.interval[1], new.interval[1]):
+        verdict = "same"
     else:
-        overlap = max(low for low, _ in intervals) <= min(high for _, high in intervals)
-        verdict = "same" if overlap else "faster" if after < before else "SLOWER"
-    return Change(new["artifact"], new["backend"], new["precision"], new["batch"], before, after, before / after,
-                  verdict)
+        verdict = "faster" if new.ms < old.ms else "SLOWER"
+    return Change(*new[:4], old.ms, new.ms, old.ms / new.ms, verdict)

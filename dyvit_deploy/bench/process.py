@@ -18,8 +18,10 @@ from ..config import LoadConfig
 from ..machine import peak_mib
 from ..runners.base import Runner
 from ..runners.open import load_for, open_runner
+from ..zoo import is_timm
 
 log = logging.getLogger(__name__)
+PATIENCE = 600                              # seconds, for a model of gigabytes on a busy machine
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,17 @@ def make_feed(runner: Runner, batch: int, image_size: tuple[int, int] | None = N
 
 def measure_start(path: str, batch: int, load: LoadConfig, device: str | None, threads: int) -> Start | None:
     """A fresh process that opens `path` and runs one batch; None, with a warning in the log, when it fails."""
-    arguments = json.dumps([str(Path(path).resolve()), batch, load.to_dict(), device, threads])
+    where = path if is_timm(path) else str(Path(path).resolve())
+    cache = load.engine.runtime_cache and str(Path(load.engine.runtime_cache).resolve())
+    load = dataclasses.replace(load, engine=dataclasses.replace(load.engine, runtime_cache=cache))
+    arguments = json.dumps([where, batch, load.to_dict(), device, threads])
     code = "from dyvit_deploy.bench.process import report_start; report_start()"
-    done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2])
-    if done.returncode != 0 or not done.stdout:
-        log.warning("the start of %s could not be measured: %s", path, done.stderr[-500:])
+    try:
+        done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=True,
+                              cwd=Path(__file__).parents[2], timeout=PATIENCE)
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        log.warning("the start of %s could not be measured: %s", path, said[-1])
         return None
     return Start(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -16,10 +16,11 @@ from .process import make_feed
 
 RUNS = 20
 # Layers are named after the modules that they come from; the first pattern that fits tells the place.
-PLACES = ((r"score_predictor\.(\d+)\b", "predictor"), (r"selector\.(\d+)\b", "gather"), (r"blocks\.(\d+)\b", "block"),
-          (r"()\b(patch_embed|pos_embed|cls_token|reg_token|images|proj)\b", "stem"),
-          (r"()\b(norm|fc_norm|head|aux_head|logits)\b", "head"))
-MOVES = ("Concat", "Slice", "Split", "StridedSlice", "Expand", "Cast", "Reorder")  # of rows, after a gather
+PLACES = ((r"score_predictor\.(\d+)\b", "predictor"), (r"(?:selector|fuser)\.(\d+)\b", "gather"),
+          (r"blocks\.(\d+)\b", "block"), (r"()\b(norm|fc_norm|head|aux_head|attn_pool|logits)\b", "head"),
+          (r"()\b(patch_embed|pos_embed|cls_token|reg_token|norm_pre|images|proj)\b", "stem"))
+MOVES = ("Concat", "Slice", "Split", "StridedSlice", "Expand", "Cast", "Reorder", "GatherND",
+         "GatherElements")                  # of rows and their places, after a gather
 OVERHEAD = ("predictor", "gather")          # what pruning adds
 
 
@@ -115,5 +116,3 @@ def _segment(block: int, stages: Sequence[int]) -> str:
     first = max((stage for stage in stages if stage <= block), default=0)
     last = min((stage for stage in stages if stage > block), default=None)
     return f"blocks {first} to {last - 1}" if last else f"blocks from {first}"
-
-

@@ -45,12 +45,13 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
             raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
-        if not self.seconds > 0:
+        if not 0 < self.seconds < float("inf"):
             raise ConfigError(f"The time limit must be positive, not {self.seconds} s.")
-        if not self.stable > 0:
+        if not 0 < self.stable < float("inf"):
             raise ConfigError(f"The share that a median may be unsure by must be positive, not {self.stable}.")
         if self.threads < 0:
             raise ConfigError(f"The number of threads must be 0 (all cores) or more, not {self.threads}.")
+        object.__setattr__(self, "cpus", tuple(dict.fromkeys(self.cpus)))
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,8 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
     if peaks:
+        unknown = dict.fromkeys(t.backend for t in timings if t.peak_share is None)
+        notes += [f"No peak is measured through {backend}." for backend in unknown]
         notes.append("Matrix-product peaks of this machine, measured in this run: "
                      + ", ".join(f"{gflops:.0f} GFLOP/s ({kind})" for kind, gflops in peaks.items()) + ".")
     notes += faster_here(timings)
@@ -166,15 +168,17 @@ def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig
         gflops = 2 * candidate.gmacs * speed[mine] if candidate.gmacs else None
         peak = peaks.get(f"{candidate.runner.backend} {candidate.runner.precision}")
         rows.append(Timing(
-            candidate.runner.name, candidate.runner.label, candidate.runner.precision, batch, p50, p90, p99,
-            speed[mine], len(seconds), is_stable(seconds, config.stable),
-            start.peak_rss_mib if start else None,
-            candidate.gmacs, speed[mine] / speed[id(base)] if base else None,
-            base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None, candidate.stand_in,
-            streams[mine], phases or None, tflops,
-            {name: _ms(quantile_interval(seconds, q)) for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
-            start.load_ms if start else None, start.first_ms if start else None, gflops,
-            gflops / peak if gflops and peak else None))
+            artifact=candidate.runner.name, backend=candidate.runner.label, precision=candidate.runner.precision,
+            batch=batch, latency_ms_p50=p50, latency_ms_p90=p90, latency_ms_p99=p99,
+            ci95_ms={name: _ms(quantile_interval(seconds, q))
+                     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
+            images_per_sec=speed[mine], runs=len(seconds), stable=is_stable(seconds, config.stable),
+            peak_rss_mib=start.peak_rss_mib if start else None, load_ms=start.load_ms if start else None,
+            first_ms=start.first_ms if start else None,
+            gmacs=candidate.gmacs, speedup=speed[mine] / speed[id(base)] if base else None,
+            ceiling=base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None,
+            stand_in=candidate.stand_in, streams=streams[mine], gpu_ms_p50=phases or None, tflops=tflops,
+            gflops=gflops, peak_share=gflops / peak if gflops and peak else None))
     return rows
 
 

@@ -105,6 +105,8 @@ class GatherRows(InPlacePass):
             expand = node.inputs[1].producer() if node.op_type == "GatherElements" and node.inputs[1] else None
             if expand is None or expand.op_type != "Expand" or node.attributes.get_int("axis", 0) != 1:
                 continue
+            if not _one_per_row(expand.inputs[0]):
+                continue
             rows = ir.node("GatherND", [node.inputs[0], expand.inputs[0]], {"batch_dims": 1}, name=node.name)
             rows.metadata_props.update(node.metadata_props)
             output = rows.outputs[0]
@@ -112,6 +114,12 @@ class GatherRows(InPlacePass):
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], [rows], node.outputs, rows.outputs)
             modified = True
         return PassResult(model, modified)
+
+
+def _one_per_row(index: ir.Value | None) -> bool:
+    """True for an index [B, K, 1] that differs per image and per row."""
+    shape = index.shape if index is not None else None
+    return shape is not None and len(shape) == 3 and shape[2] == 1 and shape[0] != 1 and shape[1] != 1
 
 
 PASSES: tuple[type[InPlacePass], ...] = (NameNodesByModule, DropExporterNotes)

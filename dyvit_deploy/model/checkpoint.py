@@ -291,7 +291,7 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
         raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were asked for "
                               f"{list(prune.stages)}; give --stages with {predictors} blocks.")
     if load.keep.align:
-        prune = prune.aligned(model.patches, vit.prefix_tokens(model), load.keep.align)
+        prune = prune.aligned(model.patches, vit.prefix_tokens(model) + prune.fuse, load.keep.align)
     return dataclasses.replace(base, model=model, prune=prune)
 
 

@@ -1,8 +1,8 @@
 """Inference forms of a model: modules that compute the same in fewer operations, for the exported graph.
 
 Each form replaces parts of a model that is about to be exported, never those of one that is trained or that
-exports are compared with. Results are equal to rounding; module names stay those of published checkpoints,
-because calibration, precision and messages go by them.
+exports are compared with. Results are equal to rounding; modules keep their names in published checkpoints
+(a part of one is named below it), because calibration, precision and messages go by them.
 """
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class SplitLinear(nn.Module):
     def __init__(self, joined: nn.Linear) -> None:
         super().__init__()
         out, half = joined.out_features, joined.in_features // 2
-        self.local, self.pooled = nn.Linear(half, out, bias=False), nn.Linear(half, out)
+        like: dict[str, Any] = {"device": joined.weight.device, "dtype": joined.weight.dtype}
+        self.local, self.pooled = nn.Linear(half, out, bias=False, **like), nn.Linear(half, out, **like)
         with torch.no_grad():
             self.local.weight.copy_(joined.weight[:, :half])
             self.pooled.weight.copy_(joined.weight[:, half:])
@@ -107,7 +108,7 @@ class ReadAttention(nn.Module):
 class ReadBlock(nn.Module):
     """The last block, for the tokens that the head reads: after its attention the others are of no use.
 
-        attention over T rows, MLP over T rows, head reads row 0  ->  attention and MLP for row 0 alone
+        attention over T rows, MLP over T rows, head reads row 0  ->  queries and MLP of the P prefix rows alone
     """
 
     def __init__(self, block: Block, rows: int) -> None:
@@ -177,11 +178,11 @@ def fold_batch_norm(model: DynamicViT) -> bool:
     for parent in model.backbone.patch_embed.modules():
         before = ""
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d) and before:
+            if type(child) is nn.BatchNorm2d and before:                   # timm's subclasses activate, too
                 setattr(parent, before, fuse_conv_bn_eval(getattr(parent, before).eval(), child.eval()))
                 setattr(parent, name, nn.Identity())
                 changed = True
-            before = name if isinstance(child, nn.Conv2d) else ""
+            before = name if type(child) is nn.Conv2d else ""
     return changed
 
 

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import ModelConfig, PruneConfig
+from ..errors import ArtifactError
 from .dynamicvit import DynamicViT
 from .forms import FORMS
 
@@ -26,7 +27,13 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
 
     `forms` are those of the exported graph, see `forms`. PyTorch's own counter runs the model on the meta device:
     shapes are computed, values are not.
+
+    Raises:
+        ArtifactError: a form that this version does not know.
     """
+    if unknown := [name for name in forms if name not in FORMS]:
+        raise ArtifactError(f"The graph has a rewrite that this version does not know ({unknown[0]}); use the version of "
+                            "dyvit-deploy that wrote it, or export it again.")
     costs = []
     models: dict[tuple[object, ...], DynamicViT] = {}
     for prune in prunes:

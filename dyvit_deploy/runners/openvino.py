@@ -138,12 +138,19 @@ class OpenVINORunner(Runner):
         return openvino_fusions((kind, names) for kind, _, names in self._layers())
 
     def _layers(self) -> list[tuple[str, ...]]:
-        """Type, precision and names of the original layers, of every layer as compiled here."""
+        """Type, precision and names of the original layers, of every layer as compiled here, for batch 1 where it is
+        free."""
         if self._described is None:
             keys = ("layerType", "runtimePrecision", "originalLayersNames")
             self._described = [tuple(str(op.get_rt_info()[key].astype(str)) for key in keys)
-                               for op in self._compile(None).get_runtime_model().get_ops()]
+                               for op in self._compile(self._one_image()).get_runtime_model().get_ops()]
         return self._described
+
+    def _one_image(self) -> tuple[int, ...] | None:
+        """The shape of a batch of one, or of the fixed batch; None where the image size is free, too."""
+        batch, *rest = self.input.shape
+        shape = (batch or 1, *(side or 0 for side in rest))
+        return shape if all(shape) else None
 
     def close(self) -> None:
         self._requests.clear()
@@ -163,4 +170,3 @@ def _input_spec(model: Any, path: Path) -> InputSpec:
 
 def _rt_info(model: Any, key: str) -> str | None:
     return str(model.get_rt_info(key).astype(str)) if model.has_rt_info(key) else None
-

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes.util
 import functools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,17 @@ class OrtRunner(Runner):
     def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
         """See `Runner`; in a session of its own, because ONNX Runtime profiles a session as a whole."""
         self.input.check(feed, self.name)
-        return onnxruntime_layers(str(self._path), self._options(), [PROVIDERS[self.device]],
-                                  {self.input.name: feed}, runs)
+        options = self._options()
+        try:
+            with tempfile.TemporaryDirectory(prefix="dyvit-profile-") as folder:
+                options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "ort")
+                session = require("onnxruntime").InferenceSession(
+                    str(self._path), options, providers=[PROVIDERS[self.device]],
+                    provider_options=[_provider_options(self.device)])
+                return onnxruntime_layers(session, {self.input.name: feed}, runs)
+        except failures() as error:
+            raise BackendError(f"ONNX Runtime cannot profile {self.name} here ({reason(error)}); profile its float32 "
+                               "graph.") from error
 
     def _input_spec(self, path: Path) -> InputSpec:
         inputs = self._session.get_inputs()

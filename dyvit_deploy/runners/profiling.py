@@ -3,12 +3,9 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from ..optional import require
 
 WARMUP = 3
 KERNEL = "_kernel_time"                     # what ONNX Runtime appends to the name of a node's event
@@ -30,16 +27,11 @@ def medians(events: Iterable[tuple[str, str, float]]) -> list[LayerTime]:
     return [LayerTime(name, operator, statistics.median(all_ms)) for (name, operator), all_ms in times.items()]
 
 
-def onnxruntime_layers(model: str, options: Any, providers: list[str], feed: dict[str, Any],
-                       runs: int) -> list[LayerTime]:
-    """The nodes of the optimized graph of file `model`, over `runs` runs on `feed`."""
-    ort = require("onnxruntime")
-    with tempfile.TemporaryDirectory(prefix="dyvit-profile-") as folder:
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "ort")
-        session = ort.InferenceSession(model, options, providers=providers)
-        for _ in range(WARMUP + runs):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
+def onnxruntime_layers(session: Any, feed: dict[str, Any], runs: int) -> list[LayerTime]:
+    """The nodes of the optimized graph of `session`, which was opened to profile, over `runs` runs on `feed`."""
+    for _ in range(WARMUP + runs):
+        session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text())
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(KERNEL)]
     nodes = nodes[len(nodes) * WARMUP // (WARMUP + runs):]                 # every run has the same number
     return medians((e["name"].removesuffix(KERNEL), e["args"]["op_name"], e["dur"] / 1e3) for e in nodes)

@@ -14,7 +14,8 @@ def row(name, ms, width=0.1, batch=1, **more):
 
 
 def write(path, *rows, cores=2):
-    path.write_text(json.dumps({"timings": rows, "machine": {"logical_cores": cores}, "versions": {"numpy": "2"}}))
+    path.write_text(json.dumps({"timings": rows, "machine": {"logical_cores": cores}, "versions": {"numpy": "2"},
+                                "config": {"threads": cores}}))
     return path
 
 
@@ -25,13 +26,16 @@ def test_only_intervals_that_do_not_overlap_tell_a_difference(tmp_path):
     assert {c.artifact: c.verdict for c in report.changes} == {"c": "same", "b": "SLOWER", "a": "faster",
                                                                "d": "unknown"}
     assert next(c for c in report.changes if c.artifact == "a").ratio == 2
-    assert any("Machines differ" in note for note in report.notes) and "1 rows" in " ".join(report.notes)
+    told = " ".join(report.notes)
+    assert "machine logical_cores differs: 2 before, 4 after" in told and "config threads differs" in told
+    assert "Rows in one of the two only: 1." in told
     result = CliRunner().invoke(main, ["compare", str(before), str(after)])
     assert result.exit_code == 0 and "SLOWER" in result.output
 
 
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"timings": 3}',
-                                  '{"timings": [{}], "machine": {}, "versions": {}}'])
+                                  '{"timings": [{}], "machine": {}, "versions": {}, "config": {}}',
+                                  '{"timings": [], "machine": [], "versions": {}, "config": {}}'])
 def test_what_is_no_report_is_refused(tmp_path, text):
     good, bad = write(tmp_path / "a.json", row("a", 1)), tmp_path / "bad.json"
     bad.write_text(text)
@@ -42,3 +46,16 @@ def test_what_is_no_report_is_refused(tmp_path, text):
 def test_runs_without_a_common_row_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="in common"):
         compare_runs(write(tmp_path / "a.json", row("a", 1)), write(tmp_path / "b.json", row("b", 1)))
+
+
+@pytest.mark.parametrize("changes", [dict(latency_ms_p50=0), dict(latency_ms_p50="x"), dict(batch=[1]),
+                                     dict(ci95_ms=[1, 2])])
+def test_a_row_with_a_broken_value_is_refused(tmp_path, changes):
+    good = write(tmp_path / "a.json", row("a", 1))
+    with pytest.raises(ConfigError, match="not a report of dyvit bench"):
+        compare_runs(good, write(tmp_path / "b.json", row("a", 1) | changes))
+
+
+def test_two_artifacts_of_one_name_cannot_be_told_apart(tmp_path):
+    with pytest.raises(ConfigError, match="two artifacts of one name"):
+        compare_runs(write(tmp_path / "a.json", row("a", 1), row("a", 2)), write(tmp_path / "b.json", row("a", 1)))

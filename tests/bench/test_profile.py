@@ -30,6 +30,14 @@ def test_layers_without_a_name_prepare_the_next_one_that_has_one():
                      "blocks from 1", "blocks from 1", "head", "head"]
 
 
+@pytest.mark.parametrize("name, place", [("fuser.1/Concat", "gather 1"), ("attn_pool.proj/MatMul", "head"),
+                                         ("norm_pre/LayerNormalization", "stem"),
+                                         ("blocks.2.attn.proj/MatMul", "blocks from 1"),
+                                         ("patch_embed.proj/Conv", "stem"), ("norm/LayerNormalization", "head")])
+def test_a_name_tells_the_place(name, place):
+    assert locate(layers(name), stages=(1,)) == [place]
+
+
 def test_shares_add_up_and_a_foreign_graph_has_one_place():
     times = place_times(layers("a", "b", "blocks.0/Add", "head/Gemm"), ())
     assert sum(t.share for t in times) == pytest.approx(1) and sum(t.layers for t in times) == 4

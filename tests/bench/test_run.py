@@ -151,7 +151,9 @@ def test_a_fixed_batch_size_is_respected():
 
 
 @pytest.mark.parametrize("values, words", [(dict(batches=(0,)), "at least 1"), (dict(batches=()), "at least 1"),
-                                           (dict(seconds=0), "positive"), (dict(stable=0), "positive"), (dict(threads=-1), "0 .all cores.")])
+                                           (dict(seconds=0), "positive"), (dict(seconds=float("inf")), "positive"),
+                                           (dict(stable=0), "positive"), (dict(stable=float("nan")), "positive"),
+                                           (dict(threads=-1), "0 .all cores.")])
 def test_impossible_settings_are_refused(values, words):
     with pytest.raises(ConfigError, match=words):
         BenchConfig(**values)

@@ -6,8 +6,9 @@ from helpers import tiny_images, tiny_model
 from dyvit_deploy import zoo
 from dyvit_deploy.config import PruneConfig, default_stages
 from dyvit_deploy.deploy_config import FORMS as NAMES, ExportConfig
+from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.model.forms import FORMS, inference_form
+from dyvit_deploy.model.forms import FORMS, ReadAttention, inference_form
 from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.model.vit import resolve
 
@@ -84,6 +85,35 @@ def test_a_dense_model_has_nothing_to_gather_and_still_reads_one_token():
     images = tiny_images(2)
     with torch.inference_mode():
         assert torch.allclose(form(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_norm_that_activates_too_stays():
+    from timm.layers import ConvNormAct
+    model = lively(tiny_model(0.5, stem="conv")[0])
+    stem = ConvNormAct(3, 3, 3, act_layer=torch.nn.GELU)
+    model.backbone.patch_embed = torch.nn.Sequential(lively(stem), model.backbone.patch_embed)
+    form, _ = inference_form(model)
+    images = tiny_images(2)
+    with torch.inference_mode():
+        assert torch.allclose(form(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [dict(qk_norm=True), dict(scale_norm=True), dict(gate=True)])
+def test_attention_of_timm_with_norms_and_gates_reads_the_same(changes):
+    from timm.layers import Attention
+    torch.manual_seed(0)
+    try:
+        attn = Attention(32, num_heads=4, qkv_bias=True, norm_layer=torch.nn.LayerNorm, **changes).eval()
+    except TypeError:
+        pytest.skip(f"this timm has no {next(iter(changes))}")
+    attn.fused_attn, tokens = False, torch.randn(2, 7, 32)
+    with torch.inference_mode():
+        assert torch.allclose(ReadAttention(attn, 3)(tokens), attn(tokens)[:, :3], atol=1e-5)
+
+
+def test_a_rewrite_of_another_version_is_refused():
+    with pytest.raises(ArtifactError, match="folded-by-the-future"):
+        count_costs(zoo.get("digits-s"), [None], ["folded-by-the-future"])
 
 
 def test_the_command_line_names_every_form():
