@@ -41,10 +41,10 @@ def test_notes_of_the_exporter_go_and_a_second_run_changes_nothing():
     assert rewrite(model)[1] == []
 
 
-def gather_graph(axis: int) -> ir.Model:
+def gather_graph(axis: int, index_shape: tuple = ("batch", 2, 1)) -> ir.Model:
     """GatherElements over an index that is expanded from one per row, as torch.gather exports."""
     x = ir.Value(name="images", shape=ir.Shape(["batch", 4, 8]), type=ir.TensorType(ir.DataType.FLOAT))
-    index = ir.Value(name="kept", shape=ir.Shape(["batch", 2, 1]), type=ir.TensorType(ir.DataType.INT64))
+    index = ir.Value(name="kept", shape=ir.Shape(list(index_shape)), type=ir.TensorType(ir.DataType.INT64))
     shape = ir.Value(name="shape", const_value=ir.tensor([1, 1, 8], name="shape"))
     expand = ir.node("Expand", [index, shape])
     gather = ir.node("GatherElements", [x, expand.outputs[0]], {"axis": axis}, name="node_gather")
@@ -68,3 +68,8 @@ def test_rows_are_gathered_whole_and_keep_their_names():
 def test_other_gathers_stay(axis, gather):
     model, changed = rewrite(gather_graph(axis), gather)
     assert "GatherRows" not in changed and [n.op_type for n in model.graph] == ["Expand", "GatherElements"]
+
+
+@pytest.mark.parametrize("index", [("batch", 1, 8), (1, 2, 1), ("batch", 2, 8), (2, 1)])
+def test_an_index_that_is_not_one_per_row_stays(index):
+    assert not GatherRows()(gather_graph(1, index)).modified
