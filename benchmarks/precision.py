@@ -5,13 +5,15 @@
     python benchmarks/precision.py accuracy
 
 `speed` times every precision that a CPU runs, in ONNX Runtime and OpenVINO, in one run with the dense float32
-model in ONNX Runtime; weights are random, because time does not depend on them. It also measures what calibration
+model in ONNX Runtime; weights are random, because time does not depend on them. Each is profiled, and held against the
+matrix-product peak of the machine. It also measures what calibration
 and export cost, each as a process of its own. `accuracy` exports the demo student in every precision and compares
 it with float32 on all held-out scenes; what needs a GPU is emulated. Raw JSON goes to benchmarks/results/.
 """
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import sys
 import tempfile
@@ -66,8 +68,13 @@ def speed(options: argparse.Namespace) -> None:
         costs["calibrate, 512 images"] = run("calibrate", graphs[0], "--data", "digits", "--images", 512,
                                              "-o", folder / "ranges.json")
         run("bench", *graphs, "--baseline", dense, "--batch", options.batch, "--seconds", options.seconds,
-            "--json", folder / "bench.json")
+            "--peak", "--profile", "--json", folder / "bench.json")
         bench = json.loads((folder / "bench.json").read_text())
+        for profile in bench["profiles"]:                   # hundreds of layers each: their operators tell enough
+            operators = collections.Counter()
+            for layer in profile.pop("layers"):
+                operators[layer["operator"]] += layer["ms"]
+            profile["operators"] = dict(operators.most_common())
     write(f"{options.model}-{options.keep_ratio}-precision.json",
           {"model": options.model, "keep_ratio": options.keep_ratio, "costs": costs, "bench": bench})
 
