@@ -32,8 +32,8 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
         ArtifactError: a form that this version does not know.
     """
     if unknown := [name for name in forms if name not in FORMS]:
-        raise ArtifactError(f"The graph has a rewrite that this version does not know ({unknown[0]}); use the version of "
-                            "dyvit-deploy that wrote it, or export it again.")
+        raise ArtifactError(f"The graph has a rewrite that this version does not know ({unknown[0]}); use the version "
+                            "of dyvit-deploy that wrote it, or export it again.")
     costs = []
     models: dict[tuple[object, ...], DynamicViT] = {}
     for prune in prunes:
