@@ -32,8 +32,8 @@ COMPARED_IMAGES = 256                       # at most: a comparison holds its im
 ENOUGH_RUNS = 100                           # below, the 99th percentile is hardly more than the slowest run
 
 
-def sweep(checkpoint: str | Path, out: str | Path, config: SweepConfig | None = None, load: LoadConfig = LoadConfig(),
-          progress: Progress = Progress()) -> SweepReport:
+def run_sweep(checkpoint: str | Path, out: str | Path, config: SweepConfig | None = None,
+              load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> SweepReport:
     """Exports and measures every combination of `config` in the folder `out`; what is there already is not done again.
 
     `config` None and a default `load` stand for what was swept before. `load.keep` says all but the keep ratio.
