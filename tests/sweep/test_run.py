@@ -1,10 +1,13 @@
 """What a sweep does, and above all what it does not do twice."""
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from helpers import photo_folder, tiny_checkpoint
+from helpers import fake_runner, photo_folder, tiny_checkpoint
+from rich.console import Console
 
 from dyvit_deploy.bench.report import Timing
 from dyvit_deploy.config import KeepRequest, LoadConfig
@@ -171,6 +174,35 @@ def test_what_fails_is_skipped_with_its_reason_but_a_full_disk_is_not(made, fake
         run_sweep(made[0], tmp_path)
 
 
+def test_an_artifact_that_does_not_run_costs_the_others_nothing(made, fake, tmp_path, monkeypatch):
+    name, timed = "keep0.5-int8-onnx.onnx", run_module.benchmark
+
+    def benchmark(paths, config, **options):
+        if config.batches == (2,) and any(path.name == name for path in paths):
+            raise BackendError("Something is wrong.")
+        return timed(paths, config, **options)
+
+    monkeypatch.setattr(run_module, "benchmark", benchmark)
+    monkeypatch.setattr(run_module, "open_runner", lambda path, **_: fake_runner(
+        np.zeros((2, 5)), batch=1 if path.name == name else None, name=path.name))
+    report = run_sweep(made[0], tmp_path, config(made))
+    assert len(report.rows) == 7 and {row.batch for row in report.rows if row.artifact.endswith(name)} == {1}
+    assert [s.reason for s in report.skipped] == [f"Batch 2: {name} takes batches of 1 only; pass --batch 1."]
+
+
+def test_an_error_that_no_artifact_has_by_itself_ends_the_sweep(made, fake, tmp_path, monkeypatch):
+    def benchmark(*_, **__):
+        raise BackendError("The baseline is broken.")
+
+    monkeypatch.setattr(run_module, "benchmark", benchmark)
+    monkeypatch.setattr(run_module, "open_runner", lambda path, **_: fake_runner(np.zeros((2, 5))))
+    with pytest.raises(BackendError, match="The baseline is broken"):
+        run_sweep(made[0], tmp_path, config(made))
+    monkeypatch.setattr(run_module, "open_runner", benchmark)
+    with pytest.raises(ExportError, match=r"Nothing could be timed: Batch 2: The baseline"):
+        run_sweep(made[0], tmp_path)
+
+
 def test_when_nothing_is_left_the_first_reason_is_the_error(made, fake, tmp_path):
     with pytest.raises(ExportError, match=r"Nothing is left to sweep: ONNX Runtime on a CPU has no fp8"):
         run_sweep(made[0], tmp_path / "s", config(made, precisions=("fp8", "bf16")))
@@ -206,8 +238,65 @@ def test_another_checkpoint_and_other_options_are_refused(made, fake, tmp_path):
     assert run_sweep(made[0], tmp_path / "out").rows[0].command.count("--align 2") == 1
 
 
+def test_what_was_calibrated_on_noise_does_not_pass_as_calibrated_on_data(made, fake, tmp_path):
+    noise = CalibrationConfig(allow_noise=True)
+    run_sweep(made[0], tmp_path, config(made, data=None, calibration=noise))
+    with pytest.raises(ConfigError, match="another calibration data;"):
+        run_sweep(made[0], tmp_path, recall(tmp_path, dict(data=made[1])))
+
+
+def test_how_to_calibrate_is_free_until_something_is_calibrated(made, fake, tmp_path):
+    run_sweep(made[0], tmp_path, config(made, precisions=("fp32",)))
+    other = dict(precisions=("fp32", "int8"), calibration=CalibrationConfig("elsewhere", method="max"))
+    report = run_sweep(made[0], tmp_path, recall(tmp_path, other))
+    commands = [row.command for row in report.rows if row.precision == "int8"]
+    assert len(commands) == 4 and all("--calib elsewhere --method max" in command for command in commands)
+    with pytest.raises(ConfigError, match="another calibration data;"):
+        run_sweep(made[0], tmp_path, recall(tmp_path, dict(calibration=CalibrationConfig(made[1]))))
+
+
+def test_each_option_that_is_left_out_is_as_it_was(made, fake, tmp_path):
+    calibration = CalibrationConfig(made[1], method="max")
+    load = LoadConfig(keep=KeepRequest(selector="random", align=2))
+    dense = tiny_checkpoint(tmp_path, ratio=None)
+    first = run_sweep(dense, tmp_path, config(made, calibration=calibration), load)
+    for keep in (KeepRequest(align=2), KeepRequest(selector="random"), KeepRequest()):
+        assert run_sweep(dense, tmp_path, None, LoadConfig(keep=keep)).rows == first.rows
+    with pytest.raises(ConfigError, match="another align;"):
+        run_sweep(dense, tmp_path, None, LoadConfig(keep=KeepRequest(align=4)))
+    recalled = recall(tmp_path, dict(calibration=CalibrationConfig(images=32))).calibration
+    assert recalled == CalibrationConfig(made[1], images=32, method="max")
+
+
+def test_the_report_names_the_machine_and_says_when_it_is_another(made, fake, tmp_path, monkeypatch):
+    def on(cores):
+        values = {"processor": "Quick 9", "logical_cores": cores, "gpu": None}
+        monkeypatch.setattr(run_module, "machine", lambda: values)
+        return values
+
+    def said(report):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(report.table())
+        return " ".join(console.file.getvalue().split())                   # titles wrap
+
+    before = on(4)
+    first = run_sweep(made[0], tmp_path, config(made, batches=(1,)))
+    assert "; Quick 9, 4 cores" in said(first)
+    [run] = first.to_json()["runs"]
+    assert run["machine"] == before and run["run"] == first.rows[0].run and "numpy" in run["versions"] and run["at"]
+    assert not any("machine" in note for note in first.notes)
+    on(8)
+    again = run_sweep(made[0], tmp_path, recall(tmp_path, dict(batches=(1, 2))))
+    assert any("stem from 2 runs on different machines" in note for note in again.notes)
+    assert ("Rows of run 0 were measured on another machine (Quick 9, 4 cores); pass a new -o to measure here."
+            in again.notes)
+    assert "; Quick 9, 4 cores; Quick 9, 8 cores" in said(again) and " run " in said(again)
+    assert [run["run"] for run in again.to_json()["runs"]] == [0, 1]
+
+
 @pytest.mark.parametrize("spoil", [
     lambda v: "{", lambda v: "[]", lambda v: json.dumps(v | {"format": 9}), lambda v: json.dumps(v | {"runs": []}),
+    lambda v: json.dumps(v | {"runs": [{"machine": None}]}),
     lambda v: json.dumps({n: x for n, x in v.items() if n != "artifacts"}), lambda v: "\x00\x01",
     lambda v: json.dumps(v | {"latencies": [v["latencies"][0] | {"latency_ms_p50": "fast"}]}),
     lambda v: json.dumps(v | {"config": v["config"] | {"precisions": ["int7"]}})])
