@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
     from .sweep.grid import SweepConfig
-    from .sweep.run import sweep
+    from .sweep.run import run_sweep
     from .training.loop import train
     from .training.plan import TrainConfig
 
@@ -68,7 +68,7 @@ _NAMES = {
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),
     "sweep.grid": ("SweepConfig",),
-    "sweep.run": ("sweep",),
+    "sweep.run": ("run_sweep",),
     "training.loop": ("train",),
     "training.plan": ("TrainConfig",),
 }

@@ -347,11 +347,11 @@ def sweep(checkpoint: str, out: str, given: dict[str, Any], load: LoadConfig, ta
     """
     from .deploy_report import Progress
     from .progress import BuildBar
-    from .sweep.run import sweep as run
+    from .sweep.run import run_sweep
     from .sweep.store import recall
 
     with BuildBar() as bar:
-        report = run(checkpoint, out, recall(out, given), load, Progress(step, progress, bar.update))
+        report = run_sweep(checkpoint, out, recall(out, given), load, Progress(step, progress, bar.update))
     report = report.aimed_at(targets)
     show(report, json_file)
     note(*report.left_out(), *report.notes, f"Artifacts, results and charts are in {out}/.")

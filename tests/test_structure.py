@@ -1,5 +1,6 @@
 """The rules of the architecture, held against the code."""
 import ast
+import inspect
 import subprocess
 import sys
 
@@ -87,7 +88,9 @@ def test_only_the_command_line_prints():
 
 def test_every_public_name_resolves():
     import dyvit_deploy
+    import dyvit_deploy.cli  # brings packages that a name could be mistaken for
     for name in dyvit_deploy.__all__:
-        assert getattr(dyvit_deploy, name) is not None
+        value = getattr(dyvit_deploy, name)
+        assert value is not None and not inspect.ismodule(value), name
     with pytest.raises(AttributeError):
         dyvit_deploy.no_such_name  # noqa: B018

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.chart import check_chart, write_figure
-from ..config import PRECISIONS
 from ..optional import require
-from ..targets import FORMATS
 from .grid import short
 from .report import SweepReport
 from .target import LATENCY, SweepRow
 
 FILES = ("pareto.png", "pareto.svg")
-COLOURS = dict(zip(PRECISIONS, ("#000000", "#0072b2", "#009e73", "#d55e00", "#cc79a7")))  # for any colour vision
-MARKERS = dict(zip(FORMATS, "os^D"))
+# For any colour vision.
+COLOURS = {"float32": "#000000", "float16": "#0072b2", "bfloat16": "#009e73", "int8": "#d55e00", "float8": "#cc79a7"}
+MARKERS = {"onnx": "o", "openvino": "s", "trt": "^", "rtx": "D"}
 QUALITY = {"top1": "top-1, %", "dense_agreement": "class of the dense float32 model, %", "keep_ratio": "keep ratio"}
 COLUMNS, PANEL = 2, (6.5, 4.6)              # panels side by side, and their size in inches
 LEAST_SPAN = 1.5                            # of the vertical axis, in percent: a smaller difference shall look small
@@ -119,7 +118,8 @@ def _label(axes: Any, points: Sequence[tuple[SweepRow, float, float]]) -> None:
                                  fontsize=8, fontweight="bold" if row.pareto else "normal",
                                  color=COLOURS[row.precision])
             room = text.get_window_extent(renderer)
-            if not any(room.overlaps(other) for other in taken) and axes.bbox.contains(room.x1, room.y1):
+            inside = axes.bbox.contains(room.x0, room.y0) and axes.bbox.contains(room.x1, room.y1)
+            if inside and not any(room.overlaps(other) for other in taken):
                 taken.append(room)
                 break
             text.remove()

@@ -12,7 +12,7 @@ from ..errors import BackendError, ConfigError
 from ..machine import gpu
 from ..targets import ENGINES, FORMATS, SUFFIXES, SUPPORT
 
-T = TypeVar("T")
+T = TypeVar("T", bound=JsonConfig)
 SHORT = {name: alias for alias, name in ALIASES.items()}                   # float32 -> fp32, in file names and tables
 
 
@@ -124,6 +124,18 @@ def check_runnable(candidate: Candidate, config: SweepConfig = SweepConfig()) ->
         raise BackendError(f"{short(candidate.precision)} is calibrated on images; pass --data or --calib FOLDER.")
     if candidate.backend in ENGINES and gpu() is None:
         raise BackendError(f"Engines of {support.runtime} are timed on a GPU, and none works here; see dyvit doctor.")
+
+
+def filled(now: T, before: T) -> T:
+    """`now` with the values of `before` where it has the defaults, nested settings field by field."""
+    values = {}
+    for field in dataclasses.fields(now):  # type: ignore[arg-type]  # each of them is a dataclass
+        mine, theirs = getattr(now, field.name), getattr(before, field.name)
+        if isinstance(mine, JsonConfig):
+            values[field.name] = filled(mine, theirs)
+        elif mine == field.default:
+            values[field.name] = theirs
+    return dataclasses.replace(now, **values)  # type: ignore[type-var]
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .grid import SweepConfig, short
-from .store import Artifact
+from .store import Artifact, machine_name
 from .target import LATENCY, Answer, SweepRow, Target, choose, pareto_front, quality_of
 
 REJECTED = "differs too much from float32"
@@ -31,8 +31,9 @@ class Skipped(NamedTuple):
 class SweepReport:
     """True when something was timed, and it meets the targets where there are any.
 
-    `rows` are of this call's grid, whenever they were measured; `rejected` differ too much from float32: they are
-    neither timed nor recommended. `quality` is the metric that ranks the rows.
+    `rows` are of this call's grid, whenever they were measured; `runs` say when, on which machine and with which
+    versions, by the number that a row names. `rejected` differ too much from float32: they are neither timed nor
+    recommended. `quality` is the metric that ranks the rows.
     """
 
     checkpoint: str
@@ -42,6 +43,7 @@ class SweepReport:
     rejected: tuple[Artifact, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    runs: tuple[dict[str, Any], ...] = ()
     charts: tuple[str, ...] = ()
     answer: Answer | None = None
 
@@ -51,6 +53,11 @@ class SweepReport:
     @property
     def quality(self) -> str:
         return quality_of(self.rows)
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """Processor and cores of every machine that a row was measured on."""
+        return tuple(dict.fromkeys(machine_name(run["machine"]) for run in self.runs))
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -87,13 +94,18 @@ class SweepReport:
         return lines
 
     def table(self) -> RenderableType:
-        """One row per artifact and batch size; * marks the Pareto front, ~ latencies that did not settle."""
+        """One row per artifact and batch size; * marks the Pareto front, ~ latencies that did not settle.
+
+        Their runs are named where there are several.
+        """
         data = f"on {self.config.data}" if self.config.data else "on noise"
-        table = Table(title=Text(f"{Path(self.checkpoint).name} {data}"), title_justify="left")
+        table = Table(title=Text("; ".join((f"{Path(self.checkpoint).name} {data}", *self.machines))),
+                      title_justify="left")
         table.add_column("artifact", overflow="fold")
+        several = len(self.runs) > 1
         dense = any(row.dense_agreement is not None for row in self.rows)
         for column in ("batch", "as dense" if dense else "top-1", "agreement", "overlap", "p50 ms", "p99 ms",
-                       "images/s", "speed-up", "MiB", "front"):
+                       "images/s", "speed-up", "MiB", "front", *(["run"] if several else [])):
             table.add_column(column, justify="right", no_wrap=True)
 
         def shares(found: SweepRow | Artifact) -> list[str]:
@@ -105,7 +117,7 @@ class SweepReport:
                           f"{'' if row.stable else '~'}{row.latency_ms_p50:.2f}", f"{row.latency_ms_p99:.2f}",
                           f"{row.images_per_sec:.1f}",
                           "-" if row.speedup is None else f"{row.speedup:.2f}", f"{row.size_mib:.1f}",
-                          "*" if row.pareto else "",
+                          "*" if row.pareto else "", *([str(row.run)] if several else []),
                           end_section=row is [r for r in self.rows if r.batch == row.batch][-1])
         for artifact in self.rejected:
             table.add_row(Text(artifact.file), "-", *shares(artifact), "-", "-", "-", "-",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import library_versions, make_folder, sha256, size_mib
+from ..bench.process import make_feed
 from ..bench.report import BenchConfig, Timing
 from ..bench.run import LIBRARIES, benchmark
 from ..config import KeepRequest, LoadConfig
@@ -21,10 +22,11 @@ from ..machine import machine
 from ..parity import CheckConfig, ParityReport, check_artifacts
 from ..pipeline import export_artifact
 from ..runners.evaluate import EvalConfig, evaluate_artifact
+from ..runners.open import open_runner
 from .chart import draw_charts
 from .grid import Candidate, SweepConfig, at_ratio, check_runnable
 from .report import Skipped, SweepReport, with_front
-from .store import Artifact, Latency, Store, open_store, read_store
+from .store import Artifact, Latency, Store, machine_name, open_store, read_store
 from .target import SweepRow
 
 DENSE = "dense-float32.onnx"                # what speed-ups are over
@@ -32,19 +34,19 @@ COMPARED_IMAGES = 256                       # at most: a comparison holds its im
 ENOUGH_RUNS = 100                           # below, the 99th percentile is hardly more than the slowest run
 
 
-def sweep(checkpoint: str | Path, out: str | Path, config: SweepConfig | None = None, load: LoadConfig = LoadConfig(),
-          progress: Progress = Progress()) -> SweepReport:
+def run_sweep(checkpoint: str | Path, out: str | Path, config: SweepConfig | None = None,
+              load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> SweepReport:
     """Exports and measures every combination of `config` in the folder `out`; what is there already is not done again.
 
-    `config` None and a default `load` stand for what was swept before. `load.keep` says all but the keep ratio.
-    Combinations that do not exist here are skipped, with the reason. Everything is written to OUT/sweep.json after
-    each step, so that an interrupted call loses at most one.
+    `config` None, and what `load` leaves at its default, stand for what was swept before. `load.keep` says all but the
+    keep ratio. Combinations that do not exist or do not run here are skipped, with the reason. Everything is written
+    to OUT/sweep.json after each step, so that an interrupted call loses at most one.
 
     Raises:
         ArtifactError: the checkpoint or the folder cannot be used, or the folder holds another checkpoint's sweep.
         ConfigError: the artifacts in the folder were made with other options.
         DataError: images that cannot be used, or classes that the model does not know.
-        ExportError: no combination is left.
+        ExportError: no combination is left, or none of them runs.
     """
     return _Sweep(checkpoint, Path(out), config, load, progress).run()
 
@@ -87,7 +89,10 @@ class _Sweep:
         new = bool(missing or timed or not known)
         if new:
             self._keep(self.store)                                         # its settings may be all that is new
-        return self._report(accepted, [a for a in artifacts if a.rejected], new)
+        report = self._report(accepted, [a for a in artifacts if a.rejected], new)
+        if accepted and not report.rows:
+            raise ExportError(f"Nothing could be timed: {self.skipped[-1].reason}")
+        return report
 
     def _runnable(self, candidate: Candidate) -> bool:
         try:
@@ -175,29 +180,54 @@ class _Sweep:
         return path
 
     def _time(self, accepted: Sequence[Artifact], batch: int) -> bool:
-        """Times what is missing at that batch size, all in one call; False when nothing was."""
+        """Times what is missing at that batch size, all in one call; False when nothing was timed."""
         todo = [a for a in accepted if self.store.latency(a, batch, self.how) is None]
         if not todo:
             return False
         self.say(f"timing {len(todo)} artifacts at batch {batch}, at most {self.config.seconds * len(todo):.0f} s")
-        config = BenchConfig((batch,), self.config.seconds * len(todo), baseline=self._dense(),
-                             device=self.config.device, threads=self.config.threads, memory=False)
-        report = benchmark([self.out / a.file for a in todo], config, track=self.quiet.track)
-        made = {t.artifact: t for t in report.timings}
+        timings = self._timings(todo, batch)
+        if not timings:
+            return False
         runs = self.store.runs
         if self.number is None:
             self.number = len(runs)
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             runs = (*runs, {"at": now, "machine": machine(), "versions": library_versions(*LIBRARIES)})
         self._keep(dataclasses.replace(self.store, runs=runs).with_latencies(
-            [_latency(a.file, self.number, self.how, made[a.file]) for a in todo]))
+            [_latency(file, self.number, self.how, timing) for file, timing in timings.items()]))
+        return True
+
+    def _timings(self, artifacts: Sequence[Artifact], batch: int) -> dict[str, Timing]:
+        """By file. One that does not run is skipped, so that it does not cost the others their times."""
+        config = BenchConfig((batch,), self.config.seconds * len(artifacts), baseline=self._dense(),
+                             device=self.config.device, threads=self.config.threads, memory=False)
+        try:
+            report = benchmark([self.out / a.file for a in artifacts], config, track=self.quiet.track)
+        except DyvitError:
+            able = [a for a in artifacts if self._answers(a, batch)]
+            if len(able) == len(artifacts):                                # it is none of them
+                raise
+            return self._timings(able, batch) if able else {}
+        made = {t.artifact: t for t in report.timings}
+        return {a.file: made[a.file] for a in artifacts}
+
+    def _answers(self, artifact: Artifact, batch: int) -> bool:
+        """Whether it runs by itself; where not, the reason goes to `skipped`."""
+        path = self.out / artifact.file
+        try:
+            with open_runner(path, device=self.config.device, threads=self.config.threads) as runner:
+                runner.infer(make_feed(runner, batch))
+        except DyvitError as error:
+            self.skipped.append(Skipped(*artifact.candidate, f"Batch {batch}: {error}"))
+            return False
         return True
 
     def _report(self, accepted: Sequence[Artifact], rejected: Sequence[Artifact], new: bool) -> SweepReport:
         rows = [self._row(a, t) for batch in self.config.batches for a in accepted
                 if (t := self.store.latency(a, batch, self.how)) is not None]
+        runs = tuple({"run": run, **self.store.runs[run]} for run in sorted({row.run for row in rows}))
         report = with_front(SweepReport(str(self.checkpoint), str(self.out), self.config, tuple(rows), tuple(rejected),
-                                        tuple(self.skipped), tuple(self._notes(rows))))
+                                        tuple(self.skipped), tuple(self._notes(rows) + _run_notes(runs)), runs))
         try:
             charts = draw_charts(report, self.out, new)
         except MissingDependency as error:
@@ -217,17 +247,30 @@ class _Sweep:
         notes = []
         if self.config.data is None:
             notes.append("Compared on noise, which real images may contradict; pass --data FOLDER or --data digits.")
-        used = sorted({row.run for row in rows})
-        if len(used) > 1:
-            machines = {str(self.store.runs[run].get("machine")) for run in used}
-            notes.append(f"Rows stem from {len(used)} runs" + (" on different machines" if len(machines) > 1 else "")
-                         + ", at different times: compare speed-ups, each within its run, rather than milliseconds.")
         if any(not row.stable for row in rows):
             notes.append("Latencies marked ~ did not settle within 2%; quiet the machine or raise --seconds.")
         few = min((row.runs for row in rows), default=ENOUGH_RUNS)
         if few < ENOUGH_RUNS:
             notes.append(f"Some p99 are of {few} calls only, so hardly more than the slowest; raise --seconds.")
         return notes
+
+
+def _run_notes(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What is to be known of rows that were not all measured here and now."""
+    notes = []
+    machines = {run["run"]: machine_name(run["machine"]) for run in runs}
+    if len(machines) > 1:
+        where = " on different machines" if len(set(machines.values())) > 1 else ""
+        notes.append(f"Rows stem from {len(machines)} runs{where}, at different times: compare speed-ups, each within "
+                     "its run, rather than milliseconds.")
+    here = machine_name(machine())
+    foreign = {run: name for run, name in machines.items() if name != here}
+    if foreign:
+        which, names = ", ".join(map(str, foreign)), "; ".join(dict.fromkeys(foreign.values()))
+        several = "s" if len(foreign) > 1 else ""
+        notes.append(f"Rows of run{several} {which} were measured on another machine ({names}); pass a new -o to "
+                     "measure here.")
+    return notes
 
 
 def _fell_at_the_gate(artifact: Artifact) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..artifacts import require_source, sha256, write_json
 from ..config import JsonConfig, LoadConfig
+from ..deploy_config import CalibrationConfig
 from ..errors import ArtifactError, ConfigError
 from ..zoo import is_timm
-from .grid import Candidate, SweepConfig, changed
+from .grid import Candidate, SweepConfig, changed, filled
 
 FORMAT = 1
 NAME = "sweep.json"
@@ -120,6 +121,11 @@ class Store:
             self, latencies=(*(t for t in self.latencies if (t.file, t.batch) not in keys), *new))
 
 
+def machine_name(machine: Mapping[str, Any]) -> str:
+    """What tells one machine from another, of `machine.machine()`."""
+    return f"{machine['processor']}, {machine['logical_cores']} cores"
+
+
 def read_store(folder: Path) -> Store | None:
     """What lies in `folder`, None when there is no sweep.
 
@@ -138,6 +144,8 @@ def read_store(folder: Path) -> Store | None:
             SweepConfig.from_dict(values["config"]), LoadConfig.from_dict(values["load"]), values["dense_sha256"],
             tuple(map(Artifact.from_dict, values["artifacts"])), tuple(map(Latency.from_dict, values["latencies"])),
             tuple(map(dict, values["runs"])))
+        for run in store.runs:
+            machine_name(run["machine"])
         if any(t.run >= len(store.runs) for t in store.latencies):
             raise ValueError("a timing belongs to no run")
         return store
@@ -151,36 +159,41 @@ def read_store(folder: Path) -> Store | None:
 def recall(folder: str | Path, given: Mapping[str, Any]) -> SweepConfig:
     """The settings of the sweep in `folder`, or the defaults where there is none, with those `given` in their place.
 
+    A `given` CalibrationConfig replaces what it does not leave at its default.
+
     Raises:
         ConfigError: a value that cannot be meant.
     """
     store = read_store(Path(folder))
-    return SweepConfig.from_dict((store.config.to_dict() if store else {}) | dict(given))
+    if store is None:
+        return SweepConfig.from_dict(given)
+    calibration = filled(given.get("calibration", CalibrationConfig()), store.config.calibration)
+    return SweepConfig.from_dict(store.config.to_dict() | dict(given) | {"calibration": calibration})
 
 
 def open_store(checkpoint: str | Path, folder: Path, config: SweepConfig | None, load: LoadConfig) -> Store:
     """The store in `folder` with these settings, or a new one; nothing is written yet.
 
-    `config` None and a default `load` stand for what was swept before.
+    `config` None, and what `load` leaves at its default, stand for what was swept before.
 
     Raises:
         ArtifactError: the folder belongs to another checkpoint, or its store is damaged.
         ConfigError: the artifacts there were made with other options.
     """
     source = require_source(checkpoint)
-    digest = _digest(source, load)
     store = read_store(folder)
+    load = filled(load, store.load) if store else load
+    digest = _digest(source, load)
     if store is None:
         return Store({"file": str(checkpoint), "sha256": digest}, config or SweepConfig(), load)
     if store.checkpoint["sha256"] != digest:
         raise ArtifactError(f"{folder} holds a sweep of another checkpoint, {store.checkpoint['file']} with sha256 "
                             f"{store.checkpoint['sha256'][:12]}; choose another -o.")
-    config, load = config or store.config, store.load if load == LoadConfig() else load
-    before = store.config.calibration
-    if before.data is None and before == dataclasses.replace(config.calibration, data=None):
-        before = config.calibration                                        # nothing was calibrated yet
+    config = config or store.config
     differing = changed(store.load.to_dict(), load.to_dict())
-    differing += [f"calibration {name}" for name in changed(before.to_dict(), config.calibration.to_dict())]
+    if any(artifact.precision != "float32" for artifact in store.artifacts):   # float32 takes nothing from calibration
+        before, now = store.config.calibration.to_dict(), config.calibration.to_dict()
+        differing += [f"calibration {name}" for name in changed(before, now)]
     if differing:
         raise ConfigError(f"{folder} holds a sweep with another {', '.join(differing)}; leave that out to go on as "
                           "before, or choose another -o.")

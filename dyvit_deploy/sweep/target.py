@@ -1,6 +1,7 @@
 """Which rows are worth having: the Pareto front, and the best one for a budget. Pure functions."""
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def _parse(text: str) -> Target:
     if percent and metric not in FRACTIONS:
         raise ConfigError(f"{metric} is no share, so it has no percent; write {metric}{relation}{number}.")
     bound = float(number) / (100 if percent else 1)
+    if not math.isfinite(bound):
+        raise ConfigError(f"The number of a target must be finite, not {number}; write one like latency_ms_p99<=20.")
     if metric in FRACTIONS and not 0 <= bound <= 1:
         raise ConfigError(f"{metric} is a fraction from 0 to 1, not {bound:g}; write 0.97 or 97%.")
     return Target(metric, relation, bound)

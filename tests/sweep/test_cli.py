@@ -1,5 +1,6 @@
 """`dyvit sweep` as it is typed, on a tiny checkpoint, with nothing replaced but tolerances and repeated exports."""
 import json
+import os
 import shlex
 
 import pytest
@@ -44,6 +45,7 @@ def test_sweep_resume_target_and_the_command_that_makes_the_best(files, tmp_path
     assert "ONNX Runtime on a CPU has no fp8" in result.output and "keep0.5-int8-openvino.xml" in result.output
     report = json.loads((tmp_path / "r.json").read_text())
     assert len(report["rows"]) == 8 and len(report["skipped"]) == 2
+    assert [run["machine"]["logical_cores"] for run in report["runs"]] == [os.cpu_count()]
     assert all(0 <= row["top1"] <= 1 and row["overlap"] > 0 and row["speedup"] for row in report["rows"])
     assert {row["batch"] for row in report["rows"] if row["pareto"]} == {1, 2}
     assert (out / "pareto.png").stat().st_size > 1000 and (out / "pareto.svg").read_text().count("batch") >= 2

@@ -1,10 +1,13 @@
 """What a sweep does, and above all what it does not do twice."""
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from helpers import photo_folder, tiny_checkpoint
+from helpers import fake_runner, photo_folder, tiny_checkpoint
+from rich.console import Console
 
 from dyvit_deploy.bench.report import Timing
 from dyvit_deploy.config import KeepRequest, LoadConfig
@@ -22,7 +25,7 @@ from dyvit_deploy.errors import (
 from dyvit_deploy.sweep import run as run_module
 from dyvit_deploy.sweep.chart import draw_charts
 from dyvit_deploy.sweep.grid import Candidate, SweepConfig, check_runnable
-from dyvit_deploy.sweep.run import sweep
+from dyvit_deploy.sweep.run import run_sweep
 from dyvit_deploy.sweep.store import read_store, recall
 from dyvit_deploy.sweep.target import parse_targets
 
@@ -85,7 +88,7 @@ def config(made, **changes):
 
 
 def test_everything_is_measured_once_and_times_are_taken_in_one_call_per_batch(made, fake, tmp_path):
-    report = sweep(made[0], tmp_path, config(made))
+    report = run_sweep(made[0], tmp_path, config(made))
     assert report and len(report.rows) == 8 and not report.skipped
     files = ("keep1.0-fp32-onnx.onnx", "keep1.0-int8-onnx.onnx", "keep0.5-fp32-onnx.onnx", "keep0.5-int8-onnx.onnx")
     assert [c for c in fake.calls if c[0] == "bench"] == [("bench", (1,), files), ("bench", (2,), files)]
@@ -94,15 +97,15 @@ def test_everything_is_measured_once_and_times_are_taken_in_one_call_per_batch(m
     json.dumps(report.to_json(), allow_nan=False)
 
     fake.calls.clear()
-    again = sweep(made[0], tmp_path)                                        # the settings are those of before
+    again = run_sweep(made[0], tmp_path)                                        # the settings are those of before
     assert fake.calls == [] and again.rows == report.rows and again.config == report.config
     assert again.to_json() == report.to_json()
 
 
 def test_only_what_is_missing_is_done_and_the_notes_tell_of_two_runs(made, fake, tmp_path):
-    sweep(made[0], tmp_path, config(made))
+    run_sweep(made[0], tmp_path, config(made))
     fake.calls.clear()
-    report = sweep(made[0], tmp_path, recall(tmp_path, dict(keep_ratios=(1.0, 0.5, 0.7), batches=(2, 4))))
+    report = run_sweep(made[0], tmp_path, recall(tmp_path, dict(keep_ratios=(1.0, 0.5, 0.7), batches=(2, 4))))
     new = "keep0.7-fp32-onnx.onnx", "keep0.7-int8-onnx.onnx"
     assert {c[1] for c in fake.calls if c[0] == "export"} == set(new)
     second, fourth = (c[1:] for c in fake.calls if c[0] == "bench")
@@ -114,18 +117,18 @@ def test_only_what_is_missing_is_done_and_the_notes_tell_of_two_runs(made, fake,
 @pytest.mark.parametrize("change, stages", [
     (dict(seconds=5.0), {"bench"}), (dict(threads=1), {"bench"}), (dict(images=5), {"check", "eval"})])
 def test_a_changed_setting_repeats_what_depends_on_it(made, fake, tmp_path, change, stages):
-    sweep(made[0], tmp_path, config(made))
+    run_sweep(made[0], tmp_path, config(made))
     fake.calls.clear()
-    sweep(made[0], tmp_path, recall(tmp_path, change))
+    run_sweep(made[0], tmp_path, recall(tmp_path, change))
     assert {call[0] for call in fake.calls} == stages
 
 
 def test_a_file_that_is_gone_or_changed_is_made_and_timed_again(made, fake, tmp_path):
-    sweep(made[0], tmp_path, config(made))
+    run_sweep(made[0], tmp_path, config(made))
     (tmp_path / "keep1.0-fp32-onnx.onnx").unlink()
     (tmp_path / "keep0.5-int8-onnx.onnx").write_text("other")
     fake.calls.clear()
-    sweep(made[0], tmp_path)
+    run_sweep(made[0], tmp_path)
     files = ["keep1.0-fp32-onnx.onnx", "keep0.5-int8-onnx.onnx"]
     assert [c[1] for c in fake.calls if c[0] == "export"] == files
 
@@ -133,29 +136,29 @@ def test_a_file_that_is_gone_or_changed_is_made_and_timed_again(made, fake, tmp_
 def test_an_interrupted_sweep_keeps_what_was_done(made, fake, tmp_path):
     fake.broken["keep0.5-fp32-onnx.onnx"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        sweep(made[0], tmp_path, config(made))
+        run_sweep(made[0], tmp_path, config(made))
     assert len(read_store(tmp_path).artifacts) == 2
     fake.broken.clear()
     fake.calls.clear()
-    assert len(sweep(made[0], tmp_path).rows) == 8
+    assert len(run_sweep(made[0], tmp_path).rows) == 8
     assert [c[1] for c in fake.calls if c[0] == "export"][:2] == ["keep0.5-fp32-onnx.onnx", "keep0.5-int8-onnx.onnx"]
 
 
 def test_a_rejected_artifact_is_neither_timed_nor_recommended(made, fake, tmp_path):
     fake.rejected |= {"keep0.5-int8-onnx.onnx"}
-    report = sweep(made[0], tmp_path, config(made)).aimed_at(parse_targets(["size_mib<=9"]))
+    report = run_sweep(made[0], tmp_path, config(made)).aimed_at(parse_targets(["size_mib<=9"]))
     assert [a.file for a in report.rejected] == ["keep0.5-int8-onnx.rejected.onnx"]
     assert not any("keep0.5-int8" in name for call in fake.calls if call[0] == "bench" for name in call[2])
     assert "keep0.5-int8" not in report.answer.best.artifact and len(report.rows) == 6
     fake.calls.clear()
-    assert sweep(made[0], tmp_path).rejected == report.rejected and not fake.calls
+    assert run_sweep(made[0], tmp_path).rejected == report.rejected and not fake.calls
 
 
 def test_what_the_labelled_images_reject_is_not_timed_either(made, fake, tmp_path, monkeypatch):
     wrong = SimpleNamespace(batches=(SimpleNamespace(top1_agreement=0.1, overlap_forgiven=(), overlap=()),),
                             failures=("batch 1: too far",))
     monkeypatch.setattr(run_module, "check_artifacts", lambda *a, **k: wrong)
-    report = sweep(made[0], tmp_path, config(made))
+    report = run_sweep(made[0], tmp_path, config(made))
     assert not report and len(report.rejected) == 4 and "every artifact differs" in report.failures[0]
     assert not [c for c in fake.calls if c[0] == "bench"]
 
@@ -163,17 +166,46 @@ def test_what_the_labelled_images_reject_is_not_timed_either(made, fake, tmp_pat
 def test_what_fails_is_skipped_with_its_reason_but_a_full_disk_is_not(made, fake, tmp_path):
     fake.broken |= {"keep0.5-int8-onnx.onnx": ExportError("It cannot be."),
                     "keep0.5-fp32-onnx.onnx": CheckpointError("It cannot drop tokens.")}
-    report = sweep(made[0], tmp_path, config(made))
+    report = run_sweep(made[0], tmp_path, config(made))
     assert [s.reason for s in report.skipped] == ["It cannot drop tokens.", "It cannot be."] and len(report.rows) == 4
     assert "int8 in onnx at keep ratio 0.5: It cannot be." in report.left_out()[1]
     fake.broken["keep0.5-int8-onnx.onnx"] = ArtifactError("The disk is full.")
     with pytest.raises(ArtifactError, match="disk"):
-        sweep(made[0], tmp_path)
+        run_sweep(made[0], tmp_path)
+
+
+def test_an_artifact_that_does_not_run_costs_the_others_nothing(made, fake, tmp_path, monkeypatch):
+    name, timed = "keep0.5-int8-onnx.onnx", run_module.benchmark
+
+    def benchmark(paths, config, **options):
+        if config.batches == (2,) and any(path.name == name for path in paths):
+            raise BackendError("Something is wrong.")
+        return timed(paths, config, **options)
+
+    monkeypatch.setattr(run_module, "benchmark", benchmark)
+    monkeypatch.setattr(run_module, "open_runner", lambda path, **_: fake_runner(
+        np.zeros((2, 5)), batch=1 if path.name == name else None, name=path.name))
+    report = run_sweep(made[0], tmp_path, config(made))
+    assert len(report.rows) == 7 and {row.batch for row in report.rows if row.artifact.endswith(name)} == {1}
+    assert [s.reason for s in report.skipped] == [f"Batch 2: {name} takes batches of 1 only; pass --batch 1."]
+
+
+def test_an_error_that_no_artifact_has_by_itself_ends_the_sweep(made, fake, tmp_path, monkeypatch):
+    def benchmark(*_, **__):
+        raise BackendError("The baseline is broken.")
+
+    monkeypatch.setattr(run_module, "benchmark", benchmark)
+    monkeypatch.setattr(run_module, "open_runner", lambda path, **_: fake_runner(np.zeros((2, 5))))
+    with pytest.raises(BackendError, match="The baseline is broken"):
+        run_sweep(made[0], tmp_path, config(made))
+    monkeypatch.setattr(run_module, "open_runner", benchmark)
+    with pytest.raises(ExportError, match=r"Nothing could be timed: Batch 2: The baseline"):
+        run_sweep(made[0], tmp_path)
 
 
 def test_when_nothing_is_left_the_first_reason_is_the_error(made, fake, tmp_path):
     with pytest.raises(ExportError, match=r"Nothing is left to sweep: ONNX Runtime on a CPU has no fp8"):
-        sweep(made[0], tmp_path / "s", config(made, precisions=("fp8", "bf16")))
+        run_sweep(made[0], tmp_path / "s", config(made, precisions=("fp8", "bf16")))
     assert not (tmp_path / "s").exists()
 
 
@@ -194,48 +226,105 @@ def test_engines_need_a_gpu(backend, monkeypatch):
 
 
 def test_another_checkpoint_and_other_options_are_refused(made, fake, tmp_path):
-    sweep(made[0], tmp_path / "out", config(made), LoadConfig(keep=KeepRequest(align=2)))
+    run_sweep(made[0], tmp_path / "out", config(made), LoadConfig(keep=KeepRequest(align=2)))
     before = (tmp_path / "out/sweep.json").read_bytes()
     with pytest.raises(ArtifactError, match=r"another checkpoint, .*choose another -o"):
-        sweep(tiny_checkpoint(tmp_path, seed=3), tmp_path / "out")
+        run_sweep(tiny_checkpoint(tmp_path, seed=3), tmp_path / "out")
     with pytest.raises(ConfigError, match="another align"):
-        sweep(made[0], tmp_path / "out", None, LoadConfig(keep=KeepRequest(align=4)))
+        run_sweep(made[0], tmp_path / "out", None, LoadConfig(keep=KeepRequest(align=4)))
     with pytest.raises(ConfigError, match="calibration method"):
-        sweep(made[0], tmp_path / "out", config(made, calibration=CalibrationConfig(method="max")))
+        run_sweep(made[0], tmp_path / "out", config(made, calibration=CalibrationConfig(method="max")))
     assert (tmp_path / "out/sweep.json").read_bytes() == before
-    assert sweep(made[0], tmp_path / "out").rows[0].command.count("--align 2") == 1
+    assert run_sweep(made[0], tmp_path / "out").rows[0].command.count("--align 2") == 1
+
+
+def test_what_was_calibrated_on_noise_does_not_pass_as_calibrated_on_data(made, fake, tmp_path):
+    noise = CalibrationConfig(allow_noise=True)
+    run_sweep(made[0], tmp_path, config(made, data=None, calibration=noise))
+    with pytest.raises(ConfigError, match="another calibration data;"):
+        run_sweep(made[0], tmp_path, recall(tmp_path, dict(data=made[1])))
+
+
+def test_how_to_calibrate_is_free_until_something_is_calibrated(made, fake, tmp_path):
+    run_sweep(made[0], tmp_path, config(made, precisions=("fp32",)))
+    other = dict(precisions=("fp32", "int8"), calibration=CalibrationConfig("elsewhere", method="max"))
+    report = run_sweep(made[0], tmp_path, recall(tmp_path, other))
+    commands = [row.command for row in report.rows if row.precision == "int8"]
+    assert len(commands) == 4 and all("--calib elsewhere --method max" in command for command in commands)
+    with pytest.raises(ConfigError, match="another calibration data;"):
+        run_sweep(made[0], tmp_path, recall(tmp_path, dict(calibration=CalibrationConfig(made[1]))))
+
+
+def test_each_option_that_is_left_out_is_as_it_was(made, fake, tmp_path):
+    calibration = CalibrationConfig(made[1], method="max")
+    load = LoadConfig(keep=KeepRequest(selector="random", align=2))
+    dense = tiny_checkpoint(tmp_path, ratio=None)
+    first = run_sweep(dense, tmp_path, config(made, calibration=calibration), load)
+    for keep in (KeepRequest(align=2), KeepRequest(selector="random"), KeepRequest()):
+        assert run_sweep(dense, tmp_path, None, LoadConfig(keep=keep)).rows == first.rows
+    with pytest.raises(ConfigError, match="another align;"):
+        run_sweep(dense, tmp_path, None, LoadConfig(keep=KeepRequest(align=4)))
+    recalled = recall(tmp_path, dict(calibration=CalibrationConfig(images=32))).calibration
+    assert recalled == CalibrationConfig(made[1], images=32, method="max")
+
+
+def test_the_report_names_the_machine_and_says_when_it_is_another(made, fake, tmp_path, monkeypatch):
+    def on(cores):
+        values = {"processor": "Quick 9", "logical_cores": cores, "gpu": None}
+        monkeypatch.setattr(run_module, "machine", lambda: values)
+        return values
+
+    def said(report):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(report.table())
+        return " ".join(console.file.getvalue().split())                   # titles wrap
+
+    before = on(4)
+    first = run_sweep(made[0], tmp_path, config(made, batches=(1,)))
+    assert "; Quick 9, 4 cores" in said(first)
+    [run] = first.to_json()["runs"]
+    assert run["machine"] == before and run["run"] == first.rows[0].run and "numpy" in run["versions"] and run["at"]
+    assert not any("machine" in note for note in first.notes)
+    on(8)
+    again = run_sweep(made[0], tmp_path, recall(tmp_path, dict(batches=(1, 2))))
+    assert any("stem from 2 runs on different machines" in note for note in again.notes)
+    assert ("Rows of run 0 were measured on another machine (Quick 9, 4 cores); pass a new -o to measure here."
+            in again.notes)
+    assert "; Quick 9, 4 cores; Quick 9, 8 cores" in said(again) and " run " in said(again)
+    assert [run["run"] for run in again.to_json()["runs"]] == [0, 1]
 
 
 @pytest.mark.parametrize("spoil", [
     lambda v: "{", lambda v: "[]", lambda v: json.dumps(v | {"format": 9}), lambda v: json.dumps(v | {"runs": []}),
+    lambda v: json.dumps(v | {"runs": [{"machine": None}]}),
     lambda v: json.dumps({n: x for n, x in v.items() if n != "artifacts"}), lambda v: "\x00\x01",
     lambda v: json.dumps(v | {"latencies": [v["latencies"][0] | {"latency_ms_p50": "fast"}]}),
     lambda v: json.dumps(v | {"config": v["config"] | {"precisions": ["int7"]}})])
 def test_a_damaged_store_is_refused_in_one_sentence(made, fake, tmp_path, spoil):
-    sweep(made[0], tmp_path, config(made))
+    run_sweep(made[0], tmp_path, config(made))
     path = tmp_path / "sweep.json"
     path.write_text(spoil(json.loads(path.read_text())))
     with pytest.raises(ArtifactError, match=r"damaged \(.*delete it to sweep again"):
-        sweep(made[0], tmp_path)
+        run_sweep(made[0], tmp_path)
 
 
 def test_images_that_cannot_be_used_are_refused_before_the_work(made, fake, tmp_path):
     few = str(photo_folder(tmp_path / "few", 4, classes=2))
     with pytest.raises(DataError, match="has 2 classes, the model 5"):
-        sweep(made[0], tmp_path / "s", config(made, data=few))
+        run_sweep(made[0], tmp_path / "s", config(made, data=few))
     with pytest.raises(DataError, match="neither an image folder"):
-        sweep(made[0], tmp_path / "s", config(made, data="digitz"))
+        run_sweep(made[0], tmp_path / "s", config(made, data="digitz"))
     with pytest.raises(ArtifactError, match="does not exist"):
-        sweep(tmp_path / "no.safetensors", tmp_path / "s", config(made))
+        run_sweep(tmp_path / "no.safetensors", tmp_path / "s", config(made))
     assert not fake.calls and not (tmp_path / "s").exists()
 
 
 def test_without_labels_the_dense_model_is_the_measure_and_noise_is_no_evidence(made, fake, tmp_path):
     flat = str(photo_folder(tmp_path / "flat", 4))
-    report = sweep(made[0], tmp_path / "a", config(made, data=flat))
+    report = run_sweep(made[0], tmp_path / "a", config(made, data=flat))
     assert report.quality == "dense_agreement" and report.rows[0].top1 is None
     assert not [c for c in fake.calls if c[0] == "eval"]
-    report = sweep(made[0], tmp_path / "b", config(made, data=None))
+    report = run_sweep(made[0], tmp_path / "b", config(made, data=None))
     assert report.quality == "keep_ratio" and "noise" in report.notes[0]
 
 
@@ -258,7 +347,7 @@ def test_the_same_value_twice_is_one_and_file_names_are_their_own():
 
 def test_progress_is_told_and_never_printed(made, fake, tmp_path, capsys):
     said = []
-    sweep(made[0], tmp_path, config(made), progress=Progress(said.append))
+    run_sweep(made[0], tmp_path, config(made), progress=Progress(said.append))
     assert said[0] == "1 of 4: keep1.0-fp32-onnx.onnx" and "timing 4 artifacts at batch 1" in said[4]
     assert capsys.readouterr().out == ""
 
@@ -266,17 +355,17 @@ def test_progress_is_told_and_never_printed(made, fake, tmp_path, capsys):
 def test_the_charts_are_the_same_bytes_for_the_same_figures(made, fake, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="charts need matplotlib")
     monkeypatch.setattr(run_module, "draw_charts", draw_charts)
-    report = sweep(made[0], tmp_path, config(made))
+    report = run_sweep(made[0], tmp_path, config(made))
     before = [Path(chart).read_bytes() for chart in report.charts]
     assert [Path(chart).name for chart in report.charts] == ["pareto.png", "pareto.svg"]
     for chart in report.charts:
         Path(chart).unlink()
-    assert [Path(chart).read_bytes() for chart in sweep(made[0], tmp_path).charts] == before
+    assert [Path(chart).read_bytes() for chart in run_sweep(made[0], tmp_path).charts] == before
 
 
 def test_without_matplotlib_there_is_a_note_in_the_place_of_a_chart(made, fake, tmp_path, monkeypatch):
     def missing(*_):
         raise MissingDependency("matplotlib is not installed.")
     monkeypatch.setattr(run_module, "draw_charts", missing)
-    report = sweep(made[0], tmp_path, config(made))
+    report = run_sweep(made[0], tmp_path, config(made))
     assert report and report.notes[-1] == "No chart was drawn: matplotlib is not installed." and not report.charts
