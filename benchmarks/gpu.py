@@ -44,8 +44,7 @@ from tables import GPU_BATCHES
 import dyvit_deploy as dv
 from dyvit_deploy import zoo
 from dyvit_deploy.artifacts import check_target, library_versions, write_json
-from dyvit_deploy.bench.run import LIBRARIES
-from dyvit_deploy.bench.timing import alternate, is_stable
+from dyvit_deploy.bench import run as bench, timing
 from dyvit_deploy.config import default_stages
 from dyvit_deploy.engine.flavours import FLAVOURS, open_door
 from dyvit_deploy.errors import BackendError, MissingDependency, reason
@@ -275,7 +274,7 @@ def measure(shop: Workshop, job: Job, seconds: float) -> dict[str, Any]:
     config = dv.BenchConfig(seconds=seconds)
     with contextlib.ExitStack() as stack:
         pair = [OPEN[job.backend](shop, job, ratio, stack) for ratio in (1.0, PRUNED)]
-        samples = alternate([timed.call for timed in pair], config)
+        samples = timing.alternate([timed.call for timed in pair], config)
         events = [timed.compute_ms() for timed in pair]
     sides, costs = [], gmacs(job.model)
     for times, by_events, cost in zip(samples, events, costs):
@@ -283,7 +282,7 @@ def measure(shop: Workshop, job: Job, seconds: float) -> dict[str, Any]:
         compute = statistics.median(by_events) if by_events else None
         sides.append({"latency_ms_p50": p50, "latency_ms_p90": p90, "latency_ms_p99": p99,
                       "images_per_sec": job.batch / p50 * 1e3, "runs": len(times),
-                      "stable": is_stable(times, config.stable), "gmacs": cost, "compute_ms_p50": compute,
+                      "stable": timing.is_stable(times, config.stable), "gmacs": cost, "compute_ms_p50": compute,
                       "tflops": 2 * cost * job.batch / compute if compute else None})
     dense, pruned = sides
     return {**job._asdict(), "keep_ratio": PRUNED, "speedup": dense["latency_ms_p50"] / pruned["latency_ms_p50"],
@@ -330,7 +329,7 @@ def run(plan: Plan, device: str, minutes: float, path: Path) -> dict[str, Any]:
     end = time.perf_counter() + 60 * minutes
     gpu = gpu_facts(plan.precisions) if device == "cuda" else {"matmul_peak_tflops": None}
     result: dict[str, Any] = {
-        "machine": machine(), "versions": library_versions(*LIBRARIES, *MORE) | driver(), "device": device,
+        "machine": machine(), "versions": library_versions(*bench.LIBRARIES, *MORE) | driver(), "device": device,
         "config": {**dataclasses.asdict(plan), "keep_ratio": PRUNED, "minutes": minutes, "tf32": False,
                    "pytorch_float16_by": "model.half()"},
         "started": now(), "finished": None, "interrupted": False, "gpu": gpu,

@@ -325,7 +325,7 @@ def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | 
 @click.argument("after")
 @json_option
 def compare(before: str, after: str, json_file: str | None) -> None:
-    """Compare two reports of dyvit bench --json: what became faster, what slower."""
+    """Compare two reports of dyvit bench --json: what became faster, what slower. It judges nothing: exit 0."""
     from .bench.compare import compare_runs
 
     report = compare_runs(before, after)
@@ -343,7 +343,7 @@ def sweep(checkpoint: str, out: str, given: dict[str, Any], load: LoadConfig, ta
     """Measure keep ratios x precisions x backends x batch sizes, and name the best for a --target.
 
     What lies in the folder is not measured again, and options that are left out are as they were: called again, it
-    goes on, and with nothing but --target it only reads.
+    goes on, and with nothing but --target in a folder that is complete it only reads.
     """
     from .deploy_report import Progress
     from .progress import BuildBar

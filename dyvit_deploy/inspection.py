@@ -74,7 +74,8 @@ class InspectReport:
                 "selector": prune and prune.selector + (", dropped tokens fused" if prune.fuse else ""),
                 "trained for": facts.elastic and "keep ratios {:g} to {:g}".format(*facts.elastic),
                 "kept patches": " / ".join(map(str, (model.patches, *self.keep_counts))),
-                "rewrites": ", ".join(facts.forms), "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
+                "rewrites": None if self.kind == "checkpoint" else ", ".join(facts.forms) or "none",
+                "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
                 "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")
                 if facts.class_names else None,
                 "parent": _pairs(facts.parent), "versions": _pairs(facts.versions),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts import require_file
-from ..errors import ConfigError, reason
+from ..errors import ArtifactError, ConfigError
 
 UNIMPORTANT = ("config batches", "config seconds", "config memory", "config profile", "config peak")  # for a ratio
 
@@ -57,8 +57,8 @@ def compare_runs(before: str | Path, after: str | Path) -> Comparison:
     """Two files of `dyvit bench --json`, row by row.
 
     Raises:
-        ArtifactError: a file is missing.
-        ConfigError: one is not a report of bench, or they have no row in common.
+        ArtifactError: a file is missing, or is not a report of bench.
+        ConfigError: they have no row in common.
     """
     (old, old_around), (new, new_around) = _read(before), _read(after)
     common = [key for key in new if key in old]
@@ -92,9 +92,9 @@ def _read(path: str | Path) -> tuple[dict[tuple[Any, ...], _Row], dict[str, Any]
         around = {f"{part} {name}": value for part in ("machine", "versions", "config")
                   for name, value in report[part].items() if f"{part} {name}" not in UNIMPORTANT}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a report of dyvit bench ({reason(error)}); write one with --json.") from error
+        raise ArtifactError(f"{path} is not a whole report of dyvit bench; write one with --json.") from error
     if twice:
-        raise ConfigError(f"{path} has two artifacts of one name; give them different ones and measure again.")
+        raise ArtifactError(f"{path} has two artifacts of one name; give them different ones and measure again.")
     return rows, around
 
 

@@ -115,4 +115,6 @@ def _segment(block: int, stages: Sequence[int]) -> str:
     """The run of blocks between two cuts that `block` is in."""
     first = max((stage for stage in stages if stage <= block), default=0)
     last = min((stage for stage in stages if stage > block), default=None)
-    return f"blocks {first} to {last - 1}" if last else f"blocks from {first}"
+    if last is None:
+        return f"blocks from {first}"
+    return f"block {first}" if last == first + 1 else f"blocks {first} to {last - 1}"

@@ -118,9 +118,11 @@ class BenchReport:
 
     def _speed(self) -> Table:
         """One row per artifact and batch size; ~ marks figures that did not settle."""
-        table = Table(title=f"{self.machine['processor']}, {self.machine['logical_cores']} cores"
-                            + (f", {self.machine['gpu']}" if self.machine["gpu"] else ""), title_justify="left")
-        table.add_column("artifact", overflow="fold", min_width=22)
+        parts = [self.machine["processor"], f"{self.machine['logical_cores']} cores", self.machine["gpu"],
+                 self.config.cpus and f"on cores {', '.join(map(str, self.config.cpus))} only",
+                 self.config.threads and f"{self.config.threads} threads"]
+        table = Table(title=", ".join(str(part) for part in parts if part), title_justify="left")
+        table.add_column("artifact", overflow="fold", min_width=10 if self.peaks else 22)  # 130 columns in all
         table.add_column("precision")
         for column in ("batch", "p50 ms", "±", "p90 ms", "p99 ms", "images/s", "GMACs", "speed-up", "ceiling"):
             table.add_column(column, justify="right", no_wrap=True)

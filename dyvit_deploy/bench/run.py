@@ -56,20 +56,10 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
                                                      threads=config.threads))
             return Candidate(runner, str(path), count_gmacs(runner.facts))
 
-        for path in artifacts:                                             # before the first one is loaded
-            require_source(path)
-        if (config.transfers or load.engine != EngineRunConfig()) and not any(map(is_engine, artifacts)):
-            raise ConfigError("--streams, --cuda-graph, --transfers, --trust and --runtime-cache are for engine plans; "
-                              "leave them out.")
-        given = [opened(path) for path in artifacts]
-        emulated = [c.runner for c in given if c.runner.emulated]
-        if len(emulated) == len(given):
-            first = emulated[0]
-            raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU: its "
-                               "time says nothing; time the engine that TensorRT builds of it.")
-        candidates, notes = with_baselines([c for c in given if not c.runner.emulated], config.baseline, folder, opened)
-        notes += [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
-                  for runner in emulated]
+        _check_request(artifacts, config, load)
+        given, left_out = _timeable([opened(path) for path in artifacts])
+        candidates, notes = with_baselines(given, config.baseline, folder, opened)
+        notes += left_out
         engines = any(is_engine(c.path) for c in candidates)
         gpu = gpu_facts({c.runner.precision for c in candidates}) if engines else None
         for candidate, batch in itertools.product(candidates, config.batches):
@@ -88,20 +78,46 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         ran_on = machine()
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
-    if peaks:
-        unknown = dict.fromkeys(t.backend for t in timings if t.peak_share is None)
-        notes += [f"No peak is measured through {backend}." for backend in unknown]
-        notes.append("Matrix-product peaks of this machine, measured in this run: "
-                     + ", ".join(f"{gflops:.0f} GFLOP/s ({kind})" for kind, gflops in peaks.items()) + ".")
-    notes += faster_here(timings)
+    notes += _peak_notes(timings, config, peaks) + faster_here(timings)
     notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
               for c in candidates if not is_engine(c.path) and c.runner.facts
               and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
     if any(not t.stable for t in timings):
-        notes.append(f"Rows marked ~ did not settle within {config.stable:.0%} in {config.seconds:g} s; "
+        notes.append(f"Rows marked ~ did not settle within {100 * config.stable:g}% in {config.seconds:g} s; "
                      "quiet the machine or raise --seconds.")
     return BenchReport(tuple(timings), ran_on, library_versions(*LIBRARIES), config, tuple(notes), gpu, peaks,
                        tuple(profiles))
+
+
+def _check_request(artifacts: Sequence[str | Path], config: BenchConfig, load: LoadConfig) -> None:
+    """Refuses, before the first artifact is loaded, what cannot be timed as asked."""
+    for path in artifacts:
+        require_source(path)
+    if (config.transfers or load.engine != EngineRunConfig()) and not any(map(is_engine, artifacts)):
+        raise ConfigError("--streams, --cuda-graph, --transfers, --trust and --runtime-cache are for engine plans; "
+                          "leave them out.")
+
+
+def _timeable(given: list[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Those that are not emulated, and a note about each of the others; BackendError when none is left."""
+    emulated = [c.runner for c in given if c.runner.emulated]
+    if len(emulated) == len(given):
+        first = emulated[0]
+        raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU: its "
+                           "time says nothing; time the engine that TensorRT builds of it.")
+    notes = [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
+             for runner in emulated]
+    return [c for c in given if not c.runner.emulated], notes
+
+
+def _peak_notes(timings: Sequence[Timing], config: BenchConfig, peaks: dict[str, float]) -> list[str]:
+    """The peaks that were measured, and the runtimes that have none."""
+    if not config.peak:
+        return []
+    unknown = dict.fromkeys(f"{t.backend} in {t.precision}" for t in timings if t.peak_share is None)
+    found = ", ".join(f"{gflops:.0f} GFLOP/s ({kind})" for kind, gflops in peaks.items())
+    return [f"No peak is measured through {kind}." for kind in unknown] + (
+        [f"Matrix-product peaks of this machine, measured in this run: {found}."] if found else [])
 
 
 def _peaks(candidates: Sequence[Candidate], config: BenchConfig) -> dict[str, float]:

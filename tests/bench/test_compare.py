@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from dyvit_deploy.bench.compare import compare_runs
 from dyvit_deploy.cli import main
-from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.errors import ArtifactError, ConfigError
 
 
 def row(name, ms, width=0.1, batch=1, **more):
@@ -39,7 +39,7 @@ def test_only_intervals_that_do_not_overlap_tell_a_difference(tmp_path):
 def test_what_is_no_report_is_refused(tmp_path, text):
     good, bad = write(tmp_path / "a.json", row("a", 1)), tmp_path / "bad.json"
     bad.write_text(text)
-    with pytest.raises(ConfigError, match="not a report of dyvit bench"):
+    with pytest.raises(ArtifactError, match="not a whole report of dyvit bench"):
         compare_runs(good, bad)
 
 
@@ -52,10 +52,10 @@ def test_runs_without_a_common_row_are_refused(tmp_path):
                                      dict(ci95_ms=[1, 2])])
 def test_a_row_with_a_broken_value_is_refused(tmp_path, changes):
     good = write(tmp_path / "a.json", row("a", 1))
-    with pytest.raises(ConfigError, match="not a report of dyvit bench"):
+    with pytest.raises(ArtifactError, match="not a whole report of dyvit bench"):
         compare_runs(good, write(tmp_path / "b.json", row("a", 1) | changes))
 
 
 def test_two_artifacts_of_one_name_cannot_be_told_apart(tmp_path):
-    with pytest.raises(ConfigError, match="two artifacts of one name"):
+    with pytest.raises(ArtifactError, match="two artifacts of one name"):
         compare_runs(write(tmp_path / "a.json", row("a", 1), row("a", 2)), write(tmp_path / "b.json", row("a", 1)))

@@ -26,7 +26,7 @@ def test_layers_without_a_name_prepare_the_next_one_that_has_one():
     found = locate(layers("patch_embed.proj/Conv", "node_Add_1", "blocks.0.attn.qkv/MatMul", "node_slice",
                           "score_predictor.0.in_conv.1/MatMul", "selector.0/TopK", "node_7:Concat", "MVN_3:MVN",
                           "blocks.1.mlp.fc1/MatMul", "head/Gemm", "Reorder_9:Reorder"), stages=(1,))
-    assert found == ["stem", "blocks 0 to 0", "blocks 0 to 0", "predictor 0", "predictor 0", "gather 0", "gather 0",
+    assert found == ["stem", "block 0", "block 0", "predictor 0", "predictor 0", "gather 0", "gather 0",
                      "blocks from 1", "blocks from 1", "head", "head"]
 
 
@@ -60,7 +60,7 @@ def test_every_place_of_a_pruned_model_is_found(checkpoint, tmp_path, kind, with
     assert places[0] == "stem" and places[-1] == "head"
     for stage in range(len(stages)):
         assert {f"predictor {stage}", f"gather {stage}"} <= set(places)
-    assert sum(place.startswith("blocks") for place in places) == len(stages) + 1
+    assert sum(place.startswith("block") for place in places) == len(stages) + 1
     overhead = sum(p.share for p in report.places if p.place.startswith(OVERHEAD))
     assert report.overhead == pytest.approx(overhead) and 0 < overhead < 1
     assert report.total_ms == pytest.approx(sum(p.ms for p in report.places))
