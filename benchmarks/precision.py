@@ -70,6 +70,7 @@ def speed(options: argparse.Namespace) -> None:
         run("bench", *graphs, "--baseline", dense, "--batch", options.batch, "--seconds", options.seconds,
             "--peak", "--profile", "--json", folder / "bench.json")
         bench = json.loads((folder / "bench.json").read_text())
+        bench["config"]["baseline"] = dense.name            # its folder is gone
         for profile in bench["profiles"]:                   # hundreds of layers each: their operators tell enough
             operators = collections.Counter()
             for layer in profile.pop("layers"):
