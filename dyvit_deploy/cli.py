@@ -334,16 +334,17 @@ def compare(before: str, after: str, json_file: str | None) -> None:
 
 
 @main.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", required=False)
 @click.option("-o", "--out", default="sweep", show_default=True, help="Folder for artifacts, results and charts.")
 @sweep_options
 @json_option
-def sweep(checkpoint: str, out: str, given: dict[str, Any], load: LoadConfig, targets: tuple[Target, ...],
+def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadConfig, targets: tuple[Target, ...],
           json_file: str | None) -> None:
     """Measure keep ratios x precisions x backends x batch sizes, and name the best for a --target.
 
     What lies in the folder is not measured again, and options that are left out are as they were: called again, it
-    goes on, and with nothing but --target in a folder that is complete it only reads.
+    goes on, and with nothing but --target in a folder that is complete it only reads. The checkpoint may be left out,
+    too, where one was swept.
     """
     from .deploy_report import Progress
     from .progress import BuildBar

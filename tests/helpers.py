@@ -136,3 +136,14 @@ def cached_export(checkpoint, path, config=ExportConfig(), load=LoadConfig()) ->
     content, report = _EXPORTED[key]
     Path(path).write_bytes(content)
     return dataclasses.replace(report, path=str(path))
+
+
+def dyvit(*arguments):
+    """The command line, as a user types it: no traceback, whatever it is given."""
+    from click.testing import CliRunner
+
+    from dyvit_deploy.cli import main
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result

@@ -7,19 +7,11 @@ import time
 import click
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import ROOT, photo_folder, tiny_checkpoint
+from helpers import ROOT, dyvit, photo_folder, tiny_checkpoint
 from PIL import Image
 
 from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.cli import main
-
-
-def dyvit(*arguments):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.fixture(scope="module")

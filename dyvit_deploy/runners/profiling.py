@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import BackendError
+
 WARMUP = 3
 KERNEL = "_kernel_time"                     # what ONNX Runtime appends to the name of a node's event
 
@@ -31,7 +33,11 @@ def onnxruntime_layers(session: Any, feed: dict[str, Any], runs: int) -> list[La
     """The nodes of the optimized graph of `session`, which was opened to profile, over `runs` runs on `feed`."""
     for _ in range(WARMUP + runs):
         session.run(None, feed)
-    events = json.loads(Path(session.end_profiling()).read_text())
+    try:
+        events = json.loads(Path(session.end_profiling()).read_text())
+    except (OSError, ValueError) as error:                                 # the library does not say that it failed
+        raise BackendError("ONNX Runtime could not write its profile; free space, or set TMPDIR to a folder on another "
+                           "disk.") from error
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(KERNEL)]
     nodes = nodes[len(nodes) * WARMUP // (WARMUP + runs):]                 # every run has the same number
     return medians((e["name"].removesuffix(KERNEL), e["args"]["op_name"], e["dur"] / 1e3) for e in nodes)

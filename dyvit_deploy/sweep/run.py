@@ -34,13 +34,13 @@ COMPARED_IMAGES = 256                       # at most: a comparison holds its im
 ENOUGH_RUNS = 100                           # below, the 99th percentile is hardly more than the slowest run
 
 
-def run_sweep(checkpoint: str | Path, out: str | Path, config: SweepConfig | None = None,
+def run_sweep(checkpoint: str | Path | None, out: str | Path, config: SweepConfig | None = None,
               load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> SweepReport:
     """Exports and measures every combination of `config` in the folder `out`; what is there already is not done again.
 
-    `config` None, and what `load` leaves at its default, stand for what was swept before. `load.keep` says all but the
-    keep ratio. Combinations that do not exist or do not run here are skipped, with the reason. Everything is written
-    to OUT/sweep.json after each step, so that an interrupted call loses at most one.
+    `checkpoint` None, `config` None, and what `load` leaves at its default, stand for what was swept before.
+    `load.keep` says all but the keep ratio. Combinations that do not exist or do not run here are skipped, with the
+    reason. Everything is written to OUT/sweep.json after each step, so that an interrupted call loses at most one.
 
     Raises:
         ArtifactError: the checkpoint or the folder cannot be used, or the folder holds another checkpoint's sweep.
@@ -54,10 +54,11 @@ def run_sweep(checkpoint: str | Path, out: str | Path, config: SweepConfig | Non
 class _Sweep:
     """One call. `store` is always what lies on disk, once `run` has begun."""
 
-    def __init__(self, checkpoint: str | Path, out: Path, config: SweepConfig | None, load: LoadConfig,
+    def __init__(self, checkpoint: str | Path | None, out: Path, config: SweepConfig | None, load: LoadConfig,
                  progress: Progress) -> None:
         self.store = open_store(checkpoint, out, config, load)
-        self.checkpoint, self.out, self.config, self.load = checkpoint, out, self.store.config, self.store.load
+        self.checkpoint = str(checkpoint or self.store.checkpoint["file"])
+        self.out, self.config, self.load = out, self.store.config, self.store.load
         self.say, self.quiet = progress.say, progress._replace(say=Progress().say)
         self.skipped: list[Skipped] = []
         self.labelled = False                                              # until somebody has to look
@@ -226,7 +227,7 @@ class _Sweep:
         rows = [self._row(a, t) for batch in self.config.batches for a in accepted
                 if (t := self.store.latency(a, batch, self.how)) is not None]
         runs = tuple({"run": run, **self.store.runs[run]} for run in sorted({row.run for row in rows}))
-        report = with_front(SweepReport(str(self.checkpoint), str(self.out), self.config, tuple(rows), tuple(rejected),
+        report = with_front(SweepReport(self.checkpoint, str(self.out), self.config, tuple(rows), tuple(rejected),
                                         tuple(self.skipped), tuple(self._notes(rows) + _run_notes(runs)), runs))
         try:
             charts = draw_charts(report, self.out, new)

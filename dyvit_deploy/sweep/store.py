@@ -171,21 +171,24 @@ def recall(folder: str | Path, given: Mapping[str, Any]) -> SweepConfig:
     return SweepConfig.from_dict(store.config.to_dict() | dict(given) | {"calibration": calibration})
 
 
-def open_store(checkpoint: str | Path, folder: Path, config: SweepConfig | None, load: LoadConfig) -> Store:
+def open_store(checkpoint: str | Path | None, folder: Path, config: SweepConfig | None, load: LoadConfig) -> Store:
     """The store in `folder` with these settings, or a new one; nothing is written yet.
 
-    `config` None, and what `load` leaves at its default, stand for what was swept before.
+    `checkpoint` None, `config` None, and what `load` leaves at its default, stand for what was swept before.
 
     Raises:
         ArtifactError: the folder belongs to another checkpoint, or its store is damaged.
-        ConfigError: the artifacts there were made with other options.
+        ConfigError: the artifacts there were made with other options, or there is no checkpoint to sweep.
     """
-    source = require_source(checkpoint)
     store = read_store(folder)
+    if checkpoint is None and store is None:
+        raise ConfigError(f"{folder} holds no sweep yet; name the checkpoint: dyvit sweep CHECKPOINT -o {folder}")
+    checkpoint = checkpoint or (store.checkpoint["file"] if store else "")
+    source = require_source(checkpoint)
     load = filled(load, store.load) if store else load
     digest = _digest(source, load)
     if store is None:
-        return Store({"file": str(checkpoint), "sha256": digest}, config or SweepConfig(), load)
+        return Store({"file": str(source), "sha256": digest}, config or SweepConfig(), load)
     if store.checkpoint["sha256"] != digest:
         raise ArtifactError(f"{folder} holds a sweep of another checkpoint, {store.checkpoint['file']} with sha256 "
                             f"{store.checkpoint['sha256'][:12]}; choose another -o.")

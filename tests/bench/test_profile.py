@@ -10,7 +10,7 @@ from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
 from dyvit_deploy.errors import BackendError
 from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.open import open_runner
-from dyvit_deploy.runners.profiling import LayerTime, medians
+from dyvit_deploy.runners.profiling import LayerTime, medians, onnxruntime_layers
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,14 @@ def test_bench_profiles_what_it_can_and_notes_the_rest(checkpoint, tmp_path):
         (name, batch) for batch in (1, 2) for name in ("dense tiny", "m.onnx")]
     assert sum("PyTorch does not tell" in note for note in report.notes) == 2  # the checkpoint and its baseline
     assert json.loads(json.dumps(report.to_json()))["profiles"][0]["layers"][0]["ms"] >= 0
+
+
+def test_a_profile_that_the_disk_has_no_room_for_is_one_sentence(tmp_path):
+    class Session:
+        def run(self, names, feed): ...
+
+        def end_profiling(self):
+            (tmp_path / "half.json").write_text("[{")
+            return str(tmp_path / "half.json")
+    with pytest.raises(BackendError, match="free space"):
+        onnxruntime_layers(Session(), {}, 1)

@@ -4,19 +4,10 @@ import os
 import shlex
 
 import pytest
-from click.testing import CliRunner
-from helpers import needs_openvino, photo_folder, tiny_checkpoint
+from helpers import dyvit, needs_openvino, photo_folder, tiny_checkpoint
 
 from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.artifacts import sha256
-from dyvit_deploy.cli import main
-
-
-def dyvit(*arguments):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +51,7 @@ def test_sweep_resume_target_and_the_command_that_makes_the_best(files, tmp_path
     again = tmp_path / words[-1].rsplit("/", 1)[-1]
     assert dyvit(*words[1:-1], again).exit_code == 0 and sha256(again) == original
 
-    result = dyvit("sweep", checkpoint, "-o", out, "--target", "latency_ms_p99<=1e-6")
+    result = dyvit("sweep", "-o", out, "--target", "latency_ms_p99<=1e-6")  # the checkpoint is known
     assert result.exit_code == 1 and "FAILED No artifact meets latency_ms_p99<=1e-06; the closest is" in result.output
 
 
@@ -70,6 +61,11 @@ def test_wrong_usage_is_2_and_does_nothing(files, tmp_path):
                            (("--keep-ratios", "0.5,x"), "not a list of numbers"), (("--batch", "0"), "at least 1")):
         result = dyvit("sweep", files[0], "-o", tmp_path / "out", *options)
         assert result.exit_code == 2 and words in result.output and not (tmp_path / "out").exists(), result.output
+
+
+def test_a_folder_without_a_sweep_needs_a_checkpoint(tmp_path):
+    result = dyvit("sweep", "--target", "latency_ms_p99<=20", "-o", tmp_path / "none")
+    assert result.exit_code == 2 and "name the checkpoint" in result.output and not (tmp_path / "none").exists()
 
 
 def test_known_errors_are_1_and_one_sentence(files, tmp_path):
