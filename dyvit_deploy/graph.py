@@ -19,6 +19,14 @@ SCORE_PATH = (r"score_predictor\.\d+\.score/.*", r"selector\.\d+/TopK")
 CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 
 
+class Tensor(NamedTuple):
+    """An input or output: its name, dtype as in numpy, and shape with None for free dimensions."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
 class Product(NamedTuple):
     """One convolution or matrix product.
 
@@ -53,6 +61,17 @@ def load_graph(path: str | Path, weights: bool = True) -> Any:
     except Exception as error:                                             # protobuf and onnx share no base class
         raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
                             "make or copy it again.") from error
+
+
+def graph_tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The inputs or outputs of an ONNX graph, from their ValueInfoProtos."""
+    helper = require("onnx").helper
+    found = []
+    for value in values:
+        kind = value.type.tensor_type
+        shape = tuple(None if d.dim_param or not d.dim_value else d.dim_value for d in kind.shape.dim)
+        found.append(Tensor(value.name, str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape))
+    return found
 
 
 def graph_facts(proto: Any, where: str) -> ArtifactFacts | None:

@@ -1,11 +1,17 @@
-"""From an image file to model input, as the checkpoint was evaluated."""
+"""From an image file to model input, as the checkpoint was evaluated.
+
+A Triton repository carries this very file, so it imports nothing of this package when it runs.
+"""
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..config import ImageSpec, Preprocess
+if TYPE_CHECKING:
+    from ..config import ImageSpec, Preprocess
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
               "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}

@@ -19,16 +19,15 @@ from rich.text import Text
 from ..artifacts import check_target, library_versions, require_file, sha256, size_mib
 from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import ArtifactError, BackendError, ConfigError, ExportError
-from ..graph import graph_facts, load_graph, product_precisions, summary
+from ..graph import Tensor, graph_facts, graph_tensors, load_graph, product_precisions, summary
 from ..machine import gpu, system
-from ..optional import require
 from ..parts import part_names
 from .commands import polygraphy_line, trtexec_line
 from .flavours import Door, check_settings, flavour_of, open_door
 from .layers import EngineLayer, complaint, engine_precisions, from_inspector, from_log, fused_attention
 from .load import load_engine
 from .monitor import Cancel, Watch, progress_monitor, unwatched
-from .network import Tensor, add_profiles, build_failure, check_graph, parse, real_profiles, tensors
+from .network import add_profiles, build_failure, check_graph, parse, real_profiles, tensors
 from .sidecar import BY_BUILDER, BY_GRAPH, ON_DEVICE, EngineFacts, sidecar_path, write_plan
 from .timing_cache import load_timing_cache, save_timing_cache
 
@@ -112,7 +111,7 @@ def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildCon
     onnx, path, flavour = require_file(onnx), check_suffix(path), flavour_of(format)
     check_settings(flavour, config, gpu=True)
     check_graph(onnx)
-    inputs = graph_inputs(load_graph(onnx))
+    inputs = graph_tensors(load_graph(onnx).graph.input)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
     steps = (f"read {onnx} ({size_mib(onnx):.1f} MiB) into a strongly typed network of {flavour.name}",
              *profile_words(inputs, profiles),
@@ -123,17 +122,6 @@ def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildCon
     settings = dataclasses.replace(config, profiles=profiles)
     return BuildPlan(steps, tuple(line(flavour, str(onnx), str(path), inputs, settings)
                                   for line in (trtexec_line, polygraphy_line)))
-
-
-def graph_inputs(proto: Any) -> list[Tensor]:
-    """The inputs of an ONNX graph."""
-    helper = require("onnx").helper
-    found = []
-    for value in proto.graph.input:
-        kind = value.type.tensor_type
-        shape = tuple(None if d.dim_param or not d.dim_value else d.dim_value for d in kind.shape.dim)
-        found.append(Tensor(value.name, str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape))
-    return found
 
 
 def profile_words(inputs: list[Tensor], profiles: Sequence[BatchProfile]) -> list[str]:

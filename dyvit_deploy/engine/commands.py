@@ -4,8 +4,8 @@ from __future__ import annotations
 import shlex
 
 from ..deploy_config import BatchProfile, BuildConfig
+from ..graph import Tensor
 from .flavours import Flavour
-from .network import Tensor
 
 
 def trtexec_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:

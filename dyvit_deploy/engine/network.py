@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..deploy_config import BatchProfile
 from ..errors import BackendError, ConfigError, ExportError
-from ..graph import load_graph
+from ..graph import Tensor, load_graph
 from ..optional import require
 from ..parts import OTHER, part_name
 from .flavours import Door
@@ -15,14 +15,6 @@ from .flavours import Door
 MAX_K = 3840                                # of TopK, in every version so far
 DATA_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "FP8": "float8",
               "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
-
-
-class Tensor(NamedTuple):
-    """An input or output: its name, dtype as in numpy, and shape with None for free dimensions."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
 
 
 def check_graph(path: Path) -> None:

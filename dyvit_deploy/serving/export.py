@@ -1,0 +1,180 @@
+"""From a checkpoint, graph or engine to a Triton model repository."""
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..artifacts import atomic_write, require_source
+from ..config import KeepRequest, LoadConfig
+from ..deploy_config import BuildConfig, DeployConfig, ServingConfig
+from ..deploy_report import DeployReport, Progress
+from ..engine.build import BuildPlan
+from ..errors import ConfigError
+from ..optional import require
+from ..pipeline import export_artifact, plan_artifact
+from ..runners.open import is_checkpoint
+from ..targets import SUFFIXES
+from .config import to_pbtxt
+from .interface import Servable, check_same_model, read_servable
+from .repository import entries, write_entries, write_readme
+
+
+@dataclass(frozen=True)
+class RepositoryReport:
+    """False where an artifact was rejected, and nothing went into the repository.
+
+    `models` maps each model's name to the backend that runs it; `exports` are the artifacts that were made for it.
+    """
+
+    path: str
+    models: dict[str, str]
+    exports: tuple[DeployReport, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return all(bool(export) for export in self.exports)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return tuple(failure for export in self.exports for failure in export.failures)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        return tuple(line for export in self.exports for line in export.advice)
+
+    def next_step(self, checkpoint: str | Path) -> str:
+        """The command to type after this."""
+        rejected = [export for export in self.exports if not export]
+        return rejected[0].next_step(checkpoint) if rejected else f"dyvit serve {shlex.quote(self.path)} --check"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
+
+    def table(self) -> Table:
+        table = Table(title=Text(self.path), title_justify="left")
+        for column in ("model", "runs in"):
+            table.add_column(column)
+        for name, backend in self.models.items():
+            table.add_row(Text(name), backend)
+        return table
+
+
+def export_repository(source: str | Path, folder: str | Path, serving: ServingConfig = ServingConfig(),
+                      config: DeployConfig = DeployConfig(), load: LoadConfig = LoadConfig(),
+                      progress: Progress = Progress()) -> RepositoryReport:
+    """Puts a model into the Triton repository `folder`, which is made where it is missing.
+
+    Args:
+        source: a checkpoint, of which `config` makes a graph, or an .onnx, .xml or .plan that is there.
+        serving: its name, batch and instances; an `engine` of the checkpoint in the place of a graph.
+        load: `keep.ratios` are models side by side here, each keeping R, R**2, ..., behind a router that carries
+            the plain name.
+
+    Raises:
+        ConfigError: options that contradict one another, an engine that is not of the checkpoint, or a name that is
+            taken.
+        ArtifactError, ExportError: what cannot be read, made or written.
+    """
+    folder, source = Path(folder), require_source(source)
+    _check(source, folder, serving, config, load)
+    loads = _loads(load)
+    with tempfile.TemporaryDirectory(prefix="dyvit-serving-") as name:
+        served, exports = dict[float, Servable](), []
+        for ratio, one in loads.items():
+            artifact: Path | str = serving.engine or source
+            if not serving.engine and is_checkpoint(source):
+                artifact = Path(name) / f"{ratio:g}" / f"model{SUFFIXES[serving.graph]}"
+                exports.append(export_artifact(source, artifact, dataclasses.replace(config, format=serving.graph), one,
+                                               progress))
+                if not exports[-1]:
+                    return RepositoryReport(str(folder), {}, (_kept(exports[-1], folder),))
+            served[ratio] = read_servable(artifact)
+            if is_checkpoint(source):
+                _check_origin(served[ratio], source, one)
+        progress.say(f"writing {folder}")
+        models = entries(served, serving)
+        write_entries(folder, models, serving.version)
+    write_readme(folder)
+    cores = [folder / model.name / str(serving.version) for model in models if model.servable]
+    return RepositoryReport(
+        str(folder), {model.name: model.config.get("backend", "ensemble") for model in models},
+        tuple(_at(export, place / Path(export.path).name) for export, place in zip(exports, cores)),
+        tuple(dict.fromkeys(note for export in exports for note in export.notes)))
+
+
+def plan_repository(source: str | Path, folder: str | Path, serving: ServingConfig = ServingConfig(),
+                    config: DeployConfig = DeployConfig(), load: LoadConfig = LoadConfig()) -> BuildPlan:
+    """What `export_repository` would do; what it would refuse before the work is refused here too."""
+    source = require_source(source)
+    _check(source, Path(folder), serving, config, load)
+    steps, commands = [], list[str]()
+    for ratio, one in _loads(load).items():
+        if serving.engine or not is_checkpoint(source):
+            servable = read_servable(serving.engine or source)
+            steps.append(f"read {servable.path}, which {servable.backend} runs")
+        else:
+            plan = plan_artifact(source, f"model{SUFFIXES[serving.graph]}",
+                                 dataclasses.replace(config, format=serving.graph), one)
+            steps += [f"keep ratio {ratio:g}: {step}" if len(_loads(load)) > 1 else step for step in plan.steps]
+            commands += plan.commands
+    what = f"the models, their preprocessing and ensembles{', and a router' if len(_loads(load)) > 1 else ''}"
+    return BuildPlan((*steps, f"write {folder}: {what}"), tuple(commands))
+
+
+def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployConfig, load: LoadConfig) -> None:
+    """Raises ConfigError or MissingDependency before the work."""
+    to_pbtxt({})                                                           # tritonclient may be missing
+    require("jinja2", extra="triton")
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; a Triton repository is a folder, name one with -o.")
+    ready = serving.engine or not is_checkpoint(source)
+    if serving.engine and not is_checkpoint(source):
+        raise ConfigError(f"{source} is no checkpoint; to serve {serving.engine} alone, name it in its place.")
+    asked = dataclasses.replace(config, format="onnx", timed=True)
+    if ready and (asked != DeployConfig() or (load.keep.ratios and len(load.keep.ratios) > 1)):
+        raise ConfigError(f"{serving.engine or source} was fixed when it was made; leave out the options of precision, "
+                          "graph and --keep-ratios.")
+    if config.build != BuildConfig():
+        raise ConfigError("--format triton builds no engine; build one with --format trt, then pass --engine FILE.")
+
+
+def _loads(load: LoadConfig) -> dict[float, LoadConfig]:
+    """How the checkpoint is opened for each model; by keep ratio where there are several."""
+    ratios = load.keep.ratios
+    if not ratios:
+        return {load.keep.ratio or 1.0: load}
+    if len(set(ratios)) < len(ratios):
+        raise ConfigError(f"Keep ratios {', '.join(f'{ratio:g}' for ratio in ratios)} name a model twice.")
+    if load.keep.ratio or load.keep.counts:
+        raise ConfigError("Give only one of --keep-ratio, --keep-ratios and --keep-counts.")
+    return {ratio: dataclasses.replace(load, keep=_one(load.keep, ratio)) for ratio in ratios}
+
+
+def _one(keep: KeepRequest, ratio: float) -> KeepRequest:
+    return dataclasses.replace(keep, ratio=ratio, ratios=None)
+
+
+def _check_origin(servable: Servable, checkpoint: Path, load: LoadConfig) -> None:
+    from ..model.checkpoint import load_facts
+
+    check_same_model(servable, load_facts(checkpoint, load), checkpoint)
+
+
+def _kept(report: DeployReport, folder: Path) -> DeployReport:
+    """A rejected artifact, moved beside the repository to be looked at."""
+    kept = folder.with_name(f"{folder.name}.rejected{Path(report.path).suffix}")
+    with atomic_write(kept) as temporary:
+        shutil.copyfile(report.path, temporary)
+    return _at(report, kept)
+
+
+def _at(report: DeployReport, path: Path) -> DeployReport:
+    return dataclasses.replace(report, export=dataclasses.replace(report.export, path=str(path)))

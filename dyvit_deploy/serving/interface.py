@@ -1,0 +1,142 @@
+"""What an artifact takes and gives, in the words that a server's configuration needs."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..artifacts import ArtifactFacts, require_file
+from ..deploy_config import BatchProfile
+from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
+from ..errors import ArtifactError, ConfigError
+from ..graph import Tensor, graph_facts, graph_tensors, load_graph
+from ..runners.open import ENGINES
+
+NUMPY_TYPES = {"f32": "float32", "f16": "float16", "u8": "uint8", "i64": "int64"}  # OpenVINO's names
+
+
+@dataclass(frozen=True)
+class Servable:
+    """An artifact that Triton can run.
+
+    `backend` is Triton's name of the runtime; `files` are what the runtime needs, and what each is called in a
+    version folder, the artifact first. The shape of `input` and `outputs` begins with the batch, None. `profiles` are
+    an engine's optimization profiles, empty where any batch runs.
+    """
+
+    path: Path
+    backend: str
+    files: tuple[tuple[Path, str], ...]
+    facts: ArtifactFacts
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    profiles: tuple[BatchProfile, ...] = ()
+
+    @property
+    def largest(self) -> int | None:
+        """The largest batch that the artifact runs; None where any does."""
+        return max((profile.max for profile in self.profiles), default=None)
+
+
+def read_servable(path: str | Path) -> Servable:
+    """Reads an .onnx, .xml or .plan of ours; nothing is run.
+
+    Raises:
+        ArtifactError: missing, damaged, or not written by dyvit, so that its preprocessing is unknown.
+        ConfigError: Triton cannot run it: an engine of TensorRT for RTX, or one whose profiles leave batches out.
+    """
+    path = require_file(path)
+    if path.suffix.lower() not in READERS:
+        raise ArtifactError(f"{path} cannot be served; name an ONNX file (.onnx), an OpenVINO model (.xml), an engine "
+                            "plan (.plan) or a checkpoint.")
+    found = READERS[path.suffix.lower()](path)
+    for tensor in (found.input, *found.outputs):
+        if tensor.shape[:1] != (None,) or None in tensor.shape[1:]:
+            raise ArtifactError(f"{tensor.name!r} of {path} has the shape {list(tensor.shape)}; Triton batches only "
+                                "what is free in its first dimension and fixed in the others: export it again.")
+    return found
+
+
+def _read_onnx(path: Path) -> Servable:
+    proto = load_graph(path, weights=False)
+    facts = _ours(graph_facts(proto, str(path)), path)
+    if (facts.lowered or {}).get("target") == "tensorrt":
+        raise ConfigError(f"{path} is a graph for TensorRT; build an engine of it (dyvit build {path} --format trt) "
+                          "and serve that.")
+    [image], outputs = graph_tensors(proto.graph.input), graph_tensors(proto.graph.output)
+    return Servable(path, "onnxruntime", ((path, "model.onnx"),), facts, image, tuple(outputs))
+
+
+def _read_openvino(path: Path) -> Servable:
+    from ..runners.openvino import read_openvino
+
+    model, facts = read_openvino(path)
+
+    def tensors(values: Sequence[object]) -> list[Tensor]:
+        return [Tensor(value.any_name, NUMPY_TYPES[value.element_type.get_type_name()],  # type: ignore[attr-defined]
+                       tuple(None if side.is_dynamic else side.get_length()
+                             for side in value.partial_shape))  # type: ignore[attr-defined]
+                for value in values]
+    files = ((path, "model.xml"), (path.with_suffix(".bin"), "model.bin"))
+    return Servable(path, "openvino", files, _ours(facts, path), tensors(model.inputs)[0],
+                    tuple(tensors(model.outputs)))
+
+
+def _read_engine(path: Path) -> Servable:
+    engine = read_sidecar(path)
+    if engine is None:
+        raise ArtifactError(f"{sidecar_path(path)} is missing, so nothing is known of the engine's interface; copy it "
+                            "here too.")
+    if is_altered(path, engine):
+        raise ArtifactError(f"{sidecar_path(path)} describes another plan than {path.name}; copy both again.")
+    if engine.builder["format"] != "trt":
+        raise ConfigError(f"{path} is an engine of TensorRT for RTX, which Triton does not run; build one with "
+                          "--format trt.")
+    if engine.stripped:
+        raise ConfigError(f"{path} has no weights; put them in with dyvit refit.")
+    _check_profiles(path, engine.profiles)
+
+    def tensors(values: dict[str, tuple[str, Sequence[int | None]]]) -> list[Tensor]:
+        return [Tensor(name, dtype, tuple(shape)) for name, (dtype, shape) in values.items()]
+    files = ((path, "model.plan"), (sidecar_path(path), "model.plan.json"))
+    return Servable(path, "tensorrt", files, _ours(engine.model, path), tensors(engine.inputs)[0],
+                    tuple(tensors(engine.outputs)), engine.profiles)
+
+
+def _check_profiles(path: Path, profiles: Sequence[BatchProfile]) -> None:
+    """Raises ConfigError where a batch from 1 to the largest fits no profile: the server would fail on it."""
+    reached = 0
+    for profile in sorted(profiles, key=lambda p: p.min):
+        if profile.min > reached + 1:
+            break
+        reached = max(reached, profile.max)
+    largest = max(profile.max for profile in profiles)
+    if reached < largest:
+        raise ConfigError(f"The profiles of {path} leave out batch {reached + 1}, which requests will have; build it "
+                          f"with --batch 1:8:{largest}.")
+
+
+def _ours(facts: ArtifactFacts | None, path: Path) -> ArtifactFacts:
+    if facts is None:
+        raise ArtifactError(f"{path} was not written by dyvit, so its preprocessing and classes are unknown; export it "
+                            "from its checkpoint.")
+    return facts
+
+
+READERS: dict[str, Callable[[Path], Servable]] = {
+    ".onnx": _read_onnx, ".xml": _read_openvino, **dict.fromkeys(ENGINES, _read_engine)}
+
+
+def check_same_model(servable: Servable, facts: ArtifactFacts, checkpoint: str | Path) -> None:
+    """Raises ConfigError where the artifact is not of the checkpoint that it is said to be of."""
+    ours, theirs = servable.facts, facts
+    patches = theirs.model.patches
+    counts = theirs.prune.counts(patches) if theirs.prune and not theirs.dense else ()
+    pairs = [(field.name, getattr(ours.model, field.name), getattr(theirs.model, field.name))
+             for field in dataclasses.fields(ours.model)]
+    pairs += [("class_names", ours.class_names, theirs.class_names), ("keep_counts", ours.keep_counts or (), counts)]
+    for name, mine, other in pairs:
+        if mine != other:
+            raise ConfigError(f"{servable.path} is not of {checkpoint}: its {name} is {mine}, the checkpoint's {other}; "
+                              "name the checkpoint that it was built of.")

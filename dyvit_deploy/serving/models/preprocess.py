@@ -1,0 +1,71 @@
+"""Triton Python model: encoded (JPEG, PNG, ...) or raw images in, what the model takes out.
+
+It runs inside a server without dyvit: `preprocess.py` beside it is dyvit's own file, copied.
+"""
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as triton
+from PIL import Image
+from preprocess import normalise, resize_and_crop
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what a damaged image raises
+
+
+class TritonPythonModel:
+    """Input `encoded` (bytes of one image file) or `raw` (uint8 RGB [height, width, 3] of any size) per image."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._spec = json.loads(parameters["spec"]["string_value"], object_hook=lambda d: SimpleNamespace(**d))
+        self._pool = ThreadPoolExecutor(os.cpu_count())                    # Pillow decodes outside Python's lock
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        started = [self._start(request) for request in requests]           # all of them first, so that they overlap
+        return [self._finish(images) for images in started]
+
+    def finalize(self) -> None:
+        self._pool.shutdown()
+
+    def _start(self, request: Any) -> list[Future[np.ndarray]]:
+        encoded, raw = (triton.get_input_tensor_by_name(request, name) for name in ("encoded", "raw"))
+        if (encoded is None) == (raw is None):
+            return [self._pool.submit(_fail, "give either `encoded` or `raw`")]
+        if raw is not None:
+            return [self._pool.submit(self._image, functools.partial(Image.fromarray, pixels))
+                    for pixels in raw.as_numpy()]
+        return [self._pool.submit(self._image, functools.partial(Image.open, io.BytesIO(content)))
+                for content in encoded.as_numpy().reshape(-1)]
+
+    def _image(self, read: Any) -> np.ndarray:
+        """uint8 [height, width, 3] of the model's size."""
+        image = read()
+        if image.width * image.height > self._spec.max_pixels:             # known from the header, before decoding
+            raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {self._spec.max_pixels} "
+                             "allowed")
+        return resize_and_crop(image, self._spec)
+
+    def _finish(self, images: list[Future[np.ndarray]]) -> Any:
+        pixels = []
+        for number, image in enumerate(images):
+            try:
+                pixels.append(image.result())
+            except UNREADABLE as error:
+                text = f"image {number} of the request cannot be read: {error}"
+                return triton.InferenceResponse(error=triton.TritonError(text, triton.TritonError.INVALID_ARG))
+        batch = np.stack(pixels)
+        if self._spec.dtype != "uint8":
+            batch = normalise(batch, self._spec.preprocess).astype(self._spec.dtype)
+        return triton.InferenceResponse([triton.Tensor("images", batch)])
+
+
+def _fail(reason: str) -> np.ndarray:
+    raise ValueError(reason)

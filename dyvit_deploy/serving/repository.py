@@ -1,0 +1,289 @@
+"""A Triton model repository on disk: what it holds, written whole or not at all, and held against its artifacts."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import atomic_write, make_folder
+from ..data import preprocess as preprocessing
+from ..deploy_config import ServingConfig
+from ..errors import ArtifactError, ConfigError, ExportError
+from ..graph import Tensor
+from ..optional import require
+from .config import (
+    ENSEMBLE,
+    LABELS,
+    MAX_BATCH,
+    MAX_PIXELS,
+    PREPROCESS,
+    Config,
+    core_config,
+    ensemble_config,
+    normal,
+    preprocess_config,
+    read_pbtxt,
+    router_config,
+    to_pbtxt,
+)
+from .interface import READERS, Servable, read_servable
+
+HERE = Path(__file__).parent
+HEADER = "# Written by dyvit from the artifact; `dyvit serve REPOSITORY --check` holds the two against each other.\n"
+CONFIG = "config.pbtxt"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model folder to write: its config, and its files by their place in it; text is written, paths are copied."""
+
+    config: Config
+    files: dict[str, str | Path]
+    servable: Servable | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.config["name"])
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of ours in a repository: its artifact in the newest version, and the models around it.
+
+    `ensemble` takes encoded and raw images, None where there is none. `routers` choose this model among others by its
+    `keep_ratio`.
+    """
+
+    name: str
+    servable: Servable
+    config: Config
+    version: int
+    ensemble: str | None
+    routers: tuple[str, ...]
+    keep_ratio: str | None
+
+    @property
+    def max_batch(self) -> int:
+        return int(self.config["max_batch_size"])
+
+
+def model_name(servable: Servable) -> str:
+    """What a model is called in a repository where nobody says: its own name, in Triton's letters."""
+    return re.sub(r"[^\w.-]", "_", servable.facts.model.name)
+
+
+def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[Entry]:
+    """The model folders for one artifact, or for several keep ratios and a router, the highest first.
+
+    Raises:
+        ConfigError: more in a batch than an engine runs.
+    """
+    ratios = sorted(served, reverse=True)
+    first = served[ratios[0]]
+    name = settings.name or model_name(first)
+    cores = {ratio: name if len(ratios) == 1 else f"{name}-{ratio:g}" for ratio in ratios}
+    labels = "".join(f"{label}\n" for label in first.facts.class_names or range(first.facts.model.classes))
+    batch = _max_batch(served.values(), settings.max_batch)
+    prepare = f"{name}{PREPROCESS}"
+    found = []
+    for ratio, core in cores.items():
+        servable = served[ratio]
+        files: dict[str, str | Path] = {f"{settings.version}/{file}": path for path, file in servable.files}
+        found.append(Entry(core_config(core, servable, batch, settings.instances), {LABELS: labels, **files}, servable))
+    found.append(Entry(preprocess_config(prepare, first, batch), {
+        "1/model.py": HERE / "models" / "preprocess.py", "1/preprocess.py": Path(preprocessing.__file__)}))
+    found += [Entry(ensemble_config(f"{core}{ENSEMBLE}", prepare, core, served[ratio], batch),
+                    {LABELS: labels, "1/README": "Triton wants a version folder of an ensemble, too.\n"})
+              for ratio, core in cores.items()]
+    if len(ratios) > 1:
+        found.append(Entry(router_config(name, cores, [served[ratio] for ratio in ratios], batch),
+                           {LABELS: labels, "1/model.py": HERE / "models" / "router.py"}))
+    return found
+
+
+def _max_batch(servables: Any, wanted: int | None) -> int:
+    limits = {servable.path: servable.largest for servable in servables if servable.largest}
+    for path, largest in limits.items():
+        if wanted and wanted > largest:
+            raise ConfigError(f"--max-batch {wanted} is more than the {largest} that {path} was built for; lower it, or "
+                              f"build the engine with --batch 1:8:{wanted}.")
+    return wanted or min(limits.values(), default=MAX_BATCH)
+
+
+def write_entries(folder: Path, models: Sequence[Entry], version: int) -> None:
+    """Writes all model folders, or none: they are made beside the repository and moved into it at the end.
+
+    A model that is there may get one more version, if nothing else about it changes.
+
+    Raises:
+        ConfigError: the repository has a model of that name that is another one, or that version of it.
+        ArtifactError: nothing can be written there.
+    """
+    new = [entry for entry in models if not _is_there(folder, entry, version)]
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".dyvit-", dir=folder.resolve().parent) as name:
+            moves = []
+            for entry in new:
+                made = Path(name) / entry.name
+                _write(made, entry)
+                target = folder / entry.name
+                moves.append((made / str(version), target / str(version)) if target.exists() else (made, target))
+            for source, target in moves:
+                os.rename(source, target)
+    except OSError as error:
+        raise ArtifactError(f"{folder} could not be written ({error.strerror or error}); free space or choose another "
+                            "place.") from error
+
+
+def _is_there(folder: Path, entry: Entry, version: int) -> bool:
+    """True for a model around the artifacts that is in the repository as it is, and needs no new version."""
+    place = folder / entry.name
+    if not place.exists():
+        return False
+    same = (place / CONFIG).is_file() and read_pbtxt(place / CONFIG) == normal(entry.config) and all(
+        (place / file).is_file() and (place / file).read_bytes() == _content(content)
+        for file, content in entry.files.items() if entry.servable is None or "/" not in file)
+    if not same:
+        raise ConfigError(f"{folder} has another model called {entry.name!r}; pass --name for a name of its own, or "
+                          "remove that folder.")
+    if entry.servable and (place / str(version)).exists():
+        raise ConfigError(f"{folder} has version {version} of {entry.name!r} already; pass --model-version "
+                          f"{max(_versions(place)) + 1} to put a new one beside it, or --name for a name of its own.")
+    return entry.servable is None
+
+
+def _content(content: str | Path) -> bytes:
+    return content.encode() if isinstance(content, str) else content.read_bytes()
+
+
+def _write(place: Path, entry: Entry) -> None:
+    for file, content in entry.files.items():
+        target = place / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            target.write_text(content)
+        else:
+            shutil.copyfile(content, target)
+    (place / CONFIG).write_text(HEADER + to_pbtxt(entry.config))
+
+
+def _versions(place: Path) -> list[int]:
+    return sorted(int(path.name) for path in place.iterdir() if path.is_dir() and path.name.isdigit())
+
+
+def read_repository(folder: str | Path) -> list[ServedModel]:
+    """The models of ours in a repository, each held against its artifact; those of others are left alone.
+
+    Raises:
+        ArtifactError: no repository, none of ours in it, or files that cannot be read.
+        ExportError: a configuration that its artifact contradicts.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is no folder; make a repository with dyvit export CHECKPOINT --format triton "
+                            f"-o {folder}.")
+    configs = {path.parent.name: read_pbtxt(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
+    found = [_read_model(folder, name, configs, version, artifact) for name in configs
+             for version, artifact in _artifacts(folder / name)]
+    if not found:
+        raise ArtifactError(f"{folder} holds no model that dyvit wrote; make one with dyvit export CHECKPOINT --format "
+                            f"triton -o {folder}.")
+    return list({model.name: model for model in found}.values())           # of several versions, the newest
+
+
+def _artifacts(place: Path) -> Iterator[tuple[int, Path]]:
+    """Version and artifact of each version of a model, the newest last."""
+    for version in _versions(place):
+        yield from ((version, path) for suffix in READERS if (path := place / str(version) / f"model{suffix}").is_file())
+
+
+def _read_model(folder: Path, name: str, configs: Mapping[str, Config], version: int, artifact: Path) -> ServedModel:
+    servable, config = read_servable(artifact), configs[name]
+    largest = servable.largest
+    where = folder / name / CONFIG
+    batch = int(config.get("max_batch_size", 0))
+    if not 1 <= batch <= (largest or batch):
+        raise _disagrees(where, "max_batch_size", batch, f"at most {largest}" if largest else "1 or more")
+    _compare(where, config, core_config(name, servable, batch, 1), ("name", "backend", "input", "output"))
+    labels = folder / name / LABELS
+    lines = labels.read_text().splitlines() if labels.is_file() else []
+    if len(lines) != servable.facts.model.classes:
+        raise _disagrees(labels, "number of lines", len(lines), servable.facts.model.classes)
+    ensemble = f"{name}{ENSEMBLE}" if f"{name}{ENSEMBLE}" in configs else None
+    if ensemble:
+        _check_ensemble(folder, ensemble, name, configs, servable)
+    ratios = {router: ratio for router, models in _routers(configs) for ratio, to in models.items() if to == name}
+    return ServedModel(name, servable, config, version, ensemble, tuple(ratios), next(iter(ratios.values()), None))
+
+
+def _check_ensemble(folder: Path, ensemble: str, core: str, configs: Mapping[str, Config], servable: Servable) -> None:
+    config, where = configs[ensemble], folder / ensemble / CONFIG
+    batch = int(config.get("max_batch_size", 0))
+    steps = [step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])]
+    if len(steps) != 2 or not set(steps) <= configs.keys():
+        raise _disagrees(where, "steps", steps, "a model that prepares images, and the model")
+    _compare(where, config, ensemble_config(ensemble, steps[0], core, servable, batch),
+             ("name", "input", "output", "ensemble_scheduling"))
+    prepare, where = configs[steps[0]], folder / steps[0] / CONFIG
+    expected = preprocess_config(steps[0], servable, batch)
+    _compare(where, prepare, expected, ("input", "output"))
+    spec, wanted = _parameter(prepare, "spec"), _parameter(expected, "spec")
+    for field in ("image_size", "preprocess", "dtype"):                    # the limit of pixels is the user's
+        if spec.get(field) != wanted[field]:
+            raise _disagrees(where, field, spec.get(field), wanted[field])
+
+
+def _parameter(config: Config, name: str) -> dict[str, Any]:
+    """A parameter of ours, which is JSON; empty where a model has none."""
+    text = config.get("parameters", {}).get(name, {}).get("string_value", "{}")
+    try:
+        found: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError):                                        # of a model that is not ours
+        return {}
+    return found
+
+
+def _routers(configs: Mapping[str, Config]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each router's name, and its models by keep ratio."""
+    yield from ((name, models) for name, config in configs.items() if (models := _parameter(config, "models")))
+
+
+def _compare(where: Path, config: Config, expected: Config, fields: Sequence[str]) -> None:
+    wanted = normal(expected)
+    for field in fields:
+        if config.get(field) != wanted.get(field):
+            raise _disagrees(where, field, config.get(field), wanted.get(field))
+
+
+def _disagrees(where: Path, field: str, found: object, wanted: object) -> ExportError:
+    return ExportError(f"{where} says {field} {found}, and its artifact {wanted}; export the repository again, or undo "
+                       "the change.")
+
+
+def write_readme(folder: Path) -> None:
+    """README.md of a repository, for all models of ours in it."""
+    jinja2 = require("jinja2", extra="triton")
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+                                     undefined=jinja2.StrictUndefined)
+    environment.filters["words"] = _words
+    models = read_repository(folder)
+    routers: dict[str, list[ServedModel]] = {}
+    for model in sorted(models, key=lambda m: -float(m.keep_ratio or 0)):
+        for router in model.routers:
+            routers.setdefault(router, []).append(model)
+    text = environment.from_string((HERE / "README.md.j2").read_text()).render(
+        folder=folder.name, models=models, routers=routers, megapixels=MAX_PIXELS // 10**6)
+    with atomic_write(folder / "README.md") as temporary:
+        temporary.write_text(text)
+
+
+def _words(tensor: Tensor) -> str:
+    shape = ", ".join("batch" if side is None else str(side) for side in tensor.shape)
+    return f"`{tensor.name}` {tensor.dtype} [{shape}]"

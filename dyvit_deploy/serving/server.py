@@ -1,0 +1,271 @@
+"""Finds a Triton Inference Server that is installed, starts it on a repository, and stops it."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactError, BackendError, ConfigError, MissingDependency
+
+OLDEST = (2, 51)                            # release that the tests run; the Python models need some of its features
+LOOPBACK = "127.0.0.1"
+VARIABLE = "DYVIT_TRITON"                   # names a Triton where --triton does not
+STAND_IN = Path(__file__).parent / "models" / "runtime.py"
+STANDS_IN_FOR = ("onnxruntime", "openvino")
+READY_SECONDS, STOP_SECONDS = 300.0, 40.0
+FAILED = re.compile(r"failed to load '(.+?)' version \d+: (.*?)(?:\\n|\"?$)", re.M)
+PROBE = """import json, sys, sysconfig
+import numpy
+print(json.dumps([numpy.__version__, "%d.%d" % sys.version_info[:2], sysconfig.get_config_var("LIBDIR"),
+                  sysconfig.get_path("purelib")]))"""
+
+
+@dataclass(frozen=True)
+class Triton:
+    """An installed server. `backends` are folders of backends by name; `environment` is what it needs to start.
+
+    `bundled` is True for the one in the package nvidia-pytriton, whose Python backend has to be set up.
+    """
+
+    binary: Path
+    backends: Path
+    environment: dict[str, str]
+    bundled: bool
+    stub: Path | None = None
+
+    def lacks(self, backend: str) -> bool:
+        return not (self.backends / backend).is_dir()
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server listens, on this machine only."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+    @classmethod
+    def from_first(cls, first: int | None) -> Ports:
+        """`first` and the two after it; any free ones for None.
+
+        Raises:
+            BackendError: one is taken.
+        """
+        if first is not None and not 1 <= first <= 65533:
+            raise ConfigError(f"A port is a number from 1 to 65533, not {first}.")
+        with contextlib.ExitStack() as stack:
+            found = []
+            for number in (0, 0, 0) if first is None else range(first, first + 3):
+                probe = stack.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((LOOPBACK, number))
+                except OSError as error:
+                    raise BackendError(f"Port {number} cannot be used ({error.strerror}); stop what listens there, or "
+                                       "pass another --port, of which the two after it are used too.") from error
+                found.append(probe.getsockname()[1])
+        return cls(*found)
+
+
+def find_triton(where: str | Path | None = None) -> Triton:
+    """The server at `where`, a tritonserver or a virtual environment with nvidia-pytriton; by default that of the
+    variable DYVIT_TRITON, on the PATH, under /opt/tritonserver, or in this Python.
+
+    Raises:
+        MissingDependency: there is none.
+        BackendError: one whose Python would give wrong tensors.
+    """
+    named = where or os.environ.get(VARIABLE)
+    candidates = [Path(named)] if named else [
+        *([Path(found)] if (found := shutil.which("tritonserver")) else []), Path("/opt/tritonserver/bin/tritonserver"),
+        Path(sys.prefix)]
+    for candidate in candidates:
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            binary = candidate.resolve()
+            return Triton(binary, binary.parent.parent / "backends", {}, bundled=False)
+        if (candidate / "bin" / "python").is_file() and (found_one := _bundled(candidate)):
+            return found_one
+    raise MissingDependency(
+        (f"There is no Triton Inference Server in {named}" if named else "No Triton Inference Server was found here")
+        + "; start one elsewhere and pass --url, or get it by: python3 -m venv triton && triton/bin/pip install --no-deps "
+          "nvidia-pytriton && triton/bin/pip install 'numpy<2' pillow onnxruntime, then pass --triton triton")
+
+
+def _bundled(environment: Path) -> Triton | None:
+    """The server of nvidia-pytriton in a virtual environment; None where that package is not in it."""
+    python = environment / "bin" / "python"
+    try:
+        told = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    numpy, version, libraries, packages = json.loads(told)
+    root = Path(packages) / "pytriton" / "tritonserver"
+    if not (root / "bin" / "tritonserver").is_file():
+        return None
+    if int(numpy.split(".")[0]) >= 2:
+        raise BackendError(f"The Python of {environment} has numpy {numpy}, with which this Triton gives wrong tensors "
+                           f"without a word; mend it with: {python} -m pip install 'numpy<2'")
+    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise BackendError(f"The Triton in {environment} does not know Python {version}; make the environment with "
+                           f"another Python: {', '.join(sorted(p.name for p in stub.parent.parent.iterdir()))}.")
+    bundled = Path(packages) / "nvidia_pytriton.libs"
+    paths = {"PATH": f"{python.absolute().parent}{os.pathsep}{os.environ.get('PATH', '')}",
+             "LD_LIBRARY_PATH": f"{libraries}{os.pathsep}{bundled}"}
+    return Triton(root / "bin" / "tritonserver", root / "backends", paths, True, stub)
+
+
+@contextlib.contextmanager
+def backend_folder(triton: Triton, needed: Sequence[str]) -> Iterator[Path]:
+    """A folder with the server's backends, and a stand-in in Python for each `needed` one that it lacks and that has
+    one; its own where nothing is missing."""
+    missing = [name for name in needed if name in STANDS_IN_FOR and triton.lacks(name)]
+    if not missing and not triton.bundled:
+        yield triton.backends
+        return
+    with tempfile.TemporaryDirectory(prefix="dyvit-backends-") as name:
+        folder = Path(name)
+        for backend in triton.backends.iterdir() if triton.backends.is_dir() else ():
+            if triton.stub and backend.name == "python":                   # which its wheel leaves without a stub
+                shutil.copytree(backend, folder / "python", ignore=shutil.ignore_patterns(triton.stub.name))
+                shutil.copyfile(triton.stub, folder / "python" / triton.stub.name)
+                (folder / "python" / triton.stub.name).chmod(0o755)
+            else:
+                (folder / backend.name).symlink_to(backend.resolve())
+        for backend_name in missing:
+            (folder / backend_name).mkdir()
+            shutil.copyfile(STAND_IN, folder / backend_name / "model.py")
+        yield folder
+
+
+class Server:
+    """A Triton that runs on a repository; a context manager that starts it, and stops it again.
+
+    Raises:
+        BackendError: it does not start, is too old, or does not load a model; the message has its reason.
+    """
+
+    def __init__(self, triton: Triton, repository: str | Path, ports: Ports, needed: Sequence[str] = (),
+                 arguments: Sequence[str] = ()) -> None:
+        self.ports, self.repository = ports, Path(repository)
+        self._triton, self._needed, self._arguments = triton, needed, arguments
+        self._stack = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def __enter__(self) -> Server:
+        with contextlib.ExitStack() as stack:
+            backends = stack.enter_context(backend_folder(self._triton, self._needed))
+            self._log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="dyvit-triton-", suffix=".log"))
+            stack.callback(self._stop)
+            self._process = self._launch(backends)
+            self._wait()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _launch(self, backends: Path) -> subprocess.Popen[bytes]:
+        command = [self._triton.binary, f"--model-repository={self.repository.resolve()}",
+                   f"--backend-directory={backends}", "--disable-auto-complete-config",
+                   *(f"--{name}-address={LOOPBACK}" for name in ("http", "grpc", "metrics")),
+                   *(f"--{name}-port={getattr(self.ports, name)}" for name in ("http", "grpc", "metrics")),
+                   *(["--allow-gpu-metrics=false"] if self._triton.bundled else []), *self._arguments]
+        try:
+            return subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+                                    env=os.environ | self._triton.environment)
+        except OSError as error:
+            raise BackendError(f"{self._triton.binary} cannot be started ({error.strerror}); install Triton again.",
+                               ) from error
+
+    def _wait(self) -> None:
+        """Until every model is ready."""
+        assert self._process is not None
+        url, ends = f"http://{LOOPBACK}:{self.ports.http}", time.monotonic() + READY_SECONDS
+        while not answers(f"{url}/v2/health/ready"):
+            if self._process.poll() is not None or FAILED.search(self.log()):
+                raise BackendError(f"Triton stopped: {self.complaint()}")
+            if time.monotonic() > ends:
+                raise BackendError(f"Triton was not ready after {READY_SECONDS:.0f} s: {self.complaint()}")
+            time.sleep(0.1)
+        check_version(url)
+
+    def _stop(self) -> None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)                         # with its Python processes
+            process.wait()
+
+    def wait(self) -> None:
+        """Until the server ends.
+
+        Raises:
+            BackendError: always, because it is not meant to; Ctrl-C is the other way out.
+        """
+        assert self._process is not None
+        code = self._process.wait()
+        raise BackendError(f"Triton ended by itself with exit code {code}: {self.complaint()}")
+
+    def log(self) -> str:
+        """What the server has said."""
+        return Path(self._log.name).read_text("utf-8", "replace")
+
+    def complaint(self) -> str:
+        """Why it does not run, in one line."""
+        if found := FAILED.search(self.log()):
+            return f"it does not load {found[1]}: {found[2].rstrip('.')}."
+        errors = [line for line in self.log().splitlines() if re.match(r"[EF]\d{4} |error: ", line)]
+        last = (errors or self.log().splitlines() or ["it said nothing"])[0]
+        return re.sub(r"^[EF]\d{4} [\d:.]+ \d+ \S+\] ", "", last).strip().strip('"').rstrip(".") + "."
+
+
+def answers(url: str) -> bool:
+    """True when `url` answers with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def check_version(url: str) -> str:
+    """The release of the server at `url`.
+
+    Raises:
+        BackendError: no Triton, or one older than OLDEST.
+    """
+    try:
+        with urllib.request.urlopen(f"{url}/v2", timeout=10) as answer:
+            told: Any = json.loads(answer.read(1 << 20))
+        version = str(told["version"])
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"{url} does not answer as a Triton Inference Server ({error}); check the address.") from error
+    if numbers < OLDEST:
+        raise BackendError(f"The Triton at {url} is version {version}; its Python models need "
+                           f"{'.'.join(map(str, OLDEST))} or later.")
+    return version
