@@ -9,8 +9,16 @@ from typing import Any
 import click
 
 from .artifacts import own_version
+from .cli_production import export_triton, serve
 from .config import LoadConfig
-from .deploy_config import BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+from .deploy_config import (
+    BuildConfig,
+    CalibrationConfig,
+    DeployConfig,
+    ExportConfig,
+    PrecisionConfig,
+    ServingConfig,
+)
 from .errors import DyvitError, did_you_mean
 from .options import (
     Numbers,
@@ -24,12 +32,13 @@ from .options import (
     load_options,
     precision_options,
     run_options,
+    serving_options,
     sweep_options,
     train_options,
     writable,
 )
 from .sweep.target import Target
-from .targets import FORMATS
+from .targets import FORMATS, REPOSITORY
 from .terminal import (
     check_apart,
     complain,
@@ -157,21 +166,23 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
 
 @main.command()
 @click.argument("checkpoint")
-@click.option("--format", "target_format", default="onnx", show_default=True, metavar=f"[{'|'.join(FORMATS)}]",
-              help="What to write.")
-@click.option("-o", "--out", required=True, help="File to write.")
+@click.option("--format", "target_format", default="onnx", show_default=True, metavar=f"[{'|'.join((*FORMATS, REPOSITORY))}]",
+              help="What to write; triton is a model repository.")
+@click.option("-o", "--out", required=True, help="File to write, or the repository's folder.")
 @graph_options
 @click.option("--dry-run", is_flag=True, help="Print the steps, sizes and equivalent commands; write nothing.")
 @precision_options
 @build_options
 @load_options
+@serving_options
 @json_option
 def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, dry_run: bool,
            precision: PrecisionConfig, calibration: CalibrationConfig, build: BuildConfig, load: LoadConfig,
-           json_file: str | None) -> None:
+           serving: ServingConfig, json_file: str | None) -> None:
     """Export a checkpoint with a fixed number of tokens per stage, in any precision, as graph or engine.
 
     A lower precision is compared with float32 on real images: exit 1 and NAME.rejected.onnx when it differs too much.
+    With --format triton, --keep-ratios 0.9,0.7,0.5 are models side by side, each R keeping R, R**2, ..., with a router.
     """
     from .deploy_report import Progress
     from .pipeline import export_artifact, plan_artifact
@@ -179,6 +190,9 @@ def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, d
 
     config = DeployConfig(target_format, graph, precision, calibration, build)
     check_apart(out, json_file)
+    if target_format == REPOSITORY:
+        return export_triton(checkpoint, out, serving, config, load, dry_run, json_file)
+    serving.require_unset()
     if dry_run:
         return show_plan(plan_artifact(checkpoint, out, config, load), json_file)
     with BuildBar() as bar:
@@ -359,6 +373,9 @@ def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadCon
     fail_notes(report.failures)
     show_lines(report.advice)
     sys.exit(not report)
+
+
+main.add_command(serve)
 
 
 @main.command()

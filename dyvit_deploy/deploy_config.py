@@ -228,7 +228,13 @@ class ServingConfig(JsonConfig):
         for field, most in (("max_batch", 4096), ("instances", 64), ("version", 10**9)):
             value = getattr(self, field)
             if value is not None and not 1 <= value <= most:
-                raise ConfigError(f"--{field.replace('_', '-')} is a number from 1 to {most}, not {value}.")
+                raise ConfigError(f"{field.replace('_', ' ').capitalize()} is a number from 1 to {most}, not {value}.")
+
+    def require_unset(self) -> None:
+        """Raises ConfigError when anything is set: the other formats know none of it."""
+        if self != ServingConfig():
+            raise ConfigError("--engine, --onnx, --openvino, --name, --max-batch, --instances and --model-version are for "
+                              "a Triton repository; add --format triton.")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .deploy_config import (
     CalibrationConfig,
     ExportConfig,
     PrecisionConfig,
+    ServingConfig,
 )
 from .errors import ConfigError
 from .sweep.target import parse_targets
@@ -211,6 +212,30 @@ def graph_options(command: F) -> F:
                      help=f"Exact rewrites to leave out, or all: {', '.join(FORMS)}."),
         click.option("--gather", default="auto", show_default=True, metavar=f"[{'|'.join(GATHERS)}]",
                      help="Operator that copies kept rows; auto: the faster one."),
+    )
+    return decorated
+
+
+def serving_options(command: F) -> F:
+    """How a model stands in a Triton repository; the command receives one `serving`."""
+    @functools.wraps(command)
+    def gather(engine: str | None, onnx: bool, openvino: bool, name: str | None, max_batch: int | None, instances: int,
+               model_version: int, **values: Any) -> Any:
+        if bool(engine) + onnx + openvino > 1:
+            raise ConfigError("Give one of --engine, --onnx and --openvino.")
+        serving = ServingConfig(name, max_batch, instances, model_version, engine, "openvino" if openvino else "onnx")
+        return command(serving=serving, **values)
+
+    decorated: F = with_options(
+        gather,
+        click.option("--engine", metavar="PLAN", help="For --format triton: serve this TensorRT engine of the checkpoint."),
+        click.option("--onnx", is_flag=True, help="For --format triton: serve an ONNX graph, the default."),
+        click.option("--openvino", is_flag=True, help="For --format triton: serve an OpenVINO model."),
+        click.option("--name", help="For --format triton: the model's name; default: the architecture's."),
+        click.option("--max-batch", type=int, help="For --format triton: largest batch; default: the engine's, else 64."),
+        click.option("--instances", type=int, default=1, show_default=True, help="For --format triton: run at once."),
+        click.option("--model-version", type=int, default=1, show_default=True,
+                     help="For --format triton: put a newer version beside the one that is there."),
     )
     return decorated
 

@@ -10,6 +10,7 @@ from .errors import ConfigError, did_you_mean
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
 FORMATS = tuple(SUFFIXES)
+REPOSITORY = "triton"                       # what `export` also writes: artifacts with all that a server needs
 ENGINES = ("trt", "rtx")                    # formats that a builder makes of an ONNX graph
 FLAGS = {"float32": "float32 (no flag)", "float16": "--fp16", "bfloat16": "--bf16", "int8": "--int8", "float8": "--fp8"}
 
@@ -54,7 +55,7 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool, capabi
         ConfigError: the target cannot do it; the message names what it can do.
     """
     if format not in FORMATS:
-        raise ConfigError(f"Unknown format {format!r}.{did_you_mean(format, FORMATS)}")
+        raise ConfigError(f"Unknown format {format!r}.{did_you_mean(format, (*FORMATS, REPOSITORY))}")
     targets = [target for known, target in SUPPORT if known == format]
     able = [target for target in targets if config.precision in SUPPORT[format, target].precisions]
     target = config.target or next(iter(able or targets))

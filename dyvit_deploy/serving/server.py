@@ -220,13 +220,23 @@ class Server:
             os.killpg(process.pid, signal.SIGKILL)                         # with its Python processes
             process.wait()
 
+    def notes(self) -> list[str]:
+        """What to know of a server that lacks a backend."""
+        return [f"This Triton has no {name} backend; dyvit's stand-in in Python runs the models, with the same runtime."
+                for name in self._needed if name in STANDS_IN_FOR and self._triton.lacks(name)]
+
+    @property
+    def log_file(self) -> str:
+        return str(self._log.name)
+
     def wait(self) -> None:
-        """Until the server ends.
+        """Until the server ends; SIGTERM becomes KeyboardInterrupt here.
 
         Raises:
-            BackendError: always, because it is not meant to; Ctrl-C is the other way out.
+            BackendError: it ended by itself.
         """
         assert self._process is not None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = self._process.wait()
         raise BackendError(f"Triton ended by itself with exit code {code}: {self.complaint()}")
 

@@ -1,0 +1,104 @@
+"""Asks a running Triton Inference Server, over HTTP or gRPC."""
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError, reason
+from ..graph import Tensor
+from ..optional import require
+from ..runners.base import InputSpec, Outputs, Runner
+from .interface import Servable
+
+TYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "uint8": "UINT8", "int64": "INT64", "object": "BYTES"}
+PROTOCOLS = ("http", "grpc")
+
+
+class Refused(BackendError):
+    """The server answered, with an error."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, each as HOST:PORT; `grpc` is None where it is not known."""
+
+    http: str
+    grpc: str | None = None
+
+    def get(self, path: str) -> Any:
+        """The JSON at `path` over HTTP; OSError or ValueError where there is none."""
+        with urllib.request.urlopen(f"http://{self.http}{path}", timeout=10) as answer:
+            return json.loads(answer.read())
+
+
+class Client:
+    """One connection; not for several threads at once. A context manager."""
+
+    def __init__(self, address: Address, protocol: str = "http") -> None:
+        self._library = require(f"tritonclient.{protocol}", extra="triton")
+        self._failure = require("tritonclient.utils").InferenceServerException
+        self._client = self._library.InferenceServerClient(getattr(address, protocol))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._client.close()
+
+    def infer(self, model: str, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str],
+              parameters: Mapping[str, Any] | None = None) -> dict[str, NDArray[Any]]:
+        """Sends one request; arrays of dtype object hold bytes.
+
+        Raises:
+            Refused: the server answers with an error, which is in the message.
+            BackendError: it does not answer.
+        """
+        inputs = []
+        for name, value in feeds.items():
+            inputs.append(self._library.InferInput(name, list(value.shape), TYPES[str(value.dtype)]))
+            inputs[-1].set_data_from_numpy(value)
+        wanted = [self._library.InferRequestedOutput(name) for name in outputs]
+        try:
+            answer = self._client.infer(model, inputs, outputs=wanted, parameters=dict(parameters or {}) or None)
+        except self._failure as error:
+            raise Refused(f"Triton refused a request to {model}: {reason(error)}.") from error
+        except OSError as error:
+            raise BackendError(f"Triton does not answer ({reason(error)}); is the server still there?") from error
+        return {name: answer.as_numpy(name) for name in outputs}
+
+
+class TritonRunner(Runner):
+    """A model of a running server that takes prepared tensors; its facts are those of the local artifact."""
+
+    backend, device = "Triton", "server"
+
+    def __init__(self, address: Address, model: str, servable: Servable, protocol: str = "http") -> None:
+        self.name, self.facts = f"{model} over {protocol}", servable.facts
+        self.input = input_spec(servable.input)
+        self._model, self._names = model, [output.name for output in servable.outputs]
+        self._client = Client(address, protocol)
+
+    def _infer(self, feed: NDArray[Any]) -> Outputs:
+        found = self._client.infer(self._model, {self.input.name: np.ascontiguousarray(feed)}, self._names)
+        return to_outputs(found)
+
+    def close(self) -> None:
+        self._client.__exit__(None, None, None)
+
+
+def input_spec(tensor: Tensor) -> InputSpec:
+    return InputSpec(tensor.name, tensor.dtype, tensor.shape)
+
+
+def to_outputs(found: Mapping[str, NDArray[Any]]) -> Outputs:
+    """What a model of ours answered: `logits`, and `kept_0`, `kept_1`, ... where it tells."""
+    kept = [found[name] for name in sorted(found) if name.startswith("kept_")]
+    return Outputs(found["logits"].astype(np.float32, copy=False), tuple(kept))
