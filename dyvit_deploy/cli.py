@@ -166,8 +166,8 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
 
 @main.command()
 @click.argument("checkpoint")
-@click.option("--format", "target_format", default="onnx", show_default=True, metavar=f"[{'|'.join((*FORMATS, REPOSITORY))}]",
-              help="What to write; triton is a model repository.")
+@click.option("--format", "target_format", default="onnx", show_default=True,
+              metavar=f"[{'|'.join((*FORMATS, REPOSITORY))}]", help="What to write; triton is a model repository.")
 @click.option("-o", "--out", required=True, help="File to write, or the repository's folder.")
 @graph_options
 @click.option("--dry-run", is_flag=True, help="Print the steps, sizes and equivalent commands; write nothing.")

@@ -32,9 +32,9 @@ def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: Dep
 @click.option("--check", is_flag=True, help="Send images every way, compare with the local runner, and stop.")
 @click.option("--data", default="digits", show_default=True, help="Images to send: a folder, or digits.")
 @click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="At most this many.")
-@click.option("--triton", help="A tritonserver, or a virtual environment with nvidia-pytriton; default: the one that is "
-              "installed, or that of DYVIT_TRITON.")
-@click.option("--port", type=int, help="First of three ports: HTTP, gRPC, metrics; default: 8000, with --check free ones.")
+@click.option("--triton", help="A tritonserver, or a virtual environment with nvidia-pytriton; default: that of "
+              "DYVIT_TRITON, or one that is installed.")
+@click.option("--port", type=int, help="First of three ports: HTTP, gRPC, metrics; default: 8000, with --check any.")
 @click.option("--url", metavar="HOST:PORT", help="Check a server that runs already, at its HTTP port.")
 @json_option
 def serve(repository: str, check: bool, data: str, images: int, triton: str | None, port: int | None, url: str | None,

@@ -233,8 +233,8 @@ class ServingConfig(JsonConfig):
     def require_unset(self) -> None:
         """Raises ConfigError when anything is set: the other formats know none of it."""
         if self != ServingConfig():
-            raise ConfigError("--engine, --onnx, --openvino, --name, --max-batch, --instances and --model-version are for "
-                              "a Triton repository; add --format triton.")
+            raise ConfigError("--engine, --onnx, --openvino, --name, --max-batch, --instances and --model-version are "
+                              "for a Triton repository; add --format triton.")
 
 
 @dataclass(frozen=True)

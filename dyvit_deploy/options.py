@@ -228,11 +228,11 @@ def serving_options(command: F) -> F:
 
     decorated: F = with_options(
         gather,
-        click.option("--engine", metavar="PLAN", help="For --format triton: serve this TensorRT engine of the checkpoint."),
+        click.option("--engine", metavar="PLAN", help="For --format triton: serve this engine of the checkpoint."),
         click.option("--onnx", is_flag=True, help="For --format triton: serve an ONNX graph, the default."),
         click.option("--openvino", is_flag=True, help="For --format triton: serve an OpenVINO model."),
         click.option("--name", help="For --format triton: the model's name; default: the architecture's."),
-        click.option("--max-batch", type=int, help="For --format triton: largest batch; default: the engine's, else 64."),
+        click.option("--max-batch", type=int, help="For --format triton: largest batch; default: engine's, else 64."),
         click.option("--instances", type=int, default=1, show_default=True, help="For --format triton: run at once."),
         click.option("--model-version", type=int, default=1, show_default=True,
                      help="For --format triton: put a newer version beside the one that is there."),

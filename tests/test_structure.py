@@ -14,8 +14,8 @@ LAYERS = [
     {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
     {"training", "export", "calibration"}, {"lowering", "tuning"},
     {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog"}, {"deploy_report", "dry_run"},
-    {"pipeline"}, {"sweep", "serving"}, {"quickstart", "progress"}, {"options", "terminal"}, {"cli_production"}, {"cli"},
-    {"__main__"},
+    {"pipeline"}, {"sweep", "serving"}, {"quickstart", "progress"}, {"options", "terminal"}, {"cli_production"},
+    {"cli"}, {"__main__"},
 ]
 STAGES = {"training", "export", "calibration"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}

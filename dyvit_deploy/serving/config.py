@@ -82,7 +82,8 @@ def router_config(name: str, models: dict[float, str], servables: Sequence[Serva
     """Picks one of `models`, by keep ratio, for each request; the first where a request names none."""
     first = servables[0]
     # Kept patches differ in number from model to model.
-    outputs = [_tensor(output, LABELS) | ({} if output.name == "logits" else {"dims": [-1]}) for output in first.outputs]
+    outputs = [_tensor(output, LABELS) | ({} if output.name == "logits" else {"dims": [-1]})
+               for output in first.outputs]
     return {
         "name": name, "backend": "python", "max_batch_size": max_batch,
         "input": [_tensor(first.input) | {"optional": True}, ENCODED, RAW], "output": outputs,

@@ -138,5 +138,5 @@ def check_same_model(servable: Servable, facts: ArtifactFacts, checkpoint: str |
     pairs += [("class_names", ours.class_names, theirs.class_names), ("keep_counts", ours.keep_counts or (), counts)]
     for name, mine, other in pairs:
         if mine != other:
-            raise ConfigError(f"{servable.path} is not of {checkpoint}: its {name} is {mine}, the checkpoint's {other}; "
-                              "name the checkpoint that it was built of.")
+            raise ConfigError(f"{servable.path} is not of {checkpoint}: its {name} is {mine}, the checkpoint's "
+                              f"{other}; name the checkpoint that it was built of.")

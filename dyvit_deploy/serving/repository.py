@@ -111,8 +111,8 @@ def _max_batch(servables: Any, wanted: int | None) -> int:
     limits = {servable.path: servable.largest for servable in servables if servable.largest}
     for path, largest in limits.items():
         if wanted and wanted > largest:
-            raise ConfigError(f"--max-batch {wanted} is more than the {largest} that {path} was built for; lower it, or "
-                              f"build the engine with --batch 1:8:{wanted}.")
+            raise ConfigError(f"--max-batch {wanted} is more than the {largest} that {path} was built for; lower it, "
+                              f"or build the engine with --batch 1:8:{wanted}.")
     return wanted or min(limits.values(), default=MAX_BATCH)
 
 
@@ -201,7 +201,8 @@ def read_repository(folder: str | Path) -> list[ServedModel]:
 def _artifacts(place: Path) -> Iterator[tuple[int, Path]]:
     """Version and artifact of each version of a model, the newest last."""
     for version in _versions(place):
-        yield from ((version, path) for suffix in READERS if (path := place / str(version) / f"model{suffix}").is_file())
+        paths = (place / str(version) / f"model{suffix}" for suffix in READERS)
+        yield from ((version, path) for path in paths if path.is_file())
 
 
 def _read_model(folder: Path, name: str, configs: Mapping[str, Config], version: int, artifact: Path) -> ServedModel:

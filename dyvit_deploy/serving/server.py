@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, BackendError, ConfigError, MissingDependency
+from ..errors import BackendError, ConfigError, MissingDependency
 
 OLDEST = (2, 51)                            # release that the tests run; the Python models need some of its features
 LOOPBACK = "127.0.0.1"
@@ -101,8 +101,8 @@ def find_triton(where: str | Path | None = None) -> Triton:
             return found_one
     raise MissingDependency(
         (f"There is no Triton Inference Server in {named}" if named else "No Triton Inference Server was found here")
-        + "; start one elsewhere and pass --url, or get it by: python3 -m venv triton && triton/bin/pip install --no-deps "
-          "nvidia-pytriton && triton/bin/pip install 'numpy<2' pillow onnxruntime, then pass --triton triton")
+        + "; start one elsewhere and pass --url, or get it by: python3 -m venv triton && triton/bin/pip install "
+          "--no-deps nvidia-pytriton && triton/bin/pip install 'numpy<2' pillow onnxruntime, then pass --triton triton")
 
 
 def _bundled(environment: Path) -> Triton | None:
@@ -185,7 +185,7 @@ class Server:
         self._stack.close()
 
     def _launch(self, backends: Path) -> subprocess.Popen[bytes]:
-        command = [self._triton.binary, f"--model-repository={self.repository.resolve()}",
+        command = [str(self._triton.binary), f"--model-repository={self.repository.resolve()}",
                    f"--backend-directory={backends}", "--disable-auto-complete-config",
                    *(f"--{name}-address={LOOPBACK}" for name in ("http", "grpc", "metrics")),
                    *(f"--{name}-port={getattr(self.ports, name)}" for name in ("http", "grpc", "metrics")),
@@ -274,7 +274,8 @@ def check_version(url: str) -> str:
         version = str(told["version"])
         numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"{url} does not answer as a Triton Inference Server ({error}); check the address.") from error
+        raise BackendError(f"{url} does not answer as a Triton Inference Server ({error}); check the "
+                           "address.") from error
     if numbers < OLDEST:
         raise BackendError(f"The Triton at {url} is version {version}; its Python models need "
                            f"{'.'.join(map(str, OLDEST))} or later.")

@@ -51,7 +51,8 @@ class TritonPythonModel:
         if image.width * image.height > self._spec.max_pixels:             # known from the header, before decoding
             raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {self._spec.max_pixels} "
                              "allowed")
-        return resize_and_crop(image, self._spec)
+        pixels: np.ndarray = resize_and_crop(image, self._spec)
+        return pixels
 
     def _finish(self, images: list[Future[np.ndarray]]) -> Any:
         pixels = []
