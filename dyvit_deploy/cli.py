@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .artifacts import own_version
+from .cli_production import predict
 from .config import LoadConfig
 from .deploy_config import BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .errors import DyvitError, did_you_mean
@@ -76,6 +77,9 @@ class Commands(click.Group):
 @click.version_option(own_version(), prog_name="dyvit")
 def main() -> None:
     """DynamicViT from checkpoint to production: train, export, check, bench."""
+
+
+main.add_command(predict)
 
 
 @main.command()
