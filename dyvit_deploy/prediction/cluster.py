@@ -22,8 +22,8 @@ from .report import PredictConfig, Prediction
 
 WAVE = 8000                                 # batches whose places are in the cluster's memory at once
 BLOCKS = 1000                               # parts that a wave is dealt out in
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0",    # else Ray reports to its makers
-         "RAY_BACKEND_LOG_LEVEL": "fatal"}
+SILENT = {"RAY_USAGE_STATS_ENABLED": "0",   # else Ray reports to its makers
+          "RAY_BACKEND_LOG_LEVEL": "fatal"}  # else an error is shown that is none, at every start of a worker
 # Ray then takes 127.0.0.1 for this machine's address, and listens there only; its own _node_ip_address does not.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
@@ -66,7 +66,7 @@ def predict_on_ray(artifact: str, config: PredictConfig, load: LoadConfig) -> It
         ConfigError: more workers than cores.
         BackendError: no cluster there, or a worker failed.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in SILENT.items()})
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         os.environ.update(ALONE)

@@ -53,7 +53,7 @@ class Predictor:
         logits = run_in_batches(self._runner, np.stack([image.pixels for image in found]), self._config.batch).logits
         best = np.argsort(-logits, axis=1, kind="stable")[:, :self._config.top]               # [B, top]
         shares = np.take_along_axis(softmax(logits), best, axis=1).astype(np.float32)         # [B, top]
-        whole = np.isfinite(logits).all(axis=1)                                                # [B]
+        whole = np.asarray(np.isfinite(logits).all(axis=1))                                    # [B]
         return [Prediction(image.name, tuple(self._names[k] for k in ranked), tuple(row))
                 if fine else Prediction(image.name, error=NO_NUMBER)
                 for image, ranked, row, fine in zip(found, best.tolist(), shares.tolist(), whole)]

@@ -70,8 +70,8 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
             partial.remove()
     seconds = time.perf_counter() - started
     return PredictReport(path.name, tuple(names), config.runner, tally.images, tally.failed, resumed, seconds,
-                         (tally.images - resumed) / work.seconds if work.seconds else 0.0, tuple(map(str, config.files)), tuple(tally.first),
-                         (*notes, *damage))
+                         (tally.images - resumed) / work.seconds if work.seconds else 0.0,
+                         tuple(map(str, config.files)), tuple(tally.first), (*notes, *damage))
 
 
 class _Work:
