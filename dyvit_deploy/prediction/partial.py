@@ -60,7 +60,8 @@ class PartialFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):                                            # what a full disk did not take is not kept
+            self._file.close()
         self._unlock()
 
     def _unlock(self) -> None:
@@ -102,13 +103,22 @@ class PartialFile:
         return chunks if chunk is None else chain([chunk], chunks)
 
     def append(self, places: Places, rows: list[Prediction]) -> None:
-        """Adds a batch."""
-        self._file.write(_line([[row.image, place.stamp, row.classes, row.probabilities, row.error]
-                                for place, row in zip(places, rows)]))
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNCED:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        """Adds a batch.
+
+        Raises:
+            ArtifactError: the disk is full or gone.
+        """
+        line = _line([[row.image, place.stamp, row.classes, row.probabilities, row.error]
+                      for place, row in zip(places, rows)])
+        try:
+            self._file.write(line)
+            self._file.flush()
+            if time.monotonic() - self._synced > SYNCED:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:
+            raise ArtifactError(f"{self.path} could not be written ({error.strerror}); free space, and the same command "
+                                "goes on from there.") from error
 
     def batches(self) -> Iterator[list[Prediction]]:
         """Every batch, from the first."""

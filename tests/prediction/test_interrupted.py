@@ -10,6 +10,7 @@ from helpers import ROOT, dyvit, photo_folder, tiny_graph
 
 import dyvit_deploy as dv
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.prediction.partial import PartialFile
 
 SLOWLY = """
 import sys, time
@@ -164,3 +165,24 @@ def test_a_finished_file_stays_until_the_new_one_is_whole(tmp_path, graph, photo
     assert out.read_text() == "old"
     dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
     assert out.read_bytes() == whole(graph, photos, tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_is_one_sentence_and_leaves_what_is_done(tmp_path, monkeypatch, graph, photos):
+    out = tmp_path / "out.csv"
+    stopped_after(3, graph, photos, out)
+    full, was = open("/dev/full", "wb", 0), PartialFile.append
+
+    def append(self, places, rows, file=None):
+        self._file, file = full, self._file
+        try:
+            was(self, places, rows)
+        finally:
+            self._file = file
+    monkeypatch.setattr(PartialFile, "append", append)
+    result = dyvit("predict", graph, photos, "--top", 2, "--batch", 4, "--csv", out)
+    full.close()
+    assert result.exit_code == 1 and "No space left on device" in result.stderr
+    assert [p.name for p in tmp_path.glob("out*")] == ["out.csv.partial"]
+    monkeypatch.undo()
+    assert dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out))).resumed == 12
