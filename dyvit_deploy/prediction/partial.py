@@ -117,8 +117,8 @@ class PartialFile:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            raise ArtifactError(f"{self.path} could not be written ({error.strerror}); free space, and the same command "
-                                "goes on from there.") from error
+            raise ArtifactError(f"{self.path} could not be written ({error.strerror}); free space, and the same "
+                                "command goes on from there.") from error
 
     def batches(self) -> Iterator[list[Prediction]]:
         """Every batch, from the first."""

@@ -171,17 +171,17 @@ def test_a_finished_file_stays_until_the_new_one_is_whole(tmp_path, graph, photo
 def test_a_full_disk_is_one_sentence_and_leaves_what_is_done(tmp_path, monkeypatch, graph, photos):
     out = tmp_path / "out.csv"
     stopped_after(3, graph, photos, out)
-    full, was = open("/dev/full", "wb", 0), PartialFile.append
+    was = PartialFile.append
 
-    def append(self, places, rows, file=None):
-        self._file, file = full, self._file
-        try:
-            was(self, places, rows)
-        finally:
-            self._file = file
+    def append(self, places, rows):
+        whole = self._file
+        with open("/dev/full", "wb", 0) as self._file:
+            try:
+                was(self, places, rows)
+            finally:
+                self._file = whole
     monkeypatch.setattr(PartialFile, "append", append)
     result = dyvit("predict", graph, photos, "--top", 2, "--batch", 4, "--csv", out)
-    full.close()
     assert result.exit_code == 1 and "No space left on device" in result.stderr
     assert [p.name for p in tmp_path.glob("out*")] == ["out.csv.partial"]
     monkeypatch.undo()
