@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from .report import PredictConfig, Prediction
 
 WAVE = 8000                                 # batches whose places are in the cluster's memory at once
 BLOCKS = 1000                               # parts that a wave is dealt out in
+PATIENCE = 10                               # seconds that a cluster may take to answer
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0",   # else Ray reports to its makers
           "RAY_BACKEND_LOG_LEVEL": "fatal"}  # else an error is shown that is none, at every start of a worker
 # Ray then takes 127.0.0.1 for this machine's address, and listens there only; its own _node_ip_address does not.
@@ -75,15 +77,24 @@ def predict_on_ray(artifact: str, config: PredictConfig, load: LoadConfig) -> It
     mine = not ray.is_initialized()
     if mine:
         try:
+            _require_listening(address or "")
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
                      **({} if address else {"include_dashboard": False}))
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise BackendError(f"Ray cannot be reached or started ({reason(error)}); check RAY_ADDRESS.") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BackendError(f"Ray cannot be reached or started ({reason(error)}); check RAY_ADDRESS, and "
+                               "RAY_AUTH_MODE=token where the cluster asks for one.") from error
     try:
         yield _Cluster(ray, os.path.abspath(artifact) if os.path.exists(artifact) else artifact, config, load).answer
     finally:
         if mine:
             ray.shutdown()
+
+
+def _require_listening(address: str) -> None:
+    """Raises OSError where nobody answers at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
 
 
 class _Cluster:

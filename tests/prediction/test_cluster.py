@@ -8,7 +8,7 @@ from helpers import ROOT, needs, photo_folder, tiny_checkpoint, tiny_graph
 
 import dyvit_deploy as dv
 from dyvit_deploy import optional
-from dyvit_deploy.errors import MissingDependency
+from dyvit_deploy.errors import BackendError, MissingDependency
 
 needs_ray = needs("ray", "ray")
 
@@ -48,6 +48,14 @@ def test_two_workers_give_the_same_file_and_print_nothing_else(tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["resumed"] == 4
     assert result.stdout.startswith("tiny.onnx (ray)") and "ray" not in result.stdout.split("\n", 1)[1].replace(
         str(out), "")
+
+
+@needs_ray
+def test_a_cluster_that_does_not_answer_is_one_sentence_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    photo_folder(tmp_path / "photos", 1)
+    with pytest.raises(BackendError, match="check RAY_ADDRESS"):
+        dv.predict_images(tiny_graph(tmp_path), tmp_path / "photos", dv.PredictConfig(1, runner="ray"))
 
 
 @needs_ray
