@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .model.checkpoint import load_model
     from .parity import CheckConfig, Tolerance, check_artifacts, compare
     from .pipeline import export_artifact, plan_artifact
+    from .prediction.report import PredictConfig
+    from .prediction.run import predict_images
     from .quickstart import run_quickstart
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
@@ -64,6 +66,8 @@ _NAMES = {
     "model.checkpoint": ("load_model",),
     "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
     "pipeline": ("export_artifact", "plan_artifact"),
+    "prediction.report": ("PredictConfig",),
+    "prediction.run": ("predict_images",),
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),

@@ -1,14 +1,26 @@
-"""Commands that bring artifacts into services."""
+"""The commands of production: predict, serve, and export to a Triton repository. `cli.py` puts them into `dyvit`."""
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
 from .config import LoadConfig
+from .data.images import no_track
 from .deploy_config import DeployConfig, ServingConfig
-from .options import json_option
-from .terminal import fail_notes, note, progress, show, show_plan, step
+from .options import device_option, json_option, run_options
+from .terminal import (
+    fail_notes,
+    failed_notes,
+    kept_when_stopped,
+    note,
+    progress,
+    show,
+    show_lines,
+    show_plan,
+    step,
+)
 
 
 def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: DeployConfig, load: LoadConfig,
@@ -49,4 +61,36 @@ def serve(repository: str, check: bool, data: str, images: int, triton: str | No
     show(report, json_file)
     note(*report.notes)
     fail_notes(report.failures)
+    sys.exit(not report)
+
+
+@click.command()
+@click.argument("artifact")
+@click.argument("sources", nargs=-1, required=True, metavar="IMAGES...")
+@click.option("--top", type=int, default=5, show_default=True, help="Likeliest classes per image.")
+@click.option("--csv", metavar="FILE", help="Write the rows to this .csv file, instead of showing them.")
+@click.option("--parquet", metavar="FILE", help="Write them to this .parquet file; both may be given.")
+@click.option("--batch", type=int, default=32, show_default=True, help="Images per run.")
+@click.option("--runner", default="local", show_default=True, metavar="[local|ray]",
+              help="ray: processes of this machine, or of the cluster in RAY_ADDRESS.")
+@click.option("--workers", type=int, help="Processes of --runner ray; default: one per GPU, else per machine.")
+@run_options
+@device_option
+@json_option
+def predict(artifact: str, sources: tuple[str, ...], load: LoadConfig, json_file: str | None, **options: Any) -> None:
+    """Predict the classes of any number of images: files, folders, .tar shards, wds/FOLDER; labels are not needed.
+
+    Stopped by Ctrl-C or a crash, the same command goes on from FILE.partial, and predicts images that were added, too.
+    A finished FILE is written over. What cannot be read is a row with its error: exit 1 only when that is every image.
+    """
+    from .prediction.report import PredictConfig, RowText
+    from .prediction.run import predict_images
+
+    config, text = PredictConfig(**options), RowText(options["top"])
+    watch = None if config.files else lambda rows: show_lines(text.lines(rows))
+    with kept_when_stopped(config.partial):
+        report = predict_images(artifact, sources, config, load, progress if config.files else no_track, watch)
+    show(report, json_file, beside=not config.files)
+    failed_notes(report.failed, report.failures)
+    note(*report.notes)
     sys.exit(not report)

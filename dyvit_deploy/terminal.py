@@ -1,7 +1,8 @@
 """What commands say: results on standard output, everything else on standard error."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     from .engine.build import BuildPlan
 
 
-def show(report: Any, json_file: str | None) -> None:
-    """Prints a report's table, and writes its JSON where asked; the first of several processes does."""
+def show(report: Any, json_file: str | None, beside: bool = False) -> None:
+    """Prints a report's table, and writes its JSON where asked; the first of several processes does.
+
+    The table goes `beside` the results, to standard error, where those are lines.
+    """
     if not is_first():
         return
-    console().print(report.table())
+    (errors() if beside else console()).print(report.table())
     if json_file:
         write_json(json_file, report.to_json())
 
@@ -61,6 +65,24 @@ def fail_notes(failures: Iterable[str], advice: Iterable[str] = ()) -> None:
 def skipped_notes(skipped: tuple[str, ...]) -> None:
     if skipped:
         note(f"Could not be read and were skipped, {len(skipped)} in all:", *(f"  {line}" for line in skipped))
+
+
+def failed_notes(failed: int, first: tuple[str, ...]) -> None:
+    """Images without a prediction, the first of them by name."""
+    if failed:
+        note(f"No prediction for {failed} image{'s' * (failed > 1)}, whose rows have the error"
+             f"{'; the first' if failed > len(first) else ''}:", *(f"  {line}" for line in first))
+
+
+@contextlib.contextmanager
+def kept_when_stopped(partial: Path | None) -> Iterator[None]:
+    """Says, after Ctrl-C, what goes on from the `partial` file."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if partial and partial.is_file():
+            note(f"Stopped. {partial} holds what is done; the same command goes on from there.")
+        raise
 
 
 def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:

@@ -13,14 +13,14 @@ LAYERS = [
     {"zoo", "targets", "modelopt", "machine"},
     {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
     {"training", "export", "calibration"}, {"lowering", "tuning"},
-    {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog"}, {"deploy_report", "dry_run"},
-    {"pipeline"}, {"sweep", "serving"}, {"quickstart", "progress"}, {"options", "terminal"}, {"cli_production"},
-    {"cli"}, {"__main__"},
+    {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog", "prediction"},
+    {"deploy_report", "dry_run"}, {"pipeline"}, {"sweep", "serving"}, {"quickstart", "progress"},
+    {"options", "terminal"}, {"cli_production", "cli_training"}, {"cli"}, {"__main__"},
 ]
 STAGES = {"training", "export", "calibration"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "openvino", "sklearn",
-         "modelopt", "matplotlib", "datasets", "webdataset")
+         "modelopt", "matplotlib", "datasets", "webdataset", "ray", "pyarrow")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
               "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+MOST_PIXELS = 178_956_970                   # where Pillow, too, refuses an image as a decompression bomb
 
 
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
@@ -22,6 +23,9 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
 
     The order and rounding are those of torchvision's Resize and CenterCrop on a Pillow image,
     which the published evaluation uses.
+
+    Raises:
+        ValueError: an image so long and thin that resizing its short side takes more than MOST_PIXELS.
     """
     preprocess, (height, width) = spec.preprocess, spec.image_size
     resampling = RESAMPLING[preprocess.interpolation]
@@ -31,6 +35,9 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     short = min(image.size)
     scaled = tuple(side if side == short else int(preprocess.short_side * side / short) for side in image.size)
     scaled = tuple(preprocess.short_side if side == short else side for side in scaled)
+    if scaled[0] * scaled[1] > MOST_PIXELS:                                # 1 x 60000 pixels would become gigabytes
+        raise ValueError(f"it is too long and thin: {image.width} x {image.height} pixels become {scaled[0]} x "
+                         f"{scaled[1]}, more than {MOST_PIXELS}")
     image = image.resize((scaled[0], scaled[1]), resampling)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     # A crop larger than the resized image (wide non-square inputs) pads with black, as Pillow does.

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import abc
+import collections
+import contextlib
 import copy
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -16,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..config import ImageSpec
 from ..distributed import cpu_share
-from ..errors import DataError, did_you_mean
+from ..errors import DataError, did_you_mean, reason
 from .images import UNREADABLE, Batch
 from .preprocess import resize_and_crop
 
@@ -36,31 +37,64 @@ def split_names(split: str) -> tuple[str, ...]:
     return SPLITS[split] + (SPLITS["val"] if split == "test" else ())
 
 
+class Found(NamedTuple):
+    """An image that could be read: uint8 [height, width, 3] of the model's size, and its label if it has one."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    label: int | None
+
+
+class Unread(NamedTuple):
+    """An image that could not, and why."""
+
+    name: str
+    error: str
+
+
+def read_images(items: Iterable[tuple[str, Read]], spec: ImageSpec, ahead: int,
+                threads: int | None = None) -> Generator[Found | Unread, None, None]:
+    """One result per item, in order, from names and what reads an image and its label.
+
+    Several `threads` decode (default: this process's share of the cores), up to `ahead` items before the one that is
+    asked for; no more than that many are in memory.
+    """
+    def read_one(item: tuple[str, Read]) -> Found | Unread:
+        name, read = item
+        try:
+            image, label = read()
+            return Found(name, resize_and_crop(image, spec), label)
+        except UNREADABLE as error:
+            return Unread(name, str(error))
+
+    pool, waiting = ThreadPoolExecutor(threads or cpu_share()), collections.deque[Future[Found | Unread]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(read_one, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:                                                               # Ctrl-C must not wait for the whole queue
+        pool.shutdown(cancel_futures=True)
+
+
 def read_batches(source: str, items: Iterable[tuple[str, Read]], size: int, spec: ImageSpec, skipped: list[str],
                  whole: bool) -> Iterator[Batch]:
-    """Batches of up to `size`, in order, from names and what reads an image and its label; several threads decode.
+    """Batches of up to `size`, in order; the next one is decoded while the caller works on this one.
 
     `skipped` gets a line for each image that cannot be read.
 
     Raises:
         DataError: not one image of a `whole` source can be read.
     """
-    def read_one(item: tuple[str, Read]) -> _Found | str:
-        name, read = item
-        try:
-            image, label = read()
-            return _Found(resize_and_crop(image, spec), label, name)
-        except UNREADABLE as error:
-            return f"{name}: {error}"
-
-    left, found, empty = iter(items), list[_Found](), True
-    with ThreadPoolExecutor(cpu_share()) as pool:
-        while chunk := list(itertools.islice(left, size - len(found))):
-            for result in pool.map(read_one, chunk):
-                if isinstance(result, str):
-                    skipped.append(result)
-                else:
-                    found.append(result)
+    found, empty = list[Found](), True
+    with contextlib.closing(read_images(items, spec, 2 * size)) as results:
+        for result in results:
+            if isinstance(result, Unread):
+                skipped.append(f"{result.name}: {result.error}")
+                continue
+            found.append(result)
             if len(found) == size:
                 yield _batch(found)
                 found, empty = [], False
@@ -70,14 +104,8 @@ def read_batches(source: str, items: Iterable[tuple[str, Read]], size: int, spec
         raise nothing_readable(source, skipped)
 
 
-class _Found(NamedTuple):
-    pixels: NDArray[np.uint8]
-    label: int | None
-    name: str
-
-
-def _batch(found: Sequence[_Found]) -> Batch:
-    pixels, labels, names = zip(*found)
+def _batch(found: Sequence[Found]) -> Batch:
+    names, pixels, labels = zip(*found)
     return Batch(np.stack(pixels), None if None in labels else np.asarray(labels, np.int64), None, list(names))
 
 
@@ -88,6 +116,10 @@ def decode(file: str | Path | IO[bytes]) -> Image.Image:
             return image.convert("RGB")
     except UnidentifiedImageError as error:                                # its text has an address in memory
         raise ValueError("it is no image of a known kind") from error
+    except UNREADABLE:
+        raise
+    except Exception as error:                                             # struct.error, IndexError, by decoder
+        raise ValueError(f"it is damaged ({reason(error)})") from error
 
 
 def spread(count: int, limit: int | None) -> NDArray[np.int64]:

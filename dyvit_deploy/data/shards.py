@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -132,13 +132,19 @@ class ShardImages:
     def _decode(self, sample: dict[str, Any]) -> tuple[Image.Image, int]:
         """An RGB image and its label, or one of UNREADABLE."""
         content = next((sample[suffix] for suffix in IMAGES if suffix in sample), None)
-        if content is None or "cls" not in sample:
-            missing = " or ".join(f".{suffix}" for suffix in (IMAGES if content is None else ("cls",)))
-            raise ValueError(f"there is no {missing} file")
+        if content is None:
+            raise no_image()
+        if "cls" not in sample:
+            raise ValueError("there is no .cls file")
         label = int(sample["cls"])
         if not 0 <= label < len(self.class_names or ()):
             raise ValueError(f"its class {label} is none of the {len(self.class_names or ())} classes")
         return decode(io.BytesIO(content)), label
+
+
+def no_image() -> ValueError:
+    """The error of a sample that has none."""
+    return ValueError(f"there is no {' or '.join(f'.{suffix}' for suffix in IMAGES)} file")
 
 
 def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None, str | None]:
@@ -194,28 +200,55 @@ def scan_shard(path: Path) -> Shard:
 
 @functools.lru_cache(maxsize=10_000)
 def _scan(path: Path, changed: int) -> Shard:
-    split_name: Callable[[str], tuple[str, str]] = require("webdataset.tariterators", extra="train").base_plus_ext
     keys: set[str] = set()
     labels: set[int] = set()
-    damage = None
+    damage: list[str] = []
+    for member in shard_members(path, damage):
+        keys.add(member.key)
+        if member.suffix == "cls" and (text := member.read().strip()).isdigit():
+            labels.add(int(text))
+    return Shard(len(keys), frozenset(labels), damage[0] if damage else None)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a shard: `offset` and `size` are where its bytes lie, if the shard is not compressed."""
+
+    key: str
+    suffix: str
+    offset: int
+    size: int
+    read: Callable[[], bytes]
+
+
+def shard_members(path: Path, damage: list[str], mode: Literal["r:*", "r:"] = "r:*") -> Iterator[Member]:
+    """The files of a shard in their order, from its headers; contents are read on request, before the next one.
+
+    `damage` gets what ended it early, if anything did. `mode` "r:" takes no compressed tar.
+    """
+    split_name: Callable[[str], tuple[str, str]] = require("webdataset.tariterators", extra="train").base_plus_ext
+    found = False
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, mode) as tar:
             for member in tar:
                 key, suffix = split_name(member.name)
-                if not member.isreg() or key is None:
-                    continue
-                keys.add(key)
-                content = tar.extractfile(member) if suffix.lower() == "cls" else None
-                if content and (text := content.read().strip()).isdigit():
-                    labels.add(int(text))
+                if member.isreg() and key is not None:
+                    found = True
+                    yield Member(key, suffix.lower(), member.offset_data, member.size,
+                                 functools.partial(_content, tar, member))
+                tar.members = []  # type: ignore[attr-defined]             # or tarfile remembers every one
             assert tar.fileobj is not None
             # Python's tarfile takes a damaged header for the end; the true end is a block of zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                damage = "unexpected end of data" if tar.offset >= path.stat().st_size else "damaged header"
+                damage.append("unexpected end of data" if tar.offset >= path.stat().st_size else "damaged header")
     except (tarfile.TarError, OSError, EOFError) as error:
-        damage = reason(error) if keys else "no readable tar file"
-    return Shard(len(keys), frozenset(labels), damage)
+        damage.append(reason(error) if found else "no readable tar file" + (" without compression" * (mode == "r:")))
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
 
 
 def _read_shard(path: Path, damage: list[str]) -> Iterator[dict[str, Any]]:
@@ -225,7 +258,11 @@ def _read_shard(path: Path, damage: list[str]) -> Iterator[dict[str, Any]]:
     for sample in samples([{"url": str(path.resolve())}], handler=lambda error: True):
         yield sample | {"shard": path}
     if found := scan_shard(path).damage:
-        damage.append(f"{path}: {found}; what comes after it is lost")
+        damage.append(damage_line(path, found))
+
+
+def damage_line(path: Path, damage: str) -> str:
+    return f"{path}: {damage}; what comes after it is lost"
 
 
 def _name(sample: dict[str, Any]) -> str:

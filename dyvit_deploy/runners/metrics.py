@@ -7,10 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities, float64 [B, classes], of float [B, classes]; NaN where a row has a NaN or an infinity."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
 def top_probability(logits: NDArray[Any]) -> NDArray[np.float64]:
     """The largest softmax probability of each row of float [B, classes]: float64 [B], 0 where a logit is NaN."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    confidence: NDArray[np.float64] = np.nan_to_num(1 / np.exp(shifted).sum(axis=1))
+    confidence: NDArray[np.float64] = np.nan_to_num(softmax(logits).max(axis=1))
     return confidence
 
 

@@ -1,0 +1,45 @@
+"""Rows into files, batch by batch; a file appears when it is whole."""
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import METADATA_KEY, atomic_write
+from ..optional import require
+from .report import Prediction, columns
+
+GROUP = 16_384                              # rows of a Parquet row group: what is in memory at once
+
+
+def write_csv(path: Path, batches: Iterable[list[Prediction]], top: int) -> None:
+    """RFC 4180 with a header, UTF-8, lines ending in a line feed."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns(top))
+        for rows in batches:
+            writer.writerows(row.cells(top) for row in rows)
+
+
+def write_parquet(path: Path, batches: Iterable[list[Prediction]], top: int, identity: Mapping[str, Any]) -> None:
+    """The same columns, strings and float32; a row with an error has nulls for classes and probabilities.
+
+    What the rows are of lies in the schema's metadata under `dyvit`.
+    """
+    arrow, parquet = require("pyarrow", extra="predict"), require("pyarrow.parquet", extra="predict")
+    kinds = {name: arrow.float32() if name.startswith("probability") else arrow.string() for name in columns(top)}
+    schema = arrow.schema(list(kinds.items()), {METADATA_KEY: json.dumps(dict(identity))})
+    rows = chain.from_iterable(batches)
+    with atomic_write(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        while group := list(islice(rows, GROUP)):
+            values = zip(*(_values(row, top) for row in group))
+            writer.write_table(arrow.table([arrow.array(column, kind) for column, kind in zip(values, kinds.values())],
+                                           schema=schema))
+
+
+def _values(row: Prediction, top: int) -> list[str | float | None]:
+    pairs: list[str | float | None] = [value for pair in zip(row.classes, row.probabilities) for value in pair]
+    return [row.image, *pairs, *[None] * (2 * top - len(pairs)), row.error]

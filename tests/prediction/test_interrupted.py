@@ -1,0 +1,188 @@
+"""An interrupted run goes on, and ends as one that never was."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, dyvit, photo_folder, tiny_graph
+
+import dyvit_deploy as dv
+from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.prediction.partial import PartialFile
+
+SLOWLY = """
+import sys, time
+from dyvit_deploy.prediction.predictor import Predictor
+fast = Predictor.predict
+Predictor.predict = lambda self, images: (time.sleep(0.1), fast(self, images))[1]
+from dyvit_deploy.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    return tiny_graph(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return photo_folder(tmp_path / "photos", 90)
+
+
+def whole(graph, photos, folder, batch=4):
+    """The file of a run without interruption."""
+    dv.predict_images(graph, photos, dv.PredictConfig(2, batch, csv=str(folder / "whole.csv")))
+    return (folder / "whole.csv").read_bytes()
+
+
+def stopped_after(batches, graph, photos, out, **options):
+    """Ctrl-C comes once so many batches are done."""
+    seen = []
+
+    def watch(rows):
+        seen.append(rows)
+        if len(seen) == batches:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out), **options), watch=watch)
+
+
+def started(graph, photos, out):
+    return subprocess.Popen([sys.executable, "-c", SLOWLY, "predict", graph, photos, "--top", "2", "--batch", "4",
+                             "--csv", out], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(lines, partial):
+    end = time.monotonic() + 60
+    while not partial.exists() or partial.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_ctrl_c_and_kill_9_cost_at_most_a_batch_and_change_no_byte(tmp_path, graph, photos):
+    out, partial = tmp_path / "out.csv", tmp_path / "out.csv.partial"
+    for signal_number, lines in ((signal.SIGINT, 4), (signal.SIGKILL, 9)):
+        process = started(graph, photos, out)
+        wait_for(lines, partial)
+        process.send_signal(signal_number)
+        _, told = process.communicate(timeout=60)
+        assert not out.exists() and partial.exists()
+        assert process.returncode == (130 if signal_number == signal.SIGINT else -signal.SIGKILL)
+        assert ("the same command goes on from there" in told) == (signal_number == signal.SIGINT)
+        assert "Traceback" not in told
+    report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
+    assert report.images == 90 and report.resumed >= 32 and not report.notes
+    assert out.read_bytes() == whole(graph, photos, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "photos", "whole.csv"]
+
+
+@pytest.mark.parametrize("torn", [b'[["photos/0', b"\0" * 700, b'[["a","",["0"],[1.0],""]]', b"{}\n[]\n"])
+def test_a_torn_or_damaged_end_is_dropped(tmp_path, graph, photos, torn):
+    out = tmp_path / "out.csv"
+    stopped_after(3, graph, photos, out)
+    with open(f"{out}.partial", "ab") as file:
+        file.write(torn)
+    report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
+    assert report.resumed == 12 and out.read_bytes() == whole(graph, photos, tmp_path)
+
+
+def test_a_torn_first_line_begins_anew(tmp_path, graph, photos):
+    (tmp_path / "out.csv.partial").write_bytes(b'{"dyvit":"pre')
+    dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(tmp_path / "out.csv")))
+    assert (tmp_path / "out.csv").read_bytes() == whole(graph, photos, tmp_path)
+
+
+@pytest.mark.parametrize("change, kept", [("added first", 0), ("added in between", 8), ("added last", 12),
+                                          ("removed", 4), ("rewritten", 8)])
+def test_images_that_came_went_or_changed_meanwhile_are_predicted_as_they_are(tmp_path, graph, photos, change, kept):
+    out = tmp_path / "out.csv"
+    stopped_after(3, graph, photos, out)
+    first = (photos / "000.png").read_bytes()
+    if change == "removed":
+        (photos / "005.png").unlink()
+    else:
+        name = {"added first": "!", "added in between": "009b", "added last": "zz", "rewritten": "008"}[change]
+        (photos / f"{name}.png").write_bytes(first)
+    report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
+    assert report.resumed == kept and bool(report.notes) == (change != "added last")
+    assert out.read_bytes() == whole(graph, photos, tmp_path)
+
+
+def test_files_that_could_not_be_written_at_the_end_cost_no_work(tmp_path, monkeypatch, graph, photos):
+    from dyvit_deploy.prediction import predictor, run
+    out = tmp_path / "out.csv"
+    monkeypatch.setattr(run, "write_csv", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
+    monkeypatch.undo()
+    monkeypatch.setattr(predictor, "open_runner", None)                     # not even the artifact is opened
+    report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
+    assert report.resumed == report.images == 90 and report.images_per_sec == 0
+
+
+@pytest.mark.parametrize("other, message", [({"top": 3}, "another --top"), ({"batch": 8}, "another --batch"),
+                                            ({"sources": "more"}, "other images")])
+def test_another_command_does_not_destroy_the_work(tmp_path, graph, photos, other, message):
+    out = tmp_path / "out.csv"
+    stopped_after(3, graph, photos, out)
+    before = (tmp_path / "out.csv.partial").read_bytes()
+    sources = photo_folder(tmp_path / other.pop("sources"), 2) if "sources" in other else photos
+    with pytest.raises(ConfigError, match=message):
+        dv.predict_images(graph, sources, dv.PredictConfig(**({"top": 2, "batch": 4, "csv": str(out)} | other)))
+    assert (tmp_path / "out.csv.partial").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.glob("out*")) == ["out.csv.partial"]
+
+
+def test_another_artifact_is_refused_by_its_content_not_its_name(tmp_path, graph, photos):
+    stopped_after(3, graph, photos, tmp_path / "out.csv")
+    other = tiny_graph(tmp_path, 0.7)
+    result = dyvit("predict", other, photos, "--top", 2, "--batch", 4, "--csv", tmp_path / "out.csv")
+    assert result.exit_code == 2 and "another artifact" in result.stderr
+    same = tmp_path / "copy.onnx"
+    same.write_bytes(graph.read_bytes())
+    assert dv.predict_images(same, photos, dv.PredictConfig(2, 4, csv=str(tmp_path / "out.csv"))).resumed == 12
+
+
+def test_two_runs_do_not_write_the_same_file(tmp_path, graph, photos):
+    out = tmp_path / "out.csv"
+
+    def watch(rows):
+        result = dyvit("predict", graph, photos, "--top", 2, "--batch", 4, "--csv", out)
+        assert result.exit_code == 2 and "Another dyvit predict is writing" in result.stderr
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)), watch=watch)
+    assert not os.path.exists(f"{out}.partial.lock")
+
+
+def test_a_finished_file_stays_until_the_new_one_is_whole(tmp_path, graph, photos):
+    out = tmp_path / "out.csv"
+    out.write_text("old")
+    stopped_after(3, graph, photos, out)
+    assert out.read_text() == "old"
+    dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
+    assert out.read_bytes() == whole(graph, photos, tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_is_one_sentence_and_leaves_what_is_done(tmp_path, monkeypatch, graph, photos):
+    out = tmp_path / "out.csv"
+    stopped_after(3, graph, photos, out)
+    was = PartialFile.append
+
+    def append(self, places, rows):
+        whole = self._file
+        with open("/dev/full", "wb", 0) as self._file:
+            try:
+                was(self, places, rows)
+            finally:
+                self._file = whole
+    monkeypatch.setattr(PartialFile, "append", append)
+    result = dyvit("predict", graph, photos, "--top", 2, "--batch", 4, "--csv", out)
+    assert result.exit_code == 1 and "No space left on device" in result.stderr
+    assert [p.name for p in tmp_path.glob("out*")] == ["out.csv.partial"]
+    monkeypatch.undo()
+    assert dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out))).resumed == 12
