@@ -53,10 +53,11 @@ void add_provider(Ort::SessionOptions& session, Options const& options) {
 }
 
 Ort::Session load(std::filesystem::path const& path, Options const& options) {
+  Ort::Env const& env = environment();          // before the providers, which log to it
   Ort::SessionOptions settings = session_options(options.threads);
   add_provider(settings, options);
   try {
-    return Ort::Session(environment(), path.c_str(), settings);
+    return Ort::Session(env, path.c_str(), settings);
   } catch (Ort::Exception const& error) {
     throw Error(path.string() + " is not an ONNX model that ONNX Runtime can load here (" + reason(error.what()) +
                 "); make or copy it again.");
