@@ -35,6 +35,17 @@ def is_fresh(manifest: Path) -> bool:
     return manifest.is_file() and manifest.stat().st_mtime > max(source.stat().st_mtime for source in sources)
 
 
+def rows_first(image, size: tuple[int, int], interpolation: str, resized) -> bool:
+    """Whether Pillow resized along the rows first, as ONNX Runtime always does; Pillow 13 chooses by the shape."""
+    import numpy as np
+
+    from dyvit_deploy.data.preprocess import RESAMPLING
+
+    resampling, (height, width) = RESAMPLING[interpolation], size
+    rows = image.convert("RGB").resize((width, image.height), resampling)
+    return np.array_equal(np.asarray(rows.resize((width, height), resampling)), resized)
+
+
 class Reference:
     """Collects the manifest while files are written to `folder`."""
 
@@ -78,9 +89,11 @@ class Reference:
 
         spec = ForeignImages(size, Preprocess(short_side=short_side, interpolation=interpolation))
         name = f"{file.name}.{'x'.join(map(str, size))}.{short_side}.{interpolation}"
+        pixels = resize_and_crop(Image.open(file), spec)
         self.manifest["resized"].append({
             "file": str(file), "height": size[0], "width": size[1], "short_side": short_side or 0,
-            "interpolation": interpolation, "pixels": self.array(name, resize_and_crop(Image.open(file), spec))})
+            "interpolation": interpolation, "pixels": self.array(name, pixels),
+            "vertical_first": short_side is None and not rows_first(Image.open(file), size, interpolation, pixels)})
 
 
 def add_digits(reference: Reference) -> None:
