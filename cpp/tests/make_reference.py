@@ -35,15 +35,19 @@ def is_fresh(manifest: Path) -> bool:
     return manifest.is_file() and manifest.stat().st_mtime > max(source.stat().st_mtime for source in sources)
 
 
-def rows_first(image, size: tuple[int, int], interpolation: str, resized) -> bool:
-    """Whether Pillow resized along the rows first, as ONNX Runtime always does; Pillow 13 chooses by the shape."""
+def resized_rows_first(image, spec):
+    """`image` resized straight to the model's size, along the rows and then the columns.
+
+    Pillow before 13 always goes this way, and so does ONNX Runtime. Pillow 13 goes along the columns first for some
+    shapes, which gives other levels, because what lies between the two is rounded to bytes.
+    """
     import numpy as np
 
     from dyvit_deploy.data.preprocess import RESAMPLING
 
-    resampling, (height, width) = RESAMPLING[interpolation], size
-    rows = image.convert("RGB").resize((width, image.height), resampling)
-    return np.array_equal(np.asarray(rows.resize((width, height), resampling)), resized)
+    resampling, (height, width) = RESAMPLING[spec.preprocess.interpolation], spec.image_size
+    image = image.convert("RGB")
+    return np.asarray(image.resize((width, image.height), resampling).resize((width, height), resampling))
 
 
 class Reference:
@@ -89,11 +93,10 @@ class Reference:
 
         spec = ForeignImages(size, Preprocess(short_side=short_side, interpolation=interpolation))
         name = f"{file.name}.{'x'.join(map(str, size))}.{short_side}.{interpolation}"
-        pixels = resize_and_crop(Image.open(file), spec)
+        resize = resize_and_crop if short_side else resized_rows_first
         self.manifest["resized"].append({
             "file": str(file), "height": size[0], "width": size[1], "short_side": short_side or 0,
-            "interpolation": interpolation, "pixels": self.array(name, pixels),
-            "vertical_first": short_side is None and not rows_first(Image.open(file), size, interpolation, pixels)})
+            "interpolation": interpolation, "pixels": self.array(name, resize(Image.open(file), spec))})
 
 
 def add_digits(reference: Reference) -> None:

@@ -60,10 +60,8 @@ TEST_CASE("images are resized, cropped and padded as in Python") {
                                                      expected["interpolation"]));
     auto const image = preprocessor.resize_and_crop(dyvit::read_image(in_folder(expected["file"])));
     auto const difference = compare(image.rgb, reference::array<std::uint8_t>(expected["pixels"]));
-    // Each direction is rounded to bytes, so the other order gives other levels: see docs/cpp.md.
-    bool const other_order = expected["vertical_first"];
-    CHECK(difference.largest <= (other_order ? 8 : 1));
-    CHECK(difference.share < (other_order ? 0.25 : 0.002));
+    CHECK(difference.largest <= 1);
+    CHECK(difference.share < 0.002);
   }
 }
 
