@@ -339,7 +339,8 @@ def cpp_table() -> str:
     if not (RESULTS / CPP).exists():
         return "Not measured yet: `python benchmarks/cpp.py build/dyvit-bench` fills this table."
     result = read(CPP)
-    lines = ["| model, keep ratio 0.7 | batch | threads | C++ ms | Python ms | Python's time over C++'s |", "|---" * 6 + "|"]
+    lines = ["| model, keep ratio 0.7 | batch | threads | C++ ms | Python ms | Python's time over C++'s |",
+             "|---" * 6 + "|"]
     for row in result["rows"]:
         lines.append(f"| {row['model']} | {row['batch']} | {row['threads']} | {row['cpp_latency_ms_p50']:.2f} "
                      f"| {row['python_latency_ms_p50']:.2f} | {row['speedup']:.2f} ({row['speedup_min']:.2f} to "
@@ -347,8 +348,8 @@ def cpp_table() -> str:
     machine, versions = result["machine"], result["versions"]
     runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime}, float32, "
-                 f"{result['started'][:10]}. Medians of {len(result['rows'][0]['rounds'])} rounds in which both take turns, "
-                 "in brackets the lowest and highest (`benchmarks/cpp.py`).")
+                 f"{result['started'][:10]}. Medians of {len(result['rows'][0]['rounds'])} rounds in which both take "
+                 "turns, in brackets the lowest and highest (`benchmarks/cpp.py`).")
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ SCENES = 8
 
 def skip_unless_importable() -> None:
     try:
-        import sklearn  # noqa: F401  the digits of the scenes
+        import sklearn                                      # the digits of the scenes
 
         import dyvit_deploy.runners.ort  # noqa: F401
         import dyvit_deploy.zoo  # noqa: F401
@@ -157,7 +157,7 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
 
 
 def add_files(reference: Reference) -> list[Path]:
-    """Smooth colourful images in every form that is decoded; photos too, where they are. Returns the photo-like ones."""
+    """Smooth colourful images in every form that is decoded, and photos where they are; returns the photo-like ones."""
     import numpy as np
     from PIL import Image
 
