@@ -8,6 +8,7 @@ and the package. Exit code 77, which ctest counts as skipped, where dyvit_deploy
 """
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -21,10 +22,8 @@ SCENES = 8
 
 def skip_unless_importable() -> None:
     try:
-        import sklearn                                      # the digits of the scenes
-
-        import dyvit_deploy.runners.ort  # noqa: F401
-        import dyvit_deploy.zoo  # noqa: F401
+        for module in ("sklearn", "dyvit_deploy.zoo", "dyvit_deploy.runners.ort"):
+            importlib.import_module(module)
     except ImportError as error:
         print(f"skipped: {error}; pip install '.[demo]' for this Python ({sys.executable}).")
         sys.exit(SKIPPED)
