@@ -1,0 +1,109 @@
+// dyvit-bench: how long Engine::infer takes, from a batch in host memory to outputs in host memory; decoding and
+// preprocessing are not in it. A table for people; the last line of stdout is JSON.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "command_line.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t least_runs = 10;
+constexpr int warm_up_runs = 3;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Noise of the model's input type; time does not depend on what is in an image.
+struct Noise {
+  std::vector<float> floats;
+  std::vector<std::uint8_t> bytes;
+  dyvit::Images images;
+
+  Noise(dyvit::Metadata const& facts, std::int64_t batch) {
+    auto const size = static_cast<std::size_t>(batch * 3 * facts.height * facts.width);
+    std::mt19937 random(0);
+    if (facts.input == dyvit::DataType::uint8) {
+      bytes.resize(size);
+      for (auto& value : bytes) value = static_cast<std::uint8_t>(random());
+      images = {facts.input, bytes.data(), {batch, facts.height, facts.width, 3}};
+    } else {
+      floats.resize(size);
+      std::normal_distribution<float> normal;
+      for (auto& value : floats) value = normal(random);
+      images = {facts.input, floats.data(), {batch, 3, facts.height, facts.width}};
+    }
+  }
+};
+
+// `share` of the sorted `values` are at most this; between two of them, the way between.
+double quantile(std::vector<double> const& values, double share) {
+  double const place = share * static_cast<double>(values.size() - 1);
+  auto const below = static_cast<std::size_t>(std::floor(place));
+  std::size_t const above = std::min(below + 1, values.size() - 1);
+  return values[below] + (place - static_cast<double>(below)) * (values[above] - values[below]);
+}
+
+nlohmann::ordered_json time_batch(dyvit::Engine const& engine, std::int64_t batch, double seconds) {
+  Noise const noise(engine.metadata(), batch);
+  dyvit::Outputs outputs;
+  for (int i = 0; i < warm_up_runs; ++i) engine.infer(noise.images, outputs);
+  std::vector<double> ms;
+  auto const start = Clock::now();
+  while (ms.size() < least_runs || seconds_since(start) < seconds) {
+    auto const begin = Clock::now();
+    engine.infer(noise.images, outputs);
+    ms.push_back(1000 * seconds_since(begin));
+  }
+  std::sort(ms.begin(), ms.end());
+  double const median = quantile(ms, 0.5);
+  return {{"batch", batch},
+          {"runs", ms.size()},
+          {"latency_ms_p50", median},
+          {"latency_ms_p90", quantile(ms, 0.9)},
+          {"latency_ms_p99", quantile(ms, 0.99)},
+          {"images_per_sec", 1000.0 * static_cast<double>(batch) / median}};
+}
+
+int bench(dyvit::Common const& common, std::vector<std::int64_t> const& batches, double seconds) {
+  auto const start = Clock::now();
+  auto const engine = dyvit::Engine::open(common.artifact, common.options);
+  double const opening_ms = 1000 * seconds_since(start);
+  std::printf("%s, %s, %s\n%6s %8s %10s %10s %10s %10s\n", common.artifact.c_str(), engine.metadata().precision.c_str(),
+              engine.backend().c_str(), "batch", "runs", "p50 ms", "p90 ms", "p99 ms", "images/s");
+  auto rows = nlohmann::ordered_json::array();
+  for (std::int64_t const batch : batches) {
+    auto const row = time_batch(engine, batch, seconds);
+    std::printf("%6lld %8zu %10.3f %10.3f %10.3f %10.1f\n", static_cast<long long>(batch), row["runs"].get<std::size_t>(),
+                row["latency_ms_p50"].get<double>(), row["latency_ms_p90"].get<double>(),
+                row["latency_ms_p99"].get<double>(), row["images_per_sec"].get<double>());
+    std::fflush(stdout);
+    rows.push_back(row);
+  }
+  nlohmann::ordered_json const report = {{"artifact", common.artifact},
+                                         {"model", engine.metadata().model},
+                                         {"precision", engine.metadata().precision},
+                                         {"backend", engine.backend()},
+                                         {"threads", common.options.threads},
+                                         {"opening_ms", opening_ms},
+                                         {"timings", rows}};
+  std::puts(report.dump().c_str());
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  CLI::App app("How fast an artifact runs: medians of single batches.", "dyvit-bench");
+  dyvit::Common common;
+  std::vector<std::int64_t> batches = {1};
+  double seconds = 5;
+  add_common(app, common);
+  app.add_option("--batch", batches, "images per batch, like 1,8")->delimiter(',')->check(CLI::Range(1, 65536));
+  app.add_option("--seconds", seconds, "of timing per batch size")->check(CLI::PositiveNumber);
+  return dyvit::run_program(app, count, arguments, [&] { return bench(common, batches, seconds); });
+}

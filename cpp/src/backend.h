@@ -1,0 +1,36 @@
+// What Engine asks of a library that runs models, and what the backends share.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "dyvit/engine.h"
+
+namespace dyvit {
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Runs a checked batch into `outputs`, whose vectors have their sizes. May be called from several threads at once.
+  virtual void run(Images const& images, Outputs& outputs) = 0;
+
+  std::string file;                     // name of the artifact, for messages
+  std::string name;                     // library, version and device
+  Metadata metadata;
+};
+
+std::unique_ptr<Backend> open_onnxruntime(std::filesystem::path const& path, Options const& options);
+std::unique_ptr<Backend> open_tensorrt(std::filesystem::path const& path, Options const& options);
+
+// Throws Error unless `path` is a readable, non-empty file.
+void require_file(std::filesystem::path const& path);
+
+// The first line of another library's message, without its end, to stand in a sentence of ours.
+std::string reason(std::string_view message);
+
+std::string shape_text(std::vector<std::int64_t> const& shape);  // "any, 3, 64, 64"; negative sides are free
+
+}  // namespace dyvit

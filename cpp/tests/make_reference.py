@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Writes what the C++ tests compare with: small models, images, and what Python makes of them.
+
+    python cpp/tests/make_reference.py FOLDER
+
+FOLDER/manifest.json lists it all; arrays are raw bytes in row order. It is kept while it is newer than this script
+and the package. Exit code 77, which ctest counts as skipped, where dyvit_deploy cannot be imported.
+"""
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PHOTOS = ROOT.parent / "shared" / "images"
+SKIPPED = 77
+SCENES = 8
+
+
+def skip_unless_importable() -> None:
+    try:
+        for module in ("sklearn", "dyvit_deploy.zoo", "dyvit_deploy.runners.ort"):
+            importlib.import_module(module)
+    except ImportError as error:
+        print(f"skipped: {error}; pip install '.[demo]' for this Python ({sys.executable}).")
+        sys.exit(SKIPPED)
+
+
+def is_fresh(manifest: Path) -> bool:
+    sources = [Path(__file__), *(ROOT / "dyvit_deploy").rglob("*.py")]
+    return manifest.is_file() and manifest.stat().st_mtime > max(source.stat().st_mtime for source in sources)
+
+
+def resized_rows_first(image, spec):
+    """`image` resized straight to the model's size, along the rows and then the columns.
+
+    Pillow before 13 always goes this way, and so does ONNX Runtime. Pillow 13 goes along the columns first for some
+    shapes, which gives other levels, because what lies between the two is rounded to bytes.
+    """
+    import numpy as np
+
+    from dyvit_deploy.data.preprocess import RESAMPLING
+
+    resampling, (height, width) = RESAMPLING[spec.preprocess.interpolation], spec.image_size
+    image = image.convert("RGB")
+    return np.asarray(image.resize((width, image.height), resampling).resize((width, height), resampling))
+
+
+class Reference:
+    """Collects the manifest while files are written to `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = {"models": [], "decoded": [], "resized": [], "plan": None}
+
+    def array(self, name: str, values) -> str:
+        values.tofile(self.folder / name)
+        return name
+
+    def model(self, name: str, files: list[str], images) -> None:
+        """What the Python runner makes of `images`, uint8 [B, H, W, 3], which are `files` resized and cropped."""
+        from dyvit_deploy.runners.ort import OrtRunner
+
+        with OrtRunner(self.folder / name, device="cpu") as runner:
+            feed = runner.prepare(images)
+            outputs = runner.infer(feed)
+            facts = runner.facts
+        stem = Path(name).stem
+        self.manifest["models"].append({
+            "file": name, "images": files, "input": str(feed.dtype), "shape": feed.shape, "model": facts.model.name,
+            "kept_counts": facts.keep_counts, "class_names": facts.class_names,
+            "feed": self.array(f"{stem}.feed", feed), "logits": self.array(f"{stem}.logits", outputs.logits),
+            "kept": [self.array(f"{stem}.kept{i}", stage) for i, stage in enumerate(outputs.kept)]})
+
+    def decoded(self, file: Path) -> None:
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(file).convert("RGB"))
+        self.manifest["decoded"].append({"file": str(file), "height": pixels.shape[0], "width": pixels.shape[1],
+                                         "pixels": self.array(f"{file.name}.pixels", pixels)})
+
+    def resized(self, file: Path, size: tuple[int, int], short_side: int | None, interpolation: str) -> None:
+        from PIL import Image
+
+        from dyvit_deploy.config import Preprocess
+        from dyvit_deploy.data.preprocess import resize_and_crop
+        from dyvit_deploy.runners.base import ForeignImages
+
+        spec = ForeignImages(size, Preprocess(short_side=short_side, interpolation=interpolation))
+        name = f"{file.name}.{'x'.join(map(str, size))}.{short_side}.{interpolation}"
+        resize = resize_and_crop if short_side else resized_rows_first
+        self.manifest["resized"].append({
+            "file": str(file), "height": size[0], "width": size[1], "short_side": short_side or 0,
+            "interpolation": interpolation, "pixels": self.array(name, resize(Image.open(file), spec))})
+
+
+def add_digits(reference: Reference) -> None:
+    """The demo student on scenes of digits, with float32 and uint8 input, and with a batch that is fixed."""
+    import onnx
+    from PIL import Image
+
+    from dyvit_deploy import zoo
+    from dyvit_deploy.data.digits import DigitScenes
+    from dyvit_deploy.deploy_config import ExportConfig
+    from dyvit_deploy.export.onnx import export_onnx
+    from dyvit_deploy.quickstart import STUDENT
+
+    images = next(DigitScenes(zoo.get("digits-s"), limit=SCENES).batches(SCENES)).images
+    files = [f"scene{i}.png" for i in range(SCENES)]
+    for file, image in zip(files, images):
+        Image.fromarray(image).save(reference.folder / file)
+    for kind in ("float32", "uint8"):
+        name = f"digits-{kind}.onnx"
+        export_onnx(STUDENT, reference.folder / name, ExportConfig(with_tokens=True, input=kind))
+        reference.model(name, files, images)
+    graph = onnx.load(reference.folder / "digits-float32.onnx")
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    del graph.graph.value_info[:]
+    onnx.save(graph, reference.folder / "fixed.onnx")
+    for name, text in (("foreign.onnx", None), ("future.onnx", '{"format":99}'), ("odd.onnx", '{"format":1}')):
+        del graph.metadata_props[:]
+        if text:
+            graph.metadata_props.add(key="dyvit", value=text)
+        onnx.save(graph, reference.folder / name)
+
+
+def add_photo_model(reference: Reference, files: list[Path]) -> None:
+    """A small ViT of 224 pixels with fixed random weights, prepared as timm's models are."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from dyvit_deploy.artifacts import ArtifactFacts
+    from dyvit_deploy.config import ModelConfig, Preprocess, PruneConfig
+    from dyvit_deploy.data.preprocess import resize_and_crop
+    from dyvit_deploy.deploy_config import ExportConfig
+    from dyvit_deploy.export.onnx import export_model
+    from dyvit_deploy.model.dynamicvit import DynamicViT
+
+    torch.manual_seed(0)
+    config = ModelConfig(name="tiny-224", builder="vit", image_size=(224, 224), patch_size=16, width=64, depth=4,
+                         heads=2, classes=10, preprocess=Preprocess(short_side=256))
+    prune = PruneConfig.from_ratio(0.7, (1, 2, 3))
+    model = DynamicViT(config, prune).eval()
+    with torch.no_grad():                                   # those of a fresh model hardly tell images apart
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    export_model(model, ArtifactFacts(config, prune), reference.folder / "photos.onnx", ExportConfig(with_tokens=True))
+    images = np.stack([resize_and_crop(Image.open(file), config) for file in files])
+    reference.model("photos.onnx", [str(file) for file in files], images)
+
+
+def add_files(reference: Reference) -> list[Path]:
+    """Smooth colourful images in every form that is decoded, and photos where they are; returns the photo-like ones."""
+    import numpy as np
+    from PIL import Image
+
+    clouds = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    picture = Image.fromarray(clouds, "RGBA").resize((331, 250), Image.Resampling.BICUBIC)
+    plain, folder = picture.convert("RGB"), reference.folder
+    plain.save(folder / "plain.jpg", quality=90)
+    plain.resize((250, 333)).save(folder / "progressive.jpg", progressive=True, quality=80)
+    plain.convert("L").save(folder / "gray.jpg")
+    plain.convert("CMYK").save(folder / "cmyk.jpg")
+    picture.save(folder / "alpha.png")
+    plain.convert("L").save(folder / "gray.png")
+    plain.quantize(64).save(folder / "palette.png")
+    content = (folder / "plain.jpg").read_bytes()
+    (folder / "more.jpg").write_bytes(content[:-2] + b"\0\0" + content[-2:])     # bytes too many are harmless
+    (folder / "cut.jpg").write_bytes(content[:len(content) // 2])
+    (folder / "cut.png").write_bytes((folder / "alpha.png").read_bytes()[:3000])
+    sides = content.index(b"\xff\xc0") + 5                  # of the frame header: height and width, 16 bits each
+    (folder / "huge.jpg").write_bytes(content[:sides] + b"\xff\xdc" * 2 + content[sides + 4:])
+    Image.new("1", (12_000, 9_000)).save(folder / "huge.png")
+    for name in ("plain.jpg", "progressive.jpg", "gray.jpg", "more.jpg", "alpha.png", "gray.png", "palette.png"):
+        reference.decoded(folder / name)
+    photos = sorted(PHOTOS.glob("*.jpg")) if PHOTOS.is_dir() else []
+    for photo in photos:
+        reference.decoded(photo)
+    likely = photos or [folder / "plain.jpg", folder / "progressive.jpg"]
+    for file in (likely[0], folder / "progressive.jpg"):    # the last two pad, by an odd number of pixels
+        for size, short_side, interpolation in (
+                ((224, 224), 256, "bicubic"), ((224, 224), 249, "bilinear"), ((96, 160), None, "bicubic"),
+                ((96, 160), None, "bilinear"), ((225, 225), 200, "bicubic"), ((64, 391), 90, "bilinear")):
+            reference.resized(file, size, short_side, interpolation)
+    return likely
+
+
+def add_plan(reference: Reference) -> None:
+    """An engine of TensorRT for RTX, which builds without a GPU, where the library is."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return
+    from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
+    from dyvit_deploy.pipeline import export_artifact
+    from dyvit_deploy.quickstart import STUDENT
+
+    config = DeployConfig(format="rtx", export=ExportConfig(with_tokens=True))
+    assert export_artifact(STUDENT, reference.folder / "engine.plan", config)
+    reference.manifest["plan"] = "engine.plan"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    skip_unless_importable()
+    if is_fresh(folder / "manifest.json"):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = Reference(folder)
+    add_digits(reference)
+    add_photo_model(reference, add_files(reference))
+    add_plan(reference)
+    (folder / "manifest.json").write_text(json.dumps(reference.manifest, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

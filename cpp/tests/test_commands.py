@@ -1,0 +1,60 @@
+"""dyvit-run and dyvit-bench as a user types them: exit codes, messages on stderr, JSON on the last line."""
+import json
+import os
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+PROGRAMS, REFERENCE = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
+SKIPPED = 77
+MODEL, SCENE = REFERENCE / "digits-float32.onnx", REFERENCE / "scene0.png"
+
+
+def call(program, *arguments):
+    return subprocess.run([PROGRAMS / program, *map(str, arguments)], capture_output=True, text=True)
+
+
+class Commands(unittest.TestCase):
+    def test_run_prints_the_most_probable_classes_per_image(self):
+        done = call("dyvit-run", MODEL, SCENE, REFERENCE / "scene1.png", "--top", 3, "--kept", "--threads", 1)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        lines = done.stdout.splitlines()
+        self.assertEqual(len(lines), 2 * (1 + 3 + 3))
+        self.assertEqual(lines[0], str(SCENE))
+        self.assertGreater(float(lines[1].split()[0]), float(lines[2].split()[0]))
+        self.assertEqual(len(lines[4].split(": ")[1].split()), 44)
+
+    def test_a_broken_image_among_several_is_named_and_the_others_go_on(self):
+        done = call("dyvit-run", MODEL, REFERENCE / "cut.jpg", SCENE)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"^dyvit-run: .*cut\.jpg is damaged or cut short \(.*\n$")
+        self.assertTrue(done.stdout.startswith(str(SCENE)))
+
+    def test_a_known_error_is_one_line_and_exit_code_1(self):
+        for program, more in (("dyvit-run", [SCENE]), ("dyvit-bench", [])):
+            done = call(program, "missing.onnx", *more)
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertEqual(done.stderr, f"{program}: missing.onnx does not exist; check the path.\n")
+
+    def test_wrong_usage_is_exit_code_2(self):
+        for arguments in ([], [MODEL], [MODEL, SCENE, "--top", "0"], [MODEL, SCENE, "--provider", "gpu"],
+                          [MODEL, SCENE, "--no-such"]):
+            self.assertEqual(call("dyvit-run", *arguments).returncode, 2)
+        self.assertEqual(call("dyvit-bench", MODEL, "--batch", "0").returncode, 2)
+
+    def test_bench_ends_with_json_whose_keys_have_units(self):
+        done = call("dyvit-bench", MODEL, "--batch", "1,4", "--threads", "1", "--seconds", "0.1")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        report = json.loads(done.stdout.splitlines()[-1])
+        self.assertEqual([row["batch"] for row in report["timings"]], [1, 4])
+        for row in report["timings"]:
+            self.assertLessEqual(row["latency_ms_p50"], row["latency_ms_p99"])
+            self.assertAlmostEqual(row["images_per_sec"], 1000 * row["batch"] / row["latency_ms_p50"])
+
+
+if __name__ == "__main__":
+    if not MODEL.exists() or not os.access(PROGRAMS / "dyvit-run", os.X_OK):
+        print("skipped: there is no reference data; see the test 'reference' for the reason.")
+        sys.exit(SKIPPED)
+    unittest.main()
