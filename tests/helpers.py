@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +34,9 @@ def needs(module: str, extra: str) -> pytest.MarkDecorator:
 needs_modelopt, needs_openvino = needs("modelopt", "calib"), needs("openvino", "openvino")
 needs_rtx = needs("tensorrt_rtx", "rtx")
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the reference numbers are not at {REFERENCE}")
+# Its Python needs numpy 1, so it has an environment of its own; .ci/run makes one.
+needs_triton = pytest.mark.skipif("DYVIT_TRITON" not in os.environ,
+                                  reason="DYVIT_TRITON names no environment with nvidia-pytriton")
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photos are not at {PHOTOS}")
 
 

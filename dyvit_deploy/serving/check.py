@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -81,7 +82,8 @@ class ServeReport:
     def to_json(self) -> dict[str, Any]:
         return {"passed": bool(self), **dataclasses.asdict(self)}
 
-    def table(self) -> Table:
+    def table(self) -> Group:
+        """One row per model and way, and a line for what else was seen."""
         title = f"{self.repository} in Triton {self.server} against the local runner, on {self.data}"
         table = Table(title=Text(title), title_justify="left")
         for column in ("model", "sent as", "images", "max error", "top-1 agree", "verdict"):
@@ -91,7 +93,9 @@ class ServeReport:
             error = "inf" if parity.max_error is None else f"{parity.max_error:.1e}"
             table.add_row(row.model, row.way, str(parity.images), error, f"{parity.top1_agreement:.2%}",
                           Text("differs", "red") if row.failures else Text("same", "green"))
-        return table
+        lines = [f"{name}: {told['requests']} single requests, {THREADS} at a time, ran as {told['executions']} batches"
+                 for name, told in self.batching.items()]
+        return Group(table, *map(Text, lines), Text(f"refused, and went on: {', '.join(self.refused) or 'nothing'}"))
 
 
 def check_serving(repository: str | Path, config: ServeConfig = ServeConfig(),

@@ -1,0 +1,242 @@
+"""What is written into a Triton repository, and what is refused, without a server."""
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from helpers import tiny_checkpoint, tiny_graph, tiny_model
+
+from dyvit_deploy.artifacts import sha256
+from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.data import preprocess
+from dyvit_deploy.deploy_config import (
+    BatchProfile,
+    BuildConfig,
+    DeployConfig,
+    ExportConfig,
+    PrecisionConfig,
+    ServingConfig,
+)
+from dyvit_deploy.engine.sidecar import EngineFacts, write_plan
+from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
+from dyvit_deploy.serving.config import normal, read_pbtxt, to_pbtxt
+from dyvit_deploy.serving.export import export_repository, plan_repository
+from dyvit_deploy.serving.interface import read_servable
+from dyvit_deploy.serving.repository import read_repository
+
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
+RATIOS = LoadConfig(keep=KeepRequest(ratios=(0.5, 0.75)))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, quick_export):
+    return tiny_checkpoint(tmp_path)
+
+
+def plan_file(folder, profiles=((1, 8, 32),), format="trt", **changes):
+    """A plan with a sidecar, as if it had been built; nothing here runs it."""
+    _, facts = tiny_model()
+    facts = dataclasses.replace(facts, keep_counts=facts.prune.counts(facts.model.patches))
+    path, content = folder / "engine.plan", b"ftrt and the rest of a plan"
+    path.write_bytes(content)
+    values = dict(
+        plan={"sha256": sha256(path), "bytes": len(content)}, builder={"format": format, "version": "10.12.0.36"},
+        config=BuildConfig(), target={"gpu": None, "system": "linux-x86_64"},
+        profiles=tuple(BatchProfile(*sizes, f"p{i}") for i, sizes in enumerate(profiles)),
+        inputs={"images": ["float32", [None, 3, 32, 32]]}, outputs={"logits": ["float32", [None, 5]]}, products={},
+        source={"file": "m.onnx", "sha256": "1" * 64}, rebuild="dyvit build m.onnx", model=facts)
+    write_plan(path, content, EngineFacts(**(values | changes)))
+    return path
+
+
+def edit(folder, model, before, after):
+    path = folder / model / "config.pbtxt"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+
+
+def test_names_dims_and_types_are_those_of_the_artifact(tmp_path, checkpoint):
+    config = DeployConfig(export=ExportConfig(with_tokens=True))
+    report = export_repository(checkpoint, tmp_path / "repo", ServingConfig(max_batch=16, instances=2), config)
+    [model] = read_repository(tmp_path / "repo")
+    assert report and list(report.models.values()) == ["onnxruntime", "python", "ensemble"]
+    assert model.config["max_batch_size"] == 16 and model.config["instance_group"][0]["count"] == 2
+    outputs = {value["name"]: (value["data_type"], value["dims"]) for value in model.config["output"]}
+    counts = model.servable.facts.keep_counts
+    assert outputs == {"logits": ("TYPE_FP32", ["5"])} | {
+        f"kept_{stage}": ("TYPE_INT64", [str(count)]) for stage, count in enumerate(counts)}
+    assert model.config["input"] == [{"name": "images", "data_type": "TYPE_FP32", "dims": ["3", "32", "32"]}]
+    assert (tmp_path / "repo" / model.name / "labels.txt").read_text().split() == [str(i) for i in range(5)]
+    carried = tmp_path / "repo" / f"{model.name}-preprocess/1/preprocess.py"
+    assert carried.read_text() == Path(preprocess.__file__).read_text()
+
+
+def test_raw_pixels_are_an_input_of_type_uint8(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo", config=DeployConfig(export=ExportConfig(input="uint8")))
+    [model] = read_repository(tmp_path / "repo")
+    assert model.config["input"] == [{"name": "images", "data_type": "TYPE_UINT8", "dims": ["32", "32", "3"]}]
+
+
+def test_several_keep_ratios_stand_behind_a_router_with_the_plain_name(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="cats"), load=RATIOS)
+    models = {model.name: model for model in read_repository(tmp_path / "repo")}
+    assert set(models) == {"cats-0.5", "cats-0.75"}
+    assert all(model.routers == ("cats",) and model.keep_ratio == name[5:] for name, model in models.items())
+    choice = read_pbtxt(tmp_path / "repo/cats/config.pbtxt")["parameters"]["models"]["string_value"]
+    assert list(json.loads(choice).values()) == ["cats-0.75", "cats-0.5"]           # the first is the default
+    assert models["cats-0.75"].servable.facts.keep_counts > models["cats-0.5"].servable.facts.keep_counts
+    text = (tmp_path / "repo/README.md").read_text()
+    assert "0.75 where a request names none" in text and "`cats-0.5-images`" in text
+
+
+def test_an_engine_brings_its_profiles_and_cuda_graphs(tmp_path):
+    plan = plan_file(tmp_path, ((1, 1, 1), (2, 8, 32)))
+    export_repository(plan, tmp_path / "repo")
+    [model] = read_repository(tmp_path / "repo")
+    config = model.config
+    assert (config["backend"], config["max_batch_size"]) == ("tensorrt", 32)
+    assert config["instance_group"][0] == {"count": 1, "kind": "KIND_GPU", "profile": ["0", "1"]}
+    assert config["dynamic_batching"]["preferred_batch_size"] == [8, 32]
+    graphs = config["optimization"]["cuda"]
+    assert graphs["graphs"] and [spec["batch_size"] for spec in graphs["graph_spec"]] == [1, 8, 32]
+    assert (tmp_path / "repo" / model.name / "1/model.plan").read_bytes() == plan.read_bytes()
+
+
+@pytest.mark.parametrize("profiles, changes, settings, words", [
+    (((1, 8, 32),), {}, ServingConfig(max_batch=64), "--max-batch 64 is more than the 32"),
+    (((8, 8, 8),), {}, ServingConfig(), "leave out batch 1"),
+    (((1, 1, 1), (8, 16, 32)), {}, ServingConfig(), "leave out batch 2"),
+    (((1, 8, 32),), {"format": "rtx"}, ServingConfig(), "TensorRT for RTX, which Triton does not run"),
+    (((1, 8, 32),), {"stripped": True}, ServingConfig(), "dyvit refit"),
+])
+def test_an_engine_that_its_server_would_fail_on_is_refused(tmp_path, profiles, changes, settings, words):
+    plan = plan_file(tmp_path, profiles, **changes)
+    with pytest.raises(ConfigError, match=words):
+        export_repository(plan, tmp_path / "repo", settings)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_an_engine_must_be_of_the_checkpoint_that_is_named(tmp_path, checkpoint):
+    settings = ServingConfig(engine=str(plan_file(tmp_path)))
+    assert export_repository(checkpoint, tmp_path / "repo", settings)
+    with pytest.raises(ConfigError, match="its keep_counts is"):
+        export_repository(checkpoint, tmp_path / "other", settings, load=LoadConfig(keep=KeepRequest(ratio=0.9)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_plan_without_its_facts_or_with_those_of_another_is_refused(tmp_path):
+    plan = plan_file(tmp_path)
+    plan.write_bytes(b"ftrt another plan")
+    with pytest.raises(ArtifactError, match="describes another plan"):
+        read_servable(plan)
+    (tmp_path / "engine.plan.json").unlink()
+    with pytest.raises(ArtifactError, match="is missing, so nothing is known"):
+        read_servable(plan)
+
+
+def test_a_name_is_taken_once_and_versions_stand_side_by_side(tmp_path, checkpoint):
+    repo = tmp_path / "repo"
+    export_repository(checkpoint, repo)
+    before = sorted(path.relative_to(repo) for path in repo.rglob("*"))
+    with pytest.raises(ConfigError, match="--model-version 2"):
+        export_repository(checkpoint, repo)
+    with pytest.raises(ConfigError, match="another model called"):
+        export_repository(checkpoint, repo, ServingConfig(version=2, max_batch=2))
+    assert sorted(path.relative_to(repo) for path in repo.rglob("*")) == before
+    export_repository(checkpoint, repo, ServingConfig(version=2))
+    assert [model.version for model in read_repository(repo)] == [2]
+    export_repository(checkpoint, repo, ServingConfig(name="other"))
+    assert len(read_repository(repo)) == 2
+
+
+@pytest.mark.parametrize("suffix, before, after, words", [
+    ("", "dims: 32", "dims: 31", "says input"),
+    ("", "TYPE_FP32", "TYPE_FP16", "says input"),
+    ("", 'name: "logits"', 'name: "scores"', "says output"),
+    ("", 'backend: "onnxruntime"', 'backend: "tensorrt"', "says backend"),
+    ("", "max_batch_size: 64", "max_batch_size: 0", "says max_batch_size 0"),
+    ("-images", 'value: "prepared"', 'value: "raw"', "says ensemble_scheduling"),
+    ("-preprocess", "bicubic", "nearest", "says preprocess"),
+    ("-preprocess", "dims: 3\n", "dims: 4\n", "says"),
+    ("", "max_batch_size", "no field", "no configuration of a Triton model"),
+])
+def test_a_configuration_that_its_artifact_contradicts_is_found_before_a_server_is(
+        tmp_path, checkpoint, suffix, before, after, words):
+    export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="m"))
+    edit(tmp_path / "repo", f"m{suffix}", before, after)
+    with pytest.raises((ExportError, ArtifactError), match=words) as caught:
+        read_repository(tmp_path / "repo")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_limit_of_pixels_and_other_settings_are_the_users(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="m"))
+    edit(tmp_path / "repo", "m-preprocess", "50000000", "1000000")
+    edit(tmp_path / "repo", "m", "max_queue_delay_microseconds: 1000", "max_queue_delay_microseconds: 5000")
+    assert len(read_repository(tmp_path / "repo")) == 1
+
+
+def test_models_of_others_in_the_repository_are_left_alone(tmp_path, checkpoint):
+    repo = tmp_path / "repo"
+    export_repository(checkpoint, repo, ServingConfig(name="m"))
+    (repo / "theirs" / "1").mkdir(parents=True)
+    (repo / "theirs" / "config.pbtxt").write_text('backend: "python" max_batch_size: 1')
+    assert [model.name for model in read_repository(repo)] == ["m"]
+
+
+def test_nothing_is_left_when_the_disk_fills_up_half_way(tmp_path, checkpoint, monkeypatch):
+    from dyvit_deploy.serving import repository
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(repository.shutil, "copyfile", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        export_repository(checkpoint, tmp_path / "repo")
+    assert [path.name for path in (tmp_path / "repo").rglob("*")] == []
+    assert not list(tmp_path.glob(".dyvit-*"))
+
+
+@pytest.mark.parametrize("settings, config, load, words", [
+    (ServingConfig(engine="e.plan"), DeployConfig(), RATIOS, "leave out the options of precision, graph"),
+    (ServingConfig(), DeployConfig(build=BuildConfig(tf32=True)), LoadConfig(), "builds no engine"),
+    (ServingConfig(), DeployConfig(), LoadConfig(keep=KeepRequest(ratios=(0.5, 0.5))), "name a model twice"),
+    (ServingConfig(), DeployConfig(precision=PrecisionConfig("int8")), LoadConfig(), "calibrated on images"),
+])
+def test_contradictions_are_refused_before_the_work(tmp_path, checkpoint, settings, config, load, words):
+    with pytest.raises(ConfigError, match=words):
+        export_repository(checkpoint, tmp_path / "repo", settings, config, load)
+    with pytest.raises(ConfigError, match=words):
+        plan_repository(checkpoint, tmp_path / "repo", settings, config, load)
+
+
+def test_a_graph_of_another_program_has_no_preprocessing_to_serve_with(tmp_path, checkpoint):
+    import onnx
+    path = tiny_graph(tmp_path)
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    onnx.save(proto, path)
+    with pytest.raises(ArtifactError, match="was not written by dyvit"):
+        export_repository(path, tmp_path / "repo")
+
+
+@pytest.mark.parametrize("values", [{"name": "../up"}, {"name": "a b"}, {"name": ""}, {"instances": 0},
+                                    {"max_batch": 0}, {"version": 0}, {"graph": "tflite"}])
+def test_settings_out_of_range_are_refused(values):
+    with pytest.raises(ConfigError):
+        ServingConfig(**values)
+
+
+def test_a_configuration_survives_the_way_to_the_disk_and_back(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="m"), load=RATIOS)
+    for path in (tmp_path / "repo").glob("*/config.pbtxt"):
+        config = read_pbtxt(path)
+        assert normal(config) == config and config["name"] == path.parent.name
+        (tmp_path / "again").write_text(to_pbtxt(config))
+        assert read_pbtxt(tmp_path / "again") == config
+
+
+def test_a_dry_run_writes_nothing(tmp_path, checkpoint):
+    plan = plan_repository(checkpoint, tmp_path / "repo", load=RATIOS)
+    assert "and a router" in plan.steps[-1] and not (tmp_path / "repo").exists()
+
+

@@ -1,0 +1,135 @@
+"""Servers that are missing, too old, broken or in the way: one sentence each."""
+import http.server
+import json
+import os
+import socket
+import stat
+import threading
+
+import pytest
+from helpers import dyvit, tiny_checkpoint
+
+from dyvit_deploy.deploy_config import ServingConfig
+from dyvit_deploy.errors import BackendError, ConfigError, MissingDependency
+from dyvit_deploy.serving import server
+from dyvit_deploy.serving.server import Ports, Server, check_version, find_triton
+
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
+
+
+@pytest.fixture
+def repository(tmp_path, quick_export):
+    from dyvit_deploy.serving.export import export_repository
+    export_repository(tiny_checkpoint(tmp_path), tmp_path / "repository", ServingConfig(name="m"))
+    return tmp_path / "repository"
+
+
+def script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def answering(request):
+    """A server that is no Triton: every path gives the same JSON."""
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802  a name of the standard library
+            body = json.dumps(request.param).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_): ...
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_missing_server_comes_with_the_command_that_installs_one(monkeypatch, tmp_path, repository):
+    monkeypatch.delenv("DYVIT_TRITON", raising=False)
+    monkeypatch.setattr(server.shutil, "which", lambda name: None)
+    monkeypatch.setattr(server.sys, "prefix", str(tmp_path))
+    with pytest.raises(MissingDependency, match="pip install --no-deps nvidia-pytriton"):
+        find_triton()
+    result = dyvit("serve", repository, "--check", "--triton", tmp_path / "nowhere")
+    assert result.exit_code == 1 and "There is no Triton Inference Server in" in result.output
+
+
+def test_an_environment_with_numpy_2_is_refused_because_it_would_give_wrong_tensors(tmp_path):
+    packages = tmp_path / "env/lib/site-packages"
+    script(packages / "pytriton/tritonserver/bin/tritonserver", "")
+    told = json.dumps(["2.4.6", "3.11", "/lib", str(packages)])
+    script(tmp_path / "env/bin/python", f"#!/bin/sh\necho '{told}'\n")
+    with pytest.raises(BackendError, match="numpy 2.4.6.*pip install 'numpy<2'"):
+        find_triton(tmp_path / "env")
+
+
+@pytest.mark.parametrize("answering, words", [
+    ({"name": "triton", "version": "2.10.0"}, "is version 2.10.0; its Python models need 2.51 or later"),
+    ({"name": "something"}, "does not answer as a Triton"), ([1], "does not answer as a Triton"),
+], indirect=["answering"])
+def test_a_server_that_is_too_old_or_no_triton_is_refused(answering, words, repository):
+    with pytest.raises(BackendError, match=words):
+        check_version(f"http://{answering}")
+    result = dyvit("serve", repository, "--check", "--url", answering)
+    assert result.exit_code == 1 and "version" in result.output
+
+
+def test_a_server_that_is_not_there_is_one_sentence(repository):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    result = dyvit("serve", repository, "--check", "--url", f"127.0.0.1:{port}")
+    assert result.exit_code == 1 and "check the address" in result.output
+
+
+def test_a_port_that_is_taken_is_named(tmp_path, repository, monkeypatch):
+    fake = script(tmp_path / "tritonserver", "#!/bin/sh\nexit 1\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BackendError, match=f"Port {port} cannot be used"):
+            Ports.from_first(port)
+        result = dyvit("serve", repository, "--triton", fake, "--port", port)
+        assert result.exit_code == 1 and f"Port {port}" in result.output
+    with pytest.raises(ConfigError, match="A port is a number"):
+        Ports.from_first(0)
+
+
+def test_a_server_that_stops_at_once_tells_why(tmp_path, repository):
+    fake = script(tmp_path / "bin/tritonserver", "#!/bin/sh\necho 'error: creating server: no luck'\nexit 1\n")
+    with pytest.raises(BackendError, match="Triton stopped: error: creating server: no luck"), \
+            Server(find_triton(fake), repository, Ports.from_first(None)):
+        pass
+
+
+def test_a_server_that_lacks_a_backend_gets_a_stand_in_and_says_so(tmp_path):
+    fake = script(tmp_path / "bin/tritonserver", "")
+    (tmp_path / "backends/python").mkdir(parents=True)
+    triton = find_triton(fake)
+    with server.backend_folder(triton, ["onnxruntime", "tensorrt"]) as folder:
+        assert sorted(os.listdir(folder)) == ["onnxruntime", "python"]
+        assert (folder / "onnxruntime/model.py").read_text() == server.STAND_IN.read_text()
+    (tmp_path / "backends/onnxruntime").mkdir()
+    with server.backend_folder(triton, ["onnxruntime"]) as folder:
+        assert folder == triton.backends                                    # its own are taken where it has them
+
+
+def test_url_is_for_checking_only(repository):
+    result = dyvit("serve", repository, "--url", "127.0.0.1:1")
+    assert result.exit_code == 2 and "add --check" in result.output
+
+
+def test_serving_options_are_for_repositories_only(tmp_path):
+    result = dyvit("export", tiny_checkpoint(tmp_path), "-o", tmp_path / "m.onnx", "--instances", 2)
+    assert result.exit_code == 2 and "add --format triton" in result.output
+    result = dyvit("export", tiny_checkpoint(tmp_path), "--format", "tritn", "-o", tmp_path / "m")
+    assert result.exit_code == 2 and "'triton'" in result.output
+
+

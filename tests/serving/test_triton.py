@@ -1,0 +1,301 @@
+"""A real Triton Inference Server on repositories as they are written, its answers against the local runner."""
+import contextlib
+import io
+import socket
+import struct
+import subprocess
+import threading
+import time
+import urllib.request
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import PHOTOS, dyvit, needs_photos, needs_triton, photo_folder, tiny_checkpoint
+from PIL import Image
+from rich.console import Console
+
+from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.data.preprocess import resize_and_crop
+from dyvit_deploy.deploy_config import DeployConfig, ExportConfig, ServingConfig
+from dyvit_deploy.errors import BackendError
+from dyvit_deploy.export.onnx import export_onnx
+from dyvit_deploy.runners.open import open_runner
+from dyvit_deploy.serving.check import ServeConfig, check_serving
+from dyvit_deploy.serving.client import Address, Client, Refused
+from dyvit_deploy.serving.config import MAX_PIXELS
+from dyvit_deploy.serving.export import export_repository
+from dyvit_deploy.serving.repository import read_repository
+from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, answers, find_triton
+
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
+pytestmark = needs_triton
+EXACT = 1e-5                                # fp32, the same runtime on both sides
+
+
+@contextlib.contextmanager
+def serving(repository, *arguments):
+    with Server(find_triton(), repository, Ports.from_first(None), ["onnxruntime"], arguments) as server:
+        yield server, Address(f"{LOOPBACK}:{server.ports.http}", f"{LOOPBACK}:{server.ports.grpc}")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoint, tmp_path_factory):
+    """A model that tells its tokens, and two keep ratios of uint8 input behind a router."""
+    folder = tmp_path_factory.mktemp("served") / "repository"
+    export_repository(checkpoint, folder, ServingConfig(name="one", max_batch=16),
+                      DeployConfig(export=ExportConfig(with_tokens=True)))
+    export_repository(checkpoint, folder, ServingConfig(name="two", max_batch=16),
+                      DeployConfig(export=ExportConfig(input="uint8")), LoadConfig(keep=KeepRequest(ratios=(0.9, 0.5))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(repository):
+    with serving(repository) as (server, address):
+        yield server, address
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [np.asarray(Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.BICUBIC))
+            for size in [(40, 60), (60, 40), (50, 50), (200, 90)]]
+
+
+def encode(pixels, kind="png"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def local(repository, name, pixels):
+    [model] = [m for m in read_repository(repository) if m.name == name]
+    with open_runner(model.servable.path, device="cpu") as runner:
+        return runner.predict(np.stack([resize_and_crop(Image.fromarray(p), model.servable.facts.model)
+                                        for p in pixels]))
+
+
+def files(*contents):
+    return {"encoded": np.array([[content] for content in contents], dtype=object)}
+
+
+def statistics(address, name):
+    [told] = address.get(f"/v2/models/{name}/stats")["model_stats"]
+    return np.array([told["inference_count"], told["execution_count"]])
+
+
+def test_every_way_of_sending_images_gives_what_the_local_runner_gives(repository, served, tmp_path):
+    report = check_serving(repository, ServeConfig(str(photo_folder(tmp_path)), url=served[1].http))
+    assert report, report.failures
+    ways = {(row.model, row.way) for row in report.answers}
+    assert {("two-0.5", "image files to two"), ("two-0.9", "tensors to two"), ("one", "raw images")} <= ways
+    assert max(row.parity.max_error for row in report.answers) <= EXACT
+    console = Console(file=io.StringIO(), width=160)
+    console.print(report.table())
+    assert len(report.refused) == 5 and "refused, and went on: a batch above" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_both_protocols_give_logits_and_kept_tokens(repository, served, images, protocol):
+    expected = local(repository, "one", images)
+    with Client(served[1], protocol) as client:
+        found = client.infer("one-images", files(*map(encode, images)), ["logits", "kept_0", "kept_2"])
+    np.testing.assert_allclose(found["logits"], expected.logits, atol=EXACT)
+    np.testing.assert_array_equal(found["kept_2"], expected.kept[2])
+
+
+@needs_photos
+def test_photos_are_decoded_and_resized_as_here(repository, served):
+    contents = [path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))]
+    pixels = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in contents]
+    with Client(served[1]) as client:
+        found = client.infer("one-images", files(*contents), ["logits"])["logits"]
+    np.testing.assert_allclose(found, local(repository, "one", pixels).logits, atol=EXACT)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_every_kind_of_pixel_becomes_rgb_as_here(repository, served, images, mode):
+    image, file = Image.fromarray(images[0]).convert(mode), io.BytesIO()
+    image.save(file, "jpeg" if mode == "CMYK" else "png")
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    with Client(served[1]) as client:
+        found = client.infer("one-images", files(file.getvalue()), ["logits"])["logits"]
+    np.testing.assert_allclose(found, local(repository, "one", [pixels]).logits, atol=EXACT)
+
+
+def test_the_router_takes_the_ratio_that_is_asked_for_and_else_the_highest(repository, served, images):
+    highest, lowest = (local(repository, f"two-{ratio}", images[:1]).logits for ratio in ("0.9", "0.5"))
+    assert np.abs(highest - lowest).max() > 1e-3
+    asked = [(None, highest), ({"keep_ratio": "0.9"}, highest), ({"keep_ratio": "0.50"}, lowest)]
+    with Client(served[1]) as client:
+        for parameters, expected in asked:
+            found = client.infer("two", files(encode(images[0])), ["logits"], parameters)["logits"]
+            np.testing.assert_allclose(found, expected, atol=EXACT)
+        for wrong in ("0.7", "many", ""):
+            with pytest.raises(Refused, match=r"choose one of: 0\.9, 0\.5"):
+                client.infer("two", files(encode(images[0])), ["logits"], {"keep_ratio": wrong})
+
+
+@pytest.mark.parametrize("name", ["one-images", "two"])
+def test_classes_come_by_name(served, images, name):
+    http = pytest.importorskip("tritonclient.http")
+    image = http.InferInput("encoded", [1, 1], "BYTES")
+    image.set_data_from_numpy(files(encode(images[0]))["encoded"])
+    with http.InferenceServerClient(served[1].http) as client:
+        answer = client.infer(name, [image], outputs=[http.InferRequestedOutput("logits", class_count=2)])
+    value, number, label = answer.as_numpy("logits")[0, 0].decode().split(":")
+    assert number == label and float(value)
+
+
+def test_single_requests_share_batches_and_each_gets_its_own_answer(repository, served, images):
+    pixels = [np.roll(images[0], shift, axis=1) for shift in range(32)]
+    expected, found, before = local(repository, "one", pixels).logits, {}, statistics(served[1], "one")
+
+    def ask(start):
+        with Client(served[1]) as client:
+            for i in range(start, 32, 16):
+                found[i] = client.infer("one-images", files(encode(pixels[i])), ["logits"])["logits"][0]
+    together(*[lambda start=start: ask(start) for start in range(16)])
+    np.testing.assert_allclose(np.stack([found[i] for i in range(32)]), expected, atol=EXACT)
+    requests, executions = statistics(served[1], "one") - before
+    assert requests == 32 and executions < 32
+
+
+def together(*calls):
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def huge():
+    """A PNG that promises more pixels than the limit, and has none."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    side = int(MAX_PIXELS ** 0.5) + 10
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("make_bad, words", [
+    (lambda good: b"", "cannot be read"), (lambda good: b"no image", "cannot be read"),
+    (lambda good: good[:len(good) // 2], "cannot be read"), (lambda good: huge(), "pixels, more than the 50000000"),
+], ids=["empty", "text", "truncated", "huge"])
+def test_a_bad_image_fails_its_own_request_alone(served, images, make_bad, words):
+    good, answered, refused = encode(images[0], "jpeg"), [], []
+
+    def ask(*contents):
+        with Client(served[1]) as client:
+            try:
+                answered.append(client.infer("one-images", files(*contents), ["logits"])["logits"])
+            except Refused as error:
+                refused.append(str(error))
+    together(lambda: ask(good), lambda: ask(good, make_bad(good)), lambda: ask(good))
+    assert len(answered) == 2 and len(refused) == 1
+    assert "image 1 of the request" in refused[0] and words in refused[0]
+
+
+def test_the_preprocessing_wants_one_kind_of_image(served, images):
+    raw = {"raw": images[0][None]}
+    for feeds, words in ((raw | files(encode(images[0])), "either `encoded` or `raw`"),
+                         ({"raw": images[0][None, :, :, :2]}, "shape"), ({"raw": images[0][None, :0]}, "")):
+        with Client(served[1]) as client, pytest.raises(Refused, match=words):
+            client.infer("one-images", feeds, ["logits"])
+
+
+def test_clients_that_go_away_in_the_middle_leave_the_others_alone(served, images):
+    head = b"POST /v2/models/one/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    for _ in range(10):
+        with socket.create_connection((LOOPBACK, int(served[1].http.split(":")[1]))) as connection:
+            connection.sendall(head + b'{"inputs"')
+    with Client(served[1]) as client:
+        client.infer("one-images", files(encode(images[0])), ["logits"])
+    assert answers(f"http://{served[1].http}/v2/health/ready")
+
+
+def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, images):
+    repository = tmp_path / "repository"
+    export_repository(checkpoint, repository, ServingConfig(name="m"))
+    old, failures, seen = local(repository, "m", images[:1]).logits[0], [], []
+    other = tiny_checkpoint(tmp_path, seed=1)                               # only the answers tell them apart
+    with serving(repository, "--model-control-mode=poll", "--repository-poll-secs=1") as (_, address):
+        done = threading.Event()
+
+        def ask():
+            with Client(address) as client:
+                while not done.is_set():
+                    try:
+                        seen.append(client.infer("m-images", files(encode(images[0])), ["logits"])["logits"][0])
+                    except BackendError as error:
+                        failures.append(str(error))
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        export_repository(other, repository, ServingConfig(name="m", version=2))
+        new = local(repository, "m", images[:1]).logits[0]
+        ends = time.monotonic() + 30
+        while time.monotonic() < ends and not (seen and np.allclose(seen[-1], new, atol=EXACT)):
+            time.sleep(0.2)
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert failures == [] and np.abs(old - new).max() > 1e-3
+    assert np.allclose(seen[0], old, atol=EXACT) and np.allclose(seen[-1], new, atol=EXACT)
+    assert all(np.allclose(answer, old, atol=EXACT) or np.allclose(answer, new, atol=EXACT) for answer in seen)
+
+
+def test_wrong_preprocessing_in_the_server_is_noticed(checkpoint, tmp_path):
+    repository = tmp_path / "repository"
+    export_repository(checkpoint, repository, ServingConfig(name="m"))
+    file = repository / "m-preprocess/1/preprocess.py"
+    file.write_text(file.read_text().replace("np.float32(255)", "np.float32(200)"))
+    result = dyvit("serve", repository, "--check", "--data", photo_folder(tmp_path / "photos"), "--images", 4)
+    assert result.exit_code == 1 and "FAILED m, image files" in result.output
+    assert "FAILED m, tensors" not in result.output
+
+
+def test_a_model_that_does_not_load_is_named_with_the_reason(checkpoint, tmp_path):
+    repository = tmp_path / "repository"
+    export_repository(checkpoint, repository, ServingConfig(name="m"))
+    (repository / "m-preprocess/1/model.py").write_text("raise RuntimeError('broken on purpose')")
+    result = dyvit("serve", repository, "--check", "--data", photo_folder(tmp_path / "photos"))
+    assert result.exit_code == 1 and "it does not load m-preprocess" in result.output
+    assert "broken on purpose" in result.output
+
+
+def test_an_engine_passes_the_servers_validation_and_lacks_only_its_backend(tmp_path):
+    from test_repository import plan_file
+    repository = tmp_path / "repository"
+    export_repository(plan_file(tmp_path), repository, ServingConfig(name="m"))
+    with pytest.raises(BackendError, match="it does not load m: .*tensorrt"), serving(repository):
+        pass
+
+
+def test_openvino_models_are_served_too(checkpoint, tmp_path):
+    python = Path(find_triton().environment["PATH"].split(":")[0]) / "python"
+    if subprocess.run([python, "-c", "import openvino"], capture_output=True).returncode:
+        pytest.skip("the Python of the Triton environment has no openvino")
+    export_repository(checkpoint, tmp_path / "repository", ServingConfig(graph="openvino"))
+    result = dyvit("serve", tmp_path / "repository", "--check", "--data", photo_folder(tmp_path / "photos"))
+    assert result.exit_code == 0, result.output
+
+
+def test_the_metrics_are_served(served):
+    with urllib.request.urlopen(f"http://{LOOPBACK}:{served[0].ports.metrics}/metrics") as answer:
+        assert b'nv_inference_request_success{model="one"' in answer.read()
+
+
+def test_a_graph_alone_can_be_served(checkpoint, tmp_path):
+    export_onnx(checkpoint, tmp_path / "graph.onnx")
+    result = dyvit("export", tmp_path / "graph.onnx", "--format", "triton", "-o", tmp_path / "repository")
+    assert result.exit_code == 0 and "dyvit serve" in result.output
+    result = dyvit("serve", tmp_path / "repository", "--check", "--data", photo_folder(tmp_path / "photos"))
+    assert result.exit_code == 0, result.output
