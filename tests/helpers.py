@@ -15,7 +15,8 @@ from PIL import Image
 
 from dyvit_deploy.artifacts import ArtifactFacts, sha256
 from dyvit_deploy.config import LoadConfig, ModelConfig, Preprocess, PruneConfig
-from dyvit_deploy.deploy_config import ExportConfig
+from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, ExportConfig
+from dyvit_deploy.engine.sidecar import EngineFacts, write_plan
 from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
@@ -114,6 +115,22 @@ def tiny_graph(folder: Path, ratio: float | None = 0.5, **export) -> Path:
     """The tiny model as a float32 ONNX file, with kept tokens."""
     path = folder / "tiny.onnx"
     cached_export(tiny_checkpoint(folder, ratio), path, ExportConfig(with_tokens=True, **export))
+    return path
+
+
+def plan_file(folder, profiles=((1, 8, 32),), format="trt", **changes):
+    """A plan with a sidecar, as if it had been built; nothing here runs it."""
+    _, facts = tiny_model()
+    facts = dataclasses.replace(facts, keep_counts=facts.prune.counts(facts.model.patches))
+    path, content = folder / "engine.plan", b"ftrt and the rest of a plan"
+    path.write_bytes(content)
+    values = dict(
+        plan={"sha256": sha256(path), "bytes": len(content)}, builder={"format": format, "version": "10.12.0.36"},
+        config=BuildConfig(), target={"gpu": None, "system": "linux-x86_64"},
+        profiles=tuple(BatchProfile(*sizes, f"p{i}") for i, sizes in enumerate(profiles)),
+        inputs={"images": ["float32", [None, 3, 32, 32]]}, outputs={"logits": ["float32", [None, 5]]}, products={},
+        source={"file": "m.onnx", "sha256": "1" * 64}, rebuild="dyvit build m.onnx", model=facts)
+    write_plan(path, content, EngineFacts(**(values | changes)))
     return path
 
 

@@ -192,7 +192,7 @@ class Server:
                    *(["--allow-gpu-metrics=false"] if self._triton.bundled else []), *self._arguments]
         try:
             return subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
-                                    env=os.environ | self._triton.environment)
+                                    env=os.environ | self._triton.environment | {"PYTHONDONTWRITEBYTECODE": "1"})
         except OSError as error:
             raise BackendError(f"{self._triton.binary} cannot be started ({error.strerror}); install Triton again.",
                                ) from error
@@ -211,14 +211,15 @@ class Server:
 
     def _stop(self) -> None:
         process = self._process
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)                         # with its Python processes
-            process.wait()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)                         # what is left of it and its Python processes
+        process.wait()
 
     def notes(self) -> list[str]:
         """What to know of a server that lacks a backend."""

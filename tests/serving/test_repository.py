@@ -1,23 +1,19 @@
 """What is written into a Triton repository, and what is refused, without a server."""
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from helpers import tiny_checkpoint, tiny_graph, tiny_model
+from helpers import plan_file, tiny_checkpoint, tiny_graph
 
-from dyvit_deploy.artifacts import sha256
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data import preprocess
 from dyvit_deploy.deploy_config import (
-    BatchProfile,
     BuildConfig,
     DeployConfig,
     ExportConfig,
     PrecisionConfig,
     ServingConfig,
 )
-from dyvit_deploy.engine.sidecar import EngineFacts, write_plan
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.serving.config import normal, read_pbtxt, to_pbtxt
 from dyvit_deploy.serving.export import export_repository, plan_repository
@@ -31,22 +27,6 @@ RATIOS = LoadConfig(keep=KeepRequest(ratios=(0.5, 0.75)))
 @pytest.fixture
 def checkpoint(tmp_path, quick_export):
     return tiny_checkpoint(tmp_path)
-
-
-def plan_file(folder, profiles=((1, 8, 32),), format="trt", **changes):
-    """A plan with a sidecar, as if it had been built; nothing here runs it."""
-    _, facts = tiny_model()
-    facts = dataclasses.replace(facts, keep_counts=facts.prune.counts(facts.model.patches))
-    path, content = folder / "engine.plan", b"ftrt and the rest of a plan"
-    path.write_bytes(content)
-    values = dict(
-        plan={"sha256": sha256(path), "bytes": len(content)}, builder={"format": format, "version": "10.12.0.36"},
-        config=BuildConfig(), target={"gpu": None, "system": "linux-x86_64"},
-        profiles=tuple(BatchProfile(*sizes, f"p{i}") for i, sizes in enumerate(profiles)),
-        inputs={"images": ["float32", [None, 3, 32, 32]]}, outputs={"logits": ["float32", [None, 5]]}, products={},
-        source={"file": "m.onnx", "sha256": "1" * 64}, rebuild="dyvit build m.onnx", model=facts)
-    write_plan(path, content, EngineFacts(**(values | changes)))
-    return path
 
 
 def edit(folder, model, before, after):

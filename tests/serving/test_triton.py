@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import PHOTOS, dyvit, needs_photos, needs_triton, photo_folder, tiny_checkpoint
+from helpers import PHOTOS, dyvit, needs_photos, needs_triton, photo_folder, plan_file, tiny_checkpoint
 from PIL import Image
 from rich.console import Console
 
@@ -206,7 +206,7 @@ def test_a_bad_image_fails_its_own_request_alone(served, images, make_bad, words
 def test_the_preprocessing_wants_one_kind_of_image(served, images):
     raw = {"raw": images[0][None]}
     for feeds, words in ((raw | files(encode(images[0])), "either `encoded` or `raw`"),
-                         ({"raw": images[0][None, :, :, :2]}, "shape"), ({"raw": images[0][None, :0]}, "")):
+                         ({"raw": images[0][None, :, :, :2]}, "shape"), ({"raw": images[0][None, :0]}, "has no pixels")):
         with Client(served[1]) as client, pytest.raises(Refused, match=words):
             client.infer("one-images", feeds, ["logits"])
 
@@ -272,10 +272,9 @@ def test_a_model_that_does_not_load_is_named_with_the_reason(checkpoint, tmp_pat
 
 
 def test_an_engine_passes_the_servers_validation_and_lacks_only_its_backend(tmp_path):
-    from test_repository import plan_file
     repository = tmp_path / "repository"
     export_repository(plan_file(tmp_path), repository, ServingConfig(name="m"))
-    with pytest.raises(BackendError, match="it does not load m: .*tensorrt"), serving(repository):
+    with pytest.raises(BackendError, match=r"it does not load m: .*tensorrt"), serving(repository):
         pass
 
 

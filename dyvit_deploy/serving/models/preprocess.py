@@ -17,8 +17,6 @@ import triton_python_backend_utils as triton
 from PIL import Image
 from preprocess import normalise, resize_and_crop
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what a damaged image raises
-
 
 class TritonPythonModel:
     """Input `encoded` (bytes of one image file) or `raw` (uint8 RGB [height, width, 3] of any size) per image."""
@@ -48,6 +46,8 @@ class TritonPythonModel:
     def _image(self, read: Any) -> np.ndarray:
         """uint8 [height, width, 3] of the model's size."""
         image = read()
+        if not image.width * image.height:
+            raise ValueError("it has no pixels")
         if image.width * image.height > self._spec.max_pixels:             # known from the header, before decoding
             raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {self._spec.max_pixels} "
                              "allowed")
@@ -59,7 +59,7 @@ class TritonPythonModel:
         for number, image in enumerate(images):
             try:
                 pixels.append(image.result())
-            except UNREADABLE as error:
+            except Exception as error:                                     # an error left to Triton fails every request
                 text = f"image {number} of the request cannot be read: {error}"
                 return triton.InferenceResponse(error=triton.TritonError(text, triton.TritonError.INVALID_ARG))
         batch = np.stack(pixels)
