@@ -205,8 +205,9 @@ def test_a_bad_image_fails_its_own_request_alone(served, images, make_bad, words
 
 def test_the_preprocessing_wants_one_kind_of_image(served, images):
     raw = {"raw": images[0][None]}
-    for feeds, words in ((raw | files(encode(images[0])), "either `encoded` or `raw`"),
-                         ({"raw": images[0][None, :, :, :2]}, "shape"), ({"raw": images[0][None, :0]}, "has no pixels")):
+    flat, empty = {"raw": images[0][None, :, :, :2]}, {"raw": images[0][None, :0]}
+    for feeds, words in ((raw | files(encode(images[0])), "either `encoded` or `raw`"), (flat, "shape"),
+                         (empty, "has no pixels")):
         with Client(served[1]) as client, pytest.raises(Refused, match=words):
             client.infer("one-images", feeds, ["logits"])
 
