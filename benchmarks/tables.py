@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the result tables of README.md and docs/cpp.md from benchmarks/results/*.json, between their markers.
+"""Writes the result tables of README.md and the pages in docs/ from benchmarks/results/*.json, between their markers.
 
     python benchmarks/tables.py            rewrite them
     python benchmarks/tables.py --check    exit 1 when one would change
@@ -13,14 +13,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from service_tables import cpp_table, serving_table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 GPU_BATCHES = (1, 32, 256)                  # of the GPU table; the results have more
 PEERS, SCALE, CPP = "peers-deit-s-0.7.json", "scale-deit-s-0.7.json", "cpp-deit-s-0.7.json"
+SERVING = "serving-deit-s-0.7.json"
 
 
 def read(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
+
+
+def read_if_there(name: str) -> dict | None:
+    return read(name) if (RESULTS / name).exists() else None
 
 
 def speed_table() -> str:
@@ -334,30 +341,12 @@ def picture(name: str, told: str) -> str:
     return f"\n\n![{told}](benchmarks/results/{name}.svg)" if (RESULTS / f"{name}.svg").exists() else ""
 
 
-def cpp_table() -> str:
-    """The C++ runtime against the Python one."""
-    if not (RESULTS / CPP).exists():
-        return "Not measured yet: `python benchmarks/cpp.py build/dyvit-bench` fills this table."
-    result = read(CPP)
-    lines = ["| model, keep ratio 0.7 | batch | threads | C++ ms | Python ms | Python's time over C++'s |",
-             "|---" * 6 + "|"]
-    for row in result["rows"]:
-        lines.append(f"| {row['model']} | {row['batch']} | {row['threads']} | {row['cpp_latency_ms_p50']:.2f} "
-                     f"| {row['python_latency_ms_p50']:.2f} | {row['speedup']:.2f} ({row['speedup_min']:.2f} to "
-                     f"{row['speedup_max']:.2f}) |")
-    machine, versions = result["machine"], result["versions"]
-    runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
-    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime}, float32, "
-                 f"{result['started'][:10]}. Medians of {len(result['rows'][0]['rounds'])} rounds in which both take "
-                 "turns, in brackets the lowest and highest (`benchmarks/cpp.py`).")
-    return "\n".join(lines)
-
-
 TABLES = {"speed": speed_table, "rewrites": rewrites_table, "demo": demo_table,
           "precision": precision_table, "gpu": gpu_table,
           "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
           "ablation": ablation_table, "untrained": untrained_table, "peers": peers_table, "scale": scale_table}
-PAGES = {"README.md": TABLES, "docs/cpp.md": {"cpp": cpp_table}}
+PAGES = {"README.md": TABLES, "docs/cpp.md": {"cpp": lambda: cpp_table(read_if_there(CPP))},
+         "docs/triton.md": {"serving": lambda: serving_table(read_if_there(SERVING))}}
 
 
 def render(text: str, tables: dict[str, Callable[[], str]]) -> str:

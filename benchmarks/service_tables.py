@@ -1,0 +1,45 @@
+"""The tables of docs/cpp.md and docs/triton.md; `result` is None where nothing was measured."""
+from __future__ import annotations
+
+import statistics
+
+
+def cpp_table(result: dict | None) -> str:
+    """The C++ runtime against the Python one."""
+    if result is None:
+        return "Not measured yet: `python benchmarks/cpp.py build/dyvit-bench` fills this table."
+    lines = ["| model, keep ratio 0.7 | batch | threads | C++ ms | Python ms | Python's time over C++'s |",
+             "|---" * 6 + "|"]
+    for row in result["rows"]:
+        lines.append(f"| {row['model']} | {row['batch']} | {row['threads']} | {row['cpp_latency_ms_p50']:.2f} "
+                     f"| {row['python_latency_ms_p50']:.2f} | {row['speedup']:.2f} ({row['speedup_min']:.2f} to "
+                     f"{row['speedup_max']:.2f}) |")
+    machine, versions = result["machine"], result["versions"]
+    runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime}, float32, "
+                 f"{result['started'][:10]}. Medians of {len(result['rows'][0]['rounds'])} rounds in which both take "
+                 "turns, in brackets the lowest and highest (`benchmarks/cpp.py`).")
+    return "\n".join(lines)
+
+
+def serving_table(result: dict | None) -> str:
+    """Triton against the local runner, and the long run."""
+    if result is None:
+        return "Not measured yet: `python benchmarks/serving.py` fills this table."
+    run, rounds = result["long_run"], result["rounds"]
+    local, served = (statistics.median(r[f"{who}_images_per_sec"] for r in rounds) for who in ("local", "triton"))
+    first, last = (next(m for m in run["memory"] if m["requests"] >= least) for least in (1000, run["requests"]))
+    lines = [f"| {result['model']} at keep ratio {result['keep_ratio']} | images/s | |", "|---|---|---|",
+             f"| local runner, batches of {result['clients']} | {local:.1f} | |",
+             f"| Triton, {result['clients']} clients with single images | {served:.1f} "
+             f"| {result['triton_over_local']:.2f} of the local runner; "
+             f"{result['images_per_execution']:.1f} images a batch |",
+             f"| Triton, {run['clients']} clients with JPEG files, {run['requests']:,} requests | "
+             f"{run['requests_per_sec']:.1f} | {run['errors']} errors; {first['server_pss_mib']:.0f} MiB after 1,000 "
+             f"requests, {last['server_pss_mib']:.0f} MiB at the end |"]
+    machine, versions = result["machine"], result["versions"]
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, which server and clients share, Triton "
+                 f"{versions['triton']} with the stand-in for ONNX Runtime, float32, {result['started'][:10]}. Largest "
+                 f"difference of a logit from the local runner: {result['max_logit_error']:.0e}. Medians of "
+                 f"{len(rounds)} rounds in turns (`benchmarks/serving.py`).")
+    return "\n".join(lines)
