@@ -55,7 +55,8 @@ def test_every_place_of_a_pruned_model_is_found(checkpoint, tmp_path, kind, with
     form = "openvino" if kind.endswith("xml") else "onnx"
     export_artifact(checkpoint, tmp_path / kind, DeployConfig(form, ExportConfig(without=without)))
     with open_runner(tmp_path / kind) as runner:
-        report, stages = profile(runner, 2), runner.facts.prune.stages
+        # OpenVINO does not list what takes less than a microsecond, as a gather of two tiny images may.
+        report, stages = profile(runner, 32), runner.facts.prune.stages
     places = [p.place for p in report.places]
     assert places[0] == "stem" and places[-1] == "head"
     for stage in range(len(stages)):
