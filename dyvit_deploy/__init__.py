@@ -22,7 +22,15 @@ if TYPE_CHECKING:
         PruneConfig,
     )
     from .data.open import open_images
-    from .deploy_config import BatchProfile, BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+    from .deploy_config import (
+        BatchProfile,
+        BuildConfig,
+        CalibrationConfig,
+        DeployConfig,
+        ExportConfig,
+        PrecisionConfig,
+        ServingConfig,
+    )
     from .deploy_report import Progress
     from .doctor import diagnose
     from .engine.build import build_engine, plan_build
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
     from .quickstart import run_quickstart
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
+    from .serving.check import ServeConfig, check_serving
+    from .serving.export import export_repository
     from .sweep.grid import SweepConfig
     from .sweep.run import run_sweep
     from .training.loop import train
@@ -54,7 +64,7 @@ _NAMES = {
     "config": ("EngineRunConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PruneConfig"),
     "data.open": ("open_images",),
     "deploy_config": ("BatchProfile", "BuildConfig", "CalibrationConfig", "DeployConfig", "ExportConfig",
-                      "PrecisionConfig"),
+                      "PrecisionConfig", "ServingConfig"),
     "deploy_report": ("Progress",),
     "doctor": ("diagnose",),
     "engine.build": ("build_engine", "plan_build"),
@@ -71,6 +81,8 @@ _NAMES = {
     "quickstart": ("run_quickstart",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),
+    "serving.check": ("ServeConfig", "check_serving"),
+    "serving.export": ("export_repository",),
     "sweep.grid": ("SweepConfig",),
     "sweep.run": ("run_sweep",),
     "training.loop": ("train",),

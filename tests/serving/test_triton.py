@@ -1,9 +1,11 @@
 """A real Triton Inference Server on repositories as they are written, its answers against the local runner."""
 import contextlib
 import io
+import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -251,6 +253,29 @@ def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, i
     assert failures == [] and np.abs(old - new).max() > 1e-3
     assert np.allclose(seen[0], old, atol=EXACT) and np.allclose(seen[-1], new, atol=EXACT)
     assert all(np.allclose(answer, old, atol=EXACT) or np.allclose(answer, new, atol=EXACT) for answer in seen)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_serve_goes_on_until_it_is_stopped_and_leaves_no_process(repository, end):
+    port = Ports.from_first(None).http
+    command = [sys.executable, "-m", "dyvit_deploy", "serve", str(repository), "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("Serving "):
+                break
+        assert f"127.0.0.1:{port}" in line and "two-0.9-images" in line
+        assert answers(f"http://127.0.0.1:{port}/v2/models/two/ready")
+        process.send_signal(end)
+        assert process.wait(60) == 130
+    assert not answers(f"http://127.0.0.1:{port}/v2/health/live")
+    assert not [place for place in Path("/proc").glob("[0-9]*/cmdline") if _has(place, f"--http-port={port}")]
+
+
+def _has(place, text):
+    try:
+        return text.encode() in place.read_bytes()
+    except OSError:                                                         # it ended meanwhile
+        return False
 
 
 def test_wrong_preprocessing_in_the_server_is_noticed(checkpoint, tmp_path):
