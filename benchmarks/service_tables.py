@@ -40,6 +40,6 @@ def serving_table(result: dict | None) -> str:
     machine, versions = result["machine"], result["versions"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, which server and clients share, Triton "
                  f"{versions['triton']} with the stand-in for ONNX Runtime, float32, {result['started'][:10]}. Largest "
-                 f"difference of a logit from the local runner: {result['max_logit_error']:.0e}. Medians of "
+                 f"difference of a logit from the local runner: {result['max_logit_error']:.1g}. Medians of "
                  f"{len(rounds)} rounds in turns (`benchmarks/serving.py`).")
     return "\n".join(lines)
