@@ -1,6 +1,10 @@
 """A real Triton Inference Server on repositories as they are written, its answers against the local runner."""
 import contextlib
 import io
+import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -316,6 +320,32 @@ def test_openvino_models_are_served_too(checkpoint, tmp_path):
 def test_the_metrics_are_served(served):
     with urllib.request.urlopen(f"http://{LOOPBACK}:{served[0].ports.metrics}/metrics") as answer:
         assert b'nv_inference_request_success{model="one"' in answer.read()
+
+
+@pytest.fixture
+def perf_analyzer(tmp_path):
+    """The program and its environment: the one on the PATH, or that of tritonclient 2.51 in the server's Python."""
+    if found := shutil.which("perf_analyzer"):
+        return found, os.environ
+    found = Path(os.environ["DYVIT_TRITON"]) / "bin" / "perf_analyzer"
+    for library in Path(os.environ["DYVIT_TRITON"]).glob("lib/*/site-packages/nvidia_pytriton.libs/lib*"):
+        for name in ("libcudart.so.12", "libb64.so.0d"):                    # which the server's package renames
+            if library.name.startswith(name.split(".")[0] + "-"):
+                (tmp_path / name).symlink_to(library)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    if not found.is_file() or subprocess.run([found, "--version"], env=environment, capture_output=True).returncode:
+        pytest.skip("no perf_analyzer runs here; .ci/run shows how to get it")
+    return found, environment
+
+
+def test_perf_analyzer_measures_what_the_readme_of_a_repository_says(repository, served, perf_analyzer):
+    [line] = re.findall(r"^perf_analyzer .*$", (repository / "README.md").read_text(), re.M)
+    program, environment = perf_analyzer
+    words = [*shlex.split(line.replace("127.0.0.1:8001", served[1].grpc).replace("1:32:4", "4"))[1:],
+             "--measurement-interval", "1000", "--max-trials", "3", "--stability-percentage", "90"]
+    done = subprocess.run([program, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(re.search(r"Concurrency: 4, throughput: ([\d.]+) infer/sec", done.stdout)[1]) > 0
 
 
 def test_a_graph_alone_can_be_served(checkpoint, tmp_path):
