@@ -28,7 +28,8 @@ def serving_table(result: dict | None) -> str:
         return "Not measured yet: `python benchmarks/serving.py` fills this table."
     run, rounds = result["long_run"], result["rounds"]
     local, served = (statistics.median(r[f"{who}_images_per_sec"] for r in rounds) for who in ("local", "triton"))
-    first, last = (next(m for m in run["memory"] if m["requests"] >= least) for least in (1000, run["requests"]))
+    memory = sorted(run["memory"], key=lambda m: m["requests"])
+    first, last = next(m for m in memory if m["requests"] >= 1000), memory[-1]
     lines = [f"| {result['model']} at keep ratio {result['keep_ratio']} | images/s | |", "|---|---|---|",
              f"| local runner, batches of {result['clients']} | {local:.1f} | |",
              f"| Triton, {result['clients']} clients with single images | {served:.1f} "

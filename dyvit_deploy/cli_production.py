@@ -9,6 +9,7 @@ import click
 from .config import LoadConfig
 from .data.images import no_track
 from .deploy_config import DeployConfig, ServingConfig
+from .errors import ConfigError
 from .options import device_option, json_option, run_options
 from .terminal import (
     fail_notes,
@@ -55,6 +56,8 @@ def serve(repository: str, check: bool, data: str, images: int, triton: str | No
     from .serving.check import ServeConfig, check_serving, serve_repository
 
     config = ServeConfig(data, images, url, triton, port)
+    if not check and json_file:
+        raise ConfigError("--json writes the report of --check; add it, or leave --json out.")
     if not check:
         return serve_repository(repository, config, note)
     report = check_serving(repository, config, progress)

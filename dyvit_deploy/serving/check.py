@@ -128,10 +128,11 @@ def check_serving(repository: str | Path, config: ServeConfig = ServeConfig(),
 def serve_repository(repository: str | Path, config: ServeConfig = ServeConfig(),
                      say: Callable[[str], None] = lambda _: None) -> None:
     """Runs a server on the repository until Ctrl-C or SIGTERM, which are KeyboardInterrupt; see `check_serving`."""
-    if config.url:
-        raise ConfigError("--url is of a server that runs already; add --check, or leave it out.")
+    if config != ServeConfig(triton=config.triton, port=config.port):
+        raise ConfigError("--url, --data and --images are for --check; add it, or leave them out.")
     models = read_repository(repository)
-    with server_for(repository, models, dataclasses.replace(config, port=config.port or FIRST_PORT)) as server:
+    port = FIRST_PORT if config.port is None else config.port
+    with server_for(repository, models, dataclasses.replace(config, port=port)) as server:
         for line in server.notes():
             say(line)
         names = [name for model in models for name in (model.name, model.ensemble, *model.routers) if name]
@@ -144,6 +145,8 @@ def _connect(stack: contextlib.ExitStack, repository: str | Path, models: Sequen
              config: ServeConfig) -> tuple[Address, list[str]]:
     """A running server, which stops with `stack` if it was started here, and what is to be known of it."""
     if config.url:
+        if config.triton or config.port is not None:
+            raise ConfigError("--url is of a server that runs already; leave out --triton and --port.")
         return Address(config.url.removeprefix("http://").rstrip("/")), ["gRPC was not asked: --url is of HTTP."]
     server = stack.enter_context(server_for(repository, models, config))
     return Address(f"{LOOPBACK}:{server.ports.http}", f"{LOOPBACK}:{server.ports.grpc}"), server.notes()

@@ -1,8 +1,6 @@
 """Asks a running Triton Inference Server, over HTTP or gRPC."""
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +14,7 @@ from ..graph import Tensor
 from ..optional import require
 from ..runners.base import InputSpec, Outputs, Runner
 from .interface import Servable
+from .server import UNREACHABLE, get_json
 
 TYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "uint8": "UINT8", "int64": "INT64", "object": "BYTES"}
 PROTOCOLS = ("http", "grpc")
@@ -33,9 +32,15 @@ class Address:
     grpc: str | None = None
 
     def get(self, path: str) -> Any:
-        """The JSON at `path` over HTTP; OSError or ValueError where there is none."""
-        with urllib.request.urlopen(f"http://{self.http}{path}", timeout=10) as answer:
-            return json.loads(answer.read())
+        """The JSON at `path` over HTTP.
+
+        Raises:
+            BackendError: there is none.
+        """
+        try:
+            return get_json(f"http://{self.http}{path}")
+        except UNREACHABLE as error:
+            raise BackendError(f"Triton does not answer at {self.http}{path} ({reason(error)}).") from error
 
 
 class Client:

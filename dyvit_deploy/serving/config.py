@@ -22,6 +22,7 @@ KINDS = {"onnxruntime": "KIND_AUTO", "openvino": "KIND_CPU", "tensorrt": "KIND_G
 MAX_BATCH = 64                              # of graphs, which run any
 QUEUE_DELAY_US = 1000                       # that a request waits for others to share its batch
 MAX_PIXELS = 50_000_000                     # of an encoded or raw image: 150 MB once it is decoded
+THREADS = 4                                 # that decode images: at most 600 MB of pixels at once
 LABELS = "labels.txt"
 PREPROCESS, ENSEMBLE = "-preprocess", "-images"  # what the names of these models end with
 ENCODED = {"name": "encoded", "data_type": "TYPE_STRING", "dims": [1], "optional": True}
@@ -54,7 +55,7 @@ def preprocess_config(name: str, servable: Servable, max_batch: int) -> Config:
     """Decodes, resizes and normalises as the checkpoint demands."""
     model = servable.facts.model
     spec = {"image_size": list(model.image_size), "preprocess": dataclasses.asdict(model.preprocess),
-            "dtype": servable.input.dtype, "max_pixels": MAX_PIXELS}
+            "dtype": servable.input.dtype, "max_pixels": MAX_PIXELS, "threads": THREADS}
     return {
         "name": name, "backend": "python", "max_batch_size": max_batch, "input": [ENCODED, RAW],
         "output": [_tensor(servable.input)], "version_policy": VERSIONS,
@@ -128,7 +129,7 @@ def read_pbtxt(path: Path) -> Config:
     """
     text_format = require("google.protobuf.text_format")
     try:
-        message = text_format.Parse(path.read_text(), _protobuf()())
+        message = text_format.Parse(path.read_text("utf-8"), _protobuf()())
     except (text_format.ParseError, OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is no configuration of a Triton model ({reason(error)}); export the repository "
                             "again.") from error

@@ -24,7 +24,7 @@ from ..runners.open import is_checkpoint
 from ..targets import SUFFIXES
 from .config import to_pbtxt
 from .interface import Servable, check_same_model, read_servable
-from .repository import entries, write_entries, write_readme
+from .repository import entries, model_name, taken, write_entries, write_readme
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
         progress.say(f"writing {folder}")
         models = entries(served, serving)
         write_entries(folder, models, serving.version)
-    write_readme(folder)
+    notes = write_readme(folder)
     cores = [folder / model.name / str(serving.version) for model in models if model.servable]
     return RepositoryReport(
         str(folder), {model.name: model.config.get("backend", "ensemble") for model in models},
         tuple(_at(export, place / Path(export.path).name) for export, place in zip(exports, cores)),
-        tuple(dict.fromkeys(note for export in exports for note in export.notes)))
+        (*dict.fromkeys(note for export in exports for note in export.notes), *notes))
 
 
 def plan_repository(source: str | Path, folder: str | Path, serving: ServingConfig = ServingConfig(),
@@ -139,11 +139,28 @@ def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployCon
     if serving.engine and not is_checkpoint(source):
         raise ConfigError(f"{source} is no checkpoint; to serve {serving.engine} alone, name it in its place.")
     asked = dataclasses.replace(config, format="onnx", timed=True)
-    if ready and (asked != DeployConfig() or (load.keep.ratios and len(load.keep.ratios) > 1)):
+    # Beside an engine, those that say how to open the checkpoint are compared with it.
+    fixed = bool(load.keep.ratios and len(load.keep.ratios) > 1) if serving.engine else load != LoadConfig()
+    if ready and (asked != DeployConfig() or fixed):
         raise ConfigError(f"{serving.engine or source} was fixed when it was made; leave out the options of precision, "
-                          "graph and --keep-ratios.")
+                          "graph and pruning.")
+    _check_free(source, folder, serving, load)
     if config.build != BuildConfig():
         raise ConfigError("--format triton builds no engine; build one with --format trt, then pass --engine FILE.")
+
+
+def _check_free(source: Path, folder: Path, serving: ServingConfig, load: LoadConfig) -> None:
+    """Raises ConfigError where the repository has that version already, before the export instead of after it."""
+    from ..model.checkpoint import load_facts
+
+    if not folder.is_dir():
+        return
+    facts = load_facts(source, next(iter(_loads(load).values()))) if is_checkpoint(source) else None
+    name = serving.name or (facts and model_name(facts))
+    ratios = load.keep.ratios or ()
+    for core in ([f"{name}-{ratio:g}" for ratio in ratios] if len(ratios) > 1 else [name]):
+        if core and (folder / core / str(serving.version)).exists():
+            raise taken(folder, core, serving.version)
 
 
 def _loads(load: LoadConfig) -> dict[float, LoadConfig]:
@@ -170,9 +187,12 @@ def _check_origin(servable: Servable, checkpoint: Path, load: LoadConfig) -> Non
 
 def _kept(report: DeployReport, folder: Path) -> DeployReport:
     """A rejected artifact, moved beside the repository to be looked at."""
-    kept = folder.with_name(f"{folder.name}.rejected{Path(report.path).suffix}")
-    with atomic_write(kept) as temporary:
-        shutil.copyfile(report.path, temporary)
+    made, folder = Path(report.path), folder.resolve()
+    kept = folder.with_name(f"{folder.name}.rejected{made.suffix}")
+    for suffix in {made.suffix, ".bin"}:                                   # OpenVINO's weights lie beside it
+        if made.with_suffix(suffix).is_file():
+            with atomic_write(kept.with_suffix(suffix)) as temporary:
+                shutil.copyfile(made.with_suffix(suffix), temporary)
     return _at(report, kept)
 
 

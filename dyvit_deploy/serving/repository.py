@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import atomic_write, make_folder
+from ..artifacts import ArtifactFacts, atomic_write, make_folder
 from ..data import preprocess as preprocessing
 from ..deploy_config import ServingConfig
 from ..errors import ArtifactError, ConfigError, ExportError
@@ -37,6 +37,7 @@ from .interface import READERS, Servable, read_servable
 HERE = Path(__file__).parent
 HEADER = "# Written by dyvit from the artifact; `dyvit serve REPOSITORY --check` holds the two against each other.\n"
 CONFIG = "config.pbtxt"
+README_MARK = "Written by dyvit from the artifacts themselves"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,15 @@ class ServedModel:
         return int(self.config["max_batch_size"])
 
 
-def model_name(servable: Servable) -> str:
+def model_name(facts: ArtifactFacts) -> str:
     """What a model is called in a repository where nobody says: its own name, in Triton's letters."""
-    return re.sub(r"[^\w.-]", "_", servable.facts.model.name)
+    return re.sub(r"[^\w.-]", "_", facts.model.name)
+
+
+def taken(folder: Path, name: str, version: int) -> ConfigError:
+    """The error where a repository has that version of a model."""
+    return ConfigError(f"{folder} has version {version} of {name!r} already; pass --model-version "
+                       f"{max(_versions(folder / name)) + 1} to put a new one beside it, or --name for another name.")
 
 
 def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[Entry]:
@@ -86,9 +93,10 @@ def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[E
     """
     ratios = sorted(served, reverse=True)
     first = served[ratios[0]]
-    name = settings.name or model_name(first)
+    name = settings.name or model_name(first.facts)
     cores = {ratio: name if len(ratios) == 1 else f"{name}-{ratio:g}" for ratio in ratios}
-    labels = "".join(f"{label}\n" for label in first.facts.class_names or range(first.facts.model.classes))
+    labels = "".join(f"{' '.join(str(label).split())}\n"                   # one line each, whatever is in a name
+                     for label in first.facts.class_names or range(first.facts.model.classes))
     batch = _max_batch(served.values(), settings.max_batch)
     prepare = f"{name}{PREPROCESS}"
     found = []
@@ -117,7 +125,8 @@ def _max_batch(servables: Any, wanted: int | None) -> int:
 
 
 def write_entries(folder: Path, models: Sequence[Entry], version: int) -> None:
-    """Writes all model folders, or none: they are made beside the repository and moved into it at the end.
+    """Writes all model folders, or none: they are made beside the repository, moved into it at the end, and taken
+    back when that fails.
 
     A model that is there may get one more version, if nothing else about it changes.
 
@@ -126,20 +135,30 @@ def write_entries(folder: Path, models: Sequence[Entry], version: int) -> None:
         ArtifactError: nothing can be written there.
     """
     new = [entry for entry in models if not _is_there(folder, entry, version)]
-    make_folder(folder)
+    folder = make_folder(folder).resolve()
+    moved: list[Path] = []
     try:
-        with tempfile.TemporaryDirectory(prefix=".dyvit-", dir=folder.resolve().parent) as name:
-            moves = []
+        with tempfile.TemporaryDirectory(prefix=".dyvit-", dir=_staging(folder)) as name:
             for entry in new:
-                made = Path(name) / entry.name
-                _write(made, entry)
-                target = folder / entry.name
-                moves.append((made / str(version), target / str(version)) if target.exists() else (made, target))
-            for source, target in moves:
-                os.rename(source, target)
-    except OSError as error:
+                _write(Path(name) / entry.name, entry)
+            for entry in new:
+                inner = str(version) if (folder / entry.name).exists() else ""
+                os.rename(Path(name) / entry.name / inner, folder / entry.name / inner)
+                moved.append(folder / entry.name / inner)
+    except BaseException as error:                                         # Ctrl-C too leaves nothing half-written
+        for place in moved:
+            shutil.rmtree(place, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise ArtifactError(f"{folder} could not be written ({error.strerror or error}); free space or choose another "
                             "place.") from error
+
+
+def _staging(folder: Path) -> Path:
+    """Where a model folder is made before it is moved into the repository: beside it, because a server that polls
+    would take it for a model, or inside where the repository is a mount of its own."""
+    beside = folder.parent
+    return beside if beside.stat().st_dev == folder.stat().st_dev and os.access(beside, os.W_OK) else folder
 
 
 def _is_there(folder: Path, entry: Entry, version: int) -> bool:
@@ -154,8 +173,7 @@ def _is_there(folder: Path, entry: Entry, version: int) -> bool:
         raise ConfigError(f"{folder} has another model called {entry.name!r}; pass --name for a name of its own, or "
                           "remove that folder.")
     if entry.servable and (place / str(version)).exists():
-        raise ConfigError(f"{folder} has version {version} of {entry.name!r} already; pass --model-version "
-                          f"{max(_versions(place)) + 1} to put a new one beside it, or --name for a name of its own.")
+        raise taken(folder, entry.name, version)
     return entry.servable is None
 
 
@@ -168,10 +186,10 @@ def _write(place: Path, entry: Entry) -> None:
         target = place / file
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
-            target.write_text(content)
+            target.write_text(content, "utf-8")
         else:
             shutil.copyfile(content, target)
-    (place / CONFIG).write_text(HEADER + to_pbtxt(entry.config))
+    (place / CONFIG).write_text(HEADER + to_pbtxt(entry.config), "utf-8")
 
 
 def _versions(place: Path) -> list[int]:
@@ -199,7 +217,10 @@ def read_repository(folder: str | Path) -> list[ServedModel]:
 
 
 def _artifacts(place: Path) -> Iterator[tuple[int, Path]]:
-    """Version and artifact of each version of a model, the newest last."""
+    """Version and artifact of each version of a model of ours, the newest last; none of others' models, whose files
+    have the same names."""
+    if not (place / CONFIG).read_text("utf-8", "replace").startswith(HEADER[:HEADER.index(";")]):
+        return
     for version in _versions(place):
         paths = (place / str(version) / f"model{suffix}" for suffix in READERS)
         yield from ((version, path) for path in paths if path.is_file())
@@ -214,7 +235,7 @@ def _read_model(folder: Path, name: str, configs: Mapping[str, Config], version:
         raise _disagrees(where, "max_batch_size", batch, f"at most {largest}" if largest else "1 or more")
     _compare(where, config, core_config(name, servable, batch, 1), ("name", "backend", "input", "output"))
     labels = folder / name / LABELS
-    lines = labels.read_text().splitlines() if labels.is_file() else []
+    lines = labels.read_text("utf-8", "replace").strip("\n").split("\n") if labels.is_file() else []
     if len(lines) != servable.facts.model.classes:
         raise _disagrees(labels, "number of lines", len(lines), servable.facts.model.classes)
     ensemble = f"{name}{ENSEMBLE}" if f"{name}{ENSEMBLE}" in configs else None
@@ -236,7 +257,7 @@ def _check_ensemble(folder: Path, ensemble: str, core: str, configs: Mapping[str
     expected = preprocess_config(steps[0], servable, batch)
     _compare(where, prepare, expected, ("input", "output"))
     spec, wanted = _parameter(prepare, "spec"), _parameter(expected, "spec")
-    for field in ("image_size", "preprocess", "dtype"):                    # the limit of pixels is the user's
+    for field in ("image_size", "preprocess", "dtype"):                    # limits are the user's
         if spec.get(field) != wanted[field]:
             raise _disagrees(where, field, spec.get(field), wanted[field])
 
@@ -268,21 +289,28 @@ def _disagrees(where: Path, field: str, found: object, wanted: object) -> Export
                        "the change.")
 
 
-def write_readme(folder: Path) -> None:
-    """README.md of a repository, for all models of ours in it."""
+def write_readme(folder: Path) -> list[str]:
+    """README.md of a repository, for all models of ours in it; notes where it cannot be written."""
+    target = folder / "README.md"
+    if target.exists() and README_MARK not in target.read_text("utf-8", "replace"):
+        return [f"{target} was not written by dyvit, and was left as it is."]
+    try:
+        models = read_repository(folder)
+    except (ArtifactError, ExportError) as error:                          # of a model that was there before
+        return [f"{target} was not written: {error}"]
     jinja2 = require("jinja2", extra="triton")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
                                      undefined=jinja2.StrictUndefined)
     environment.filters["words"] = _words
-    models = read_repository(folder)
     routers: dict[str, list[ServedModel]] = {}
     for model in sorted(models, key=lambda m: -float(m.keep_ratio or 0)):
         for router in model.routers:
             routers.setdefault(router, []).append(model)
-    text = environment.from_string((HERE / "README.md.j2").read_text()).render(
-        folder=folder.name, models=models, routers=routers, megapixels=MAX_PIXELS // 10**6)
-    with atomic_write(folder / "README.md") as temporary:
-        temporary.write_text(text)
+    text = environment.from_string((HERE / "README.md.j2").read_text("utf-8")).render(
+        folder=folder.resolve().name, models=models, routers=routers, megapixels=MAX_PIXELS // 10**6, mark=README_MARK)
+    with atomic_write(target) as temporary:
+        temporary.write_text(text, "utf-8")
+    return []
 
 
 def _words(tensor: Tensor) -> str:

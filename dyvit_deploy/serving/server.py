@@ -11,14 +11,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, ConfigError, MissingDependency
+from ..errors import BackendError, ConfigError, MissingDependency, reason
 
 OLDEST = (2, 51)                            # release that the tests run; the Python models need some of its features
 LOOPBACK = "127.0.0.1"
@@ -152,6 +154,22 @@ def backend_folder(triton: Triton, needed: Sequence[str]) -> Iterator[Path]:
         yield folder
 
 
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal raise KeyboardInterrupt meanwhile, so that a server is stopped; in other threads
+    than the main one Python cannot say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.signal(name, signal.default_int_handler) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in zip(names, before):
+            signal.signal(name, handler)
+
+
 class Server:
     """A Triton that runs on a repository; a context manager that starts it, and stops it again.
 
@@ -175,6 +193,7 @@ class Server:
         with contextlib.ExitStack() as stack:
             backends = stack.enter_context(backend_folder(self._triton, self._needed))
             self._log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="dyvit-triton-", suffix=".log"))
+            stack.enter_context(_ended_by_signals())
             stack.callback(self._stop)
             self._process = self._launch(backends)
             self._wait()
@@ -213,13 +232,15 @@ class Server:
         process = self._process
         if process is None:
             return
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)                         # what is left of it and its Python processes
-        process.wait()
+        try:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
+        finally:                                                           # a second Ctrl-C does not wait
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)                     # what is left of it and its Python processes
+            process.wait()
 
     def notes(self) -> list[str]:
         """What to know of a server that lacks a backend."""
@@ -231,13 +252,12 @@ class Server:
         return str(self._log.name)
 
     def wait(self) -> None:
-        """Until the server ends; SIGTERM becomes KeyboardInterrupt here.
+        """Until the server ends; Ctrl-C, SIGTERM and SIGHUP are KeyboardInterrupt here.
 
         Raises:
             BackendError: it ended by itself.
         """
         assert self._process is not None
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = self._process.wait()
         raise BackendError(f"Triton ended by itself with exit code {code}: {self.complaint()}")
 
@@ -254,12 +274,23 @@ class Server:
         return re.sub(r"^[EF]\d{4} [\d:.]+ \d+ \S+\] ", "", last).strip().strip('"').rstrip(".") + "."
 
 
+UNREACHABLE = (OSError, ValueError, HTTPException)
+# Servers here are asked directly, whatever proxy the environment names for the world outside.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def get_json(url: str) -> Any:
+    """The JSON at `url`; one of UNREACHABLE where there is none."""
+    with _DIRECT.open(url, timeout=10) as answer:
+        return json.loads(answer.read(16 << 20))
+
+
 def answers(url: str) -> bool:
     """True when `url` answers with 200."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with _DIRECT.open(url, timeout=5) as answer:
             return bool(answer.status == 200)
-    except (OSError, ValueError):
+    except UNREACHABLE:
         return False
 
 
@@ -270,13 +301,11 @@ def check_version(url: str) -> str:
         BackendError: no Triton, or one older than OLDEST.
     """
     try:
-        with urllib.request.urlopen(f"{url}/v2", timeout=10) as answer:
-            told: Any = json.loads(answer.read(1 << 20))
-        version = str(told["version"])
-        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"{url} does not answer as a Triton Inference Server ({error}); check the "
-                           "address.") from error
+        version = str(get_json(f"{url}/v2")["version"])
+    except (*UNREACHABLE, KeyError, TypeError) as error:
+        raise BackendError(f"{url} does not answer as a Triton Inference Server ({reason(error)}); check the "
+                           "address, which is that of its HTTP port.") from error
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST:
         raise BackendError(f"The Triton at {url} is version {version}; its Python models need "
                            f"{'.'.join(map(str, OLDEST))} or later.")

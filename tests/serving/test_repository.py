@@ -1,9 +1,10 @@
 """What is written into a Triton repository, and what is refused, without a server."""
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from helpers import plan_file, tiny_checkpoint, tiny_graph
+from helpers import plan_file, tiny_checkpoint, tiny_graph, tiny_model
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data import preprocess
@@ -15,6 +16,7 @@ from dyvit_deploy.deploy_config import (
     ServingConfig,
 )
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
+from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.serving.config import normal, read_pbtxt, to_pbtxt
 from dyvit_deploy.serving.export import export_repository, plan_repository
 from dyvit_deploy.serving.interface import read_servable
@@ -160,8 +162,48 @@ def test_models_of_others_in_the_repository_are_left_alone(tmp_path, checkpoint)
     repo = tmp_path / "repo"
     export_repository(checkpoint, repo, ServingConfig(name="m"))
     (repo / "theirs" / "1").mkdir(parents=True)
-    (repo / "theirs" / "config.pbtxt").write_text('backend: "python" max_batch_size: 1')
-    assert [model.name for model in read_repository(repo)] == ["m"]
+    (repo / "theirs" / "config.pbtxt").write_text('backend: "onnxruntime" max_batch_size: 1')
+    (repo / "theirs" / "1" / "model.onnx").write_bytes(b"of somebody else")
+    export_repository(checkpoint, repo, ServingConfig(name="n"))
+    assert [model.name for model in read_repository(repo)] == ["m", "n"]
+
+
+def test_a_readme_of_the_users_own_is_left_alone(tmp_path, checkpoint):
+    (tmp_path / "README.md").write_text("mine")
+    report = export_repository(checkpoint, tmp_path, ServingConfig(name="m"))
+    assert (tmp_path / "README.md").read_text() == "mine" and "was left as it is" in report.notes[0]
+    assert report and len(read_repository(tmp_path)) == 1
+
+
+def test_what_was_moved_is_taken_back_when_a_later_folder_cannot_be(tmp_path, checkpoint, monkeypatch):
+    from dyvit_deploy.serving import repository
+    rename = repository.os.rename
+
+    def interrupted(source, target):
+        if str(target).rstrip("/").endswith("-images"):
+            raise KeyboardInterrupt
+        rename(source, target)
+    monkeypatch.setattr(repository.os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_repository(checkpoint, tmp_path / "repo")
+    assert list((tmp_path / "repo").iterdir()) == []
+
+
+def test_class_names_with_line_breaks_stay_one_line_each(tmp_path, quick_export):
+    model, facts = tiny_model()
+    facts = dataclasses.replace(facts, class_names=("a\nb", "c\x85", "d\u2028e", "f", "g"))
+    save_checkpoint(tmp_path / "named.safetensors", model, facts)
+    export_repository(tmp_path / "named.safetensors", tmp_path / "repo", ServingConfig(name="m"))
+    assert len(read_repository(tmp_path / "repo")) == 1
+    assert (tmp_path / "repo/m/labels.txt").read_text("utf-8").split("\n")[:2] == ["a b", "c"]
+
+
+def test_a_name_that_is_taken_is_refused_before_the_export(tmp_path, checkpoint, monkeypatch):
+    export_repository(checkpoint, tmp_path / "repo")
+    from dyvit_deploy.serving import export
+    monkeypatch.setattr(export, "export_artifact", lambda *_: pytest.fail("exported in vain"))
+    with pytest.raises(ConfigError, match="--model-version 2"):
+        export_repository(checkpoint, tmp_path / "repo")
 
 
 def test_nothing_is_left_when_the_disk_fills_up_half_way(tmp_path, checkpoint, monkeypatch):
@@ -178,6 +220,7 @@ def test_nothing_is_left_when_the_disk_fills_up_half_way(tmp_path, checkpoint, m
 
 @pytest.mark.parametrize("settings, config, load, words", [
     (ServingConfig(engine="e.plan"), DeployConfig(), RATIOS, "leave out the options of precision, graph"),
+    (ServingConfig(engine="e.plan"), DeployConfig(precision=PrecisionConfig("int8")), LoadConfig(), "leave out"),
     (ServingConfig(), DeployConfig(build=BuildConfig(tf32=True)), LoadConfig(), "builds no engine"),
     (ServingConfig(), DeployConfig(), LoadConfig(keep=KeepRequest(ratios=(0.5, 0.5))), "name a model twice"),
     (ServingConfig(), DeployConfig(precision=PrecisionConfig("int8")), LoadConfig(), "calibrated on images"),
@@ -187,6 +230,12 @@ def test_contradictions_are_refused_before_the_work(tmp_path, checkpoint, settin
         export_repository(checkpoint, tmp_path / "repo", settings, config, load)
     with pytest.raises(ConfigError, match=words):
         plan_repository(checkpoint, tmp_path / "repo", settings, config, load)
+
+
+def test_a_graph_that_is_there_takes_no_pruning(tmp_path, checkpoint):
+    for keep in (KeepRequest(ratio=0.5), KeepRequest(ratios=(0.5,)), KeepRequest(counts=(3, 2, 1))):
+        with pytest.raises(ConfigError, match="was fixed when it was made"):
+            export_repository(tiny_graph(tmp_path), tmp_path / "repo", load=LoadConfig(keep=keep))
 
 
 def test_a_graph_of_another_program_has_no_preprocessing_to_serve_with(tmp_path, checkpoint):

@@ -121,9 +121,22 @@ def test_a_server_that_lacks_a_backend_gets_a_stand_in_and_says_so(tmp_path):
         assert folder == triton.backends                                    # its own are taken where it has them
 
 
-def test_url_is_for_checking_only(repository):
-    result = dyvit("serve", repository, "--url", "127.0.0.1:1")
-    assert result.exit_code == 2 and "add --check" in result.output
+@pytest.mark.parametrize("options, words", [
+    (("--url", "127.0.0.1:1"), "are for --check"), (("--data", "digits2"), "are for --check"),
+    (("--json", "r.json"), "the report of --check"), (("--check", "--url", "h:1", "--port", 1), "leave out --triton"),
+    (("--check", "--port", 0, "--triton", "FAKE"), "A port is a number"),
+])
+def test_options_that_would_do_nothing_are_refused(repository, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    fake = script(tmp_path / "bin/tritonserver", "")
+    result = dyvit("serve", repository, *(fake if option == "FAKE" else option for option in options))
+    assert result.exit_code == 2 and words in result.output
+
+
+@pytest.mark.parametrize("url", ["localhost:http", "no such host:1", "[::1"])
+def test_an_address_that_is_none_is_one_sentence(repository, url):
+    result = dyvit("serve", repository, "--check", "--url", url)
+    assert result.exit_code == 1 and "check the address" in result.output
 
 
 def test_serving_options_are_for_repositories_only(tmp_path):

@@ -182,6 +182,12 @@ def together(*calls):
         thread.join()
 
 
+def as_kind(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, kind)
+    return file.getvalue()
+
+
 def huge():
     """A PNG that promises more pixels than the limit, and has none."""
     def chunk(kind, data):
@@ -194,7 +200,8 @@ def huge():
 @pytest.mark.parametrize("make_bad, words", [
     (lambda good: b"", "cannot be read"), (lambda good: b"no image", "cannot be read"),
     (lambda good: good[:len(good) // 2], "cannot be read"), (lambda good: huge(), "pixels, more than the 50000000"),
-], ids=["empty", "text", "truncated", "huge"])
+    (lambda good: as_kind("ico"), "cannot be read"), (lambda good: as_kind("eps"), "cannot be read"),
+], ids=["empty", "text", "truncated", "huge", "ico", "eps"])
 def test_a_bad_image_fails_its_own_request_alone(served, images, make_bad, words):
     good, answered, refused = encode(images[0], "jpeg"), [], []
 

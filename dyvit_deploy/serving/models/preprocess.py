@@ -1,4 +1,4 @@
-"""Triton Python model: encoded (JPEG, PNG, ...) or raw images in, what the model takes out.
+"""Triton Python model: encoded (JPEG, PNG, WebP) or raw images in, what the model takes out.
 
 It runs inside a server without dyvit: `preprocess.py` beside it is dyvit's own file, copied.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,9 @@ import triton_python_backend_utils as triton
 from PIL import Image
 from preprocess import normalise, resize_and_crop
 
+# Others that Pillow knows start programs (EPS) or hide their size (ICO), which is nothing for strangers' files.
+FORMATS = ("JPEG", "PNG", "WEBP")
+
 
 class TritonPythonModel:
     """Input `encoded` (bytes of one image file) or `raw` (uint8 RGB [height, width, 3] of any size) per image."""
@@ -24,7 +26,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self._spec = json.loads(parameters["spec"]["string_value"], object_hook=lambda d: SimpleNamespace(**d))
-        self._pool = ThreadPoolExecutor(os.cpu_count())                    # Pillow decodes outside Python's lock
+        self._pool = ThreadPoolExecutor(self._spec.threads)                # Pillow decodes outside Python's lock
 
     def execute(self, requests: list[Any]) -> list[Any]:
         started = [self._start(request) for request in requests]           # all of them first, so that they overlap
@@ -40,7 +42,7 @@ class TritonPythonModel:
         if raw is not None:
             return [self._pool.submit(self._image, functools.partial(Image.fromarray, pixels))
                     for pixels in raw.as_numpy()]
-        return [self._pool.submit(self._image, functools.partial(Image.open, io.BytesIO(content)))
+        return [self._pool.submit(self._image, functools.partial(Image.open, io.BytesIO(content), formats=FORMATS))
                 for content in encoded.as_numpy().reshape(-1)]
 
     def _image(self, read: Any) -> np.ndarray:
