@@ -120,8 +120,7 @@ class _Cluster:
         cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         machines = [int(count) for count in cores if count >= 1]
         gpus = int(ray.cluster_resources().get("GPU", 0)) if config.device != "cpu" else 0
-        on_gpu = bool(gpus) or config.device == "cuda" or is_engine(artifact)
-        if on_gpu and not gpus:                                            # Ray would wait for one for ever
+        if not gpus and (config.device == "cuda" or is_engine(artifact)):  # Ray would wait for one for ever
             why = "--device cuda" if config.device == "cuda" else artifact
             raise ConfigError(f"The cluster has no GPU, and {why} needs one; add a machine that has, or choose another "
                               "device or artifact.")

@@ -76,7 +76,8 @@ def test_a_plan_on_a_cpu_is_refused_as_without_ray_before_ray_starts(ray):
     assert not ray.given
 
 
-@pytest.mark.parametrize("gpus, workers, share", [(0, None, None), (2, None, 1), (2, 1, 1), (2, 3, 0.5), (1, 3, 0.3333)])
+@pytest.mark.parametrize("gpus, workers, share", [(0, None, None), (2, None, 1), (2, 1, 1), (2, 3, 0.5),
+                                                   (1, 3, 0.3333)])
 def test_every_worker_finds_its_share_of_a_gpu(ray, gpus, workers, share):
     ray.gpus = gpus
     assert asked(workers=workers).get("num_gpus") == share

@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, dyvit, photo_folder, tiny_graph
 
 import dyvit_deploy as dv
-from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.errors import ArtifactError, ConfigError
 from dyvit_deploy.prediction.partial import PartialFile
 
 SLOWLY = """
@@ -186,3 +186,36 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_is_done(tmp_path, monkeypat
     assert [p.name for p in tmp_path.glob("out*")] == ["out.csv.partial"]
     monkeypatch.undo()
     assert dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out))).resumed == 12
+
+
+def test_a_run_that_opens_the_file_while_another_removes_it_gets_one_of_its_own(tmp_path, monkeypatch):
+    import fcntl
+    first, third = (PartialFile(tmp_path / "p", {"top": 1}) for _ in range(2))
+    flock, seen = fcntl.flock, []
+
+    def late(file, how):                                                    # the first run ends right before
+        if not seen:
+            seen.append(1)
+            first.remove()
+            first.__exit__(None, None, None)
+        flock(file, how)
+    first.__enter__()
+    monkeypatch.setattr(fcntl, "flock", late)
+    with PartialFile(tmp_path / "p", {"top": 1}):
+        assert (tmp_path / "p").read_bytes() == b'{"top":1}\n'
+        with pytest.raises(ConfigError, match="Another dyvit predict"):
+            third.__enter__()
+
+
+@pytest.mark.parametrize("place, message", [("folder", "Is a directory"), ("gone/p", "No such file"),
+                                            ("forbidden", "Permission denied")])
+def test_a_partial_file_that_cannot_be_opened_or_locked_is_one_sentence(tmp_path, monkeypatch, place, message):
+    import fcntl
+
+    def forbidden(file, how):
+        raise PermissionError(13, "Permission denied")
+    (tmp_path / "folder").mkdir()
+    if place == "forbidden":                                                # for root nothing is
+        monkeypatch.setattr(fcntl, "flock", forbidden)
+    with pytest.raises(ArtifactError, match=f"cannot be written .{message}"):
+        PartialFile(tmp_path / place, {}).__enter__()
