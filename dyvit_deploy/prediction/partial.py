@@ -3,7 +3,8 @@
 The first line says what the rest is of. A batch is appended as one line and handed to the operating system at once, so
 that an interruption or kill -9 loses no line; a loss of power loses the last seconds. A torn line is no line. Batches
 are formed anew in the order of the images now, and kept only as long as they are the very same ones, so that the end
-result is that of a run without interruption, to the last bit where the same machine and libraries compute it alike.
+result is that of a run without interruption: to the last bit for the same command on the same machine and versions of
+libraries.
 """
 from __future__ import annotations
 

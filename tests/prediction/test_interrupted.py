@@ -146,6 +146,18 @@ def test_another_artifact_is_refused_by_its_content_not_its_name(tmp_path, graph
     assert dv.predict_images(same, photos, dv.PredictConfig(2, 4, csv=str(tmp_path / "out.csv"))).resumed == 12
 
 
+def test_another_description_of_a_plan_is_another_artifact(tmp_path):
+    from dyvit_deploy.config import LoadConfig
+    from dyvit_deploy.prediction.run import _identity
+    plan, sidecar, seen = tmp_path / "engine.plan", tmp_path / "engine.plan.json", []
+    plan.write_bytes(b"plan")
+    for text in (None, '{"class_names": ["ant"]}', '{"class_names": ["bee"]}'):
+        if text:
+            sidecar.write_text(text)
+        seen.append(_identity(plan, ["photos"], dv.PredictConfig(), LoadConfig())["artifact"])
+    assert len(set(seen)) == 3
+
+
 def test_two_runs_do_not_write_the_same_file(tmp_path, graph, photos):
     out = tmp_path / "out.csv"
 
