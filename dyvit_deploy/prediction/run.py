@@ -31,7 +31,8 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
     """The likeliest classes of every image, whether it has a label or not, with bounded memory.
 
     Files in `config` are written when all is done; until then the work lies in `FILE.partial`, and the same call goes
-    on where an interrupted one stopped: to the same bytes on the same machine and versions of libraries. Finished files are written over.
+    on where an interrupted one stopped: to the same bytes on the same machine and versions of libraries. Finished
+    files are written over.
 
     Args:
         artifact: anything that `open_runner` opens.
@@ -112,8 +113,10 @@ def _chunks(places: Iterator[ImagePlace], size: int) -> Iterator[Places]:
 
 
 def _identity(path: Path, sources: Sequence[str], config: PredictConfig, load: LoadConfig) -> dict[str, Any]:
-    """What a row depends on, preprocessing and class names beside a plan included; the last digits also do on where it is
-    computed and by which versions, which is left out."""
+    """What a row depends on, preprocessing and class names beside a plan included.
+
+    Where and by which versions it is computed changes last digits at most, and is left out.
+    """
     suffix, sidecar = path.suffix.lower(), sidecar_path(path)
     beside = [path.with_suffix(".bin")] if suffix == ".xml" else [sidecar] * (is_engine(path) and sidecar.is_file())
     files = [] if is_timm(path) else [path, *beside]

@@ -74,7 +74,7 @@ def test_what_is_forbidden_is_an_image_with_an_error_or_one_sentence(tmp_path, m
     monkeypatch.setattr(os, "scandir", scandir)
     assert count_images([str(tmp_path)]) == 2
     entry.name = "secret"
-    with pytest.raises(DataError, match="secret cannot be listed .Permission denied"):
+    with pytest.raises(DataError, match=r"secret cannot be listed .Permission denied"):
         count_images([str(tmp_path)])
 
 

@@ -46,7 +46,7 @@ def test_an_address_that_is_none_starts_a_ray_of_this_machine_alone(ray, monkeyp
     asked()
     assert ray.given["address"] == "local" and ray.given["include_dashboard"] is False
     monkeypatch.setenv(SWITCH, "1")
-    with pytest.raises(ConfigError, match=f"imported ray before.*{SWITCH}=0"):
+    with pytest.raises(ConfigError, match=rf"imported ray before.*{SWITCH}=0"):
         asked()
 
 

@@ -229,5 +229,5 @@ def test_a_partial_file_that_cannot_be_opened_or_locked_is_one_sentence(tmp_path
     (tmp_path / "folder").mkdir()
     if place == "forbidden":                                                # for root nothing is
         monkeypatch.setattr(fcntl, "flock", forbidden)
-    with pytest.raises(ArtifactError, match=f"cannot be written .{message}"):
+    with pytest.raises(ArtifactError, match=rf"cannot be written .{message}"):
         PartialFile(tmp_path / place, {}).__enter__()
