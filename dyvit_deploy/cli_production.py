@@ -90,6 +90,7 @@ def predict(artifact: str, sources: tuple[str, ...], load: LoadConfig, json_file
     from .prediction.run import predict_images
 
     config, text = PredictConfig(**options), RowText(options["top"])
+    config.check_apart(json_file)
     watch = None if config.files else lambda rows: show_lines(text.lines(rows))
     with kept_when_stopped(config.partial):
         report = predict_images(artifact, sources, config, load, progress if config.files else no_track, watch)

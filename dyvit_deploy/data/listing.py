@@ -5,6 +5,7 @@ another process, which then reads it.
 """
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -100,14 +101,30 @@ def _walk(folder: str, suffixes: Sequence[str] | set[str], above: tuple[tuple[in
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror}); change its permissions.") from error
+        raise _unlisted(folder, error) from error
     if here in above:
         return
     for entry in entries:
-        if entry.is_dir():
+        kind = _kind(entry, os.path.splitext(entry.name)[1].lower() in suffixes)
+        if kind == "folder":
             yield from _walk(entry.path, suffixes, (*above, here))
-        elif os.path.splitext(entry.name)[1].lower() in suffixes and (entry.is_file() or entry.is_symlink()):
-            yield entry.path                                               # a link to nowhere is an image with an error
+        elif kind == "file":
+            yield entry.path
+
+
+def _kind(entry: os.DirEntry[str], wanted: bool) -> str:
+    """"folder", "file" or nothing, by whether the name is `wanted`; a link to nowhere, in a circle or to what is
+    forbidden is a file, to become a row with its error."""
+    try:
+        return "folder" if entry.is_dir() else "file" if wanted and (entry.is_symlink() or entry.is_file()) else ""
+    except OSError as error:
+        if not wanted and error.errno != errno.ELOOP:                      # it may be a folder of images
+            raise _unlisted(entry.path, error) from error
+        return "file" if wanted else ""
+
+
+def _unlisted(folder: str, error: OSError) -> DataError:
+    return DataError(f"{folder} cannot be listed ({error.strerror}); change its permissions.")
 
 
 def _members(path: str, damage: list[str]) -> Iterator[ImagePlace]:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ..data.listing import ImagePlace
 from ..data.reading import read_images
 from ..errors import BackendError, ConfigError, DyvitError, reason
 from ..optional import require
-from ..runners.open import is_checkpoint, is_engine, open_runner
+from ..runners.open import check_engine_device, is_checkpoint, is_engine, open_runner
 from .predictor import Answer, Places, Predictor
 from .report import PredictConfig, Prediction
 
@@ -61,23 +62,28 @@ class Worker:
 def predict_on_ray(artifact: str, config: PredictConfig, load: LoadConfig) -> Iterator[Answer]:
     """An `Answer` of Ray's workers: those of the cluster in RAY_ADDRESS, else of a Ray of this machine alone.
 
-    Every machine needs this package, and the artifact and images at the same paths.
+    Every machine needs this package, and the artifact and images at the same paths. A RAY_ADDRESS that is empty or
+    "local" is none. A Ray that the calling program has started is used as it is, wherever that listens.
 
     Raises:
         MissingDependency: without Ray.
-        ConfigError: more workers than cores.
+        ConfigError: more workers than cores, no GPU for what needs one, or the program has imported Ray before, so that
+            it cannot be kept from listening on the network any more.
         BackendError: no cluster there, or a worker failed.
     """
+    if is_engine(artifact):
+        check_engine_device(artifact, config.device)
     os.environ.update({name: os.environ.get(name, value) for name, value in SILENT.items()})
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        os.environ.update(ALONE)
+    address = os.environ.get("RAY_ADDRESS", "")
+    address = "" if address == "local" else address
+    if not address:
+        _keep_alone()
     ray = require("ray", extra="ray")
     require("ray.data", extra="ray")
     mine = not ray.is_initialized()
     if mine:
         try:
-            _require_listening(address or "")
+            _require_listening(address)
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
                      **({} if address else {"include_dashboard": False}))
         except (OSError, RuntimeError, ValueError) as error:
@@ -88,6 +94,16 @@ def predict_on_ray(artifact: str, config: PredictConfig, load: LoadConfig) -> It
     finally:
         if mine:
             ray.shutdown()
+
+
+def _keep_alone() -> None:
+    """Raises ConfigError where Ray would listen on the network; it takes the switch only while it is imported."""
+    loaded = sys.modules.get("ray")
+    if loaded and not loaded.is_initialized() and any(os.environ.get(name) != value for name, value in ALONE.items()):
+        switch = " ".join(f"{name}={value}" for name, value in ALONE.items())
+        raise ConfigError("This program imported ray before, so that Ray would listen on the network; set "
+                          f"{switch} before the import, or call ray.init() yourself.")
+    os.environ.update(ALONE)
 
 
 def _require_listening(address: str) -> None:
@@ -104,16 +120,19 @@ class _Cluster:
         cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         machines = [int(count) for count in cores if count >= 1]
         gpus = int(ray.cluster_resources().get("GPU", 0)) if config.device != "cpu" else 0
+        if not gpus and (config.device == "cuda" or is_engine(artifact)):  # Ray would wait for one for ever
+            why = "--device cuda" if config.device == "cuda" else artifact
+            raise ConfigError(f"The cluster has no GPU, and {why} needs one; add a machine that has, or choose another "
+                              "device or artifact.")
         workers = config.workers or gpus or len(machines)
         if not machines or workers > sum(machines):
             raise ConfigError(f"The cluster has {sum(machines)} cores, too few for --workers {workers}.")
         # Alike on every machine, and small enough that the fullest one takes its workers.
         threads = max(1, min(machines) // -(-workers // len(machines)))
-        on_gpu = bool(gpus) or config.device == "cuda" or is_engine(artifact)
         self._ray, self._options = ray, {
             "fn_constructor_args": (artifact, replace(config, csv=None, parquet=None), load, threads),
             "compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": threads,
-            **({"num_gpus": min(1.0, gpus / workers) if gpus else 1} if on_gpu else {})}
+            **({"num_gpus": _share(workers, gpus)} if gpus else {})}
 
     def answer(self, chunks: Iterator[Places]) -> Iterator[tuple[Places, list[Prediction]]]:
         context = self._ray.data.DataContext.get_current()
@@ -133,6 +152,11 @@ class _Cluster:
             except self._ray.exceptions.RayError as error:
                 raise BackendError(f"A Ray worker failed ({reason(error, last=True)}); see Ray's own log for more."
                                    ) from error
+
+
+def _share(workers: int, gpus: int) -> float:
+    """What each worker gets of a GPU, in Ray's steps of 1/10,000, so that all of them find one."""
+    return 10_000 // -(-workers // gpus) / 10_000
 
 
 def _places(places: Places) -> str:

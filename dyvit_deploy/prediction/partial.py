@@ -3,7 +3,8 @@
 The first line says what the rest is of. A batch is appended as one line and handed to the operating system at once, so
 that an interruption or kill -9 loses no line; a loss of power loses the last seconds. A torn line is no line. Batches
 are formed anew in the order of the images now, and kept only as long as they are the very same ones, so that the end
-result is that of a run without interruption, to the last bit.
+result is that of a run without interruption: to the last bit for the same command on the same machine and versions of
+libraries.
 """
 from __future__ import annotations
 
@@ -18,7 +19,6 @@ from types import TracebackType
 from typing import IO, Any
 
 from ..errors import ArtifactError, ConfigError
-from ..optional import require
 from .predictor import Places
 from .report import Prediction, Tally
 
@@ -32,7 +32,6 @@ class PartialFile:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path, self._identity = path, dict(identity)
-        self._lock = require("filelock").FileLock(f"{path}.lock", timeout=0)
         self._synced = time.monotonic()
 
     def __enter__(self) -> PartialFile:
@@ -42,32 +41,45 @@ class PartialFile:
             ArtifactError: it cannot be written.
         """
         try:
-            self._lock.acquire()
-        except require("filelock").Timeout as error:
+            self._file = self._open()
+        except BlockingIOError as error:
             raise ConfigError(f"Another dyvit predict is writing {self.path}; wait for it, or name another file."
                               ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
-            self._file: IO[bytes] = open(self.path, "r+b" if self.path.exists() else "w+b")
             self._check_head()
         except OSError as error:
-            self._unlock()
-            raise ArtifactError(f"{self.path} cannot be written ({error.strerror}); choose another place.") from error
+            self._file.close()
+            raise self._unwritable(error) from error
         except ConfigError:
             self._file.close()
-            self._unlock()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         with suppress(OSError):                                            # what a full disk did not take is not kept
-            self._file.close()
-        self._unlock()
+            self._file.close()                                             # and with it the lock
 
-    def _unlock(self) -> None:
-        self._lock.release()
-        with suppress(OSError):
-            os.unlink(f"{self.path}.lock")
+    def _open(self) -> IO[bytes]:
+        """The file, locked itself: it is removed while it is locked, so the one at hand must still be the one there."""
+        import fcntl  # not everywhere
+        while True:
+            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
+                    return file
+            except FileNotFoundError:
+                pass                                                       # the other run ended in between
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def _unwritable(self, error: OSError) -> ArtifactError:
+        return ArtifactError(f"{self.path} cannot be written ({error.strerror}); choose another place.")
 
     def _check_head(self) -> None:
         head = _parse(self._file.readline())
@@ -127,7 +139,7 @@ class PartialFile:
             yield _predictions(json.loads(line))
 
     def remove(self) -> None:
-        """After the work is elsewhere."""
+        """After the work is elsewhere, and before the lock goes."""
         self.path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ class PredictConfig:
             value = getattr(self, name)
             if value is not None and Path(value).suffix.lower() != f".{name}":
                 raise ConfigError(f"--{name} writes a .{name} file, not {Path(value).name!r}.")
+        if self.csv and self.parquet and os.path.realpath(self.csv) == os.path.realpath(self.parquet):
+            raise ConfigError(f"--csv and --parquet both write {os.path.realpath(self.csv)}; name two files.")
         if self.runner not in RUNNERS:
             raise ConfigError(f"Unknown runner {self.runner!r}.{did_you_mean(self.runner, RUNNERS)}")
         if self.workers is not None and self.runner == "local":
@@ -51,6 +54,11 @@ class PredictConfig:
     def files(self) -> tuple[Path, ...]:
         """What is written; none where rows only go to whoever watches."""
         return tuple(Path(file) for file in (self.csv, self.parquet) if file)
+
+    def check_apart(self, report: str | None) -> None:
+        """Raises ConfigError for a report in the place of the rows."""
+        if report and any(os.path.realpath(report) == os.path.realpath(file) for file in self.files):
+            raise ConfigError(f"--json {report} is the file that the rows go to; name another one.")
 
     @property
     def partial(self) -> Path | None:

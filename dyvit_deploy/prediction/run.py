@@ -11,7 +11,9 @@ from ..artifacts import check_target, require_source, sha256
 from ..config import LoadConfig
 from ..data.images import Track, no_track
 from ..data.listing import ImagePlace, count_images, list_images
+from ..engine.sidecar import sidecar_path
 from ..optional import require
+from ..runners.open import is_engine
 from ..zoo import is_timm
 from .cluster import predict_on_ray
 from .outputs import write_csv, write_parquet
@@ -29,7 +31,8 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
     """The likeliest classes of every image, whether it has a label or not, with bounded memory.
 
     Files in `config` are written when all is done; until then the work lies in `FILE.partial`, and the same call goes
-    on where an interrupted one stopped. Finished files are written over.
+    on where an interrupted one stopped: to the same bytes on the same machine and versions of libraries. Finished
+    files are written over.
 
     Args:
         artifact: anything that `open_runner` opens.
@@ -110,8 +113,13 @@ def _chunks(places: Iterator[ImagePlace], size: int) -> Iterator[Places]:
 
 
 def _identity(path: Path, sources: Sequence[str], config: PredictConfig, load: LoadConfig) -> dict[str, Any]:
-    """What a row depends on; where and how fast it is computed is left out."""
-    files = [] if is_timm(path) else [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
+    """What a row depends on, preprocessing and class names beside a plan included.
+
+    Where and by which versions it is computed changes last digits at most, and is left out.
+    """
+    suffix, sidecar = path.suffix.lower(), sidecar_path(path)
+    beside = [path.with_suffix(".bin")] if suffix == ".xml" else [sidecar] * (is_engine(path) and sidecar.is_file())
+    files = [] if is_timm(path) else [path, *beside]
     return {"dyvit": "predict", "format": 1, "artifact": " ".join([sha256(f) for f in files]) or str(path),
             "load": repr(load), "sources": [source.rstrip("/") for source in sources], "top": config.top,
             "batch": config.batch}

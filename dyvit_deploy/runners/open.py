@@ -26,6 +26,12 @@ def is_engine(path: str | Path) -> bool:
     return Path(path).suffix.lower() in ENGINES
 
 
+def check_engine_device(path: str | Path, device: str | None) -> None:
+    """Raises ConfigError where an engine is to run on anything but a GPU."""
+    if device not in (None, "cuda"):
+        raise ConfigError(f"{path} is an engine for a GPU; leave out --device.")
+
+
 def load_for(path: str | Path, load: LoadConfig) -> LoadConfig:
     """What of `load` is for an artifact named like this one, where several of different kinds are opened."""
     return load if is_checkpoint(path) else LoadConfig(
@@ -66,8 +72,7 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
 def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) -> Runner:
     """The runner of an artifact whose model cannot be changed any more."""
     if is_engine(path):
-        if device not in (None, "cuda"):
-            raise ConfigError(f"{path} is an engine for a GPU; leave out --device.")
+        check_engine_device(path, device)
         from .tensorrt import TensorRTRunner
         return TensorRTRunner(path, load.engine)
     if path.suffix.lower() not in GRAPHS:

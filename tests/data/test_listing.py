@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import tarfile
@@ -42,6 +43,39 @@ def test_folders_are_listed_whole_in_the_order_of_paths_whatever_lies_beside(tmp
     assert names == sorted(names) and [name.removeprefix(f"{tmp_path}/") for name in names] == [
         "000.png", "001.png", "b/class0/000.png", "b/class0/002.png", "b/class1/001.png", "c.png"]
     assert count_images([str(tmp_path)]) == 6
+
+
+def test_a_link_in_a_circle_is_an_image_with_an_error(tmp_path):
+    photo_folder(tmp_path, 1)
+    os.symlink("x.jpg", tmp_path / "x.jpg")
+    os.symlink("circle", tmp_path / "circle")
+    places = listed(tmp_path)[0]
+    assert [place.name.split("/")[-1] for place in places] == ["000.png", "x.jpg"] and places[1].stamp == ""
+    with pytest.raises(OSError, match="symbolic links"):
+        places[1].read()
+    with pytest.raises(DataError, match="neither an image"):
+        count_images([str(tmp_path / "x.jpg")])
+
+
+def test_what_is_forbidden_is_an_image_with_an_error_or_one_sentence(tmp_path, monkeypatch):
+    photo_folder(tmp_path, 1)
+
+    class Forbidden:                                                        # for root nothing is
+        path, name = str(tmp_path / "secret"), "secret.png"
+
+        def is_dir(self):
+            raise PermissionError(13, "Permission denied")
+    was, entry = os.scandir, Forbidden()
+
+    @contextlib.contextmanager
+    def scandir(folder):
+        with was(folder) as found:
+            yield [*found, entry]
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert count_images([str(tmp_path)]) == 2
+    entry.name = "secret"
+    with pytest.raises(DataError, match=r"secret cannot be listed .Permission denied"):
+        count_images([str(tmp_path)])
 
 
 def test_sources_come_as_they_are_given_and_a_named_file_is_always_tried(tmp_path):

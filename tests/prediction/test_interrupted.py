@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, dyvit, photo_folder, tiny_graph
 
 import dyvit_deploy as dv
-from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.errors import ArtifactError, ConfigError
 from dyvit_deploy.prediction.partial import PartialFile
 
 SLOWLY = """
@@ -146,6 +146,18 @@ def test_another_artifact_is_refused_by_its_content_not_its_name(tmp_path, graph
     assert dv.predict_images(same, photos, dv.PredictConfig(2, 4, csv=str(tmp_path / "out.csv"))).resumed == 12
 
 
+def test_another_description_of_a_plan_is_another_artifact(tmp_path):
+    from dyvit_deploy.config import LoadConfig
+    from dyvit_deploy.prediction.run import _identity
+    plan, sidecar, seen = tmp_path / "engine.plan", tmp_path / "engine.plan.json", []
+    plan.write_bytes(b"plan")
+    for text in (None, '{"class_names": ["ant"]}', '{"class_names": ["bee"]}'):
+        if text:
+            sidecar.write_text(text)
+        seen.append(_identity(plan, ["photos"], dv.PredictConfig(), LoadConfig())["artifact"])
+    assert len(set(seen)) == 3
+
+
 def test_two_runs_do_not_write_the_same_file(tmp_path, graph, photos):
     out = tmp_path / "out.csv"
 
@@ -186,3 +198,36 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_is_done(tmp_path, monkeypat
     assert [p.name for p in tmp_path.glob("out*")] == ["out.csv.partial"]
     monkeypatch.undo()
     assert dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out))).resumed == 12
+
+
+def test_a_run_that_opens_the_file_while_another_removes_it_gets_one_of_its_own(tmp_path, monkeypatch):
+    import fcntl
+    first, third = (PartialFile(tmp_path / "p", {"top": 1}) for _ in range(2))
+    flock, seen = fcntl.flock, []
+
+    def late(file, how):                                                    # the first run ends right before
+        if not seen:
+            seen.append(1)
+            first.remove()
+            first.__exit__(None, None, None)
+        flock(file, how)
+    first.__enter__()
+    monkeypatch.setattr(fcntl, "flock", late)
+    with PartialFile(tmp_path / "p", {"top": 1}):
+        assert (tmp_path / "p").read_bytes() == b'{"top":1}\n'
+        with pytest.raises(ConfigError, match="Another dyvit predict"):
+            third.__enter__()
+
+
+@pytest.mark.parametrize("place, message", [("folder", "Is a directory"), ("gone/p", "No such file"),
+                                            ("forbidden", "Permission denied")])
+def test_a_partial_file_that_cannot_be_opened_or_locked_is_one_sentence(tmp_path, monkeypatch, place, message):
+    import fcntl
+
+    def forbidden(file, how):
+        raise PermissionError(13, "Permission denied")
+    (tmp_path / "folder").mkdir()
+    if place == "forbidden":                                                # for root nothing is
+        monkeypatch.setattr(fcntl, "flock", forbidden)
+    with pytest.raises(ArtifactError, match=rf"cannot be written .{message}"):
+        PartialFile(tmp_path / place, {}).__enter__()

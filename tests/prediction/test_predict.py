@@ -195,6 +195,23 @@ def test_bad_input_is_one_sentence_before_any_work(tmp_path, monkeypatch, graph,
     assert not list(tmp_path.glob("o*"))
 
 
+@pytest.mark.parametrize("options, message", [
+    (["--csv", "o.csv", "--json", "o.csv"], "written as .json"),
+    (["--csv", "o.csv", "--json", "r.json"], "the rows go to"),
+    (["--parquet", "o.parquet", "--json", "p.json"], "the rows go to"),
+    (["--csv", "o.csv", "--parquet", "to-csv.parquet"], "both write .*o.csv"),
+    (["--csv", "./in/../o.csv", "--json", "r.json"], "the rows go to")])
+def test_no_two_outputs_are_one_file_links_followed(tmp_path, monkeypatch, graph, photos, options, message):
+    import re
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for link, target in (("r.json", "o.csv"), ("p.json", "o.parquet"), ("to-csv.parquet", "o.csv")):
+        os.symlink(target, link)
+    result = dyvit("predict", graph, "photos", "--top", 1, *options)
+    assert result.exit_code == 2 and re.search(message, result.stderr.replace("\n", "")) and not result.stdout
+    assert not list(tmp_path.glob("o.*"))
+
+
 def test_an_artifact_that_is_none_is_one_sentence(tmp_path, photos):
     for name, message in (("gone.onnx", "does not exist"), ("photos", "is a folder")):
         result = dyvit("predict", tmp_path / name, photos)
