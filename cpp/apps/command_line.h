@@ -2,7 +2,9 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <exception>
 #include <iostream>
+#include <new>
 #include <string>
 
 #include "dyvit/engine.h"
@@ -25,9 +27,13 @@ inline void add_common(CLI::App& app, Common& common) {
   app.add_flag("--trust", common.options.trust, "load a plan that is not the file which its .json describes");
 }
 
-// Parses the command line and calls `work`, whose result is the exit code.
+// Parses the command line and calls `work`, whose result is the exit code. Whatever it throws is one sentence on stderr.
 template <typename Work>
 int run_program(CLI::App& app, int count, char** arguments, Work work) {
+  auto const failed = [&](std::string const& sentence) {
+    std::cerr << app.get_name() << ": " << sentence << '\n';
+    return exit_failed;
+  };
   try {
     app.parse(count, arguments);
   } catch (CLI::ParseError const& error) {
@@ -36,8 +42,12 @@ int run_program(CLI::App& app, int count, char** arguments, Work work) {
   try {
     return work();
   } catch (Error const& error) {
-    std::cerr << app.get_name() << ": " << error.what() << '\n';
-    return exit_failed;
+    return failed(error.what());
+  } catch (std::bad_alloc const&) {
+    bool const batched = app.get_option_no_throw("--batch") != nullptr;
+    return failed(std::string("Not enough memory; ") + (batched ? "use a smaller --batch." : "use smaller images."));
+  } catch (std::exception const& error) {
+    return failed(std::string("Something unforeseen failed (") + error.what() + "); please report it.");
   }
 }
 
