@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <exception>
 #include <iostream>
 #include <new>
@@ -27,6 +28,12 @@ inline void add_common(CLI::App& app, Common& common) {
   app.add_flag("--trust", common.options.trust, "load a plan that is not the file which its .json describes");
 }
 
+// Throws Error: something of stdout was not written, such as on a full disk.
+inline void finish_output() {
+  bool const written = std::cout.flush() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (!written) throw Error("The output could not be written to its end; free space there, or write it elsewhere.");
+}
+
 // Parses the command line and calls `work`, whose result is the exit code. Whatever it throws is one sentence on stderr.
 template <typename Work>
 int run_program(CLI::App& app, int count, char** arguments, Work work) {
@@ -35,12 +42,15 @@ int run_program(CLI::App& app, int count, char** arguments, Work work) {
     return exit_failed;
   };
   try {
-    app.parse(count, arguments);
-  } catch (CLI::ParseError const& error) {
-    return app.exit(error) == 0 ? 0 : exit_usage;
-  }
-  try {
-    return work();
+    int code = 0;
+    try {
+      app.parse(count, arguments);
+      code = work();
+    } catch (CLI::ParseError const& error) {              // or a wish for help, which goes to stdout
+      code = app.exit(error) == 0 ? 0 : exit_usage;
+    }
+    finish_output();
+    return code;
   } catch (Error const& error) {
     return failed(error.what());
   } catch (std::bad_alloc const&) {

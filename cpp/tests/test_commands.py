@@ -80,6 +80,15 @@ class Commands(unittest.TestCase):
         self.assertEqual((done.returncode, done.stderr),
                          (1, "dyvit-bench: Not enough memory; use a smaller --batch.\n"))
 
+    @unittest.skipUnless(os.path.exists("/dev/full"), "there is no /dev/full")
+    def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(self):
+        for program, arguments in (("dyvit-run", [MODEL, SCENE]), ("dyvit-run", ["--help"]),
+                                   ("dyvit-bench", [MODEL, "--seconds", "0.01"])):
+            with self.subTest(program=program, arguments=arguments), open("/dev/full", "w") as full:
+                done = subprocess.run([PROGRAMS / program, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+                self.assertEqual(done.returncode, 1)
+                self.assertRegex(done.stderr, rf"^{program}: The output could not be written to its end; .*\.\n$")
+
 
 if __name__ == "__main__":
     if not MODEL.exists() or not os.access(PROGRAMS / "dyvit-run", os.X_OK):
