@@ -69,10 +69,20 @@ nlohmann::ordered_json time_batch(dyvit::Engine const& engine, std::int64_t batc
           {"images_per_sec", 1000.0 * static_cast<double>(batch) / median}};
 }
 
+// Before a batch is allocated, and before any is timed.
+void check_batches(dyvit::Metadata const& facts, std::string const& artifact, std::vector<std::int64_t> const& batches) {
+  for (std::int64_t const batch : batches)
+    if (batch < facts.batch_min || (facts.batch_max > 0 && batch > facts.batch_max))
+      throw dyvit::Error(artifact + " takes from " + std::to_string(facts.batch_min) + " to " +
+                         std::to_string(facts.batch_max) + " images at once, not " + std::to_string(batch) +
+                         "; choose another --batch.");
+}
+
 int bench(dyvit::Common const& common, std::vector<std::int64_t> const& batches, double seconds) {
   auto const start = Clock::now();
   auto const engine = dyvit::Engine::open(common.artifact, common.options);
   double const opening_ms = 1000 * seconds_since(start);
+  check_batches(engine.metadata(), common.artifact, batches);
   std::printf("%s, %s, %s\n%6s %8s %10s %10s %10s %10s\n", common.artifact.c_str(), engine.metadata().precision.c_str(),
               engine.backend().c_str(), "batch", "runs", "p50 ms", "p90 ms", "p99 ms", "images/s");
   auto rows = nlohmann::ordered_json::array();
@@ -91,7 +101,8 @@ int bench(dyvit::Common const& common, std::vector<std::int64_t> const& batches,
                                          {"threads", common.options.threads},
                                          {"opening_ms", opening_ms},
                                          {"timings", rows}};
-  std::puts(report.dump().c_str());
+  // A path need not be UTF-8, and JSON must be.
+  std::puts(report.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
   return 0;
 }
 

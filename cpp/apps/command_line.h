@@ -2,7 +2,10 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
 #include <iostream>
+#include <new>
 #include <string>
 
 #include "dyvit/engine.h"
@@ -25,19 +28,36 @@ inline void add_common(CLI::App& app, Common& common) {
   app.add_flag("--trust", common.options.trust, "load a plan that is not the file which its .json describes");
 }
 
-// Parses the command line and calls `work`, whose result is the exit code.
+// Throws Error: something of stdout was not written, such as on a full disk.
+inline void finish_output() {
+  bool const written = std::cout.flush() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (!written) throw Error("The output could not be written to its end; free space there, or write it elsewhere.");
+}
+
+// Parses the command line and calls `work`, whose result is the exit code. Whatever it throws is one sentence on stderr.
 template <typename Work>
 int run_program(CLI::App& app, int count, char** arguments, Work work) {
-  try {
-    app.parse(count, arguments);
-  } catch (CLI::ParseError const& error) {
-    return app.exit(error) == 0 ? 0 : exit_usage;
-  }
-  try {
-    return work();
-  } catch (Error const& error) {
-    std::cerr << app.get_name() << ": " << error.what() << '\n';
+  auto const failed = [&](std::string const& sentence) {
+    std::cerr << app.get_name() << ": " << sentence << '\n';
     return exit_failed;
+  };
+  try {
+    int code = 0;
+    try {
+      app.parse(count, arguments);
+      code = work();
+    } catch (CLI::ParseError const& error) {              // or a wish for help, which goes to stdout
+      code = app.exit(error) == 0 ? 0 : exit_usage;
+    }
+    finish_output();
+    return code;
+  } catch (Error const& error) {
+    return failed(error.what());
+  } catch (std::bad_alloc const&) {
+    bool const batched = app.get_option_no_throw("--batch") != nullptr;
+    return failed(std::string("Not enough memory; ") + (batched ? "use a smaller --batch." : "use smaller images."));
+  } catch (std::exception const& error) {
+    return failed(std::string("Something unforeseen failed (") + error.what() + "); please report it.");
   }
 }
 

@@ -37,6 +37,7 @@ class Stream {
   Stream& operator=(Stream const&) = delete;
   cudaStream_t get() const { return stream_; }
   void wait() const { check_cuda(cudaStreamSynchronize(stream_), "finish a batch"); }
+  void settle() const noexcept { cudaStreamSynchronize(stream_); }
 
  private:
   cudaStream_t stream_ = nullptr;

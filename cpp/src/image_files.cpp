@@ -27,7 +27,28 @@ Error damaged(std::string const& name, std::string const& why) {
   return Error(name + " is damaged or cut short (" + reason(why) + "); copy or save it again.");
 }
 
+// Whether a marker FF D9 ends the image after a scan. Segments are stepped over: a thumbnail in one has its own.
+bool jpeg_ends(Content const& content) {
+  bool scanned = false;
+  for (std::size_t at = 2; at + 1 < content.size();) {
+    unsigned const marker = content[at + 1];
+    bool const alone = marker <= 0x01 || (marker >= 0xD0 && marker <= 0xD8);   // stuffed bytes and restarts
+    if (content[at] != 0xFF || marker == 0xFF) {
+      ++at;
+    } else if (marker == 0xD9) {
+      return scanned;
+    } else if (alone || at + 3 >= content.size()) {
+      at += 2;
+    } else {
+      scanned = scanned || marker == 0xDA;
+      at += 2U + (content[at + 2] << 8 | content[at + 3]);
+    }
+  }
+  return false;
+}
+
 Image decode_jpeg(Content const& content, std::string const& name) {
+  if (!jpeg_ends(content)) throw damaged(name, "the end of the image is missing");   // libjpeg-turbo may only warn
   std::unique_ptr<void, int (*)(void*)> const decoder(tjInitDecompress(), tjDestroy);
   if (!decoder) throw Error("libjpeg-turbo cannot start; there is no memory left.");
   int width = 0, height = 0, sampling = 0, colours = 0;

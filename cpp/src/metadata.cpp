@@ -13,14 +13,20 @@ T value_or(json const& object, char const* key, T otherwise) {
   return found == object.end() || found->is_null() ? otherwise : found->get<T>();
 }
 
-constexpr std::int64_t largest_side = 1 << 16;   // pixels; more would overflow what is computed of it
+// More would overflow what is computed of it.
+constexpr std::int64_t largest_side = 1 << 16;   // pixels
+constexpr std::int64_t largest_count = 1 << 24;  // classes, or patches
 
-std::int64_t side_of(json const& value) {
-  auto const side = value.get<std::int64_t>();
-  if (side < 1 || side > largest_side)
-    throw Error("An artifact claims an image side of " + std::to_string(side) + " pixels; export it again.");
-  return side;
+// Throws Error: no whole number from 1 to `largest`. `what` names it, with an article.
+std::int64_t positive(json const& value, std::int64_t largest, std::string const& what) {
+  std::int64_t const number = value.is_number_integer() ? value.get<std::int64_t>() : 0;
+  if (number < 1 || number > largest)
+    throw Error("An artifact claims " + what + " of " + value.dump() + ", which is not from 1 to " +
+                std::to_string(largest) + "; export it again.");
+  return number;
 }
+
+std::int64_t side_of(json const& value) { return positive(value, largest_side, "an image side"); }
 
 Preprocessing preprocessing_of(json const& facts) {
   Preprocessing result;
@@ -43,9 +49,10 @@ Metadata metadata_of(json const& facts) {
   result.height = side_of(model.at("image_size").at(0));
   result.width = side_of(model.at("image_size").at(1));
   result.preprocessing = preprocessing_of(model.at("preprocess"));
-  result.classes = model.at("classes").get<std::int64_t>();
+  result.classes = positive(model.at("classes"), largest_count, "a number of classes");
   result.class_names = value_or<std::vector<std::string>>(facts, "class_names", {});
-  result.kept_counts = value_or<std::vector<std::int64_t>>(facts, "keep_counts", {});
+  for (json const& count : value_or<std::vector<json>>(facts, "keep_counts", {}))
+    result.kept_counts.push_back(positive(count, largest_count, "a number of kept patches"));
   result.precision = value_or<std::string>(facts, "precision", "float32");
   result.input = value_or<std::string>(facts, "input", "float32") == "uint8" ? DataType::uint8 : DataType::float32;
   return result;

@@ -87,13 +87,13 @@ class OnnxRuntime : public Backend {
 
   void run(Images const& images, Outputs& outputs) override {
     auto const batch = images.shape[0];
-    std::vector<Ort::Value> results;
-    results.push_back(wrap(outputs.logits, {batch, metadata.classes}));
-    for (std::size_t stage = 0; stage < outputs.kept.size(); ++stage)
-      results.push_back(wrap(outputs.kept[stage], {batch, metadata.kept_counts[stage]}));
-    Ort::Value const input = wrap(images);
-    std::array<char const*, 1> const inputs = {input_name};
     try {
+      std::vector<Ort::Value> results;
+      results.push_back(wrap(outputs.logits, {batch, metadata.classes}));
+      for (std::size_t stage = 0; stage < outputs.kept.size(); ++stage)
+        results.push_back(wrap(outputs.kept[stage], {batch, metadata.kept_counts[stage]}));
+      Ort::Value const input = wrap(images);
+      std::array<char const*, 1> const inputs = {input_name};
       session_.Run(Ort::RunOptions{nullptr}, inputs.data(), &input, 1, names_.data(), results.data(), results.size());
     } catch (Ort::Exception const& error) {
       throw Error("ONNX Runtime could not run " + file + " at batch " + std::to_string(batch) + " (" +
@@ -167,8 +167,10 @@ class OnnxRuntime : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> open_onnxruntime(std::filesystem::path const& path, Options const& options) {
+std::unique_ptr<Backend> open_onnxruntime(std::filesystem::path const& path, Options const& options) try {
   return std::make_unique<OnnxRuntime>(path, options);
+} catch (Ort::Exception const& error) {
+  throw Error("ONNX Runtime cannot prepare " + path.string() + " (" + reason(error.what()) + "); export it again.");
 }
 
 }  // namespace dyvit

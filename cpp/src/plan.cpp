@@ -5,6 +5,7 @@
 #include <array>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "backend.h"
 #include "metadata.h"
@@ -42,13 +43,22 @@ Sidecar parse_sidecar(std::filesystem::path const& path) {
   }
 }
 
+std::uintmax_t size_of(std::filesystem::path const& path) {
+  std::error_code error;
+  auto const size = std::filesystem::file_size(path, error);
+  if (error)
+    throw Error("The size of " + path.string() + " cannot be read (" + reason(error.message()) + "); check the path.");
+  return size;
+}
+
 Sidecar read_sidecar(std::filesystem::path const& plan) {
   std::filesystem::path const path = plan.string() + ".json";
-  if (!std::filesystem::exists(path))
+  std::error_code error;
+  if (!std::filesystem::exists(path, error))
     throw Error(path.string() + ", which describes the engine, is missing; copy it beside the plan, or build the engine "
                 "with dyvit build.");
   require_file(path);
-  if (std::filesystem::file_size(path) > largest_sidecar)
+  if (size_of(path) > largest_sidecar)
     throw Error(path.string() + " is too large to describe an engine; build the engine again.");
   return parse_sidecar(path);
 }
@@ -75,7 +85,7 @@ std::string sha256_of(std::FILE* file) {
 Plan::Plan(std::filesystem::path const& path, bool trust)
     : sidecar(read_sidecar(path)), file_(std::fopen(path.c_str(), "rb"), std::fclose) {
   if (!file_) throw Error(path.string() + " may not be read; change its permissions.");
-  auto const size = std::filesystem::file_size(path);
+  auto const size = size_of(path);
   if (size < sidecar.bytes)
     throw Error(path.string() + " has " + std::to_string(size) + " of the " + std::to_string(sidecar.bytes) +
                 " bytes of its plan: it was not copied to the end; copy or build it again.");

@@ -78,9 +78,12 @@ struct Preprocessor::Resizer {
   }
 };
 
-Preprocessor::Preprocessor(Metadata const& metadata, int threads)
+Preprocessor::Preprocessor(Metadata const& metadata, int threads) try
     : metadata_(metadata),
-      resizer_(std::make_unique<Resizer>(graph_of(metadata.preprocessing.interpolation), threads)) {}
+      resizer_(std::make_unique<Resizer>(graph_of(metadata.preprocessing.interpolation), threads)) {
+} catch (Ort::Exception const& error) {
+  throw Error("ONNX Runtime cannot prepare its resizing (" + reason(error.what()) + "); use another version of it.");
+}
 
 Preprocessor::~Preprocessor() = default;
 

@@ -20,6 +20,7 @@ struct EngineTensor {
 class Lane {
  public:
   explicit Lane(nvinfer1::ICudaEngine& engine) : context_(engine.createExecutionContext()) {}
+  ~Lane() { stream_.settle(); }         // after an error a batch may still run in the context and the memory
   bool works() const { return context_ != nullptr; }
 
   // Runs `batch` images, filled up with the first one to `padded`, in `profile`; `targets` take the outputs in order.

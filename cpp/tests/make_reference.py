@@ -172,12 +172,15 @@ def add_files(reference: Reference) -> list[Path]:
     plain.quantize(64).save(folder / "palette.png")
     content = (folder / "plain.jpg").read_bytes()
     (folder / "more.jpg").write_bytes(content[:-2] + b"\0\0" + content[-2:])     # bytes too many are harmless
+    (folder / "behind.jpg").write_bytes(content + b"\0behind the end\xff")
+    thumbnail = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+    (folder / "thumbnail.jpg").write_bytes(content[:2] + thumbnail + content[2:])
     (folder / "cut.jpg").write_bytes(content[:len(content) // 2])
     (folder / "cut.png").write_bytes((folder / "alpha.png").read_bytes()[:3000])
     sides = content.index(b"\xff\xc0") + 5                  # of the frame header: height and width, 16 bits each
     (folder / "huge.jpg").write_bytes(content[:sides] + b"\xff\xdc" * 2 + content[sides + 4:])
     Image.new("1", (12_000, 9_000)).save(folder / "huge.png")
-    for name in ("plain.jpg", "progressive.jpg", "gray.jpg", "more.jpg", "alpha.png", "gray.png", "palette.png"):
+    for name in ("plain.jpg", "progressive.jpg", "gray.jpg", "more.jpg", "behind.jpg", "thumbnail.jpg", "alpha.png", "gray.png", "palette.png"):
         reference.decoded(folder / name)
     photos = sorted(PHOTOS.glob("*.jpg")) if PHOTOS.is_dir() else []
     for photo in photos:

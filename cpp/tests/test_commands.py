@@ -1,6 +1,8 @@
 """dyvit-run and dyvit-bench as a user types them: exit codes, messages on stderr, JSON on the last line."""
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import unittest
@@ -11,8 +13,12 @@ SKIPPED = 77
 MODEL, SCENE = REFERENCE / "digits-float32.onnx", REFERENCE / "scene0.png"
 
 
-def call(program, *arguments):
-    return subprocess.run([PROGRAMS / program, *map(str, arguments)], capture_output=True, text=True)
+def call(program, *arguments, **more):
+    return subprocess.run([PROGRAMS / program, *arguments_of(arguments)], capture_output=True, text=True, **more)
+
+
+def arguments_of(values):
+    return [value if isinstance(value, bytes) else str(value) for value in values]
 
 
 class Commands(unittest.TestCase):
@@ -51,6 +57,37 @@ class Commands(unittest.TestCase):
         for row in report["timings"]:
             self.assertLessEqual(row["latency_ms_p50"], row["latency_ms_p99"])
             self.assertAlmostEqual(row["images_per_sec"], 1000 * row["batch"] / row["latency_ms_p50"])
+
+    def test_bench_refuses_a_batch_that_the_artifact_does_not_take(self):
+        for batch in ("1", "2,65536"):
+            done = call("dyvit-bench", REFERENCE / "fixed.onnx", "--batch", batch)
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertRegex(done.stderr, r"^dyvit-bench: .* takes from 2 to 2 images at once, not \d+; .*\.\n$")
+
+    def test_bench_tells_a_path_that_is_not_utf8_in_json_that_is(self):
+        path = os.fsencode(REFERENCE) + b"/not-utf8-\xff.onnx"
+        shutil.copyfile(MODEL, path)
+        done = call("dyvit-bench", path, "--seconds", "0.01", errors="surrogateescape")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertTrue(json.loads(done.stdout.splitlines()[-1])["artifact"].endswith("not-utf8-\ufffd.onnx"))
+
+    def test_too_little_memory_is_one_line_and_exit_code_1(self):
+        if b"__asan_init" in (PROGRAMS / "dyvit-bench").read_bytes():
+            self.skipTest("the address sanitizer ends the program itself")
+        limit = 2 << 30                                     # bytes; the batch alone has 3 GiB
+        done = call("dyvit-bench", MODEL, "--batch", "65536", "--threads", "1",
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+        self.assertEqual((done.returncode, done.stderr),
+                         (1, "dyvit-bench: Not enough memory; use a smaller --batch.\n"))
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "there is no /dev/full")
+    def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(self):
+        for program, arguments in (("dyvit-run", [MODEL, SCENE]), ("dyvit-run", ["--help"]),
+                                   ("dyvit-bench", [MODEL, "--seconds", "0.01"])):
+            with self.subTest(program=program, arguments=arguments), open("/dev/full", "w") as full:
+                done = subprocess.run([PROGRAMS / program, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+                self.assertEqual(done.returncode, 1)
+                self.assertRegex(done.stderr, rf"^{program}: The output could not be written to its end; .*\.\n$")
 
 
 if __name__ == "__main__":
