@@ -180,7 +180,8 @@ def add_files(reference: Reference) -> list[Path]:
     sides = content.index(b"\xff\xc0") + 5                  # of the frame header: height and width, 16 bits each
     (folder / "huge.jpg").write_bytes(content[:sides] + b"\xff\xdc" * 2 + content[sides + 4:])
     Image.new("1", (12_000, 9_000)).save(folder / "huge.png")
-    for name in ("plain.jpg", "progressive.jpg", "gray.jpg", "more.jpg", "behind.jpg", "thumbnail.jpg", "alpha.png", "gray.png", "palette.png"):
+    for name in ("plain.jpg", "progressive.jpg", "gray.jpg", "more.jpg",
+                 "behind.jpg", "thumbnail.jpg", "alpha.png", "gray.png", "palette.png"):
         reference.decoded(folder / name)
     photos = sorted(PHOTOS.glob("*.jpg")) if PHOTOS.is_dir() else []
     for photo in photos:
