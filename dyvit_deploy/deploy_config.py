@@ -228,7 +228,8 @@ class ServingConfig(JsonConfig):
         for field, most in (("max_batch", 4096), ("instances", 64), ("version", 10**9)):
             value = getattr(self, field)
             if value is not None and not 1 <= value <= most:
-                raise ConfigError(f"{field.replace('_', ' ').capitalize()} is a number from 1 to {most}, not {value}.")
+                option = {"version": "model-version"}.get(field, field.replace("_", "-"))
+                raise ConfigError(f"--{option} is a number from 1 to {most}, not {value}.")
 
     def require_unset(self) -> None:
         """Raises ConfigError when anything is set: the other formats know none of it."""

@@ -93,8 +93,8 @@ class ServeReport:
             error = "inf" if parity.max_error is None else f"{parity.max_error:.1e}"
             table.add_row(row.model, row.way, str(parity.images), error, f"{parity.top1_agreement:.2%}",
                           Text("differs", "red") if row.failures else Text("same", "green"))
-        lines = [f"{name}: {told['requests']} single requests, {THREADS} at a time, ran as {told['executions']} batches"
-                 for name, told in self.batching.items()]
+        lines = [f"{name}: {told['requests']} single requests, up to {THREADS} at a time, ran in {told['executions']} "
+                 "executions" for name, told in self.batching.items()]
         return Group(table, *map(Text, lines), Text(f"refused, and went on: {', '.join(self.refused) or 'nothing'}"))
 
 
@@ -147,7 +147,8 @@ def _connect(stack: contextlib.ExitStack, repository: str | Path, models: Sequen
     if config.url:
         if config.triton or config.port is not None:
             raise ConfigError("--url is of a server that runs already; leave out --triton and --port.")
-        return Address(config.url.removeprefix("http://").rstrip("/")), ["gRPC was not asked: --url is of HTTP."]
+        address = Address(config.url.removeprefix("http://").rstrip("/"))
+        return address, ["gRPC was not checked: --url names the HTTP port only."]
     server = stack.enter_context(server_for(repository, models, config))
     return Address(f"{LOOPBACK}:{server.ports.http}", f"{LOOPBACK}:{server.ports.grpc}"), server.notes()
 
@@ -199,7 +200,7 @@ class _Asked:
 
     def __init__(self, address: Address, model: ServedModel, images: list[Encoded]) -> None:
         self.address, self.model, self.images = address, model, images
-        self.servable, self.batch = model.servable, min(BATCH, model.max_batch)
+        self.servable, self.batch = model.servable, min(BATCH, model.max_batch, len(images))
         self.names = [output.name for output in self.servable.outputs]
         opened = [decode(io.BytesIO(image.content)) for image in images]
         self.raw = [np.asarray(image) for image in opened]

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import atomic_write, require_source
+from ..artifacts import atomic_write, make_folder, require_source
 from ..config import KeepRequest, LoadConfig
 from ..deploy_config import BuildConfig, DeployConfig, ServingConfig
 from ..deploy_report import DeployReport, Progress
@@ -20,7 +20,7 @@ from ..engine.build import BuildPlan
 from ..errors import ConfigError
 from ..optional import require
 from ..pipeline import export_artifact, plan_artifact
-from ..runners.open import is_checkpoint
+from ..runners.open import is_checkpoint, is_engine
 from ..targets import SUFFIXES
 from .config import to_pbtxt
 from .interface import Servable, check_same_model, read_servable
@@ -89,6 +89,8 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
     with tempfile.TemporaryDirectory(prefix="dyvit-serving-") as name:
         served, exports = dict[float, Servable](), []
         for ratio, one in loads.items():
+            if len(loads) > 1:
+                progress.say(f"keep ratio {ratio:g}")
             artifact: Path | str = serving.engine or source
             if not serving.engine and is_checkpoint(source):
                 artifact = Path(name) / f"{ratio:g}" / f"model{SUFFIXES[serving.graph]}"
@@ -135,7 +137,11 @@ def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployCon
     require("jinja2", extra="triton")
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; a Triton repository is a folder, name one with -o.")
+    make_folder(folder.resolve().parent)                                   # that it can be written to, before the work
     ready = serving.engine or not is_checkpoint(source)
+    if serving.engine and not is_engine(serving.engine):
+        raise ConfigError(f"--engine takes a TensorRT plan; to serve {serving.engine}, name it in the checkpoint's "
+                          "place.")
     if serving.engine and not is_checkpoint(source):
         raise ConfigError(f"{source} is no checkpoint; to serve {serving.engine} alone, name it in its place.")
     asked = dataclasses.replace(config, format="onnx", timed=True)
@@ -153,10 +159,10 @@ def _check_free(source: Path, folder: Path, serving: ServingConfig, load: LoadCo
     """Raises ConfigError where the repository has that version already, before the export instead of after it."""
     from ..model.checkpoint import load_facts
 
-    if not folder.is_dir():
-        return
-    facts = load_facts(source, next(iter(_loads(load).values()))) if is_checkpoint(source) else None
-    name = serving.name or (facts and model_name(facts))
+    facts = [load_facts(source, one) for one in _loads(load).values()] if is_checkpoint(source) else []
+    for found in facts:                                                    # a schedule that the model does not have
+        _ = found.prune and found.prune.counts(found.model.patches)
+    name = serving.name or (facts and model_name(facts[0]))
     ratios = load.keep.ratios or ()
     for core in ([f"{name}-{ratio:g}" for ratio in ratios] if len(ratios) > 1 else [name]):
         if core and (folder / core / str(serving.version)).exists():

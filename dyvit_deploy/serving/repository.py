@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ..graph import Tensor
 from ..optional import require
 from .config import (
     ENSEMBLE,
+    KINDS,
     LABELS,
     MAX_BATCH,
     MAX_PIXELS,
@@ -207,6 +209,8 @@ def read_repository(folder: str | Path) -> list[ServedModel]:
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is no folder; make a repository with dyvit export CHECKPOINT --format triton "
                             f"-o {folder}.")
+    if (folder / CONFIG).is_file():
+        raise ArtifactError(f"{folder} is one model; name the repository that it is in, {folder.resolve().parent}.")
     configs = {path.parent.name: read_pbtxt(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
     found = [_read_model(folder, name, configs, version, artifact) for name in configs
              for version, artifact in _artifacts(folder / name)]
@@ -218,12 +222,15 @@ def read_repository(folder: str | Path) -> list[ServedModel]:
 
 def _artifacts(place: Path) -> Iterator[tuple[int, Path]]:
     """Version and artifact of each version of a model of ours, the newest last; none of others' models, whose files
-    have the same names."""
-    if not (place / CONFIG).read_text("utf-8", "replace").startswith(HEADER[:HEADER.index(";")]):
+    have the same names, and of the models around ours."""
+    text = (place / CONFIG).read_text("utf-8", "replace")
+    if not text.startswith(HEADER[:HEADER.index(";")]) or not re.search(f'^backend: "({"|".join(KINDS)})"', text, re.M):
         return
     for version in _versions(place):
-        paths = (place / str(version) / f"model{suffix}" for suffix in READERS)
-        yield from ((version, path) for path in paths if path.is_file())
+        found = [path for suffix in READERS if (path := place / str(version) / f"model{suffix}").is_file()]
+        if not found:
+            raise ArtifactError(f"{place / str(version)} has no model in it; remove that version, or export it again.")
+        yield from ((version, path) for path in found)
 
 
 def _read_model(folder: Path, name: str, configs: Mapping[str, Config], version: int, artifact: Path) -> ServedModel:
@@ -249,7 +256,9 @@ def _check_ensemble(folder: Path, ensemble: str, core: str, configs: Mapping[str
     config, where = configs[ensemble], folder / ensemble / CONFIG
     batch = int(config.get("max_batch_size", 0))
     steps = [step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])]
-    if len(steps) != 2 or not set(steps) <= configs.keys():
+    if missing := [step for step in steps if step not in configs]:
+        raise ExportError(f"{where} needs the model {missing[0]}, which is missing; export the repository again.")
+    if len(steps) != 2:
         raise _disagrees(where, "steps", steps, "a model that prepares images, and the model")
     _compare(where, config, ensemble_config(ensemble, steps[0], core, servable, batch),
              ("name", "input", "output", "ensemble_scheduling"))
@@ -285,8 +294,17 @@ def _compare(where: Path, config: Config, expected: Config, fields: Sequence[str
 
 
 def _disagrees(where: Path, field: str, found: object, wanted: object) -> ExportError:
-    return ExportError(f"{where} says {field} {found}, and its artifact {wanted}; export the repository again, or undo "
-                       "the change.")
+    return ExportError(f"{where} says {field} {_plain(found)}, and its artifact {_plain(wanted)}; export the "
+                       "repository again, or undo the change.")
+
+
+def _plain(value: Any) -> str:
+    """A part of a configuration in words."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict) and "dims" in value:
+        return f"{value['name']} {value['data_type']} [{', '.join(value['dims'])}]"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def write_readme(folder: Path) -> list[str]:
@@ -301,7 +319,7 @@ def write_readme(folder: Path) -> list[str]:
     jinja2 = require("jinja2", extra="triton")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters["words"] = _words
+    environment.filters |= {"words": _words, "quote": shlex.quote}
     routers: dict[str, list[ServedModel]] = {}
     for model in sorted(models, key=lambda m: -float(m.keep_ratio or 0)):
         for router in model.routers:

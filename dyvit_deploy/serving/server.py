@@ -29,6 +29,7 @@ STAND_IN = Path(__file__).parent / "models" / "runtime.py"
 STANDS_IN_FOR = ("onnxruntime", "openvino")
 READY_SECONDS, STOP_SECONDS = 300.0, 40.0
 FAILED = re.compile(r"failed to load '(.+?)' version \d+: (.*?)(?:\\n|\"?$)", re.M)
+NO_REASON = "CudaDriverHelper|pinned|^\\+|^\\||metrics|cleaning up|Collecting"  # what every server says, too
 PROBE = """import json, sys, sysconfig
 import numpy
 print(json.dumps([numpy.__version__, "%d.%d" % sys.version_info[:2], sysconfig.get_config_var("LIBDIR"),
@@ -104,7 +105,8 @@ def find_triton(where: str | Path | None = None) -> Triton:
     raise MissingDependency(
         (f"There is no Triton Inference Server in {named}" if named else "No Triton Inference Server was found here")
         + "; start one elsewhere and pass --url, or get it by: python3 -m venv triton && triton/bin/pip install "
-          "--no-deps nvidia-pytriton && triton/bin/pip install 'numpy<2' pillow onnxruntime, then pass --triton triton")
+          "--no-deps nvidia-pytriton && triton/bin/pip install 'numpy<2' pillow onnxruntime openvino, "
+          "then pass --triton triton")
 
 
 def _bundled(environment: Path) -> Triton | None:
@@ -183,6 +185,7 @@ class Server:
         self._triton, self._needed, self._arguments = triton, needed, arguments
         self._stack = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
+        self._failed = False
 
     @property
     def pid(self) -> int:
@@ -192,7 +195,10 @@ class Server:
     def __enter__(self) -> Server:
         with contextlib.ExitStack() as stack:
             backends = stack.enter_context(backend_folder(self._triton, self._needed))
-            self._log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="dyvit-triton-", suffix=".log"))
+            self.repository = stack.enter_context(_without_spaces(self.repository.resolve()))
+            number, name = tempfile.mkstemp(prefix="dyvit-triton-", suffix=".log")
+            self.log_file, self._output = Path(name), number
+            stack.callback(self._end_log)
             stack.enter_context(_ended_by_signals())
             stack.callback(self._stop)
             self._process = self._launch(backends)
@@ -204,13 +210,13 @@ class Server:
         self._stack.close()
 
     def _launch(self, backends: Path) -> subprocess.Popen[bytes]:
-        command = [str(self._triton.binary), f"--model-repository={self.repository.resolve()}",
+        command = [str(self._triton.binary), f"--model-repository={self.repository}",
                    f"--backend-directory={backends}", "--disable-auto-complete-config",
                    *(f"--{name}-address={LOOPBACK}" for name in ("http", "grpc", "metrics")),
                    *(f"--{name}-port={getattr(self.ports, name)}" for name in ("http", "grpc", "metrics")),
                    *(["--allow-gpu-metrics=false"] if self._triton.bundled else []), *self._arguments]
         try:
-            return subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            return subprocess.Popen(command, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
                                     env=os.environ | self._triton.environment | {"PYTHONDONTWRITEBYTECODE": "1"})
         except OSError as error:
             raise BackendError(f"{self._triton.binary} cannot be started ({error.strerror}); install Triton again.",
@@ -222,9 +228,9 @@ class Server:
         url, ends = f"http://{LOOPBACK}:{self.ports.http}", time.monotonic() + READY_SECONDS
         while not answers(f"{url}/v2/health/ready"):
             if self._process.poll() is not None or FAILED.search(self.log()):
-                raise BackendError(f"Triton stopped: {self.complaint()}")
+                raise self._failure("Triton stopped")
             if time.monotonic() > ends:
-                raise BackendError(f"Triton was not ready after {READY_SECONDS:.0f} s: {self.complaint()}")
+                raise self._failure(f"Triton was not ready after {READY_SECONDS:.0f} s")
             time.sleep(0.1)
         check_version(url)
 
@@ -247,10 +253,6 @@ class Server:
         return [f"This Triton has no {name} backend; dyvit's stand-in in Python runs the models, with the same runtime."
                 for name in self._needed if name in STANDS_IN_FOR and self._triton.lacks(name)]
 
-    @property
-    def log_file(self) -> str:
-        return str(self._log.name)
-
     def wait(self) -> None:
         """Until the server ends; Ctrl-C, SIGTERM and SIGHUP are KeyboardInterrupt here.
 
@@ -259,19 +261,42 @@ class Server:
         """
         assert self._process is not None
         code = self._process.wait()
-        raise BackendError(f"Triton ended by itself with exit code {code}: {self.complaint()}")
+        raise self._failure(f"Triton was killed (signal {-code})" if code < 0 else
+                            f"Triton ended with exit code {code}")
 
     def log(self) -> str:
         """What the server has said."""
-        return Path(self._log.name).read_text("utf-8", "replace")
+        return self.log_file.read_text("utf-8", "replace")
 
-    def complaint(self) -> str:
-        """Why it does not run, in one line."""
+    def _end_log(self) -> None:
+        """Removes the log of a server that did what it should."""
+        os.close(self._output)
+        if not self._failed:
+            self.log_file.unlink(missing_ok=True)
+
+    def _failure(self, what: str) -> BackendError:
+        """`what` happened, why, in one line, and where the log is."""
+        self._failed = True
         if found := FAILED.search(self.log()):
-            return f"it does not load {found[1]}: {found[2].rstrip('.')}."
-        errors = [line for line in self.log().splitlines() if re.match(r"[EF]\d{4} |error: ", line)]
-        last = (errors or self.log().splitlines() or ["it said nothing"])[0]
-        return re.sub(r"^[EF]\d{4} [\d:.]+ \d+ \S+\] ", "", last).strip().strip('"').rstrip(".") + "."
+            why = f"it does not load {found[1]}: {found[2]}"
+        else:
+            lines = [line for line in self.log().splitlines() if line.strip() and not re.search(NO_REASON, line)]
+            errors = [line for line in lines if re.match(r"[EF]\d{4} |error: ", line)]
+            last = (errors[:1] or lines[-1:] or ["it said nothing"])[0]
+            why = re.sub(r"^[A-Z]\d{4} [\d:.]+ \d+ \S+\] ", "", last).strip().strip('"')
+        return BackendError(f"{what}: {why.rstrip('.')}; its log is {self.log_file}.")
+
+
+@contextlib.contextmanager
+def _without_spaces(repository: Path) -> Iterator[Path]:
+    """A path to the repository that has no space: Triton's Python processes die of one, and it waits for them."""
+    if not re.search(r"\s", str(repository)):
+        yield repository
+        return
+    with tempfile.TemporaryDirectory(prefix="dyvit-repository-") as name:
+        link = Path(name) / "repository"
+        link.symlink_to(repository)
+        yield link
 
 
 UNREACHABLE = (OSError, ValueError, HTTPException)

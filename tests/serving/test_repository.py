@@ -168,6 +168,15 @@ def test_models_of_others_in_the_repository_are_left_alone(tmp_path, checkpoint)
     assert [model.name for model in read_repository(repo)] == ["m", "n"]
 
 
+def test_a_model_file_that_is_gone_is_named(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="m"))
+    with pytest.raises(ArtifactError, match="name the repository that it is in"):
+        read_repository(tmp_path / "repo" / "m")
+    (tmp_path / "repo/m/1/model.onnx").unlink()
+    with pytest.raises(ArtifactError, match="has no model in it"):
+        read_repository(tmp_path / "repo")
+
+
 def test_a_readme_of_the_users_own_is_left_alone(tmp_path, checkpoint):
     (tmp_path / "README.md").write_text("mine")
     report = export_repository(checkpoint, tmp_path, ServingConfig(name="m"))
@@ -221,6 +230,8 @@ def test_nothing_is_left_when_the_disk_fills_up_half_way(tmp_path, checkpoint, m
 @pytest.mark.parametrize("settings, config, load, words", [
     (ServingConfig(engine="e.plan"), DeployConfig(), RATIOS, "leave out the options of precision, graph"),
     (ServingConfig(engine="e.plan"), DeployConfig(precision=PrecisionConfig("int8")), LoadConfig(), "leave out"),
+    (ServingConfig(engine="m.onnx"), DeployConfig(), LoadConfig(), "takes a TensorRT plan"),
+    (ServingConfig(), DeployConfig(), LoadConfig(keep=KeepRequest(ratios=(1.5, 0.7))), "at most at 1"),
     (ServingConfig(), DeployConfig(build=BuildConfig(tf32=True)), LoadConfig(), "builds no engine"),
     (ServingConfig(), DeployConfig(), LoadConfig(keep=KeepRequest(ratios=(0.5, 0.5))), "name a model twice"),
     (ServingConfig(), DeployConfig(precision=PrecisionConfig("int8")), LoadConfig(), "calibrated on images"),

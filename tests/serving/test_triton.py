@@ -306,6 +306,9 @@ def test_a_model_that_does_not_load_is_named_with_the_reason(checkpoint, tmp_pat
     result = dyvit("serve", repository, "--check", "--data", photo_folder(tmp_path / "photos"))
     assert result.exit_code == 1 and "it does not load m-preprocess" in result.output
     assert "broken on purpose" in result.output
+    log = re.search(r"its log is (\S+\.log)", result.output.replace("\n", ""))[1]
+    assert "broken on purpose" in Path(log).read_text()
+    Path(log).unlink()
 
 
 def test_an_engine_passes_the_servers_validation_and_lacks_only_its_backend(tmp_path):
@@ -355,7 +358,9 @@ def test_perf_analyzer_measures_what_the_readme_of_a_repository_says(repository,
     assert float(re.search(r"Concurrency: 4, throughput: ([\d.]+) infer/sec", done.stdout)[1]) > 0
 
 
-def test_a_graph_alone_can_be_served(checkpoint, tmp_path):
+def test_a_graph_alone_can_be_served_from_a_path_with_spaces(checkpoint, tmp_path):
+    tmp_path = tmp_path / "with a space"
+    tmp_path.mkdir()
     export_onnx(checkpoint, tmp_path / "graph.onnx")
     result = dyvit("export", tmp_path / "graph.onnx", "--format", "triton", "-o", tmp_path / "repository")
     assert result.exit_code == 0 and "dyvit serve" in result.output
