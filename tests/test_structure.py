@@ -14,7 +14,7 @@ LAYERS = [
     {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
     {"training", "export", "calibration"}, {"lowering", "tuning"},
     {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog", "prediction"},
-    {"deploy_report", "dry_run"}, {"pipeline"}, {"sweep", "serving"}, {"quickstart", "progress"},
+    {"deploy_report", "dry_run"}, {"pipeline"}, {"sweep", "serving"}, {"report"}, {"quickstart", "progress"},
     {"options", "terminal"}, {"cli_production", "cli_training"}, {"cli"}, {"__main__"},
 ]
 STAGES = {"training", "export", "calibration"}

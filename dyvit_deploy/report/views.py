@@ -1,0 +1,74 @@
+"""What a model makes of images: which patches it keeps, and what it sees in them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import ArtifactFacts
+from ..data.reading import Found
+from ..errors import ConfigError
+from ..overlap import as_mask
+from ..runners.base import Runner, run_in_batches
+from ..runners.metrics import softmax
+
+
+class ImageView(NamedTuple):
+    """One image as the model gets it, and what the model makes of it.
+
+    pixels: uint8 [height, width, 3], RGB, resized and cropped.
+    kept: bool [S, rows, columns], True where a patch is left after a stage.
+    scores: float32 [S, rows, columns], -inf where a patch was gone before; None where the backend does not tell.
+    prediction: the likeliest class, and its probability `confidence`, 0..1.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    kept: NDArray[np.bool_]
+    scores: NDArray[np.float32] | None
+    prediction: str
+    confidence: float
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Kept patches per stage."""
+        return tuple(self.kept.sum(axis=(1, 2)).tolist())
+
+
+def pruned_facts(runner: Runner) -> ArtifactFacts:
+    """The facts of an artifact that tells which patches it keeps.
+
+    Raises:
+        ConfigError: it does not, or keeps them all.
+    """
+    name, facts = runner.name, runner.facts
+    if facts is None:
+        raise ConfigError(f"{name} was not written by dyvit, so nothing is known of its patches; export it from its "
+                          "checkpoint.")
+    if facts.prune is None or facts.dense:
+        raise ConfigError(f"{name} keeps every patch, so there is nothing to see; export it with --keep-ratio, or open "
+                          "a checkpoint with it.")
+    if not facts.prune.tells_tokens:
+        raise ConfigError(f"{name} pools its patches, so none of them is kept or dropped; take another --selector.")
+    blank = np.zeros((1, *facts.model.image_size, 3), np.uint8)            # graphs tell by their outputs only
+    if not run_in_batches(runner, blank, 1).kept:
+        raise ConfigError(f"{name} does not tell which patches it keeps; export it again: dyvit export CHECKPOINT "
+                          "--with-tokens -o FILE")
+    return facts
+
+
+def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[Found]) -> list[ImageView]:
+    """One view per image; see `pruned_facts` for `facts`."""
+    if not images:
+        return []
+    out = run_in_batches(runner, np.stack([image.pixels for image in images]), len(images))
+    shape = (len(images), -1, *facts.model.grid)                                                # B S rows columns
+    kept = np.stack([as_mask(stage, facts.model.patches) for stage in out.kept], axis=1).reshape(shape)
+    scores = np.stack(out.scores, axis=1).reshape(shape) if out.scores else None
+    shares = softmax(out.logits)                                                                # [B, classes]
+    names = facts.class_names or tuple(map(str, range(shares.shape[1])))
+    best = np.nan_to_num(shares).argmax(axis=1)
+    return [ImageView(image.name, image.pixels, kept[i], None if scores is None else scores[i], names[best[i]],
+                      float(np.nan_to_num(shares[i, best[i]]))) for i, image in enumerate(images)]
