@@ -10,6 +10,7 @@ import click
 
 from .artifacts import own_version
 from .cli_production import export_triton, predict, serve
+from .cli_report import visualize
 from .cli_training import evaluate, train
 from .config import LoadConfig
 from .deploy_config import (
@@ -86,7 +87,7 @@ def main() -> None:
     """DynamicViT from checkpoint to production: train, export, check, bench."""
 
 
-for command in (train, evaluate, predict, serve):
+for command in (train, evaluate, predict, serve, visualize):
     main.add_command(command)
 
 

@@ -138,22 +138,27 @@ def check_artifacts(reference: str | Path, candidate: str | Path, data: str | No
         ArtifactError, DataError: a file or the images cannot be used.
     """
     with contextlib.ExitStack() as stack:
-        # Beside a checkpoint, the options are meant for the checkpoint.
-        mixed = is_checkpoint(reference) or is_checkpoint(candidate)
-
-        def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
-            return stack.enter_context(open_runner(path, load=load_for(path, load) if mixed else load, like=like,
-                                                   device=config.device))
-
-        if is_checkpoint(reference) and not is_checkpoint(candidate):
-            second = opened(candidate)
-            first = opened(reference, second.facts)
-        else:
-            first = opened(reference)
-            second = opened(candidate, first.facts if is_checkpoint(candidate) else None)
+        first, second = open_pair(stack, reference, candidate, load, config.device)
         known = first if first.facts else second
         images = open_images(data, known.image_spec(load.image_size), limit=config.images)
         return compare(first, second, images, config, track)
+
+
+def open_pair(stack: contextlib.ExitStack, reference: str | Path, candidate: str | Path, load: LoadConfig,
+              device: str | None) -> tuple[Runner, Runner]:
+    """Two artifacts to be compared, closed with `stack`; a checkpoint is opened as the other one was exported."""
+    # Beside a checkpoint, the options are meant for the checkpoint.
+    mixed = is_checkpoint(reference) or is_checkpoint(candidate)
+
+    def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
+        return stack.enter_context(open_runner(path, load=load_for(path, load) if mixed else load, like=like,
+                                               device=device))
+
+    if is_checkpoint(reference) and not is_checkpoint(candidate):
+        second = opened(candidate)
+        return opened(reference, second.facts), second
+    first = opened(reference)
+    return first, opened(candidate, first.facts if is_checkpoint(candidate) else None)
 
 
 def compare(reference: Runner, candidate: Runner, images: ImageSet, config: CheckConfig = CheckConfig(),

@@ -11,7 +11,7 @@ from ..artifacts import ArtifactFacts
 from ..data.reading import Found
 from ..errors import ConfigError
 from ..overlap import as_mask
-from ..runners.base import Runner, run_in_batches
+from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.metrics import softmax
 
 
@@ -52,11 +52,20 @@ def pruned_facts(runner: Runner) -> ArtifactFacts:
                           "a checkpoint with it.")
     if not facts.prune.tells_tokens:
         raise ConfigError(f"{name} pools its patches, so none of them is kept or dropped; take another --selector.")
-    blank = np.zeros((1, *facts.model.image_size, 3), np.uint8)            # graphs tell by their outputs only
-    if not run_in_batches(runner, blank, 1).kept:
+    if not _of_blank(runner, facts).kept:                                  # graphs tell by their outputs only
         raise ConfigError(f"{name} does not tell which patches it keeps; export it again: dyvit export CHECKPOINT "
                           "--with-tokens -o FILE")
     return facts
+
+
+def require_scores(runner: Runner, facts: ArtifactFacts) -> None:
+    """Raises ConfigError unless the backend tells the score of each patch."""
+    if not _of_blank(runner, facts).scores:
+        raise ConfigError(f"{runner.name} tells what it keeps, but not the scores; only checkpoints do.")
+
+
+def _of_blank(runner: Runner, facts: ArtifactFacts) -> Outputs:
+    return run_in_batches(runner, np.zeros((1, *facts.model.image_size, 3), np.uint8), 1)
 
 
 def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[Found]) -> list[ImageView]:

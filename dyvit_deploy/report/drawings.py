@@ -1,0 +1,170 @@
+"""What becomes of views, image by image: a figure each, a heat map of all, or where two artifacts part."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..artifacts import atomic_write
+from ..calibration.chart import write_figure
+from ..data.reading import spread
+from ..runners.evaluate import KeepMap
+from .differences import stage_differences
+from .figures import (
+    COLUMNS,
+    DPI,
+    LEAST,
+    THUMB,
+    Strip,
+    animation_frames,
+    difference_strip,
+    heat_map_figure,
+    image_strip,
+    strips_figure,
+)
+from .pixels import Pixels
+from .request import ANIMATIONS, StageDrawn, VisualizeConfig
+from .views import ImageView
+
+SHEET, HEAT_MAP = "contact-sheet", "heatmap"
+SHEET_IMAGES = 24                           # on a contact sheet, at most
+
+
+class Drawing(Protocol):
+    """Takes what the artifacts make of one image after another."""
+
+    def add(self, *seen: ImageView) -> None:
+        """One image, with a view of it per artifact."""
+        ...
+
+    def finish(self, count: int) -> dict[str, Any]:
+        """Draws what needs all `count` images, and gives the fields of a VisualizeReport that this kind has."""
+        ...
+
+
+class Album:
+    """The folder that figures go to, and the contact sheet of those whose numbers it was given."""
+
+    def __init__(self, folder: Path, config: VisualizeConfig, title: str, numbers: set[int]) -> None:
+        self.folder, self.config, self.title, self.figures = folder, config, title, 0
+        self._numbers, self._strips, self._taken = numbers, list[Strip](), {SHEET}
+
+    def add(self, name: str, strip: Callable[[int], Strip], title: str = "") -> None:
+        """A still figure; `strip` makes it with panels of at least so many pixels."""
+        write_figure(strips_figure([strip(LEAST)], title), self.path_for(name), DPI)
+        self._added(strip)
+
+    def add_animation(self, name: str, frames: Sequence[tuple[Pixels, int]], strip: Callable[[int], Strip]) -> None:
+        write_animation(self.path_for(name), frames)
+        self._added(strip)
+
+    def _added(self, strip: Callable[[int], Strip]) -> None:
+        if self.figures in self._numbers:
+            self._strips.append(strip(THUMB))
+        self.figures += 1
+
+    def path_for(self, name: str) -> Path:
+        """A file of its own for each image, whatever the images are called."""
+        stem = re.sub(r"[^\w.()+-]+", "-", Path(name).stem)[:60].strip("-.") or "image"
+        unique, number = stem, 2
+        while unique.lower() in self._taken:
+            unique, number = f"{stem}-{number}", number + 1
+        self._taken.add(unique.lower())
+        return self.folder / f"{unique}.{self.config.format}"
+
+    def finish(self) -> dict[str, Any]:
+        """Draws the contact sheet, where there is more than one figure."""
+        sheet = self.folder / f"{SHEET}.{self.config.still}"
+        if self.figures > 1:
+            title = f"{self.title}: {len(self._strips)} of {self.figures} images"
+            write_figure(strips_figure(self._strips, title, COLUMNS), sheet, DPI)
+        return {"figures": self.figures, "overview": str(sheet) if self.figures > 1 else None}
+
+
+class ImageDrawing:
+    """A figure per image, and a contact sheet of some, evenly spread over all."""
+
+    def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
+        self._album = Album(folder, config, artifacts[0], set(spread(total, SHEET_IMAGES).tolist()))
+        self._config, self._counts = config, tuple[int, ...]()
+
+    def add(self, *seen: ImageView) -> None:
+        view, style = _named(seen[0]), self._config.style
+        self._counts = view.counts
+
+        def strip(least: int) -> Strip:
+            return image_strip(view, style, least)
+        if self._config.format in ANIMATIONS:
+            self._album.add_animation(seen[0].name, animation_frames(view, style), strip)
+        else:
+            self._album.add(seen[0].name, strip)
+
+    def finish(self, count: int) -> dict[str, Any]:
+        return self._album.finish() | {"stages": tuple(StageDrawn(*stage) for stage in enumerate(self._counts))}
+
+
+class DifferenceDrawing:
+    """A figure per image of which two artifacts keep different patches, and a contact sheet of the first ones."""
+
+    def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
+        self._legend = f"orange: only {artifacts[0]}, blue stripes: only {artifacts[1]}"
+        self._album = Album(folder, config, self._legend, set(range(SHEET_IMAGES)))
+        self._counts, self._same, self._margins = tuple[int, ...](), np.zeros(0), np.zeros(0)
+
+    def add(self, *seen: ImageView) -> None:
+        first, second = seen
+        found = stage_differences(first, second)
+        if not self._counts:
+            self._counts, self._same = first.counts, np.zeros(len(found))
+            self._margins = np.full(len(found), np.nan)
+        self._same += [stage.same for stage in found]
+        self._margins = np.fmax(self._margins, [np.nan if stage.margin is None else stage.margin for stage in found])
+        if not all(stage.same for stage in found):
+            self._album.add(first.name, lambda least: difference_strip(_named(first), second, found, least), self._legend)
+
+    def finish(self, count: int) -> dict[str, Any]:
+        stages = zip(self._counts, (self._same / count).tolist(), self._margins.tolist())
+        return self._album.finish() | {"different": self._album.figures, "stages": tuple(
+            StageDrawn(stage, kept, same, None if np.isnan(margin) else margin)
+            for stage, (kept, same, margin) in enumerate(stages))}
+
+
+class HeatMapDrawing:
+    """One figure of all images."""
+
+    def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
+        self._path, self._name = folder / f"{HEAT_MAP}.{config.still}", artifacts[0]
+        self._sum: NDArray[np.int64] | None = None                         # [S, rows, columns]
+        self._counts = tuple[int, ...]()
+
+    def add(self, *seen: ImageView) -> None:
+        kept = seen[0].kept.astype(np.int64)
+        self._sum = kept if self._sum is None else self._sum + kept
+        self._counts = seen[0].counts
+
+    def finish(self, count: int) -> dict[str, Any]:
+        assert self._sum is not None
+        shares = self._sum / count
+        write_figure(heat_map_figure(list(shares), self._counts, f"{self._name}: what is kept of {count} images"),
+                     self._path)
+        maps = tuple(KeepMap(stage, kept, tuple(map(tuple, grid.tolist())))
+                     for stage, (kept, grid) in enumerate(zip(self._counts, shares)))
+        return {"figures": 1, "overview": str(self._path), "keep_maps": maps,
+                "stages": tuple(StageDrawn(*stage) for stage in enumerate(self._counts))}
+
+
+def _named(view: ImageView) -> ImageView:
+    """The view under the name of its file alone, for titles."""
+    return view._replace(name=Path(view.name).name)
+
+
+def write_animation(path: Path, frames: Sequence[tuple[Pixels, int]]) -> None:
+    """Writes frames, each with its milliseconds, as .gif or .webp; it starts again when it is through."""
+    images = [Image.fromarray(frame) for frame, _ in frames]
+    with atomic_write(path) as temporary:
+        images[0].save(temporary, save_all=True, append_images=images[1:], duration=[ms for _, ms in frames], loop=0)

@@ -1,0 +1,159 @@
+"""Figures of what is kept, after figures 5 and 6 of the paper: from data to a matplotlib Figure, and nothing else.
+
+The same data give the same figure, and `calibration.chart.write_figure` the same bytes.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration.chart import any_script
+from ..optional import require
+from .differences import StageDifference
+from .pixels import Pixels, coloured, differing, enlarged, faded, outlined
+from .request import STYLES
+from .views import ImageView
+
+DPI = 100
+LEAST = 192                                 # short side of a panel, in pixels
+THUMB = 96                                  # the same on a contact sheet
+GAP, TITLE, CAPTION = 10, 24, 20            # pixels between panels, above a strip and below a panel
+COLUMNS = 2                                 # strips side by side on a contact sheet
+CELLS = 14                                  # a heat map of at most so many rows has its percent written in
+BLENDS = 6                                  # frames between two stages of an animation
+
+
+class Panel(NamedTuple):
+    """An image and the line below it."""
+
+    image: Pixels
+    caption: str
+
+
+class Strip(NamedTuple):
+    """One row of panels of one size, and the line above them."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def _scored(pixels: Pixels, view: ImageView, stage: int) -> Pixels:
+    """Each kept patch in the colour of its rank among the kept ones, the best in yellow."""
+    assert view.scores is not None
+    kept, scores = view.kept[stage], view.scores[stage]
+    rank = np.zeros(kept.shape)
+    rank[kept] = np.argsort(np.argsort(scores[kept])) / max(1, kept.sum() - 1)
+    colours = require("matplotlib", extra="report").colormaps["viridis"](rank)[..., :3]
+    return coloured(pixels, kept, colours)
+
+
+Paint = Callable[[Pixels, ImageView, int], Pixels]
+PAINTS: dict[str, Paint] = dict(zip(STYLES, (
+    lambda pixels, view, stage: faded(pixels, view.kept[stage]),
+    lambda pixels, view, stage: outlined(pixels, view.kept[stage]),
+    _scored)))
+
+
+def image_strip(view: ImageView, style: str = "fade", least: int = LEAST) -> Strip:
+    """The input and one panel per stage; `style` is one of STYLES."""
+    pixels, patches = enlarged(view.pixels, least), view.kept[0].size
+    panels = [Panel(pixels, f"input: {patches} patches")]
+    panels += [Panel(PAINTS[style](pixels, view, stage), f"stage {stage + 1}: {count} of {patches}")
+               for stage, count in enumerate(view.counts)]
+    return Strip(f"{view.name} \u2192 {view.prediction}, {view.confidence:.0%}", tuple(panels))
+
+
+def difference_strip(first: ImageView, second: ImageView, stages: Sequence[StageDifference],
+                     least: int = LEAST) -> Strip:
+    """The input, and per stage what only the first artifact keeps, in orange, or only the second, in striped blue."""
+    pixels = enlarged(first.pixels, least)
+    panels = [Panel(pixels, "input")]
+    panels += [Panel(differing(pixels, first.kept[number], second.kept[number]), f"stage {number + 1}: {found.words()}")
+               for number, found in enumerate(stages)]
+    answers = dict.fromkeys((first.prediction, second.prediction))
+    return Strip(f"{first.name} \u2192 {' / '.join(answers)}", tuple(panels))
+
+
+def strips_figure(strips: Sequence[Strip], title: str = "", columns: int = 1) -> Any:
+    """A Figure of strips of one size, row by row, in pixels of 1 / DPI inch."""
+    height, width = strips[0].panels[0].image.shape[:2]
+    across, each = len(strips[0].panels) * (width + GAP) + GAP, height + TITLE + CAPTION
+    columns = min(columns, len(strips))
+    head, rows = TITLE if title else 0, -(-len(strips) // columns)
+    canvas = np.full((head + rows * each + GAP, columns * across, 3), 255, np.uint8)
+    texts = [(GAP, TITLE // 2, _short(title, columns * across), 12, "bold")] * bool(title)
+    for number, strip in enumerate(strips):
+        left, top = number % columns * across + GAP, head + number // columns * each
+        texts.append((left, top + TITLE // 2, _short(strip.title, across), 11, "bold"))
+        for place, panel in enumerate(strip.panels):
+            x, y = left + place * (width + GAP), top + TITLE
+            canvas[y:y + height, x:x + width] = panel.image
+            texts.append((x, y + height + CAPTION // 2, _short(panel.caption, width), 10, "normal"))
+    return _page(canvas, texts)
+
+
+def animation_frames(view: ImageView, style: str = "fade") -> list[tuple[Pixels, int]]:
+    """Frames uint8 [H, W, 3], each with the milliseconds it is shown: the input, then what is left stage by stage."""
+    strip = image_strip(view, style)
+    stills = [_pixels_of(strips_figure([Strip(strip.title, (panel,))])) for panel in strip.panels]
+    frames = [(stills[0], 1200)]
+    for before, after in zip(stills, stills[1:]):
+        for step in range(1, BLENDS):
+            share = step / BLENDS
+            frames.append((((1 - share) * before + share * after).round().astype(np.uint8), 60))
+        frames.append((after, 1200))
+    return frames
+
+
+def heat_map_figure(maps: Sequence[NDArray[np.float64]], kept: Sequence[int], title: str) -> Any:
+    """Per stage, the share of images that keep each patch.
+
+    Args:
+        maps: float [rows, columns] per stage, 0..1.
+        kept: patches left per stage.
+    """
+    rows, columns = maps[0].shape
+    width = 3.2 * max(0.6, min(2.0, columns / rows))
+    figure = require("matplotlib.figure", extra="report").Figure(
+        figsize=(width * len(maps) + 1, 3.2 * max(1, rows / columns / 2) + 0.9), dpi=DPI, layout="constrained")
+    panels = list(figure.subplots(1, len(maps), squeeze=False).flat)
+    for stage, (axes, values) in enumerate(zip(panels, maps)):
+        drawn = axes.imshow(values, cmap="cividis", vmin=0, vmax=1)
+        axes.set_title(f"stage {stage + 1}: {kept[stage]} of {values.size} patches", fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for (row, column), value in np.ndenumerate(values) if rows <= CELLS and columns <= CELLS else ():
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
+                      color="black" if value > 0.5 else "white")
+    bar = figure.colorbar(drawn, ax=panels, ticks=[0, 0.25, 0.5, 0.75, 1], format="{x:.0%}", shrink=0.8)
+    bar.set_label("images that keep the patch", fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
+    return figure
+
+
+def _page(canvas: Pixels, texts: Sequence[tuple[int, int, str, int, str]]) -> Any:
+    """A Figure with `canvas` as it is, pixel for pixel, and texts over it: x, y from the top, text, pixels, weight."""
+    height, width = canvas.shape[:2]
+    figure = require("matplotlib.figure", extra="report").Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
+    axes.imshow(canvas, interpolation="none", aspect="auto")
+    for x, y, text, size, weight in texts:                                 # a $ in a name is no formula
+        figure.text(x / width, 1 - y / height, text, fontsize=size * 72 / DPI, weight=weight, va="center",
+                    parse_math=False)
+    return figure
+
+
+def _pixels_of(figure: Any) -> Pixels:
+    canvas = require("matplotlib.backends.backend_agg", extra="report").FigureCanvasAgg(figure)
+    with any_script():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _short(text: str, width: int) -> str:
+    """`text` with its middle left out where it would be wider than so many pixels."""
+    most = max(8, int(width / 6.4))
+    return text if len(text) <= most else f"{text[:most // 2 - 2]} ... {text[-(most - most // 2 - 3):]}"

@@ -1,0 +1,115 @@
+"""What `dyvit visualize` is asked to draw, and what it tells at the end."""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ..config import check_choice
+from ..errors import ConfigError
+from ..runners.evaluate import KeepMap
+
+STYLES = ("fade", "outline", "scores")
+STILLS, ANIMATIONS = ("png", "svg"), ("gif", "webp")
+DATA_IMAGES = 64                            # of a data set, unless told
+
+
+@dataclass(frozen=True)
+class VisualizeConfig:
+    """What to draw, and of which images.
+
+    `data` is the name of a data set in the place of files, `split` one of its splits, `images` the most that are taken
+    (None: every file, DATA_IMAGES of a data set, and all of it for a heat map). `style` is one of STYLES, `format` one
+    of STILLS or ANIMATIONS. `heatmap` draws one figure of all images; `diff` takes two artifacts.
+    """
+
+    data: str | None = None
+    split: str = "test"
+    images: int | None = None
+    style: str = "fade"
+    format: str = "png"
+    heatmap: bool = False
+    diff: bool = False
+    batch: int = 32
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("style", self.style, STYLES)
+        check_choice("format", self.format, (*STILLS, *ANIMATIONS))
+        for name in ("images", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} must be at least 1, not {value}.")
+        if self.heatmap and self.diff:
+            raise ConfigError("--heatmap shows one artifact, --diff two; choose one of them.")
+        if self.format in ANIMATIONS and (self.heatmap or self.diff):
+            raise ConfigError("Only the images of one artifact are animated; write --heatmap and --diff as png or svg.")
+        if self.style != "fade" and (self.heatmap or self.diff):
+            raise ConfigError("--style is for the images of one artifact; leave it out with --heatmap and --diff.")
+
+    def check_animated(self, asked: bool) -> None:
+        """Raises ConfigError where --animate was `asked` for, and a format that stands still."""
+        if asked and self.format not in ANIMATIONS:
+            raise ConfigError(f"--animate writes {' or '.join(ANIMATIONS)}, not {self.format}; leave out --format.")
+
+    @property
+    def still(self) -> str:
+        """The format of figures that do not move."""
+        return self.format if self.format in STILLS else STILLS[0]
+
+
+@dataclass(frozen=True)
+class StageDrawn:
+    """One stage over all images: patches `kept`; with two artifacts, the share of images for which they keep the
+    same, and the largest score `margin` of a patch that only one keeps."""
+
+    stage: int
+    kept: int
+    same_images: float | None = None
+    largest_margin: float | None = None
+
+
+@dataclass(frozen=True)
+class VisualizeReport:
+    """`figures` were written to `folder`, and `overview` shows many of them at once: a contact sheet or a heat map.
+
+    `different` is the number of images of which two artifacts keep different patches; `keep_maps` are those of a heat
+    map; `skipped` has a line per image or shard that could not be read.
+    """
+
+    artifacts: tuple[str, ...]
+    data: str
+    images: int
+    folder: str
+    figures: int
+    overview: str | None
+    stages: tuple[StageDrawn, ...]
+    skipped: tuple[str, ...]
+    different: int | None = None
+    keep_maps: tuple[KeepMap, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where to look."""
+        if self.different == 0:
+            return ("Both keep the same patches of every image, so nothing was drawn.",)
+        count = f"{self.figures} figure{'s' * (self.figures != 1)} in {self.folder}"
+        return (f"{count}; look at {self.overview} first." if self.overview else f"{count}.",)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> Group:
+        """One row per stage."""
+        pair, table = len(self.artifacts) == 2, Table()
+        for column in ("stage", "patches kept", *(("same in both", "largest margin") if pair else ())):
+            table.add_column(column, justify="right")
+        for row in self.stages:
+            alike = () if row.same_images is None else (
+                f"{row.same_images:.2%}", "-" if row.largest_margin is None else f"{row.largest_margin:.1e}")
+            table.add_row(str(row.stage + 1), str(row.kept), *alike)
+        return Group(Text(f"{' and '.join(self.artifacts)}, {self.images} images of {self.data}"), table)

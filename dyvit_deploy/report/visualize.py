@@ -1,0 +1,125 @@
+"""Draws what artifacts keep of images: each image, the whole data set, or where two artifacts part."""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import ArtifactFacts, make_folder
+from ..config import ImageSpec, LoadConfig
+from ..data.images import Batch, Track, no_track
+from ..data.listing import count_images, list_images
+from ..data.open import open_images
+from ..data.reading import Found, read_batches, spread
+from ..errors import ConfigError
+from ..optional import require
+from ..parity import open_pair
+from ..runners.base import Runner
+from ..runners.open import ENGINES, GRAPHS, open_runner
+from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing
+from .request import DATA_IMAGES, VisualizeConfig, VisualizeReport
+from .views import pruned_facts, require_scores, view_images
+
+
+def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (), folder: str | Path = "masks",
+              config: VisualizeConfig = VisualizeConfig(), load: LoadConfig = LoadConfig(),
+              track: Track[Any] = no_track) -> VisualizeReport:
+    """Draws into `folder`: a figure per image and a contact sheet, or one heat map; figures 5 and 6 of the paper.
+
+    Images are shown as the model gets them, resized and cropped. Memory does not grow with their number, and the same
+    images give the same files, byte for byte.
+
+    Args:
+        artifacts: one, or two with `config.diff`; anything that `open_runner` opens.
+        sources: image files, folders, .tar shards, or wds/FOLDER; none where `config.data` names a data set.
+
+    Raises:
+        ConfigError: an artifact that does not tell its patches, two that cannot be compared, options that contradict.
+        DataError: no image, or none that can be read.
+        MissingDependency: matplotlib is not here.
+    """
+    require("matplotlib", extra="report")
+    names = [str(source) for source in sources]
+    _check_request(artifacts, names, Path(folder), config)
+    with contextlib.ExitStack() as stack:
+        runners = _open(stack, artifacts, config, load)
+        facts = [pruned_facts(runner) for runner in runners]
+        if config.style == "scores":
+            require_scores(runners[0], facts[0])
+        _check_pair(runners, facts)
+        images = _Images(names, config, runners[0].image_spec(load.image_size))
+        make: Callable[..., Drawing] = (
+            HeatMapDrawing if config.heatmap else DifferenceDrawing if config.diff else ImageDrawing)
+        drawing = make(make_folder(folder), config, [runner.name for runner in runners], images.total)
+        count = 0
+        for batch in track(images.batches(config.batch), "drawing", -(-images.total // config.batch)):
+            found = [Found(name, pixels, None) for name, pixels in zip(batch.names, batch.images)]
+            for seen in zip(*(view_images(*known, found) for known in zip(runners, facts))):
+                drawing.add(*seen)
+            count += len(found)
+        return VisualizeReport(tuple(runner.name for runner in runners), images.name, count, str(folder),
+                               skipped=tuple(images.skipped), **drawing.finish(count))
+
+
+def _check_request(artifacts: Sequence[str | Path], sources: Sequence[str], folder: Path,
+                   config: VisualizeConfig) -> None:
+    """Everything that can be refused before anything is opened."""
+    if len(artifacts) != 1 + config.diff or (config.diff and not sources and not config.data):
+        raise ConfigError("--diff takes two artifacts and images: A B IMAGES..." if config.diff else
+                          f"One artifact is drawn at a time, not {len(artifacts)}; two are compared with --diff.")
+    for source in sources:
+        if source.lower().endswith((*GRAPHS, *ENGINES, ".safetensors", ".pth", ".pt")):
+            raise ConfigError(f"{source} is an artifact, not an image; two artifacts are compared with --diff.")
+    if bool(sources) == bool(config.data):
+        raise ConfigError("Name the images to draw: files and folders, or a data set with --data, but not both.")
+    for source in sources:
+        here, there = Path(os.path.realpath(source)), Path(os.path.realpath(folder))
+        if here.is_dir() and here in (there, *there.parents):
+            raise ConfigError(f"{folder} lies in {source}, where the figures would be images the next time; choose "
+                              "another -o.")
+
+
+def _open(stack: contextlib.ExitStack, artifacts: Sequence[str | Path], config: VisualizeConfig,
+          load: LoadConfig) -> tuple[Runner, ...]:
+    if config.diff:
+        return open_pair(stack, artifacts[0], artifacts[1], load, config.device)
+    return (stack.enter_context(open_runner(artifacts[0], load=load, device=config.device)),)
+
+
+def _check_pair(runners: Sequence[Runner], facts: Sequence[ArtifactFacts]) -> None:
+    """Two artifacts are compared patch by patch, so they have to see the same ones, and keep as many."""
+    told = [{"image size": one.model.image_size, "patch grid": one.model.grid, "preprocessing": one.model.preprocess,
+             "kept patches": one.prune.counts(one.model.patches) if one.prune else ()} for one in facts]
+    for what, value in told[0].items():
+        if value != told[-1][what]:
+            raise ConfigError(f"{runners[0].name} and {runners[1].name} have another {what}: {value} and "
+                              f"{told[-1][what]}; only artifacts alike in that are compared.")
+
+
+class _Images:
+    """The images to draw, from files or from a data set. `skipped` fills while they are read."""
+
+    def __init__(self, sources: Sequence[str], config: VisualizeConfig, spec: ImageSpec) -> None:
+        self._sources, self._spec, self._limit = sources, spec, config.images
+        self.skipped: list[str] = []
+        if config.data:
+            limit = config.images or (None if config.heatmap else DATA_IMAGES)
+            self._set = open_images(config.data, spec, config.split, limit)
+            self.name, self.total = self._set.name, len(self._set)
+        else:
+            self._there = count_images(sources)
+            self.name, self.total = ", ".join(sources), min(self._there, config.images or self._there)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of up to `size`, in order."""
+        if not self._sources:
+            yield from self._set.batches(size)
+            self.skipped += self._set.skipped
+            return
+        chosen = set(spread(self._there, self._limit).tolist()) if self._limit else None
+        places = (place for number, place in enumerate(list_images(self._sources, self.skipped))
+                  if chosen is None or number in chosen)
+        items = ((place.name, place.read) for place in places)
+        yield from read_batches(self.name, items, size, self._spec, self.skipped, whole=True)
