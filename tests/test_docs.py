@@ -1,5 +1,5 @@
-"""What docs/triton.md and docs/scaling.md say is so: their lines are typed, their Python asks a real server. Their
-manifests are held by test_manifests.py, docs/cpp.md by test_cpp.py."""
+"""What the pages of docs/ say is so: their lines are typed, their Python asks a real server, their pictures are there.
+The manifests are held by test_manifests.py, docs/cpp.md by test_cpp.py."""
 import os
 import re
 import shlex
@@ -13,12 +13,14 @@ from helpers import ROOT, dyvit, needs, needs_triton
 from PIL import Image
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.quickstart import STUDENT
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.server import Ports, Server, find_triton
 
 DOCS = ROOT / "docs"
+PAGES = ["triton.md", "scaling.md", "visualize.md"]
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
 
 
@@ -37,7 +39,7 @@ def folder(tmp_path_factory):
     pytest.importorskip("sklearn", reason="the pages use the digit scenes")
     folder = tmp_path_factory.mktemp("docs")
     (folder / "ckpt.safetensors").write_bytes(STUDENT.read_bytes())
-    export_onnx(STUDENT, folder / "model.onnx")
+    export_onnx(STUDENT, folder / "model.onnx", ExportConfig(with_tokens=True))
     (folder / "photos").mkdir()
     for name in ("photo.jpg", "another.png", "photos/1.jpg", "photos/2.png"):
         pixels = np.random.default_rng(len(name)).integers(0, 256, (90, 70, 3), dtype=np.uint8)
@@ -45,14 +47,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", ["triton.md", "scaling.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_block_is_run_here_or_says_what_it_needs(page):
     for kind, text in blocks(page):
         assert kind in ("sh", "python") or (kind == "" and re.match(r"# (needs|runs until) ", text)), text
     assert {line.split()[0] for line in commands(page)} <= {"dyvit", "curl"}
 
 
-@pytest.mark.parametrize("page", ["triton.md", "scaling.md"])
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)
+def test_every_picture_and_page_that_is_linked_is_there(page):
+    for link in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).is_file(), link
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_work_as_they_stand(folder, page, monkeypatch):
     monkeypatch.chdir(folder)
     lines = [line for line in commands(page) if line.startswith("dyvit") and "--runner ray" not in line]
@@ -65,6 +73,8 @@ def test_the_commands_of_a_page_work_as_they_stand(folder, page, monkeypatch):
             pytest.importorskip("openvino")
         if "--parquet" in words:
             pytest.importorskip("pyarrow")
+        if "visualize" in words:
+            pytest.importorskip("matplotlib")
         result = dyvit(*words[1:])
         assert result.exit_code == 0, f"{line}: {result.output}"
 

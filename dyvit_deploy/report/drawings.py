@@ -125,7 +125,8 @@ class DifferenceDrawing:
         self._same += [stage.same for stage in found]
         self._margins = np.fmax(self._margins, [np.nan if stage.margin is None else stage.margin for stage in found])
         if not all(stage.same for stage in found):
-            self._album.add(first.name, lambda least: difference_strip(_named(first), second, found, least), self._legend)
+            named = _named(first)
+            self._album.add(first.name, lambda least: difference_strip(named, second, found, least), self._legend)
 
     def finish(self, count: int) -> dict[str, Any]:
         stages = zip(self._counts, (self._same / count).tolist(), self._margins.tolist())
