@@ -21,7 +21,7 @@ DPI = 100
 LEAST = 192                                 # short side of a panel, in pixels
 THUMB = 96                                  # the same on a contact sheet
 GAP, TITLE, CAPTION = 10, 24, 20            # pixels between panels, above a strip and below a panel
-COLUMNS = 2                                 # strips side by side on a contact sheet
+COLUMNS, WIDEST = 2, 2000                   # strips side by side on a contact sheet, and its width in pixels
 CELLS = 14                                  # a heat map of at most so many rows has its percent written in
 BLENDS = 6                                  # frames between two stages of an animation
 
@@ -81,7 +81,7 @@ def strips_figure(strips: Sequence[Strip], title: str = "", columns: int = 1) ->
     """A Figure of strips of one size, row by row, in pixels of 1 / DPI inch."""
     height, width = strips[0].panels[0].image.shape[:2]
     across, each = len(strips[0].panels) * (width + GAP) + GAP, height + TITLE + CAPTION
-    columns = min(columns, len(strips))
+    columns = max(1, min(columns, len(strips), WIDEST // across))
     head, rows = TITLE if title else 0, -(-len(strips) // columns)
     canvas = np.full((head + rows * each + GAP, columns * across, 3), 255, np.uint8)
     texts = [(GAP, TITLE // 2, _short(title, columns * across), 12, "bold")] * bool(title)

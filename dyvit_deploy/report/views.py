@@ -77,7 +77,7 @@ def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[Found]) -
     kept = np.stack([as_mask(stage, facts.model.patches) for stage in out.kept], axis=1).reshape(shape)
     scores = np.stack(out.scores, axis=1).reshape(shape) if out.scores else None
     shares = softmax(out.logits)                                                                # [B, classes]
-    names = facts.class_names or tuple(map(str, range(shares.shape[1])))
+    names = facts.class_names or [f"class {number}" for number in range(shares.shape[1])]
     best = np.nan_to_num(shares).argmax(axis=1)
     return [ImageView(image.name, image.pixels, kept[i], None if scores is None else scores[i], names[best[i]],
                       float(np.nan_to_num(shares[i, best[i]]))) for i, image in enumerate(images)]

@@ -91,6 +91,8 @@ def test_a_sheet_has_its_strips_side_by_side():
     one, sheet = strips_figure([strip]), strips_figure([strip] * 3, "three", columns=2)
     assert sheet.get_figwidth() == 2 * one.get_figwidth() and texts(sheet)[0] == "three"
     assert sheet.get_figheight() > 2 * one.get_figheight() - 0.2
+    large = image_strip(view(patch=96), least=32)
+    assert strips_figure([large] * 3, columns=2).get_figwidth() == strips_figure([large]).get_figwidth()
 
 
 def test_an_animation_starts_with_the_input_and_ends_with_the_last_stage():
