@@ -61,7 +61,7 @@ def image_strip(view: ImageView, style: str = "fade", least: int = LEAST) -> Str
     """The input and one panel per stage; `style` is one of STYLES."""
     pixels, patches = enlarged(view.pixels, least), view.kept[0].size
     panels = [Panel(pixels, f"input: {patches} patches")]
-    panels += [Panel(PAINTS[style](pixels, view, stage), f"stage {stage + 1}: {count} of {patches}")
+    panels += [Panel(PAINTS[style](pixels, view, stage), f"stage {stage}: {count} of {patches}")
                for stage, count in enumerate(view.counts)]
     return Strip(f"{view.name} \u2192 {view.prediction}, {view.confidence:.0%}", tuple(panels))
 
@@ -71,7 +71,7 @@ def difference_strip(first: ImageView, second: ImageView, stages: Sequence[Stage
     """The input, and per stage what only the first artifact keeps, in orange, or only the second, in striped blue."""
     pixels = enlarged(first.pixels, least)
     panels = [Panel(pixels, "input")]
-    panels += [Panel(differing(pixels, first.kept[number], second.kept[number]), f"stage {number + 1}: {found.words()}")
+    panels += [Panel(differing(pixels, first.kept[number], second.kept[number]), f"stage {number}: {found.words()}")
                for number, found in enumerate(stages)]
     answers = dict.fromkeys((first.prediction, second.prediction))
     return Strip(f"{first.name} \u2192 {' / '.join(answers)}", tuple(panels))
@@ -122,7 +122,7 @@ def heat_map_figure(maps: Sequence[NDArray[np.float64]], kept: Sequence[int], ti
     panels = list(figure.subplots(1, len(maps), squeeze=False).flat)
     for stage, (axes, values) in enumerate(zip(panels, maps)):
         drawn = axes.imshow(values, cmap="cividis", vmin=0, vmax=1)
-        axes.set_title(f"stage {stage + 1}: {kept[stage]} of {values.size} patches", fontsize=10)
+        axes.set_title(f"stage {stage}: {kept[stage]} of {values.size} patches", fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
         for (row, column), value in np.ndenumerate(values) if rows <= CELLS and columns <= CELLS else ():

@@ -111,5 +111,5 @@ class VisualizeReport:
         for row in self.stages:
             alike = () if row.same_images is None else (
                 f"{row.same_images:.2%}", "-" if row.largest_margin is None else f"{row.largest_margin:.1e}")
-            table.add_row(str(row.stage + 1), str(row.kept), *alike)
+            table.add_row(str(row.stage), str(row.kept), *alike)
         return Group(Text(f"{' and '.join(self.artifacts)}, {self.images} images of {self.data}"), table)

@@ -50,7 +50,7 @@ def test_any_grid_patch_size_and_number_of_stages_gives_a_panel_per_stage(grid, 
     assert len(strip.panels) == 1 + len(keep)
     assert strip.title == "photo.jpg \u2192 7, 93%"
     assert [panel.caption for panel in strip.panels[1:]] == [
-        f"stage {s + 1}: {k} of {grid[0] * grid[1]}" for s, k in enumerate(keep)]
+        f"stage {s}: {k} of {grid[0] * grid[1]}" for s, k in enumerate(keep)]
     height, width = strip.panels[0].image.shape[:2]
     assert height * grid[1] == width * grid[0] and min(height, width) >= 192
 
@@ -116,7 +116,7 @@ def test_a_difference_is_told_in_words_with_its_margin():
     strip = difference_strip(first, second._replace(kept=other), found)
     assert strip.title == "photo.jpg \u2192 7"
     assert [panel.caption.split(": ")[1] for panel in strip.panels[1:3]] == ["the same"] * 2
-    assert strip.panels[3].caption.startswith("stage 3: 1 by ")
+    assert strip.panels[3].caption.startswith("stage 2: 1 by ")
 
 
 def test_without_scores_a_difference_has_no_margin():
