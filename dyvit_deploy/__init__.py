@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .prediction.report import PredictConfig
     from .prediction.run import predict_images
     from .quickstart import run_quickstart
+    from .report.page import ReportConfig, write_report
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
     from .serving.check import ServeConfig, check_serving
@@ -79,6 +80,7 @@ _NAMES = {
     "prediction.report": ("PredictConfig",),
     "prediction.run": ("predict_images",),
     "quickstart": ("run_quickstart",),
+    "report.page": ("ReportConfig", "write_report"),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),
     "serving.check": ("ServeConfig", "check_serving"),

@@ -1,7 +1,7 @@
 """Multiply-accumulates and parameters, counted on the real forward pass without computing it."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,13 @@ from .forms import FORMS
 
 @dataclass(frozen=True)
 class Cost:
-    """`gmacs` are 1e9 multiply-accumulates for one image; `parameters` include the predictors."""
+    """`gmacs` are 1e9 multiply-accumulates for one image, `blocks` and `selectors` (one per stage) their parts in it;
+    `parameters` include the predictors."""
 
     gmacs: float
     parameters: int
+    blocks: tuple[float, ...] = ()
+    selectors: tuple[float, ...] = ()
 
 
 def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms: Sequence[str] = ()) -> list[Cost]:
@@ -49,5 +52,19 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
         counter = FlopCounterMode(display=False)
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
             model(image)
-        costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters())))
+        flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+        blocks, stages = (tuple(_part(flops, f"{part}.{i}") for i in range(count)) for part, count in
+                          (("backbone.blocks", config.depth), ("score_predictor", len(model.keep_counts))))
+        costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters()), blocks, stages))
     return costs
+
+
+def _part(flops: Mapping[str, int], module: str) -> float:
+    """GMACs of one module, from the counts of it and of those inside it.
+
+    A module of which only a method was called has no count of its own: then those inside it are added up.
+    """
+    path = f"{DynamicViT.__name__}.{module}"
+    inside = [name for name in flops if name == path or name.startswith(f"{path}.")]
+    outermost = [name for name in inside if not any(name.startswith(f"{other}.") for other in inside)]
+    return sum(flops[name] for name in outermost) / 2e9

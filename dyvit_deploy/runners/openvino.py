@@ -133,6 +133,12 @@ class OpenVINORunner(Runner):
             found[COMPILED.get(precision.lower(), precision)] += count
         return {name: count for name, count in found.most_common() if count}
 
+    def product_precisions(self) -> dict[str, str]:
+        """What the compiled model computes each of the graph's products in, by the name of its ONNX node."""
+        return {name: COMPILED.get(precision.lower(), precision) for kind, precision, names in self._layers()
+                if kind.startswith((*PRODUCT_LAYERS, "Subgraph")) for name in names.split(",")
+                if PRODUCT.fullmatch(name)}
+
     def fusions(self) -> Fusions:
         """What OpenVINO fuses here."""
         return openvino_fusions((kind, names) for kind, _, names in self._layers())
