@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 NARROW = (300.0, 280.0)                     # pixels of a chart on a phone, where labels must not collide either
+WIDE = 30                                   # the largest value over the smallest, from which an axis is logarithmic
 LABEL = 20.0                                # pixels that a label of one or two letters takes
 # Places of a label around its point, in pixels, the best first.
 PLACES = tuple((round(r * math.cos(a)), round(r * math.sin(a))) for r in (18, 34, 50, 68)
@@ -21,14 +22,17 @@ class Tick(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Values from `low` to `high` along a side."""
+    """Values from `low` to `high` along a side; each power of ten takes the same room where `log`."""
 
     low: float
     high: float
     ticks: tuple[Tick, ...]
+    log: bool = False
 
     def at(self, value: float) -> float:
         """Percent from the low end, rounded so that equal data draw equal pages."""
+        if self.log:
+            return _share(*map(math.log10, (self.low, self.high, value)))
         return _share(self.low, self.high, value)
 
 
@@ -53,6 +57,18 @@ def axis(values: Sequence[float], text: Callable[[float], str] | None = None, ze
     write = text or (lambda value: f"{value:,.{digits}f}")
     ticks = tuple(Tick(_share(low, high, n * step), write(round(n * step, 12))) for n in range(first, last + 1))
     return Axis(low, high, ticks)
+
+
+def spans(values: Sequence[float]) -> Axis:
+    """An axis from 0; a logarithmic one where the small values would all lie on one spot of it."""
+    if not values or max(values) < WIDE * min(values):
+        return axis(values)
+    low, high = min(values) / 1.15, max(values) * 1.15
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    marks = [step * 10.0 ** power for power in powers for step in steps]
+    bare = Axis(low, high, (), True)
+    return bare._replace(ticks=tuple(Tick(bare.at(mark), f"{mark:,.6g}") for mark in marks if low <= mark <= high))
 
 
 def percents(values: Sequence[float], count: int = 5) -> Axis:

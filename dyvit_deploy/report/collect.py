@@ -154,8 +154,8 @@ def _is_sidecar(path: Path, artifacts: list[Path]) -> bool:
 
 
 def _order(entry: Entry) -> tuple[int, bool, str]:
-    """Checkpoints before what is made of them, dense before pruned."""
-    kinds = ["checkpoint", "ONNX", "OpenVINO", "engine plan"]
+    """What is shipped before what it is made of, dense before pruned."""
+    kinds = ["ONNX", "OpenVINO", "engine plan", "checkpoint"]
     dense = entry.facts is not None and entry.facts.dense
     return kinds.index(entry.about.kind), not dense, entry.key
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..sweep.target import pareto_front
-from .charts import Axis, Point, axis, label_points, percents
+from .charts import Axis, Point, axis, label_points, percents, spans
 from .collect import Collection, Entry
 from .layers import LayerMap, MacChart, layer_map, mac_chart
 from .records import Environment, Speed
@@ -134,7 +134,8 @@ def latency_charts(found: Collection) -> list[LatencyChart]:
 
 def _latency_chart(batch: int, rows: Sequence[tuple[str, str, Speed]]) -> LatencyChart:
     highs = [high for _, _, s in rows for _, high in s.intervals.values() if high is not None]
-    x = axis([*highs, *(s.p99 for _, _, s in rows)])
+    lows = [low for _, _, s in rows for low, _ in s.intervals.values() if low is not None]
+    x = spans([*lows, *highs, *(q for _, _, s in rows for q in (s.p50, s.p99))])
     ranges = []
     for name, letter, s in rows:
         known = tuple((x.at(low), x.at(high)) for low, high in s.intervals.values()

@@ -131,7 +131,8 @@ def _parity(found: Collection, entry: Entry) -> Verdict:
         shown = failed[0] if failed else max(checks, key=lambda c: c.images)
         if failed:
             return Verdict("Parity", FAIL, "differs", (*shown.failures[:2], *_figures(shown)), shown.source.file)
-        return Verdict("Parity", PASS, "same", _figures(shown), shown.source.file)
+        words = "same" if entry.precision == "float32" else "within tolerance"
+        return Verdict("Parity", PASS, words, _figures(shown), shown.source.file)
     if gate == "rejected":
         return Verdict("Parity", FAIL, "rejected at export", ("It differs too much from float32.",), entry.key)
     if entry.about.kind == "checkpoint":
@@ -214,7 +215,7 @@ def precision_truth(entry: Entry) -> Verdict:
     if wrong:
         return Verdict(name, FAIL, f"not {facts.precision} throughout", (
             f"{len(wrong)} products are not, {next(iter(wrong))} is {next(iter(wrong.values()))}", *lines), entry.key)
-    if entry.told == BY_GRAPH:
+    if entry.told == BY_GRAPH or facts.precision not in entry.products.values():
         return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", lines, entry.key)
     return Verdict(name, PASS, f"{facts.precision}, as claimed", lines, entry.key)
 
@@ -269,7 +270,7 @@ def _typed(*words: str) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"
+    return "100 %" if share == 1 else f"{100 * share:.2f} %"
 
 
 def small(value: float) -> str:
