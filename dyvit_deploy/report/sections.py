@@ -200,7 +200,7 @@ def costs(found: Collection) -> list[Cost]:
     result = []
     for key, entries in groups.items():
         chart = mac_chart(*key)
-        result.append(Cost(tuple(entries), chart, percent(round(chart.pruned / chart.dense, 3))))
+        result.append(Cost(tuple(entries), chart, f"{chart.pruned / chart.dense:.1%}"))
     return result
 
 

@@ -261,8 +261,24 @@ def _speed(found: Collection, entry: Entry) -> Verdict:
         return Verdict(name, INFO, headline, tuple(lines), source)
     state = PASS if low >= FASTER else FAIL if high < 1 / FASTER else WARN
     words = {PASS: "", WARN: "not faster at every batch, " if high >= FASTER else "no faster, ", FAIL: "slower, "}
+    unsure = [str(s.batch) for s in speeds if s.speedup is not None and not _is_told_apart(found, s)]
+    if unsure and state != WARN:
+        state, words = WARN, {WARN: "not sure, "}
+        lines.append(f"batch {', '.join(unsure)}: the medians cannot be told apart; measure longer")
     dense = entry.facts is not None and entry.facts.dense and entry.facts.precision == "float32"
     return Verdict(name, INFO if dense else state, ("" if dense else words[state]) + headline, tuple(lines), source)
+
+
+def _is_told_apart(found: Collection, speed: Speed) -> bool:
+    """True when the 95 % intervals of its median and of its baseline's do not touch; where there are none, when it
+    settled."""
+    bases = [s for s in found.records.speeds if (s.source.file, s.batch) == (speed.source.file, speed.batch)
+             and (s.artifact == speed.baseline or s.stand_in)]
+    mine, other = (s.intervals.get("p50", (None, None)) for s in (speed, bases[0] if len(bases) == 1 else speed))
+    if len(bases) != 1 or None in (*mine, *other):
+        return speed.stable
+    (low, high), (base_low, base_high) = mine, other
+    return bool(high < base_low or low > base_high)                        # type: ignore[operator]  # None is gone
 
 
 def _typed(*words: str) -> str:

@@ -136,7 +136,7 @@ class OpenVINORunner(Runner):
 
     def product_precisions(self) -> dict[str, str]:
         """What the compiled model computes each of the graph's products in, by the name of its ONNX node."""
-        found = {}
+        found: dict[str, str] = {}
         for kind, precision, names in self._layers():
             told = names.split(",")
             nodes = [name for name in told if PRODUCT.fullmatch(name)]     # fused attention has two

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from helpers import cached_export, dyvit, photo_folder, tiny_checkpoint
 
-from dyvit_deploy.config import LoadConfig, KeepRequest
+from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy_config import ExportConfig
 
 
@@ -25,8 +25,8 @@ def measured(tmp_path_factory):
               "--json", folder / f"{graph}.check.json")
     for name in ("tiny.safetensors", "tiny-dense.safetensors", "tiny.onnx", "dense.onnx"):
         dyvit("eval", folder / name, "--data", photos, "--json", folder / f"{name}.eval.json")
-    dyvit("bench", folder / "tiny.onnx", folder / "tiny.safetensors", "--baseline", folder / "dense.onnx", "--batch", "1,4",
-          "--seconds", "0.3", "--json", folder / "bench.json")
+    dyvit("bench", folder / "tiny.onnx", folder / "tiny.safetensors", "--baseline", folder / "dense.onnx",
+          "--batch", "1,4", "--seconds", "0.3", "--json", folder / "bench.json")
     return folder
 
 

@@ -9,15 +9,13 @@ import shutil
 
 import onnx
 import pytest
-from helpers import dyvit, plan_file, tiny_checkpoint
+from helpers import dyvit, plan_file, tiny_checkpoint, tiny_model
 
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts import sha256
-from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
 from dyvit_deploy.graph import graph_facts, set_facts
 from dyvit_deploy.model.checkpoint import save_checkpoint
-from helpers import tiny_model
 
 pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-deploy[report]'")
 
@@ -51,7 +49,7 @@ def test_every_verdict_has_its_figure_and_the_file_it_is_from(page):
     assert "100 % same class, 10 images" in found["Parity"].lines[1]
     assert found["Accuracy"].source == "tiny.onnx.eval.json" and "as its checkpoint" in found["Accuracy"].lines
     assert found["Precision"].state == "pass" and found["Precision"].headline == "float32, as claimed"
-    assert found["Speed"].source == "bench.json" and "×" in found["Speed"].headline
+    assert found["Speed"].source == "bench.json" and "batch 4" in found["Speed"].lines[1]
     assert verdicts(report, "dense.onnx")["Speed"].headline == "the baseline"
 
 
@@ -137,7 +135,8 @@ def test_an_engine_stands_below_its_graph_and_a_circle_of_sidecars_ends(copied):
 def test_galleries_are_for_those_that_tell_and_the_others_are_told_how(page):
     report, content = page
     assert content.count('class="gallery"') == 2                           # the checkpoint and the graph with tokens
-    assert content.count("<image ") == 10 and content.count("<use ") == 20 # each image once, however many look at it
+    assert content.count("<image ") == 10                                  # each once, however many look at it
+    assert content.count("<use ") == 20
     [note] = [line for line in report.notes if line.startswith("plain.onnx has no gallery")]
     assert "--with-tokens" in note and html.escape(note, quote=False) in html.unescape(content).replace("&", "&amp;")
     assert "stage 2: 2 of 16 patches" in content and "stage 0: 8 of 16 patches go on" in content
@@ -165,8 +164,8 @@ def test_without_images_or_without_running_there_are_no_galleries(measured, tmp_
 JUNK = {"not ours.json": '{"timings": []}', "broken.json": '{"dyvit": ', "list.json": "[1, 2]", "deep.json": "[" * 9999,
         "older.json": '{"dyvit": {"report": "bench", "format": 0}}',
         "half.json": '{"dyvit": {"report": "bench", "format": 1, "version": "1", "command": "x", "files": {}}}',
-        "nan.json": '{"dyvit": {"report": "eval", "format": 1, "version": "1", "command": "x", "files": {}}, "artifact": '
-                    '"a", "data": "d", "images": 3, "top1": NaN, "top5": 1, "calibration_error": 0, "failures": []}',
+        "nan.json": '{"dyvit": {"report": "eval", "format": 1, "version": "1", "command": "x", "files": {}}, '
+                    '"artifact": "a", "data": "d", "images": 3, "top1": NaN, "top5": 1, "calibration_error": 0, "failures": []}',
         "broken.onnx": "no graph", "broken.safetensors": "no tensors"}
 
 
@@ -210,8 +209,8 @@ def test_no_name_adds_anything_to_the_page(measured, tmp_path):
     (folder / os.fsdecode(b"\xff<i>.json")).write_text("{}")
     dv.write_report(folder, config=dv.ReportConfig(str(measured.parent / "photos")))
     page = (folder / "report.html").read_text()
-    for tag in ("<img", "<script>alert", "<svg onload", "<i>.json", "<b>&", "49"):
-        assert tag not in re.sub(r"data:image[^\"]*|<path[^>]*>|sha256[^<]*", "", page) or tag == "49"
+    for tag in ("<img", "<script>alert", "<svg onload", "<i>.json", "<b>&"):
+        assert tag not in page
     assert "&lt;script&gt;alert(2)" in page and "{{ 7*7 }}" in page
     assert page.count("<script>") == 1
 
@@ -260,4 +259,3 @@ def test_errors_are_of_this_package(measured, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError):
         dv.write_report(measured, tmp_path / "r.html", dv.ReportConfig(str(tmp_path / "empty")))
-    assert LoadConfig(keep=KeepRequest())
