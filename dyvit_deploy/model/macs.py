@@ -1,10 +1,13 @@
 """Multiply-accumulates and parameters, counted on the real forward pass without computing it."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,21 +53,35 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
         model = models[form]
         model.keep_counts = prune.counts(config.patches) if prune else ()
         counter = FlopCounterMode(display=False)
-        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+        with (torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter,
+              _metered(model.score_predictor, counter) as selectors):
             model(image)
         flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-        blocks, stages = (tuple(_part(flops, f"{part}.{i}") for i in range(count)) for part, count in
-                          (("backbone.blocks", config.depth), ("score_predictor", len(model.keep_counts))))
-        costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters()), blocks, stages))
+        blocks = tuple(flops.get(f"DynamicViT.backbone.blocks.{i}", 0) / 2e9 for i in range(config.depth))
+        costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters()), blocks,
+                          tuple(selectors)))
     return costs
 
 
-def _part(flops: Mapping[str, int], module: str) -> float:
-    """GMACs of one module, from the counts of it and of those inside it.
+@contextlib.contextmanager
+def _metered(selectors: Iterable[Any], counter: FlopCounterMode) -> Iterator[list[float]]:
+    """The GMACs of each selector, filled while the model runs. The counter knows modules that are called; of selectors
+    a method is."""
+    watched = [selector for selector in selectors if hasattr(selector, "scores")]  # pooling has none, and costs nothing
+    spent = [0.0] * len(watched)
 
-    A module of which only a method was called has no count of its own: then those inside it are added up.
-    """
-    path = f"{DynamicViT.__name__}.{module}"
-    inside = [name for name in flops if name == path or name.startswith(f"{path}.")]
-    outermost = [name for name in inside if not any(name.startswith(f"{other}.") for other in inside)]
-    return sum(flops[name] for name in outermost) / 2e9
+    def metered(stage: int, scores: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*inputs: Any) -> Tensor:
+            before = counter.get_total_flops()
+            result = scores(*inputs)
+            spent[stage] += (counter.get_total_flops() - before) / 2e9
+            return result
+        return run
+
+    for stage, selector in enumerate(watched):
+        selector.scores = metered(stage, selector.scores)                  # over the method of its class
+    try:
+        yield spent
+    finally:
+        for selector in watched:
+            del selector.scores

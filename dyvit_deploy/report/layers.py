@@ -83,7 +83,7 @@ def _place(node: str, stages: tuple[int, ...]) -> tuple[str, str]:
     """Row and column of a product. A predictor stands with the block that it works before."""
     module = node.split("/")[0]
     if match := re.fullmatch(r"blocks\.(\d+)\.?(.*)", module):
-        part = re.match(r"(attn\.(?:qkv|proj)|attn|mlp\.fc[12])(?=\.|$)", match[2])
+        part = re.match(r"(attn\.(?:qkv|proj)|attn$|mlp\.fc[12])(?=\.|$)", match[2])
         # Queries apart from keys and values, as in the last block, are still their layer.
         name = part[1] if part else "attn.qkv" if match[2].startswith("attn.") else match[2] or "block"
         return WORDS.get(name, name), match[1]

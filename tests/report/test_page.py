@@ -48,6 +48,7 @@ def test_every_verdict_has_its_figure_and_the_file_it_is_from(page):
     assert found["Parity"].state == "pass" and found["Parity"].source == "tiny.onnx.check.json"
     assert "100 % same class, 10 images" in found["Parity"].lines[1]
     assert found["Accuracy"].source == "tiny.onnx.eval.json" and "as its checkpoint" in found["Accuracy"].lines
+    assert found["Accuracy"].state == "warn" and "evaluate 100 images or more" in found["Accuracy"].lines[-1]
     assert found["Precision"].state == "pass" and found["Precision"].headline == "float32, as claimed"
     assert found["Speed"].source == "bench.json" and "batch 4" in found["Speed"].lines[1]
     assert verdicts(report, "dense.onnx")["Speed"].headline == "the baseline"
@@ -165,7 +166,8 @@ JUNK = {"not ours.json": '{"timings": []}', "broken.json": '{"dyvit": ', "list.j
         "older.json": '{"dyvit": {"report": "bench", "format": 0}}',
         "half.json": '{"dyvit": {"report": "bench", "format": 1, "version": "1", "command": "x", "files": {}}}',
         "nan.json": '{"dyvit": {"report": "eval", "format": 1, "version": "1", "command": "x", "files": {}}, '
-                    '"artifact": "a", "data": "d", "images": 3, "top1": NaN, "top5": 1, "calibration_error": 0, "failures": []}',
+                    '"artifact": "a", "data": "d", "images": 3, "top1": NaN, "top5": 1, '
+                    '"calibration_error": 0, "failures": []}',
         "broken.onnx": "no graph", "broken.safetensors": "no tensors"}
 
 
@@ -237,6 +239,39 @@ def test_the_command_says_the_verdicts_and_exits_with_0_whatever_they_are(copied
     saved = json.loads((tmp_path / "r.json").read_text())
     assert saved["dyvit"]["report"] == "page" and saved["dyvit"]["command"].startswith("dyvit report ")
     assert {row["artifact"] for row in saved["artifacts"]} >= {"tiny.onnx", "plain.onnx"}
+
+
+def test_a_report_says_what_wrote_it_and_of_which_files(measured):
+    stamp = json.loads((measured / "tiny.onnx.check.json").read_text())["dyvit"]
+    assert stamp["report"] == "check" and stamp["format"] == 1 and stamp["version"] == dv.__version__
+    assert stamp["command"].startswith(f"dyvit check '{measured}/tiny.safetensors' ")
+    compared = (measured / "tiny.safetensors", measured / "tiny.onnx")
+    assert stamp["files"] == {str(path): sha256(path) for path in compared}
+
+
+def test_twins_in_two_folders_are_told_apart_by_their_hashes(copied):
+    (copied / "old").mkdir()
+    shutil.copy(copied / "plain.onnx", copied / "old/tiny.onnx")
+    report = quick(copied)
+    assert verdicts(report, "tiny.onnx")["Parity"].state == "pass"
+    assert verdicts(report, "old/tiny.onnx")["Parity"].headline == "not checked"
+
+
+def test_a_speed_whose_interval_touches_the_baselines_is_not_sure(copied):
+    path = copied / "bench.json"
+    values = json.loads(path.read_text())
+    base = {t["batch"]: t["latency_ms_p50"] for t in values["timings"] if t["artifact"] == "dense.onnx"}
+    for timing in values["timings"]:
+        timing["speedup"] = timing["speedup"] and 1.2
+        timing["ci95_ms"] = {"p50": [0.7 * base[timing["batch"]], 1.1 * base[timing["batch"]]]}
+    path.write_text(json.dumps(values))
+    found = verdicts(quick(copied), "tiny.onnx")["Speed"]
+    assert found.state == "warn" and "cannot be told apart" in " ".join(found.lines)
+    for timing in values["timings"]:
+        if timing["artifact"] == "tiny.onnx":
+            timing["ci95_ms"] = {"p50": [0.5 * base[timing["batch"]], 0.6 * base[timing["batch"]]]}
+    path.write_text(json.dumps(values))
+    assert verdicts(quick(copied), "tiny.onnx")["Speed"].state == "pass"
 
 
 def test_a_sweep_is_read_from_its_own_file(tmp_path):
