@@ -28,7 +28,7 @@ METADATA_KEY = "dyvit"
 FORMAT = 1
 REPORT_FORMAT = 1                           # of the stamp on the JSON of a report
 # Whose report is whose, so that a reader need not guess from its fields; others go by the name of their class.
-REPORTS = {"ParityReport": "check", "DeployReport": "export", "InspectReport": "inspect"}
+REPORTS = {"ParityReport": "check", "DeployReport": "export", "InspectReport": "inspect", "PageReport": "report"}
 
 
 @dataclass(frozen=True)

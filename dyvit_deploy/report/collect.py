@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ from ..graph import load_graph, product_precisions
 from ..inspection import InspectReport, inspect_artifact
 from ..runners.open import CHECKPOINTS, ENGINES, GRAPHS
 from ..sweep.store import NAME as SWEEP
-from .records import Check, Eval, Records, Speed, read_report, read_sweep
+from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep
 
 R = TypeVar("R", Check, Eval, Speed)
 IN_GRAPH = "as the graph says"
@@ -24,13 +24,14 @@ COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
 
 @dataclass(frozen=True, eq=False)            # each file is itself, equal bytes or not
 class Entry:
-    """One artifact: `key` is its path relative to the folder, `letter` its sign on the page. `products` are the
-    precisions of its matrix products by graph node, `told` who says so."""
+    """One artifact: `key` is its path relative to the folder, `letter` its sign on the page, `rows` are its facts in
+    words. `products` are the precisions of its matrix products by graph node, `told` who says so."""
 
     letter: str
     key: str
     path: Path
     about: InspectReport
+    rows: dict[str, str]
     products: dict[str, str]
     told: str
 
@@ -103,7 +104,10 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
         try:
             entries.append(_entry(path, key))
         except DyvitError as error:
-            skipped.append(f"{key}: {error}")
+            words = str(error).replace(str(path), key)                     # the same wherever the folder lies
+            skipped.append(words if words.startswith(key) else f"{key}: {words}")
+        except BROKEN:
+            skipped.append(f"{key}: its facts are damaged, or were changed by hand; export it again.")
     entries = [dataclasses.replace(e, letter=letter_of(i)) for i, e in enumerate(sorted(entries, key=_order))]
     records, known = Records(), False
     for path in files:
@@ -162,6 +166,12 @@ def _order(entry: Entry) -> tuple[int, bool, str]:
 
 def _entry(path: Path, key: str) -> Entry:
     about = inspect_artifact(path)
+    rows = {name: str(value) for name, value in about.rows().items() if value not in (None, "", (), [], {})}
+    if (facts := about.facts) and not all(isinstance(part or {}, Mapping) for part in
+                                          (facts.training, facts.parent, facts.versions, facts.lowered)):
+        raise ValueError("facts of another shape")
+    if not isinstance(((facts and facts.lowered) or {}).get("kept") or [], (list, tuple)):
+        raise ValueError("facts of another shape")
     products: dict[str, str] = {}
     told = ""
     if about.kind == "ONNX":
@@ -175,5 +185,5 @@ def _entry(path: Path, key: str) -> Entry:
             told = str(error)
     elif about.engine and (engine := read_sidecar(path)):
         products, told = dict(engine.products), engine.verified
-    return Entry("", key, path, about, products, told)
+    return Entry("", key, path, about, rows, products, told)
 

@@ -70,8 +70,7 @@ def judge(found: Collection, max_drop: float) -> tuple[Judgement, ...]:
 
 def lowered(entry: Entry) -> Mapping[str, Any]:
     """How its precision was lowered; empty for float32, and for files of others."""
-    how = entry.facts.lowered if entry.facts else None
-    return how if isinstance(how, Mapping) else {}
+    return (entry.facts.lowered if entry.facts else None) or {}
 
 
 def data_of(entry: Entry) -> str | None:
@@ -100,8 +99,7 @@ def speeds_of(found: Collection, entry: Entry) -> list[Speed]:
 def origin_of(entry: Entry) -> dict[str, str]:
     """The `file` and `sha256` that it says it was made of; empty where it does not say."""
     source = entry.about.engine.source if entry.about.engine else (entry.facts.parent if entry.facts else None)
-    known = source if isinstance(source, Mapping) else {}
-    return {name: str(known[name]) for name in ("file", "sha256") if known.get(name)}
+    return {name: str(source[name]) for name in ("file", "sha256") if source and source.get(name)}
 
 
 def parent_of(found: Collection, entry: Entry) -> Entry | None:
@@ -206,6 +204,8 @@ def _references(found: Collection, entry: Entry, mine: Eval) -> list[tuple[str, 
 def precision_truth(entry: Entry) -> Verdict:
     """What its products really compute in, against what it claims."""
     name, facts = "Precision", entry.facts
+    if facts is None and "described by" in entry.about.details:            # an engine without its own sidecar
+        return Verdict(name, OPEN, "nothing known", (f"described by {entry.about.details['described by']}",))
     if facts is None:
         return Verdict(name, INFO, "no claim", ("It was not written by dyvit.",))
     if entry.about.kind == "checkpoint":

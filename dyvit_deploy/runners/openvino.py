@@ -142,7 +142,7 @@ class OpenVINORunner(Runner):
             nodes = [name for name in told if PRODUCT.fullmatch(name)]     # fused attention has two
             if kind.startswith(PRODUCT_LAYERS) and not nodes:
                 inside = next((match for name in told if (match := INSIDE.fullmatch(name))), None)
-                module = told[0].split("/")[0]                             # where only the bias, or the output, is named
+                module = told[0].split("/")[0]                             # of a layer called after its bias or output
                 nodes = [inside["node"] if inside else f"{'head' if module == 'logits' else module}/MatMul"]
             if kind.startswith((*PRODUCT_LAYERS, "Subgraph")):
                 found |= dict.fromkeys(nodes, COMPILED.get(precision.lower(), precision))

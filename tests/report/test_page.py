@@ -183,6 +183,24 @@ def test_what_cannot_be_used_is_named_and_left_out(copied):
         assert len(line) > len(name) + 20 and line in page.replace("\n", " ")
 
 
+@pytest.mark.parametrize("damage", [{"training": "none"}, {"lowered": {"kept": 3}}, {"parent": [1]}, {"versions": "1"}])
+def test_facts_that_were_changed_by_hand_are_named(copied, damage):
+    proto = onnx.load(copied / "plain.onnx")
+    values = json.loads(proto.metadata_props[0].value) | damage
+    proto.metadata_props[0].value = json.dumps(values)
+    onnx.save(proto, copied / "changed.onnx")
+    report = quick(copied)
+    assert any("changed.onnx: its facts are damaged" in line for line in report.notes)
+    assert "changed.onnx" not in {j.entry.key for j in report.judgements}
+
+
+def test_a_plan_that_is_not_its_sidecars_is_not_vouched_for(copied):
+    path = plan_file(copied)
+    path.write_bytes(b"ftrt".ljust(path.stat().st_size, b"x"))
+    found = verdicts(quick(copied), "engine.plan")["Precision"]
+    assert found.state == "open" and "of another plan" in found.lines[0]
+
+
 def test_other_json_of_ours_is_left_alone(copied):
     dyvit("inspect", copied / "tiny.onnx", "--json", copied / "inspect.json")
     (copied / "ranges.json").write_text('{"kind": "dyvit ranges", "format": 1}')
@@ -237,7 +255,7 @@ def test_the_command_says_the_verdicts_and_exits_with_0_whatever_they_are(copied
     result = dyvit("report", copied, "--no-run", "-o", tmp_path / "r.html", "--json", tmp_path / "r.json")
     assert result.exit_code == 0 and "not known yet" in result.output and "in a browser" in result.output
     saved = json.loads((tmp_path / "r.json").read_text())
-    assert saved["dyvit"]["report"] == "page" and saved["dyvit"]["command"].startswith("dyvit report ")
+    assert saved["dyvit"]["report"] == "report" and saved["dyvit"]["command"].startswith("dyvit report ")
     assert {row["artifact"] for row in saved["artifacts"]} >= {"tiny.onnx", "plain.onnx"}
 
 
