@@ -117,7 +117,7 @@ def _gallery(entry: Entry, runner: Runner, images: Sequence[Found], classes: tup
 
 
 def _shot(view: ImageView, picture: str, label: str | None) -> Shot:
-    confidence = f"{view.confidence:.0%}"
+    confidence = f"{view.confidence:.0%}" if view.confidence >= 0.1 else f"{view.confidence:.1%}"
     right = None if label is None else label == view.prediction
     alt = f"{Path(view.name).name}: predicted {view.prediction}, {confidence} sure"
     alt += "" if right is None or right else f", but it is {label}"

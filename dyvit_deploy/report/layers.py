@@ -12,7 +12,7 @@ from .charts import Tick, axis
 
 SIGNS = {"float32": "32", "float16": "16", "bfloat16": "b16", "int8": "8", "float8": "f8"}
 PREDICTOR, STEM, HEAD, ELSE = "predictor", "stem", "head", "other"
-WORDS = {"attn.qkv": "queries, keys, values", "attn": "scores, context", "attn.proj": "projection",
+WORDS = {"attn.qkv": "q, k, v", "attn": "scores, context", "attn.proj": "projection",
          "mlp.fc1": "MLP, first", "mlp.fc2": "MLP, second"}
 
 

@@ -20,7 +20,7 @@ from ..optional import installed, require
 from .collect import Collection, collect
 from .gallery import Galleries, make_galleries
 from .sections import costs, environments, family, latency_charts, layer_maps, trade_charts
-from .verdicts import FAIL, INFO, OPEN, PASS, SIGNS, WARN, Judgement, data_of, judge
+from .verdicts import FAIL, INFO, OPEN, PASS, WARN, Judgement, data_of, judge
 
 NAME = "report.html"
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galle
     text = environment.get_template("page.html.j2").render(
         folder=found.folder.resolve().name or str(found.folder), summary=summary(judgements), judgements=judgements,
         trades=trade_charts(found), latencies=latency_charts(found), galleries=galleries, costs=costs(found),
-        maps=layer_maps(found), tree=family(found), environments=environments(found), notes=notes, signs=SIGNS,
+        maps=layer_maps(found), tree=family(found), environments=environments(found), notes=notes,
         commands=list(dict.fromkeys((*found.records.commands, *_rebuilds(found)))), said=_said(found),
         style=markup((HERE / "page.css").read_text(encoding="utf-8")), script=markup(script), script_hash=digest,
         version=own_version())

@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison with `reference`, at the worst of its batch sizes; shares are 0..1."""
+    """A comparison with `reference`, at the worst of its batch sizes; shares are 0..1, `images` is 0 where unknown."""
 
     artifact: str
     source: Source
@@ -52,7 +52,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Eval:
-    """Accuracy on `images` labelled images of `data`; shares are 0..1."""
+    """Accuracy on `images` labelled images of `data`, 0 where unknown; shares are 0..1."""
 
     artifact: str
     source: Source

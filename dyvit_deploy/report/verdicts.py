@@ -16,6 +16,7 @@ from .records import Check, Eval, Speed
 
 PASS, WARN, FAIL, OPEN, INFO = "pass", "warn", "fail", "open", "info"
 SIGNS = {PASS: "✓", WARN: "!", FAIL: "✗", OPEN: "?", INFO: "–"}  # noqa: RUF001  a dash, on purpose
+NOISE = "noise"                             # as what is compared without images says
 FASTER = 1.02                               # two medians within 2 % of one another are taken for the same
 
 
@@ -123,7 +124,8 @@ def _missing(name: str, found: Collection, entry: Entry, stale: bool, verb: str,
 
 
 def _parity(found: Collection, entry: Entry) -> Verdict:
-    checks = found.current(entry, found.records.checks)
+    checks = [check for check in found.current(entry, found.records.checks)  # agreeing with itself says nothing
+              if check.source.hashes(check.reference) != {entry.about.sha256}]
     gate = lowered(entry).get("gate")
     if checks:
         failed = [c for c in checks if c.failures]
@@ -131,6 +133,9 @@ def _parity(found: Collection, entry: Entry) -> Verdict:
         if failed:
             return Verdict("Parity", FAIL, "differs", (*shown.failures[:2], *_figures(shown)), shown.source.file)
         words = "same" if entry.precision == "float32" else "within tolerance"
+        if shown.data == NOISE:
+            return Verdict("Parity", WARN, f"{words}, on noise", (*_figures(shown), "Real images prove more."),
+                           shown.source.file, _check_command(found, entry))
         return Verdict("Parity", PASS, words, _figures(shown), shown.source.file)
     if gate == "rejected":
         return Verdict("Parity", FAIL, "rejected at export", ("It differs too much from float32.",), entry.key)
@@ -148,7 +153,7 @@ def _figures(check: Check) -> tuple[str, ...]:
     """The figures of a comparison, in short sentences."""
     lines = [f"against {check.reference}"]
     if check.agreement is not None:
-        lines.append(f"{percent(check.agreement)} same class, {check.images:,} images of {last_part(check.data)}")
+        lines.append(f"{percent(check.agreement)} same class, {_images(check)}")
     if check.relative_error is not None:
         lines.append(f"logits off by {small(check.relative_error)}")
     if check.overlap is not None:
@@ -167,7 +172,7 @@ def _accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
     if mine is None:
         command = _typed("eval", entry.key, "--data", data_of(entry) or "IMAGES", "--json", f"{entry.key}.eval.json")
         return _missing("Accuracy", found, entry, bool(found.stale(entry, found.records.evals)), "evaluated", command)
-    of = f"{mine.images:,} images of {last_part(mine.data)}"
+    of = _images(mine)
     headline = f"{percent(mine.top1)} top-1"
     if mine.failures:
         return Verdict("Accuracy", FAIL, headline, (mine.failures[0], of), mine.source.file)
@@ -183,7 +188,7 @@ def _accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
                        mine.source.file)
     bad = worst > max_drop + 1e-9
     lines += [f"At most {max_drop:g} points may be lost."] if bad else []
-    coarse = not bad and 0 < max_drop < 100 / mine.images                  # one image weighs more than the bound
+    coarse = not bad and 0 < mine.images * max_drop < 100                  # one image weighs more than the bound
     lines += [f"To tell {max_drop:g} points, evaluate {math.ceil(100 / max_drop):,} images or more."] if coarse else []
     return Verdict("Accuracy", FAIL if bad else WARN if coarse else PASS, headline, tuple(lines), mine.source.file)
 
@@ -302,9 +307,10 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def last_part(data: str) -> str:
-    """A data set without the folders that it lies in on some machine."""
-    return data.rstrip("/").rsplit("/", 1)[-1]
+def _images(measured: Check | Eval) -> str:
+    """On what, without the folders that it lies in on some machine."""
+    data = measured.data.rstrip("/").rsplit("/", 1)[-1]
+    return f"{measured.images:,} images of {data}" if measured.images else f"images of {data}"
 
 
 def short(digest: str) -> str:

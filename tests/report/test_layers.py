@@ -14,7 +14,7 @@ def test_a_layer_stands_in_its_block_and_a_predictor_before_its_own():
     found = layer_map(products, facts)
     assert found.columns == ("stem", "0", "3", "head", "other")
     rows = {name: [cell and cell.sign for cell in cells] for name, cells in found.rows}
-    assert rows["queries, keys, values"] == ["8", "8", "8", "8", "?"]
+    assert rows["q, k, v"] == ["8", "8", "8", "8", "?"]
     assert rows["scores, context"] == [None, "16+32", None, None, None] and rows["predictor"][2] == "32"
     assert found.kinds == ("float32", "int8", "mixed", "unknown")
     assert layer_map({}, facts) is None

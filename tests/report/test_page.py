@@ -82,6 +82,14 @@ def test_a_difference_and_a_drop_are_red(copied):
     assert verdicts(quick(copied, max_drop=100), "tiny.onnx")["Accuracy"].state == "pass"
 
 
+def test_agreeing_on_noise_or_with_itself_is_not_green(copied):
+    dyvit("check", copied / "tiny.safetensors", copied / "plain.onnx", "--images", 4, "--json", copied / "noise.json")
+    found = verdicts(quick(copied), "plain.onnx")["Parity"]
+    assert found.state == "warn" and found.headline == "same, on noise"
+    dyvit("check", copied / "plain.onnx", copied / "plain.onnx", "--images", 4, "--json", copied / "noise.json")
+    assert verdicts(quick(copied), "plain.onnx")["Parity"].headline == "not checked"
+
+
 def test_figures_of_a_file_that_has_changed_since_are_not_its_own(copied):
     proto = onnx.load(copied / "tiny.onnx")
     proto.doc_string = "another file"
