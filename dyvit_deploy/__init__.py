@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .prediction.report import PredictConfig
     from .prediction.run import predict_images
     from .quickstart import run_quickstart
+    from .report.page import ReportConfig, write_report
     from .report.request import VisualizeConfig
     from .report.visualize import visualize
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
@@ -81,6 +82,7 @@ _NAMES = {
     "prediction.report": ("PredictConfig",),
     "prediction.run": ("predict_images",),
     "quickstart": ("run_quickstart",),
+    "report.page": ("ReportConfig", "write_report"),
     "report.request": ("VisualizeConfig",),
     "report.visualize": ("visualize",),
     "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),

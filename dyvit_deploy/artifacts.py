@@ -15,7 +15,7 @@ import platform
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from .zoo import is_timm
 
 METADATA_KEY = "dyvit"
 FORMAT = 1
+REPORT_FORMAT = 1                           # of the stamp on the JSON of a report
+# Whose report is whose, so that a reader need not guess from its fields; others go by the name of their class.
+REPORTS = {"ParityReport": "check", "DeployReport": "export", "InspectReport": "inspect", "PageReport": "report"}
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,22 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def save_report(path: str | Path, report: Any, command: str, files: Iterable[str | Path] = ()) -> None:
+    """Writes a report's JSON with a stamp in front, by which `dyvit report` knows it again.
+
+    Args:
+        report: any report with `to_json`.
+        command: what was typed to get it.
+        files: the artifacts that it is about. Their hashes are kept, so that a figure is never taken for that of a
+            file which has changed since.
+    """
+    name = type(report).__name__
+    hashes = {str(file): sha256(Path(file)) for file in files if not is_timm(file) and Path(file).is_file()}
+    stamp = {"report": REPORTS.get(name, name.removesuffix("Report").lower()), "format": REPORT_FORMAT,
+             "version": own_version(), "command": command, "files": hashes}
+    write_json(path, {METADATA_KEY: stamp, **report.to_json()})
 
 
 def library_versions(*distributions: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import click
 
 from .artifacts import own_version
 from .cli_production import export_triton, predict, serve
-from .cli_report import visualize
+from .cli_report import report_page, visualize
 from .cli_training import evaluate, train
 from .config import LoadConfig
 from .deploy_config import (
@@ -40,6 +40,7 @@ from .options import (
 from .sweep.target import Target
 from .targets import FORMATS, REPOSITORY
 from .terminal import (
+    TYPED,
     check_apart,
     complain,
     fail_notes,
@@ -75,6 +76,10 @@ class Commands(click.Group):
             complain("Not enough memory; use a smaller --batch or --images.")
             ctx.exit(1)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[TYPED] = shlex.join(["dyvit", *args])                     # before click takes the list apart
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"No command {args[0]!r}.{did_you_mean(args[0], self.commands)}")
@@ -87,7 +92,7 @@ def main() -> None:
     """DynamicViT from checkpoint to production: train, export, check, bench."""
 
 
-for command in (train, evaluate, predict, serve, visualize):
+for command in (train, evaluate, predict, serve, visualize, report_page):
     main.add_command(command)
 
 
@@ -102,6 +107,8 @@ def quickstart(out: str, json_file: str | None) -> None:
     show(report, json_file)
     for check in report.checks:
         fail_notes(check.failures)
+    if report.page:
+        note(f"\nOpen {report.page} in a browser: all of this on one page.")
     note(f"\nEverything is in {out}/. Next: dyvit inspect {out}/digits-s.onnx, or your own checkpoint:\n"
          "dyvit export YOUR.pth --format onnx --keep-ratio 0.7 -o model.onnx")
     sys.exit(not report)
@@ -150,7 +157,7 @@ def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, d
         return show_plan(plan_artifact(checkpoint, out, config, load), json_file)
     with BuildBar() as bar:
         report = export_artifact(checkpoint, out, config, load, Progress(step, progress, bar.update))
-    show(report, json_file)
+    show(report, json_file, files=(report.path,))
     note(*report.notes)
     fail_notes(report.failures, report.advice)
     note(f"Next: {report.next_step(checkpoint)}")
@@ -249,7 +256,7 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 
     config = CheckConfig(images, batch, error=tolerance, device=device)
     report = check_artifacts(reference, candidate, data, config, load, progress)
-    show(report, json_file)
+    show(report, json_file, files=(reference, candidate))
     skipped_notes(report.skipped)
     note(*report.notes)
     fail_notes(report.failures)
@@ -283,7 +290,7 @@ def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | 
     config = BenchConfig(batches=batches, seconds=seconds, stable=stable, baseline=baseline, device=device,
                          threads=threads, cpus=cpus, peak=peak, profile=profile, transfers=transfers)
     report = benchmark(artifacts, config, load, progress)
-    show(report, json_file)
+    show(report, json_file, files=artifacts)
     note(*report.notes)
 
 

@@ -1,4 +1,4 @@
-"""The commands that show what is pruned. `cli.py` puts them into `dyvit`."""
+"""The commands that show: what is pruned, and what is known of a set of artifacts. `cli.py` puts them into `dyvit`."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,7 +7,7 @@ import click
 
 from .config import LoadConfig
 from .options import device_option, json_option, run_options
-from .terminal import note, progress, show, skipped_notes
+from .terminal import fail_notes, note, progress, show, skipped_notes
 
 
 @click.command()
@@ -39,6 +39,30 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
     config = VisualizeConfig(format=file_format or (ANIMATIONS[0] if animate else "png"), **options)
     config.check_animated(animate)
     report = run(paths[:artifacts], paths[artifacts:], out, config, load, progress)
-    show(report, json_file)
+    show(report, json_file, files=paths[:artifacts])
     skipped_notes(report.skipped)
     note(*report.notes)
+
+
+@click.command("report")
+@click.argument("folder")
+@click.option("-o", "--out", metavar="FILE", help="HTML file to write; default: report.html in FOLDER.")
+@click.option("--data", help="Images for the galleries: a folder, or digits; default: digits for models of them.")
+@click.option("--images", type=int, default=10, show_default=True, help="At most this many; 0 for no galleries.")
+@click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS",
+              help="Points of top-1 that an artifact may lose against its checkpoint and the dense model.")
+@click.option("--no-run", is_flag=True, help="Run no artifact: no galleries.")
+@json_option
+def report_page(folder: str, out: str | None, json_file: str | None, no_run: bool, **options: Any) -> None:
+    """Write everything known of the artifacts in FOLDER on one page: verdicts, trade-offs, galleries, origin.
+
+    It reads the artifacts and the JSON of check, eval, bench, export and sweep beside them (--json FOLDER/NAME.json),
+    one folder deep. It describes: exit 0 whatever the verdicts are.
+    """
+    from .report.page import ReportConfig, write_report
+
+    report = write_report(folder, out, ReportConfig(run=not no_run, **options), progress)
+    show(report, json_file)
+    note(*report.notes)
+    fail_notes(report.failures)
+    note(f"Open {report.path} in a browser; it is one file and needs no network.")

@@ -56,7 +56,7 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
     from .runners.evaluate import EvalConfig, evaluate_artifact
 
     report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, progress)
-    show(report, json_file)
+    show(report, json_file, files=(artifact,))
     skipped_notes(report.skipped)
     note(*report.notes)
     fail_notes(report.failures)

@@ -55,12 +55,13 @@ class InspectReport:
         table = Table(title=Text(f"{self.path} ({self.kind})"), show_header=False, title_justify="left")
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in self._rows().items():
+        for name, value in self.rows().items():
             if value not in (None, "", (), [], {}):
                 table.add_row(name, Text(str(value)))             # brackets are no markup
         return table
 
-    def _rows(self) -> dict[str, Any]:
+    def rows(self) -> dict[str, Any]:
+        """What, and its value in words; empty values are those that the file does not have."""
         rows: dict[str, Any] = {"size": f"{self.size_mib:.1f} MiB", "sha256": self.sha256}
         if facts := self.facts:
             model, prune = facts.model, facts.prune

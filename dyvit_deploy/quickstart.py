@@ -1,4 +1,4 @@
-"""The main job on the shipped demo checkpoint: export, check, evaluate, bench."""
+"""The main job on the shipped demo checkpoint: export, check, evaluate, bench, report."""
 from __future__ import annotations
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import atomic_write, make_folder, size_mib, write_json
+from .artifacts import atomic_write, make_folder, save_report, size_mib
 from .bench.report import BenchConfig, BenchReport
 from .bench.run import benchmark
 from .data.images import Track, no_track
@@ -21,6 +21,7 @@ from .errors import ExportError
 from .optional import installed, require
 from .parity import CheckConfig, ParityReport, check_artifacts
 from .pipeline import export_artifact
+from .report.page import write_report
 from .runners.evaluate import EvalReport, evaluate_artifact
 
 DEMO = Path(__file__).parent / "demo"
@@ -47,13 +48,18 @@ class QuickstartRow:
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """True when every exported artifact computes what its checkpoint does, within its precision's tolerance."""
+    """True when every exported artifact computes what its checkpoint does, within its precision's tolerance.
+
+    `commands` do the same one by one, the last of them writes `page`, which is None where Jinja2 is missing.
+    """
 
     folder: str
     rows: tuple[QuickstartRow, ...]
     evals: tuple[EvalReport, ...]
     checks: tuple[ParityReport, ...]
     bench: BenchReport
+    commands: tuple[str, ...] = ()
+    page: str | None = None
 
     def __bool__(self) -> bool:
         return all(self.checks)
@@ -61,7 +67,7 @@ class QuickstartReport:
     def to_json(self) -> dict[str, Any]:
         return {"passed": bool(self), "folder": self.folder, "rows": [dataclasses.asdict(row) for row in self.rows],
                 "evals": [e.to_json() for e in self.evals], "checks": [c.to_json() for c in self.checks],
-                "bench": self.bench.to_json()}
+                "bench": self.bench.to_json(), "commands": list(self.commands)}
 
     def table(self) -> Table:
         title = (f"{self.folder}: top-1 on {self.evals[0].images} held-out scenes, "
@@ -85,32 +91,41 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     """
     require("sklearn", extra="demo")                                       # before the first minute is spent
     folder = make_folder(folder)
+    commands: list[str] = []
+
+    def tell(command: str) -> None:
+        commands.append(command)
+        say(command)
+
     student, dense = _copy(STUDENT, folder), _copy(TEACHER, folder)
     exports = _exports(student, dense, folder)
     for source, path, config, options in exports:
-        say(f"dyvit export {source} {options} -o {path}")
+        tell(f"dyvit export {source} {options} -o {path}")
         exported = export_artifact(source, path, config, progress=Progress(track=track))
         if not exported:
             raise ExportError(f"{path} was rejected: {exported.failures[0]}; see {exported.export.path}.")
     checks = {}
     for source, path, _, _ in exports:
-        say(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES} --batch 1,{TABLE_BATCH}")
+        tell(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES} --batch 1,{TABLE_BATCH}")
         compared = CheckConfig(CHECK_IMAGES, (1, TABLE_BATCH))
         checks[path] = check_artifacts(source, path, "digits", compared, track=track)
     artifacts = [dense, student, *(path for _, path, _, _ in exports)]
     evals = []
     for path in artifacts:
-        say(f"dyvit eval {path} --data digits")
+        tell(f"dyvit eval {path} --data digits")
         evals.append(evaluate_artifact(path, "digits", track=track))
     baseline = folder / "digits-s-dense.onnx"
     others = [path for path in artifacts if path != baseline]
-    say(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH} --seconds {SECONDS}")
+    tell(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH} --seconds {SECONDS}")
     timing = BenchConfig(batches=(1, TABLE_BATCH), seconds=SECONDS, baseline=baseline, memory=False)
     timed = benchmark(others, timing, track=track)
     rows = tuple(_row(path, result, checks.get(path), timed) for path, result in zip(artifacts, evals))
-    report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed)
-    write_json(folder / "quickstart.json", report.to_json())
-    return report
+    report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed, tuple(commands))
+    save_report(folder / "quickstart.json", report, f"dyvit quickstart -o {folder}", artifacts)
+    if not installed("jinja2"):
+        return report
+    tell(f"dyvit report {folder}")
+    return dataclasses.replace(report, commands=tuple(commands), page=write_report(folder, track=track).path)
 
 
 def _exports(student: Path, dense: Path, folder: Path) -> list[tuple[Path, Path, DeployConfig, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .artifacts import write_json
+from .artifacts import save_report
 from .distributed import is_first, rank
 from .errors import ConfigError
 from .progress import console, errors, track
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     from .engine.build import BuildPlan
 
 
-def show(report: Any, json_file: str | None, beside: bool = False) -> None:
+TYPED = "dyvit.typed"                       # where click keeps the command as it was typed
+
+
+def show(report: Any, json_file: str | None, beside: bool = False, files: Iterable[str | Path] = ()) -> None:
     """Prints a report's table, and writes its JSON where asked; the first of several processes does.
 
-    The table goes `beside` the results, to standard error, where those are lines.
+    The table goes `beside` the results, to standard error, where those are lines. `files` are the artifacts that the
+    report is about.
     """
     if not is_first():
         return
     (errors() if beside else console()).print(report.table())
     if json_file:
-        write_json(json_file, report.to_json())
+        context = click.get_current_context(silent=True)
+        save_report(json_file, report, context.meta.get(TYPED, "dyvit") if context else "dyvit", files)
 
 
 def check_apart(out: str, json_file: str | None) -> None:

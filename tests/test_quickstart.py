@@ -58,9 +58,10 @@ def test_everything_is_written_and_every_step_names_its_command(report):
     folder = {path.name for path in Path(result.folder).iterdir()}
     more = {"digits-s-int8.xml", "digits-s-int8.bin"} if OPENVINO else set()
     assert folder == more | {"digits-s.safetensors", "digits-s-dense.safetensors", "digits-s.onnx",
-                             "digits-s-uint8.onnx", "digits-s-dense.onnx", "digits-s-int8.onnx", "quickstart.json"}
+                             "digits-s-uint8.onnx", "digits-s-dense.onnx", "digits-s-int8.onnx", "quickstart.json",
+                             "report.html"}
     count = 5 if OPENVINO else 4
     assert [line.split()[1] for line in lines] == [
-        *["export"] * count, *["check"] * count, *["eval"] * (2 + count), "bench"]
+        *["export"] * count, *["check"] * count, *["eval"] * (2 + count), "bench", "report"]
     saved = json.loads((Path(result.folder) / "quickstart.json").read_text())
     assert saved["passed"] and len(saved["rows"]) == 2 + count

@@ -1,10 +1,13 @@
 """Multiply-accumulates and parameters, counted on the real forward pass without computing it."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,10 +19,13 @@ from .forms import FORMS
 
 @dataclass(frozen=True)
 class Cost:
-    """`gmacs` are 1e9 multiply-accumulates for one image; `parameters` include the predictors."""
+    """`gmacs` are 1e9 multiply-accumulates for one image, `blocks` and `selectors` (one per stage) their parts in it;
+    `parameters` include the predictors."""
 
     gmacs: float
     parameters: int
+    blocks: tuple[float, ...] = ()
+    selectors: tuple[float, ...] = ()
 
 
 def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms: Sequence[str] = ()) -> list[Cost]:
@@ -47,7 +53,35 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
         model = models[form]
         model.keep_counts = prune.counts(config.patches) if prune else ()
         counter = FlopCounterMode(display=False)
-        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+        with (torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter,
+              _metered(model.score_predictor, counter) as selectors):
             model(image)
-        costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters())))
+        flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+        blocks = tuple(flops.get(f"DynamicViT.backbone.blocks.{i}", 0) / 2e9 for i in range(config.depth))
+        costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters()), blocks,
+                          tuple(selectors)))
     return costs
+
+
+@contextlib.contextmanager
+def _metered(selectors: Iterable[Any], counter: FlopCounterMode) -> Iterator[list[float]]:
+    """The GMACs of each selector, filled while the model runs. The counter knows modules that are called; of selectors
+    a method is."""
+    watched = [selector for selector in selectors if hasattr(selector, "scores")]  # pooling has none, and costs nothing
+    spent = [0.0] * len(watched)
+
+    def metered(stage: int, scores: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*inputs: Any) -> Tensor:
+            before = counter.get_total_flops()
+            result = scores(*inputs)
+            spent[stage] += (counter.get_total_flops() - before) / 2e9
+            return result
+        return run
+
+    for stage, selector in enumerate(watched):
+        selector.scores = metered(stage, selector.scores)                  # over the method of its class
+    try:
+        yield spent
+    finally:
+        for selector in watched:
+            del selector.scores

@@ -22,6 +22,7 @@ WEIGHTS_KEY = "dyvit_weights_sha256"
 DTYPES = {"f32": "float32", "f16": "float16", "u8": "uint8"}
 PRODUCT_LAYERS = ("FullyConnected", "Convolution", "MatMul")
 PRODUCT = re.compile(rf".*({'|'.join(PRODUCTS)})(_\d+)?")  # a layer named after its ONNX node
+INSIDE = re.compile(rf"(?P<node>.*?/({'|'.join(PRODUCTS)})(_\d+)?)(/.*)?")  # or after a part of what that became
 COMPILED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 KEPT_COMPILED = 4                           # shapes; each holds its own arrangement of the weights
@@ -132,6 +133,20 @@ class OpenVINORunner(Runner):
             count = max(fused, kind.startswith(PRODUCT_LAYERS)) if kind.startswith((*PRODUCT_LAYERS, "Subgraph")) else 0
             found[COMPILED.get(precision.lower(), precision)] += count
         return {name: count for name, count in found.most_common() if count}
+
+    def product_precisions(self) -> dict[str, str]:
+        """What the compiled model computes each of the graph's products in, by the name of its ONNX node."""
+        found: dict[str, str] = {}
+        for kind, precision, names in self._layers():
+            told = names.split(",")
+            nodes = [name for name in told if PRODUCT.fullmatch(name)]     # fused attention has two
+            if kind.startswith(PRODUCT_LAYERS) and not nodes:
+                inside = next((match for name in told if (match := INSIDE.fullmatch(name))), None)
+                module = told[0].split("/")[0]                             # of a layer called after its bias or output
+                nodes = [inside["node"] if inside else f"{'head' if module == 'logits' else module}/MatMul"]
+            if kind.startswith((*PRODUCT_LAYERS, "Subgraph")):
+                found |= dict.fromkeys(nodes, COMPILED.get(precision.lower(), precision))
+        return found
 
     def fusions(self) -> Fusions:
         """What OpenVINO fuses here."""

@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..artifacts import library_versions, write_json
+from ..artifacts import library_versions, save_report
 from ..data.open import open_images
 from ..distributed import barrier, gather_over_ranks, is_first, rank, world_size
 from ..errors import BackendError, ConfigError, TrainingError
@@ -261,7 +261,7 @@ class Run:
                 save_checkpoint(self.out / "best-ema.safetensors", self.ema.module, facts)
             save_checkpoint(self._last, self.model, facts, resume=resume_tensors(
                 self.model, self.optimizer, self.ema and self.ema.module, self._scaler))
-            write_json(self.out / "train.json", self._report().to_json())
+            save_report(self.out / "train.json", self._report(), "")
         barrier()                                                          # others read what was written here
 
     @property

@@ -4,7 +4,7 @@ from helpers import needs_openvino, tiny_graph, tiny_images
 
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export.openvino import write_openvino
-from dyvit_deploy.graph import graph_facts, load_graph
+from dyvit_deploy.graph import graph_facts, load_graph, matrix_products
 from dyvit_deploy.runners.open import open_runner
 
 pytestmark = needs_openvino
@@ -37,6 +37,9 @@ def test_raw_pixels_work(tmp_path):
 def test_float32_is_computed_in_float32_even_where_the_cpu_has_bfloat16(model):
     with open_runner(model[1]) as runner:
         found = runner.compiled_precisions()
+        named = runner.product_precisions()
+    products = [p.node.replace("Gemm", "MatMul") for p in matrix_products(load_graph(model[0]))]
+    assert named == dict.fromkeys(products, "float32")
     assert set(found) == {"float32"} and sum(found.values()) == len(
         [n for n in load_graph(model[0]).graph.node if n.op_type in ("Conv", "MatMul", "Gemm")])
 

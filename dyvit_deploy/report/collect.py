@@ -1,0 +1,189 @@
+"""Everything in a folder that is known of a set of artifacts: what they are, and what was measured of them."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ..artifacts import ArtifactFacts
+from ..data.images import Track
+from ..engine.sidecar import read_sidecar
+from ..errors import ArtifactError, DyvitError
+from ..graph import load_graph, product_precisions
+from ..inspection import InspectReport, inspect_artifact
+from ..runners.open import CHECKPOINTS, ENGINES, GRAPHS
+from ..sweep.store import NAME as SWEEP
+from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep
+
+R = TypeVar("R", Check, Eval, Speed)
+IN_GRAPH = "as the graph says"
+COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
+
+
+@dataclass(frozen=True, eq=False)            # each file is itself, equal bytes or not
+class Entry:
+    """One artifact: `key` is its path relative to the folder, `letter` its sign on the page, `rows` are its facts in
+    words. `products` are the precisions of its matrix products by graph node, `told` who says so."""
+
+    letter: str
+    key: str
+    path: Path
+    about: InspectReport
+    rows: dict[str, str]
+    products: dict[str, str]
+    told: str
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def facts(self) -> ArtifactFacts | None:
+        return self.about.facts
+
+    @property
+    def precision(self) -> str:
+        """What it claims to compute in."""
+        return self.facts.precision if self.facts else "unknown"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A folder's artifacts by path, and the records of its reports; `skipped` is one line per file that was not
+    usable."""
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    records: Records
+    skipped: tuple[str, ...]
+
+    def current(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+        """Those that were measured on the very file which lies here, or do not say on which."""
+        return [r for r in self._named(entry, records)
+                if not (known := r.source.hashes(entry.name)) or entry.about.sha256 in known]
+
+    def stale(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+        """Those that were measured on another file, which then stood in the place of this one."""
+        here = {e.about.sha256 for e in self.entries if e.name == entry.name}
+        return [r for r in self._named(entry, records)
+                if (known := r.source.hashes(entry.name)) and not known & here]
+
+    def _named(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+        twins = [e for e in self.entries if e.name == entry.name]
+
+        def beside(record: R) -> bool:
+            """Of several files of one name without hashes, a report means the one that lies beside it."""
+            near = [e for e in twins if Path(e.key).parent == Path(record.source.file).parent]
+            return len(twins) == 1 or bool(record.source.hashes(entry.name)) or entry in near
+
+        return [r for r in records if r.artifact == entry.name and beside(r)]
+
+    def absent(self) -> list[str]:
+        """Artifacts that reports tell of and that do not lie here."""
+        here = {entry.name for entry in self.entries}
+        told: list[Check | Eval | Speed] = [*self.records.checks, *self.records.evals,
+                              *(s for s in self.records.speeds if not s.stand_in)]
+        return sorted({f"{r.source.file} tells of {r.artifact}, which is not in this folder."
+                       for r in told if r.artifact not in here})
+
+
+def collect(folder: Path, track: Track[Path]) -> Collection:
+    """Reads `folder` and the folders in it; nothing is run, but graphs are compiled.
+
+    Raises:
+        ArtifactError: no such folder, or nothing of dyvit's in it.
+    """
+    files = list(_files(folder))
+    sources = [path for path in files if _is_artifact(path)]
+    entries: list[Entry] = []
+    skipped = []
+    for path in track(sources, "reading artifacts", len(sources)):
+        key = path.relative_to(folder).as_posix()
+        try:
+            entries.append(_entry(path, key))
+        except DyvitError as error:
+            words = str(error).replace(str(path), key)                     # the same wherever the folder lies
+            skipped.append(words if words.startswith(key) else f"{key}: {words}")
+        except BROKEN:
+            skipped.append(f"{key}: its facts are damaged, or were changed by hand; export it again.")
+    entries = [dataclasses.replace(e, letter=letter_of(i)) for i, e in enumerate(sorted(entries, key=_order))]
+    records, known = Records(), False
+    for path in files:
+        if path.suffix.lower() != ".json" or _is_sidecar(path, sources):
+            continue
+        name = path.relative_to(folder).as_posix()
+        try:
+            records += read_sweep(path.parent, name) if path.name == SWEEP else read_report(path, name)
+            known = True
+        except ArtifactError as error:
+            skipped.append(str(error))
+    if not known and not any(e.facts for e in entries):
+        first = f"; the first file that was not usable: {skipped[0]}" if skipped else ""
+        raise ArtifactError(f"{folder} holds no artifact and no report of dyvit{first or '; name a folder that does.'}")
+    return Collection(folder, tuple(entries), records, tuple(skipped))
+
+
+def letter_of(number: int) -> str:
+    """A to Z, then AA, AB, ..."""
+    return (letter_of(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in `folder`, then those in the folders in it, in the order of their names."""
+    try:
+        children = sorted(folder.iterdir())
+        yield from (child for child in children if child.is_file())
+        for child in children:
+            if child.is_dir() and not child.name.startswith("."):
+                yield from (file for file in sorted(child.iterdir()) if file.is_file())
+    except OSError as error:
+        found = "is no folder that can be read" if folder.exists() else "does not exist"
+        raise ArtifactError(f"{error.filename or folder} {found} ({error.strerror}); name the folder with your "
+                            "artifacts.") from error
+
+
+def _is_artifact(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix == ".bin":                                                   # the weights of an OpenVINO model
+        return False
+    if suffix == ".tar":                                                   # of images, unless it says otherwise
+        return path.name.lower().endswith(".pth.tar")
+    return suffix in (*CHECKPOINTS, *GRAPHS, *ENGINES)
+
+
+def _is_sidecar(path: Path, artifacts: list[Path]) -> bool:
+    return path.with_suffix("") in artifacts and path.with_suffix("").suffix.lower() in ENGINES
+
+
+def _order(entry: Entry) -> tuple[int, bool, str]:
+    """What is shipped before what it is made of, dense before pruned."""
+    kinds = ["ONNX", "OpenVINO", "engine plan", "checkpoint"]
+    dense = entry.facts is not None and entry.facts.dense
+    return kinds.index(entry.about.kind), not dense, entry.key
+
+
+def _entry(path: Path, key: str) -> Entry:
+    about = inspect_artifact(path)
+    rows = {name: str(value) for name, value in about.rows().items() if value not in (None, "", (), [], {})}
+    if (facts := about.facts) and not all(isinstance(part or {}, Mapping) for part in
+                                          (facts.training, facts.parent, facts.versions, facts.lowered)):
+        raise ValueError("facts of another shape")
+    if not isinstance(((facts and facts.lowered) or {}).get("kept") or [], (list, tuple)):
+        raise ValueError("facts of another shape")
+    products: dict[str, str] = {}
+    told = ""
+    if about.kind == "ONNX":
+        products, told = product_precisions(load_graph(path, weights=False)), IN_GRAPH
+    elif about.kind == "OpenVINO":
+        from ..runners.openvino import OpenVINORunner
+        try:
+            with OpenVINORunner(path) as runner:
+                products, told = runner.product_precisions(), COMPILED
+        except DyvitError as error:                                        # a precision that this CPU does not have
+            told = str(error)
+    elif about.engine and (engine := read_sidecar(path)):
+        products, told = dict(engine.products), engine.verified
+    return Entry("", key, path, about, rows, products, told)
+

@@ -1,0 +1,146 @@
+"""The same few images through every artifact that tells which patches it keeps."""
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..artifacts import ArtifactFacts
+from ..config import ModelConfig
+from ..data.images import Track
+from ..data.open import open_images
+from ..data.reading import Found
+from ..errors import DyvitError
+from ..runners.base import Runner
+from ..runners.open import open_runner
+from .collect import Entry
+from .views import ImageView, pruned_facts, view_images
+
+SMALL = 128                                 # pixels of a side up to which an image is stored and shown pixel by pixel
+QUALITY = 85                                # of JPEG
+
+
+class Picture(NamedTuple):
+    """An image once on the page, whichever artifacts look at it: its id, and its bytes as a data URI."""
+
+    id: str
+    href: str
+    small: bool
+
+
+class Shot(NamedTuple):
+    """One image as one artifact sees it; `dropped` has an SVG path per stage over the patches that are gone."""
+
+    picture: str
+    alt: str
+    prediction: str
+    confidence: str
+    label: str | None
+    right: bool | None
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """One artifact: `counts` are the patches that are left after each stage, of `grid` rows and columns."""
+
+    entry: Entry
+    grid: tuple[int, int]
+    counts: tuple[int, ...]
+    shots: tuple[Shot, ...]
+    small: bool
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What the slider says, from all patches to the last stage."""
+        patches = self.grid[0] * self.grid[1]
+        return (f"all {patches} patches", *(f"stage {i}: {count} of {patches} patches"
+                                            for i, count in enumerate(self.counts)))
+
+
+class Galleries(NamedTuple):
+    """`notes` say which artifacts have none, and what can be done about it."""
+
+    pictures: tuple[Picture, ...]
+    galleries: tuple[Gallery, ...]
+    notes: tuple[str, ...]
+
+
+def make_galleries(entries: Sequence[Entry], data: str, limit: int, track: Track[Entry]) -> Galleries:
+    """Runs up to `limit` images of `data` through those of `entries` that prune.
+
+    Raises:
+        DataError: there are no such images, or none of them can be read.
+    """
+    pictures: dict[str, Picture] = {}
+    galleries, notes = [], []
+    read: dict[ModelConfig, tuple[list[Found], tuple[str, ...] | None]] = {}
+    pruned = [e for e in entries if e.facts and not e.facts.dense]
+    for entry in track(pruned, "looking at images", len(pruned)):
+        assert entry.facts is not None
+        if entry.facts.model not in read:
+            images = open_images(data, entry.facts.model, limit=limit)
+            found = [Found(*item) for batch in images.batches(limit) for item in zip(
+                batch.names, batch.images, batch.labels.tolist() if batch.labels is not None else [None] * limit)]
+            read[entry.facts.model] = found, images.class_names
+            notes += [f"{line} (left out of the galleries)" for line in images.skipped]
+        try:
+            with open_runner(entry.path) as runner:
+                galleries.append(_gallery(entry, runner, *read[entry.facts.model], pictures))
+        except DyvitError as error:
+            notes.append(f"{entry.key} has no gallery: {error}")
+    return Galleries(tuple(pictures.values()), tuple(galleries), tuple(dict.fromkeys(notes)))
+
+
+def _gallery(entry: Entry, runner: Runner, images: Sequence[Found], classes: tuple[str, ...] | None,
+             pictures: dict[str, Picture]) -> Gallery:
+    facts: ArtifactFacts = pruned_facts(runner)
+    views = view_images(runner, facts, images)
+    # Without names of its own a model answers in numbers, which may be other ones than those of the images.
+    classes = classes if facts.class_names else None
+    shots = []
+    for view, image in zip(views, images):
+        digest = hashlib.sha256(view.pixels.tobytes() + str(view.pixels.shape).encode()).hexdigest()
+        if digest not in pictures:
+            pictures[digest] = Picture(f"picture-{len(pictures)}", _data_uri(view.pixels), _is_small(view.pixels))
+        label = classes[image.label] if classes and image.label is not None else None
+        shots.append(_shot(view, pictures[digest].id, label))
+    return Gallery(entry, facts.model.grid, views[0].counts, tuple(shots), max(facts.model.image_size) <= SMALL)
+
+
+def _shot(view: ImageView, picture: str, label: str | None) -> Shot:
+    confidence = f"{view.confidence:.0%}" if view.confidence >= 0.1 else f"{view.confidence:.1%}"
+    right = None if label is None else label == view.prediction
+    alt = f"{Path(view.name).name}: predicted {view.prediction}, {confidence} sure"
+    alt += "" if right is None or right else f", but it is {label}"
+    return Shot(picture, alt, view.prediction, confidence, label, right, tuple(map(dropped_path, view.kept)))
+
+
+def dropped_path(kept: NDArray[np.bool_]) -> str:
+    """An SVG path over the patches of bool [rows, columns] that are False; a patch is 1 x 1."""
+    parts = []
+    for row, line in enumerate(np.pad(~kept, ((0, 0), (1, 1))).astype(np.int8)):  # [columns + 2]
+        edges = np.flatnonzero(np.diff(line))
+        parts += [f"M{start} {row}h{end - start}v1h-{end - start}z" for start, end in zip(edges[::2], edges[1::2])]
+    return "".join(parts)
+
+
+def _is_small(pixels: NDArray[Any]) -> bool:
+    return bool(max(pixels.shape[:2]) <= SMALL)
+
+
+def _data_uri(pixels: NDArray[np.uint8]) -> str:
+    """A small image without loss, a photo as JPEG; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    kind = "png" if _is_small(pixels) else "jpeg"
+    image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": QUALITY}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,166 @@
+"""One page about a set of artifacts: a single HTML file that needs no network, the same for the same data."""
+from __future__ import annotations
+
+import base64
+import collections
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..artifacts import atomic_write, check_target, own_version
+from ..data.images import Track, no_track
+from ..data.open import check_source
+from ..errors import ConfigError
+from ..optional import installed, require
+from .collect import Collection, collect
+from .gallery import Galleries, make_galleries
+from .sections import costs, environments, family, latency_charts, layer_maps, trade_charts
+from .verdicts import FAIL, INFO, OPEN, PASS, WARN, Judgement, data_of, judge
+
+NAME = "report.html"
+HERE = Path(__file__).parent
+STYLES = {PASS: "green", WARN: "yellow", FAIL: "red", OPEN: "", INFO: "dim"}
+GROUPS = ((PASS, "good to ship"), (FAIL, "not to be shipped"), (WARN, "to be looked at"), (OPEN, "not known yet"))
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What goes on the page.
+
+    `data` are the images of the galleries, see `open_images`; None takes the digit scenes for models that were
+    trained on them. At most `images` are shown, 0 for no galleries. `run` False runs nothing: no galleries.
+    `max_drop` are the percentage points of top-1 that an artifact may lose.
+    """
+
+    data: str | None = None
+    images: int = 10
+    run: bool = True
+    max_drop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ConfigError(f"The number of images must be 0 or more, not {self.images}.")
+        if not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"Top-1 may fall by 0 to 100 points, not {self.max_drop}.")
+
+
+@dataclass(frozen=True)
+class PageReport:
+    """What was written to `path`. True when no verdict on any artifact is bad; what was not measured is not bad."""
+
+    path: str
+    kib: float
+    judgements: tuple[Judgement, ...]
+    notes: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return all(j.state != FAIL for j in self.judgements)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return tuple(f"{j.entry.key}: {v.name.lower()} {v.headline}" for j in self.judgements for v in j.verdicts
+                     if v.state == FAIL)
+
+    def table(self) -> Table:
+        """One row per artifact: what it comes to, and the four verdicts."""
+        table = Table(title=Text(f"{self.path}, {self.kib:,.0f} KiB"), title_justify="left")
+        table.add_column("")
+        for column in ("artifact", "parity", "accuracy", "precision", "speed", "verdict"):
+            table.add_column(column, overflow="fold")
+        for j in self.judgements:
+            cells = (Text(f"{v.sign} {v.headline}", STYLES[v.state]) for v in j.verdicts)
+            table.add_row(j.entry.letter, Text(j.entry.key), *cells, Text(j.headline, STYLES[j.state]))
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": bool(self), "failures": list(self.failures), "path": self.path, "kib": self.kib,
+                "notes": list(self.notes), "artifacts": [
+                    {"artifact": j.entry.key, "state": j.state, "verdict": j.headline,
+                     **{v.name.lower(): {"state": v.state, "headline": v.headline, "lines": list(v.lines)}
+                        for v in j.verdicts}} for j in self.judgements]}
+
+
+def write_report(folder: str | Path, out: str | Path | None = None, config: ReportConfig = ReportConfig(),
+                 track: Track[Any] = no_track) -> PageReport:
+    """Writes everything that is known of the artifacts in `folder`, and in the folders in it, as one HTML file.
+
+    Args:
+        folder: artifacts, and the JSON of `check`, `eval`, `bench`, `export`, `sweep` and `quickstart` about them.
+        out: the file to write; None for report.html in the folder.
+
+    Raises:
+        ConfigError: `out` is not named .html.
+        ArtifactError: no such folder, nothing of dyvit's in it, or a file that cannot be written.
+        DataError: `config.data` has no images.
+        MissingDependency: Jinja2 is not installed.
+    """
+    require("jinja2", extra="report")                                      # before the work, not after
+    folder = Path(folder)
+    path = folder / NAME if out is None else Path(out)
+    if path.suffix.lower() not in (".html", ".htm"):                       # never over an artifact
+        raise ConfigError(f"The page is written as .html, not as {path.name!r}.")
+    if config.data:
+        check_source(config.data)
+    found = collect(folder, track)
+    check_target(path)
+    judgements = judge(found, config.max_drop)
+    galleries = _galleries(found, config, track)
+    notes = tuple(dict.fromkeys((*found.skipped, *found.absent(), *galleries.notes)))
+    content = _render(found, judgements, galleries, notes)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return PageReport(str(path), len(content) / 2**10, judgements, notes)
+
+
+def _galleries(found: Collection, config: ReportConfig, track: Track[Any]) -> Galleries:
+    pruned = [entry for entry in found.entries if entry.facts and not entry.facts.dense]
+    if not config.run or not config.images or not pruned:
+        return Galleries((), (), ())
+    if config.data:
+        return make_galleries(pruned, config.data, config.images, track)
+    known = [entry for entry in pruned if data_of(entry) == "digits"]
+    if known and installed("sklearn"):
+        return make_galleries(known, "digits", config.images, track)
+    return Galleries((), (), ("There are no galleries of kept patches: add --data with a folder of images.",))
+
+
+def summary(judgements: Sequence[Judgement]) -> str:
+    """The whole page in a sentence."""
+    counts = collections.Counter(j.state for j in judgements)
+    judged = sum(counts[state] for state, _ in GROUPS)
+    if not judged:
+        return "There is nothing here to judge."
+    parts = [f"{counts[state]} {words}" for state, words in GROUPS if counts[state]]
+    return f"Of {judged} exported artifact{'s' * (judged > 1)}, " + ", ".join(parts) + "."
+
+
+def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galleries, notes: Sequence[str]) -> bytes:
+    """The page; names and notes come from files of anyone, so everything is escaped."""
+    jinja2 = require("jinja2", extra="report")
+    markup = require("markupsafe").Markup
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(HERE))
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = environment.get_template("page.html.j2").render(
+        folder=found.folder.resolve().name or str(found.folder), summary=summary(judgements), judgements=judgements,
+        trades=trade_charts(found), latencies=latency_charts(found), galleries=galleries, costs=costs(found),
+        maps=layer_maps(found), tree=family(found), environments=environments(found), notes=notes,
+        commands=list(dict.fromkeys((*found.records.commands, *_rebuilds(found)))), said=_said(found),
+        style=markup((HERE / "page.css").read_text(encoding="utf-8")), script=markup(script), script_hash=digest,
+        version=own_version())
+    return str(text).encode("utf-8", "replace")                            # names need not be text
+
+
+def _rebuilds(found: Collection) -> list[str]:
+    return [entry.about.engine.rebuild for entry in found.entries if entry.about.engine]
+
+
+def _said(found: Collection) -> list[str]:
+    """What the reports themselves remark, once."""
+    return list(dict.fromkeys(found.records.notes))

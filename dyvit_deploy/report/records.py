@@ -1,0 +1,291 @@
+"""What the JSON reports in a folder say, as one record per figure; whatever is not whole is refused by name."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import METADATA_KEY, REPORT_FORMAT
+from ..calibration.ranges import KIND as RANGES
+from ..errors import ArtifactError
+from ..sweep.store import Store, read_store
+
+SWEPT = "the dense model in ONNX Runtime"   # what the speed-ups of a sweep are over
+LARGEST = 64 << 20                          # bytes of a report that is read
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A report: its `file` relative to the folder, the `command` that wrote it, and the sha256 of the artifacts it is
+    about, by their path as typed then."""
+
+    file: str
+    command: str = ""
+    version: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def hashes(self, name: str) -> frozenset[str]:
+        """Of the artifacts of that name; empty where the report does not tell."""
+        return frozenset(digest for path, digest in self.files.items() if Path(path).name == name)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison with `reference`, at the worst of its batch sizes; shares are 0..1, `images` is 0 where unknown."""
+
+    artifact: str
+    source: Source
+    reference: str
+    data: str
+    images: int
+    failures: tuple[str, ...]
+    agreement: float | None
+    relative_error: float | None
+    overlap: float | None
+    tied_images: int = 0
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Accuracy on `images` labelled images of `data`, 0 where unknown; shares are 0..1."""
+
+    artifact: str
+    source: Source
+    data: str
+    images: int
+    top1: float
+    top5: float | None = None
+    calibration_error: float | None = None
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One timing; `intervals` are the 95 % ones of p50, p90 and p99 in milliseconds. `baseline` is what `speedup` is
+    over, `stand_in` marks a dense backbone that was built to compare with."""
+
+    artifact: str
+    source: Source
+    backend: str
+    precision: str
+    batch: int
+    p50: float
+    p90: float
+    p99: float
+    images_per_sec: float
+    runs: int
+    stable: bool
+    speedup: float | None
+    ceiling: float | None
+    baseline: str
+    intervals: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    stand_in: bool = False
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A machine and the versions on it, as one report tells."""
+
+    source: Source
+    machine: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Everything that reports say; `commands` in the order of the files."""
+
+    checks: tuple[Check, ...] = ()
+    evals: tuple[Eval, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    environments: tuple[Environment, ...] = ()
+    commands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: Records) -> Records:
+        return Records(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+
+
+def read_report(path: Path, name: str) -> Records:
+    """What the report in `path` says; empty for reports that tell nothing of an artifact. `name` is for people.
+
+    Raises:
+        ArtifactError: it is no whole report of this version of dyvit.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ArtifactError(f"{name} is no report of dyvit: it is too large.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{name} cannot be opened ({error.strerror}); check its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name} is no whole JSON file; write it again.") from error
+    if isinstance(values, dict) and values.get("kind") == RANGES:
+        return Records()
+    stamp = values.get(METADATA_KEY) if isinstance(values, dict) else None
+    if not isinstance(stamp, dict) or not isinstance(stamp.get("report"), str):
+        raise ArtifactError(f"{name} is no report of this dyvit, but of another tool or an older version; measure "
+                            "again with --json.")
+    if stamp.get("format") != REPORT_FORMAT:
+        raise ArtifactError(f"{name} is a report in format {str(stamp.get('format'))[:20]}, this dyvit reads format "
+                            f"{REPORT_FORMAT}; measure again with --json.")
+    try:
+        source = Source(name, _text(stamp["command"]), _text(stamp["version"]),
+                        {_text(file): _text(digest) for file, digest in stamp["files"].items()})
+        commands = Records(commands=(source.command,) if source.command else ())
+        read = READERS.get(stamp["report"])
+        return commands + read(values, source) if read else commands
+    except BROKEN as error:
+        raise ArtifactError(f"{name} is damaged, or was changed by hand; measure again with --json.") from error
+
+
+def _check(values: Mapping[str, Any], source: Source, artifact: str | None = None) -> Records:
+    batches = values["batches"]
+    failures = tuple(f"batch {_count(b['batch'])}: {_text(line)}" for b in batches for line in b["failures"])
+    overlaps = [_number(share) for b in batches for share in (b["overlap_forgiven"] or b["overlap"])]
+    errors = [b["relative_error"] for b in batches]
+    return Records(checks=(Check(
+        artifact or _text(values["candidate"]), source, _text(values["reference"]), _text(values["data"]),
+        max(_count(b["images"]) for b in batches), failures, min(_number(b["top1_agreement"]) for b in batches),
+        None if None in errors else max(map(_number, errors)), min(overlaps, default=None),
+        max(_count(b["tied_images"]) for b in batches)),))
+
+
+def _eval(values: Mapping[str, Any], source: Source) -> Records:
+    return Records(evals=(Eval(_text(values["artifact"]), source, _text(values["data"]), _count(values["images"]),
+                               _number(values["top1"]), _number(values["top5"]),
+                               _number(values["calibration_error"]), tuple(map(_text, values["failures"]))),))
+
+
+def _bench(values: Mapping[str, Any], source: Source) -> Records:
+    baseline = values["config"]["baseline"]
+    against = Path(_text(baseline)).name if baseline else "the dense backbone"
+    machine = Environment(source, _texts(values["machine"]), _texts(values["versions"]))
+    return Records(speeds=tuple(_speed(timing, source, against) for timing in values["timings"]),
+                   environments=(machine,), notes=tuple(map(_text, values["notes"])))
+
+
+def _speed(values: Mapping[str, Any], source: Source, baseline: str) -> Speed:
+    intervals = {_text(name): (_maybe(low), _maybe(high)) for name, (low, high) in (values["ci95_ms"] or {}).items()}
+    return Speed(_text(values["artifact"]), source, _text(values["backend"]), _text(values["precision"]),
+                 _count(values["batch"]), *_latencies(values), _positive(values["images_per_sec"]),
+                 _count(values["runs"]), values["stable"] is True, _maybe(values["speedup"]),
+                 _maybe(values["ceiling"]), baseline, intervals, values["stand_in"] is True)
+
+
+def _latencies(values: Mapping[str, Any]) -> tuple[float, float, float]:
+    return (_positive(values["latency_ms_p50"]), _positive(values["latency_ms_p90"]),
+            _positive(values["latency_ms_p99"]))
+
+
+def _quickstart(values: Mapping[str, Any], source: Source) -> Records:
+    found = Records(commands=tuple(map(_text, values["commands"])))
+    for check in values["checks"]:
+        found += _check(check, source)
+    for result in values["evals"]:
+        found += _eval(result, source)
+    return found + _bench(values["bench"], source)
+
+
+def _export(values: Mapping[str, Any], source: Source) -> Records:
+    """The gate of a lowered artifact, which compares it with its float32 graph."""
+    gates = [values[name] for name in ("gate", "on_device") if values[name] is not None]
+    found = Records()
+    for gate in gates:
+        found += _check(gate, source, Path(next(iter(source.files))).name)
+    return found
+
+
+def _sweep(values: Mapping[str, Any], source: Source) -> Records:
+    """The rows of `dyvit sweep --json`; sweep.json itself has them all, see `read_sweep`."""
+    runs = tuple(Environment(source, _texts(run["machine"]), _texts(run["versions"])) for run in values["runs"])
+    absent = {"ci95_ms": None, "ceiling": None, "stand_in": False}
+    speeds = tuple(_speed({**row, **absent, "artifact": Path(_text(row["artifact"])).name}, source, SWEPT)
+                   for row in values["rows"])
+    commands = dict.fromkeys(_text(row["command"]) for row in values["rows"])
+    return Records(speeds=speeds, environments=runs, commands=tuple(commands))
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], Source], Records]] = {
+    "check": _check, "eval": _eval, "bench": _bench, "quickstart": _quickstart, "export": _export, "sweep": _sweep,
+}
+
+
+def read_sweep(folder: Path, name: str) -> Records:
+    """What the sweep.json in `folder` says. `name` is for people.
+
+    Raises:
+        ArtifactError: it is damaged, or of another version.
+    """
+    store = read_store(folder)
+    try:
+        return _from_store(store, name) if store else Records()
+    except BROKEN as error:
+        raise ArtifactError(f"{name} is damaged, or was changed by hand; delete it to sweep again.") from error
+
+
+def _from_store(store: Store, name: str) -> Records:
+    """As the same records; a file's hash is the one that was measured."""
+    source = Source(name, files={a.file: a.sha256 for a in store.artifacts})
+    data = str(store.config.data or "noise")
+    of = {a.file: a for a in store.artifacts}
+    checks, evals = [], []
+    for a in store.artifacts:
+        judged = a.judged or {}
+        images = _count(judged.get("images") or 0)
+        if a.agreement is not None or a.rejected:
+            checks.append(Check(a.file, source, f"{Path(store.checkpoint['file']).name} in float32", data, images,
+                                a.rejected, a.agreement, None, a.overlap))
+        if a.top1 is not None:
+            evals.append(Eval(a.file, source, data, images, a.top1))
+    speeds = [Speed(t.file, source, of[t.file].backend, of[t.file].precision, t.batch, t.latency_ms_p50,
+                    t.latency_ms_p90, t.latency_ms_p99, t.images_per_sec, t.runs, t.stable, t.speedup, None,
+                    SWEPT) for t in store.latencies if t.file in of]
+    machines = [Environment(source, _texts(run["machine"]), _texts(run["versions"])) for run in store.runs]
+    return Records(tuple(checks), tuple(evals), tuple(speeds), tuple(machines))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    if _number(value) <= 0:
+        raise ValueError(f"{value!r} is not positive")
+    return float(value)
+
+
+def _maybe(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """A machine, or versions, as words."""
+    return {_text(name): _words(value) for name, value in values.items() if value is not None}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(map(_words, value))
+    return str(value)

@@ -1,0 +1,322 @@
+"""What the page says: verdicts with a measurement behind them, where everything is from, and nothing that a file name
+could add. How it looks and works in a browser is test_browser.py's."""
+import dataclasses
+import html
+import json
+import os
+import re
+import shutil
+
+import onnx
+import pytest
+from helpers import dyvit, plan_file, tiny_checkpoint, tiny_model
+
+import dyvit_deploy as dv
+from dyvit_deploy.artifacts import sha256
+from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
+from dyvit_deploy.graph import graph_facts, set_facts
+from dyvit_deploy.model.checkpoint import save_checkpoint
+
+pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-deploy[report]'")
+
+
+@pytest.fixture(scope="module")
+def page(measured, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    report = dv.write_report(measured, out, dv.ReportConfig(str(measured.parent / "photos")))
+    return report, out.read_text()
+
+
+def verdicts(report, key):
+    [found] = [j for j in report.judgements if j.entry.key == key]
+    return {v.name: v for v in found.verdicts} | {"all": found}
+
+
+def text_of(content):
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", content,
+                                                    flags=re.S)))
+
+
+def quick(folder, **config):
+    """Without galleries."""
+    return dv.write_report(folder, config=dv.ReportConfig(run=False, **config))
+
+
+def test_every_verdict_has_its_figure_and_the_file_it_is_from(page):
+    report, _ = page
+    found = verdicts(report, "tiny.onnx")
+    assert found["Parity"].state == "pass" and found["Parity"].source == "tiny.onnx.check.json"
+    assert "100 % same class, 10 images" in found["Parity"].lines[1]
+    assert found["Accuracy"].source == "tiny.onnx.eval.json" and "as its checkpoint" in found["Accuracy"].lines
+    assert found["Accuracy"].state == "warn" and "evaluate 100 images or more" in found["Accuracy"].lines[-1]
+    assert found["Precision"].state == "pass" and found["Precision"].headline == "float32, as claimed"
+    assert found["Speed"].source == "bench.json" and "batch 4" in found["Speed"].lines[1]
+    assert verdicts(report, "dense.onnx")["Speed"].headline == "the baseline"
+
+
+def test_nothing_is_green_that_was_not_measured_and_the_command_measures_it(page, copied, monkeypatch):
+    found = verdicts(page[0], "plain.onnx")
+    for name, verb in (("Parity", "check"), ("Accuracy", "eval"), ("Speed", "bench")):
+        assert found[name].state == "open" and found[name].command.startswith(f"dyvit {verb} ")
+    assert found["all"].headline == "not known yet"
+    monkeypatch.chdir(copied)
+    for name, more in (("Parity", []), ("Accuracy", []), ("Speed", ["--seconds", "0.2"])):
+        words = found[name].command.replace("IMAGES", "../photos").split()[1:]
+        assert dyvit(*words, *more).exit_code == 0
+    measured = verdicts(quick("."), "plain.onnx")
+    assert all(measured[name].state != "open" for name in ("Parity", "Accuracy", "Speed"))
+
+
+def test_a_difference_and_a_drop_are_red(copied):
+    path = copied / "tiny.onnx.check.json"
+    values = json.loads(path.read_text())
+    values["batches"][0]["failures"] = ["logits differ by 0.3"]
+    path.write_text(json.dumps(values))
+    path = copied / "tiny.safetensors.eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"top1": 0.9}))
+    report = quick(copied)
+    found = verdicts(report, "tiny.onnx")
+    assert found["Parity"].state == "fail" and "batch 1: logits differ by 0.3" in found["Parity"].lines
+    assert found["Accuracy"].state == "fail" and "At most 1 points may be lost." in found["Accuracy"].lines
+    assert found["all"].headline == "do not ship" and not report and report.failures
+    assert verdicts(quick(copied, max_drop=100), "tiny.onnx")["Accuracy"].state == "pass"
+
+
+def test_agreeing_on_noise_or_with_itself_is_not_green(copied):
+    dyvit("check", copied / "tiny.safetensors", copied / "plain.onnx", "--images", 4, "--json", copied / "noise.json")
+    found = verdicts(quick(copied), "plain.onnx")["Parity"]
+    assert found.state == "warn" and found.headline == "same, on noise"
+    dyvit("check", copied / "plain.onnx", copied / "plain.onnx", "--images", 4, "--json", copied / "noise.json")
+    assert verdicts(quick(copied), "plain.onnx")["Parity"].headline == "not checked"
+
+
+def test_figures_of_a_file_that_has_changed_since_are_not_its_own(copied):
+    proto = onnx.load(copied / "tiny.onnx")
+    proto.doc_string = "another file"
+    onnx.save(proto, copied / "tiny.onnx")
+    found = verdicts(quick(copied), "tiny.onnx")
+    for name in ("Parity", "Accuracy", "Speed"):
+        assert found[name].state == "open" and "on another file" in found[name].headline
+
+
+def test_a_graph_that_claims_another_precision_than_it_computes_in_is_found_out(copied):
+    proto = onnx.load(copied / "tiny.onnx")
+    set_facts(proto, dataclasses.replace(graph_facts(proto, "it"), precision="int8", lowered={"gate": "passed"}))
+    onnx.save(proto, copied / "tiny.onnx")
+    found = verdicts(quick(copied), "tiny.onnx")
+    assert found["Precision"].state == "fail" and "float32" in found["Precision"].lines[0]
+    assert any("gate passed" in line for line in found["Parity"].lines) or found["Parity"].state == "open"
+
+
+def test_what_the_export_rejected_is_red(copied):
+    proto = onnx.load(copied / "plain.onnx")
+    set_facts(proto, dataclasses.replace(graph_facts(proto, "it"), lowered={"gate": "rejected"}))
+    onnx.save(proto, copied / "plain.rejected.onnx")
+    assert verdicts(quick(copied), "plain.rejected.onnx")["Parity"].headline == "rejected at export"
+
+
+def test_origin_is_told_by_hashes_and_a_parent_that_changed_is_named(copied):
+    quick(copied)
+    before = text_of((copied / "report.html").read_text())
+    assert f"sha256 {sha256(copied / 'tiny.safetensors')[:12]}" in before and "changed since" not in before
+    model, facts = tiny_model(seed=3)
+    save_checkpoint(copied / "tiny.safetensors", model, facts)
+    (copied / "tiny-dense.safetensors").unlink()
+    quick(copied)
+    after = text_of((copied / "report.html").read_text())
+    assert f"changed since: tiny.safetensors here has sha256 {sha256(copied / 'tiny.safetensors')[:12]}" in after
+    assert "tiny-dense.safetensors not in this folder" in after
+    assert "tells of tiny-dense.safetensors, which is not in this folder" in after
+
+
+def test_an_engine_stands_below_its_graph_and_a_circle_of_sidecars_ends(copied):
+    plan_file(copied, source={"file": "tiny.onnx", "sha256": sha256(copied / "tiny.onnx")},
+              products={"blocks.0.attn.qkv/MatMul": "float32"})
+    quick(copied)
+    page = (copied / "report.html").read_text()
+    assert page.index("engine.plan", page.index('id="origin"')) > page.index("tiny.onnx", page.index('id="origin"'))
+    assert "as the graph asks, not yet verified on a device" in page and "dyvit build m.onnx" in page
+    plan_file(copied, source={"file": "engine.plan", "sha256": sha256(copied / "engine.plan")})
+    quick(copied)
+    assert "engine.plan" in (copied / "report.html").read_text()
+
+
+def test_galleries_are_for_those_that_tell_and_the_others_are_told_how(page):
+    report, content = page
+    assert content.count('class="gallery"') == 2                           # the checkpoint and the graph with tokens
+    assert content.count("<image ") == 10                                  # each once, however many look at it
+    assert content.count("<use ") == 20
+    [note] = [line for line in report.notes if line.startswith("plain.onnx has no gallery")]
+    assert "--with-tokens" in note and html.escape(note, quote=False) in html.unescape(content).replace("&", "&amp;")
+    assert "stage 2: 2 of 16 patches" in content and "stage 0: 8 of 16 patches go on" in content
+
+
+def test_reports_machines_and_commands_are_on_it(page, measured):
+    content = text_of(page[1])
+    machine = json.loads((measured / "bench.json").read_text())["machine"]
+    assert machine["processor"] in content and "onnxruntime" in content
+    assert f"dyvit eval '{measured}/tiny.onnx' --data" in content
+
+
+def test_the_same_data_give_the_same_bytes(page, measured, tmp_path):
+    again = dv.write_report(measured, tmp_path / "again.html", dv.ReportConfig(str(measured.parent / "photos")))
+    assert (tmp_path / "again.html").read_text() == page[1] and again.kib < 5 * 1024
+
+
+def test_without_images_or_without_running_there_are_no_galleries(measured, tmp_path):
+    for config in (dv.ReportConfig(), dv.ReportConfig(str(measured.parent / "photos"), images=0)):
+        report = dv.write_report(measured, tmp_path / "r.html", config)
+        assert 'class="gallery"' not in (tmp_path / "r.html").read_text()
+        assert any("add --data" in line for line in report.notes) == (config.data is None)
+
+
+JUNK = {"not ours.json": '{"timings": []}', "broken.json": '{"dyvit": ', "list.json": "[1, 2]", "deep.json": "[" * 9999,
+        "older.json": '{"dyvit": {"report": "bench", "format": 0}}',
+        "half.json": '{"dyvit": {"report": "bench", "format": 1, "version": "1", "command": "x", "files": {}}}',
+        "nan.json": '{"dyvit": {"report": "eval", "format": 1, "version": "1", "command": "x", "files": {}}, '
+                    '"artifact": "a", "data": "d", "images": 3, "top1": NaN, "top5": 1, '
+                    '"calibration_error": 0, "failures": []}',
+        "broken.onnx": "no graph", "broken.safetensors": "no tensors"}
+
+
+def test_what_cannot_be_used_is_named_and_left_out(copied):
+    for name, content in JUNK.items():
+        (copied / name).write_text(content)
+    (copied / "latin.json").write_bytes(b'{"dyvit": "\xff"}')
+    result = dyvit("report", copied, "--no-run")
+    page = text_of((copied / "report.html").read_text())
+    assert result.exit_code == 0
+    for name in (*JUNK, "latin.json"):
+        [line] = [line for line in result.output.splitlines() if line.startswith(name)]
+        assert len(line) > len(name) + 20 and line in page.replace("\n", " ")
+
+
+@pytest.mark.parametrize("damage", [{"training": "none"}, {"lowered": {"kept": 3}}, {"parent": [1]}, {"versions": "1"}])
+def test_facts_that_were_changed_by_hand_are_named(copied, damage):
+    proto = onnx.load(copied / "plain.onnx")
+    values = json.loads(proto.metadata_props[0].value) | damage
+    proto.metadata_props[0].value = json.dumps(values)
+    onnx.save(proto, copied / "changed.onnx")
+    report = quick(copied)
+    assert any("changed.onnx: its facts are damaged" in line for line in report.notes)
+    assert "changed.onnx" not in {j.entry.key for j in report.judgements}
+
+
+def test_a_plan_that_is_not_its_sidecars_is_not_vouched_for(copied):
+    path = plan_file(copied)
+    path.write_bytes(b"ftrt".ljust(path.stat().st_size, b"x"))
+    found = verdicts(quick(copied), "engine.plan")["Precision"]
+    assert found.state == "open" and "of another plan" in found.lines[0]
+
+
+def test_other_json_of_ours_is_left_alone(copied):
+    dyvit("inspect", copied / "tiny.onnx", "--json", copied / "inspect.json")
+    (copied / "ranges.json").write_text('{"kind": "dyvit ranges", "format": 1}')
+    assert not [line for line in quick(copied).notes if "inspect.json" in line or "ranges.json" in line]
+
+
+def test_damaged_images_are_named(copied):
+    (copied.parent / "photos/class0/bad.png").write_bytes(b"no image")
+    report = dv.write_report(copied, config=dv.ReportConfig(str(copied.parent / "photos"), images=11))
+    assert any("bad.png" in line and "left out of the galleries" in line for line in report.notes)
+
+
+def test_no_name_adds_anything_to_the_page(measured, tmp_path):
+    evil = '"><img src=x onerror=alert(1)><script>alert(2)</script>{{ 7*7 }}\u202e'
+    folder = tmp_path / "a<b>&'"
+    folder.mkdir()
+    model, facts = tiny_model()
+    save_checkpoint(folder / "x<svg onload=alert(3)>.safetensors", model,
+                    dataclasses.replace(facts, class_names=(evil,) * 5, training={"data": evil}))
+    for name in ("tiny.onnx", "tiny.onnx.check.json"):
+        shutil.copy(measured / name, folder)
+    path = folder / "tiny.onnx.check.json"
+    values = json.loads(path.read_text())
+    values["dyvit"]["command"], values["reference"], values["notes"] = evil, evil, [evil]
+    path.write_text(json.dumps(values))
+    (folder / os.fsdecode(b"\xff<i>.json")).write_text("{}")
+    dv.write_report(folder, config=dv.ReportConfig(str(measured.parent / "photos")))
+    page = (folder / "report.html").read_text()
+    for tag in ("<img", "<script>alert", "<svg onload", "<i>.json", "<b>&"):
+        assert tag not in page
+    assert "&lt;script&gt;alert(2)" in page and "{{ 7*7 }}" in page
+    assert page.count("<script>") == 1
+
+
+@pytest.mark.parametrize("arguments, code, words", [
+    (["{tmp}/nowhere"], 1, "does not exist"), (["{tmp}"], 1, "holds no artifact and no report"),
+    (["{dir}/tiny.onnx"], 1, "no folder"), (["{dir}", "-o", "{dir}/tiny.onnx"], 2, "written as .html"),
+    (["{dir}", "-o", "/proc/nowhere/r.html"], 1, "Nothing can be written"),
+    (["{dir}", "-o", "{tmp}/r.html", "--data", "{tmp}/no"], 1, "neither an image folder"),
+    (["{dir}", "-o", "{tmp}/r.html", "--images", "-1"], 2, "0 or more"),
+    (["{dir}", "-o", "{tmp}/r.html", "--max-drop", "-1"], 2, "0 to 100"),
+])
+def test_mistakes_are_one_sentence(measured, tmp_path, arguments, code, words):
+    given = [a.format(tmp=tmp_path, dir=measured) for a in arguments]
+    result = dyvit("report", *given)
+    [line] = result.output.strip().splitlines()
+    assert result.exit_code == code and words in line and line.startswith("dyvit: ")
+
+
+def test_the_command_says_the_verdicts_and_exits_with_0_whatever_they_are(copied, tmp_path):
+    (copied / "tiny.onnx.eval.json").unlink()
+    result = dyvit("report", copied, "--no-run", "-o", tmp_path / "r.html", "--json", tmp_path / "r.json")
+    assert result.exit_code == 0 and "not known yet" in result.output and "in a browser" in result.output
+    saved = json.loads((tmp_path / "r.json").read_text())
+    assert saved["dyvit"]["report"] == "report" and saved["dyvit"]["command"].startswith("dyvit report ")
+    assert {row["artifact"] for row in saved["artifacts"]} >= {"tiny.onnx", "plain.onnx"}
+
+
+def test_a_report_says_what_wrote_it_and_of_which_files(measured):
+    stamp = json.loads((measured / "tiny.onnx.check.json").read_text())["dyvit"]
+    assert stamp["report"] == "check" and stamp["format"] == 1 and stamp["version"] == dv.__version__
+    assert stamp["command"].startswith(f"dyvit check '{measured}/tiny.safetensors' ")
+    compared = (measured / "tiny.safetensors", measured / "tiny.onnx")
+    assert stamp["files"] == {str(path): sha256(path) for path in compared}
+
+
+def test_twins_in_two_folders_are_told_apart_by_their_hashes(copied):
+    (copied / "old").mkdir()
+    shutil.copy(copied / "plain.onnx", copied / "old/tiny.onnx")
+    report = quick(copied)
+    assert verdicts(report, "tiny.onnx")["Parity"].state == "pass"
+    assert verdicts(report, "old/tiny.onnx")["Parity"].headline == "not checked"
+
+
+def test_a_speed_whose_interval_touches_the_baselines_is_not_sure(copied):
+    path = copied / "bench.json"
+    values = json.loads(path.read_text())
+    base = {t["batch"]: t["latency_ms_p50"] for t in values["timings"] if t["artifact"] == "dense.onnx"}
+    for timing in values["timings"]:
+        timing["speedup"] = timing["speedup"] and 1.2
+        timing["ci95_ms"] = {"p50": [0.7 * base[timing["batch"]], 1.1 * base[timing["batch"]]]}
+    path.write_text(json.dumps(values))
+    found = verdicts(quick(copied), "tiny.onnx")["Speed"]
+    assert found.state == "warn" and "cannot be told apart" in " ".join(found.lines)
+    for timing in values["timings"]:
+        if timing["artifact"] == "tiny.onnx":
+            timing["ci95_ms"] = {"p50": [0.5 * base[timing["batch"]], 0.6 * base[timing["batch"]]]}
+    path.write_text(json.dumps(values))
+    assert verdicts(quick(copied), "tiny.onnx")["Speed"].state == "pass"
+
+
+def test_a_sweep_is_read_from_its_own_file(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path)
+    dv.run_sweep(checkpoint, tmp_path / "sweep", dv.SweepConfig(
+        keep_ratios=(1.0, 0.5), precisions=("float32",), backends=("onnx",), batches=(1,), seconds=0.1, images=4))
+    report = quick(tmp_path)
+    rows = [j for j in report.judgements if j.entry.key.startswith("sweep/") and "baseline" not in j.entry.key]
+    speeds = [v for j in rows for v in j.verdicts if v.name == "Speed" and v.source == "sweep/sweep.json"]
+    assert len(speeds) == 2
+    (tmp_path / "sweep/sweep.json").write_text('{"format": 1}')
+    assert any("is damaged" in line for line in quick(tmp_path).notes)
+
+
+def test_errors_are_of_this_package(measured, tmp_path):
+    with pytest.raises(ArtifactError):
+        dv.write_report(tmp_path / "no")
+    with pytest.raises(ConfigError):
+        dv.ReportConfig(images=-2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError):
+        dv.write_report(measured, tmp_path / "r.html", dv.ReportConfig(str(tmp_path / "empty")))
