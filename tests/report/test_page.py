@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import onnx
 import pytest
@@ -256,6 +257,12 @@ def test_mistakes_are_one_sentence(measured, tmp_path, arguments, code, words):
     result = dyvit("report", *given)
     [line] = result.output.strip().splitlines()
     assert result.exit_code == code and words in line and line.startswith("dyvit: ")
+
+
+def test_without_jinja2_the_command_that_installs_it_is_named(measured, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = dyvit("report", measured)
+    assert result.exit_code == 1 and "pip install 'dyvit-deploy[report]'" in result.output
 
 
 def test_the_command_says_the_verdicts_and_exits_with_0_whatever_they_are(copied, tmp_path):
