@@ -327,3 +327,11 @@ def test_errors_are_of_this_package(measured, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError):
         dv.write_report(measured, tmp_path / "r.html", dv.ReportConfig(str(tmp_path / "empty")))
+
+
+def test_an_artifact_is_compared_with_the_dense_one_that_saw_the_same_images(copied):
+    """Whichever of several dense files that is."""
+    shutil.copy(copied / "dense.onnx", copied / "a-dense-one.onnx")
+    found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
+    assert "as the dense model" in found.lines
+    assert "the dense model" in verdicts(quick(copied), "tiny-dense.safetensors")["Accuracy"].lines
