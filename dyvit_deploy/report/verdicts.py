@@ -183,9 +183,8 @@ def _accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
         worst = max(worst, drop)
         lines.append(f"{-drop:+.2f} points against {words}" if abs(drop) >= 0.005 else f"as {words}")
     if not others:
-        whole = entry.facts is not None and entry.facts.dense
-        return Verdict("Accuracy", INFO, headline, (*lines, "the dense model" if whole else "nothing to compare with"),
-                       mine.source.file)
+        words = "the dense model" if _is_plain(entry) else "nothing to compare with"
+        return Verdict("Accuracy", INFO, headline, (*lines, words), mine.source.file)
     bad = worst > max_drop + 1e-9
     lines += [f"At most {max_drop:g} points may be lost."] if bad else []
     coarse = not bad and 0 < mine.images * max_drop < 100                  # one image weighs more than the bound
@@ -195,15 +194,18 @@ def _accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
 
 def _references(found: Collection, entry: Entry, mine: Eval) -> list[tuple[str, Eval]]:
     """The checkpoint that it stems from, and the dense model, as far as they saw the same images."""
-    wanted: list[tuple[str, Entry]] = []
-    for origin in ancestors(found, entry)[-1:]:
-        wanted.append(("its checkpoint", origin))
-    if entry.facts and not entry.facts.dense:
-        dense = [e for e in found.entries if e.facts and e.facts.dense and e.facts.model.name == entry.facts.model.name
-                 and e.facts.precision == "float32"]
-        wanted += [("the dense model", dense[0])] if dense else []
-    seen = [(words, best_eval(found, other)) for words, other in wanted]
-    return [(words, e) for words, e in seen if e and (e.data, e.images) == (mine.data, mine.images)]
+    def seen(words: str, others: list[Entry]) -> list[tuple[str, Eval]]:
+        results = (best_eval(found, other) for other in others)
+        return [(words, e) for e in results if e and (e.data, e.images) == (mine.data, mine.images)][:1]
+
+    dense = [e for e in found.entries if entry.facts and e.facts and e.facts.model.name == entry.facts.model.name
+             and _is_plain(e)] if not _is_plain(entry) else []
+    return seen("its checkpoint", ancestors(found, entry)[-1:]) + seen("the dense model", dense)
+
+
+def _is_plain(entry: Entry) -> bool:
+    """True for the dense float32 model, of which nothing was taken away."""
+    return entry.facts is not None and entry.facts.dense and entry.facts.precision == "float32"
 
 
 def precision_truth(entry: Entry) -> Verdict:
@@ -273,18 +275,19 @@ def _speed(found: Collection, entry: Entry) -> Verdict:
     if unsure and state != WARN:
         state, words = WARN, {WARN: "not sure, "}
         lines.append(f"batch {', '.join(unsure)}: the medians cannot be told apart; measure longer")
-    dense = entry.facts is not None and entry.facts.dense and entry.facts.precision == "float32"
-    return Verdict(name, INFO if dense else state, ("" if dense else words[state]) + headline, tuple(lines), source)
+    if _is_plain(entry) and low >= 1 / FASTER and high < FASTER:           # as fast as the dense model, which it is
+        return Verdict(name, INFO, headline, tuple(lines), source)
+    return Verdict(name, state, words[state] + headline, tuple(lines), source)
 
 
 def _is_told_apart(found: Collection, speed: Speed) -> bool:
-    """True when the 95 % intervals of its median and of its baseline's do not touch; where there are none, when it
-    settled."""
+    """True when the 95 % intervals of its median and of its baseline's do not touch. Where there are none: when it
+    settled, or nine of ten calls were faster than the baseline's median."""
     bases = [s for s in found.records.speeds if (s.source.file, s.batch) == (speed.source.file, speed.batch)
              and (s.artifact == speed.baseline or s.stand_in)]
     mine, other = (s.intervals.get("p50", (None, None)) for s in (speed, bases[0] if len(bases) == 1 else speed))
     if len(bases) != 1 or None in (*mine, *other):
-        return speed.stable
+        return speed.stable or speed.p90 < speed.p50 * (speed.speedup or 0)
     (low, high), (base_low, base_high) = mine, other
     return bool(high < base_low or low > base_high)                        # type: ignore[operator]  # None is gone
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import onnx
 import pytest
@@ -258,6 +259,12 @@ def test_mistakes_are_one_sentence(measured, tmp_path, arguments, code, words):
     assert result.exit_code == code and words in line and line.startswith("dyvit: ")
 
 
+def test_without_jinja2_the_command_that_installs_it_is_named(measured, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = dyvit("report", measured)
+    assert result.exit_code == 1 and "pip install 'dyvit-deploy[report]'" in result.output
+
+
 def test_the_command_says_the_verdicts_and_exits_with_0_whatever_they_are(copied, tmp_path):
     (copied / "tiny.onnx.eval.json").unlink()
     result = dyvit("report", copied, "--no-run", "-o", tmp_path / "r.html", "--json", tmp_path / "r.json")
@@ -320,3 +327,11 @@ def test_errors_are_of_this_package(measured, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError):
         dv.write_report(measured, tmp_path / "r.html", dv.ReportConfig(str(tmp_path / "empty")))
+
+
+def test_an_artifact_is_compared_with_the_dense_one_that_saw_the_same_images(copied):
+    """Whichever of several dense files that is."""
+    shutil.copy(copied / "dense.onnx", copied / "a-dense-one.onnx")
+    found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
+    assert "as the dense model" in found.lines
+    assert "the dense model" in verdicts(quick(copied), "tiny-dense.safetensors")["Accuracy"].lines
