@@ -14,14 +14,14 @@ from .terminal import fail_notes, note, progress, show, skipped_notes
 @click.argument("paths", nargs=-1, required=True, metavar="ARTIFACT [ARTIFACT] [IMAGES...]")
 @click.option("-o", "--out", default="masks", show_default=True, help="Folder for the figures.")
 @click.option("--data", help="A data set in the place of files: digits, wds/PATH or hfds/NAME.")
-@click.option("--split", default="test", show_default=True, help="Of the data set: train, val or test.")
+@click.option("--split", default="test", show_default=True, help="Part of the data set: train, val or test.")
 @click.option("--images", type=int, help="At most this many, evenly spread; default: all files, 64 of a data set.")
 @click.option("--style", default="fade", show_default=True, metavar="[fade|outline|scores]",
-              help="How dropped patches look; scores colours the kept ones, of checkpoints.")
+              help="How patches look. With scores, kept ones are coloured by their score, which only checkpoints tell.")
 @click.option("--format", "file_format", metavar="[png|svg|gif|webp]", help="Default: png, with --animate gif.")
-@click.option("--animate", is_flag=True, help="Let patches fade out stage by stage, as .gif or .webp.")
-@click.option("--heatmap", is_flag=True, help="Draw one figure: how often each patch is kept, over all images.")
-@click.option("--diff", is_flag=True, help="Take two artifacts; draw the images of which they keep different patches.")
+@click.option("--animate", is_flag=True, help="Fade dropped patches out, stage by stage, as .gif or .webp.")
+@click.option("--heatmap", is_flag=True, help="Draw how often each patch is kept, over all images.")
+@click.option("--diff", is_flag=True, help="Draw the images of which two artifacts keep different patches.")
 @click.option("--batch", type=int, default=32, show_default=True, help="Images per run.")
 @run_options
 @device_option

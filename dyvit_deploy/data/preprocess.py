@@ -18,6 +18,13 @@ RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.
 MOST_PIXELS = 178_956_970                   # where Pillow, too, refuses an image as a decompression bomb
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An RGB image. Of 16 bits of grey the upper 8 count, as of 16 bits of colour; Pillow would cut them off at 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] of the model's size: short side resized, centre cropped.
 
@@ -29,7 +36,7 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     """
     preprocess, (height, width) = spec.preprocess, spec.image_size
     resampling = RESAMPLING[preprocess.interpolation]
-    image = image.convert("RGB")
+    image = as_rgb(image)
     if preprocess.short_side is None:
         return np.asarray(image.resize((width, height), resampling))
     short = min(image.size)

@@ -19,7 +19,7 @@ from ..config import ImageSpec
 from ..distributed import cpu_share
 from ..errors import DataError, did_you_mean, reason
 from .images import UNREADABLE, Batch
-from .preprocess import resize_and_crop
+from .preprocess import MOST_PIXELS, as_rgb, resize_and_crop
 
 Read = Callable[[], tuple[Image.Image, int | None]]
 NO_LABELS = "{} has no labels; put the images of each class in a subfolder of its own."
@@ -113,9 +113,11 @@ def decode(file: str | Path | IO[bytes]) -> Image.Image:
     """An RGB image, or one of UNREADABLE."""
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            return as_rgb(image)
     except UnidentifiedImageError as error:                                # its text has an address in memory
         raise ValueError("it is no image of a known kind") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has more than the {MOST_PIXELS:,} pixels that are allowed") from error
     except UNREADABLE:
         raise
     except Exception as error:                                             # struct.error, IndexError, by decoder

@@ -24,7 +24,8 @@ class StageDifference(NamedTuple):
         """How many patches differ, and by what score."""
         if self.same:
             return "the same"
-        return f"{max(self.only_first, self.only_second)}" + ("" if self.margin is None else f" by {self.margin:.1g}")
+        count = max(self.only_first, self.only_second)
+        return f"{count} differ{'s' * (count == 1)}" + ("" if self.margin is None else f", {self.margin:.1g}")
 
 
 def stage_differences(first: ImageView, second: ImageView) -> list[StageDifference]:

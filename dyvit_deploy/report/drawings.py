@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from PIL import Image
 from ..artifacts import atomic_write
 from ..calibration.chart import write_figure
 from ..data.reading import spread
-from ..runners.evaluate import KeepMap
+from ..runners.evaluate import keep_maps
 from .differences import stage_differences
 from .figures import (
     COLUMNS,
     DPI,
+    KEY,
     LEAST,
     THUMB,
     Strip,
@@ -28,7 +29,7 @@ from .figures import (
     strips_figure,
 )
 from .pixels import Pixels
-from .request import ANIMATIONS, StageDrawn, VisualizeConfig
+from .request import ANIMATIONS, Drawn, StageDrawn, VisualizeConfig
 from .views import ImageView
 
 SHEET, HEAT_MAP = "contact-sheet", "heatmap"
@@ -36,30 +37,35 @@ SHEET_IMAGES = 24                           # on a contact sheet, at most
 
 
 class Drawing(Protocol):
-    """Takes what the artifacts make of one image after another."""
+    """Takes what the artifacts make of one image after another; made of the folder, the configuration, what the
+    artifacts are called, and the number of images."""
 
     def add(self, *seen: ImageView) -> None:
         """One image, with a view of it per artifact."""
         ...
 
-    def finish(self, count: int) -> dict[str, Any]:
-        """Draws what needs all `count` images, and gives the fields of a VisualizeReport that this kind has."""
+    def finish(self, count: int) -> Drawn:
+        """Draws what needs all `count` images."""
         ...
 
 
 class Album:
-    """The folder that figures go to, and the contact sheet of those whose numbers it was given."""
+    """The folder that figures go to, and the contact sheet of those whose numbers it was given.
 
-    def __init__(self, folder: Path, config: VisualizeConfig, title: str, numbers: set[int]) -> None:
-        self.folder, self.config, self.title, self.figures = folder, config, title, 0
+    `legend` says what colours mean, and stands above each figure.
+    """
+
+    def __init__(self, folder: Path, config: VisualizeConfig, numbers: set[int], legend: str) -> None:
+        self.folder, self.config, self.legend, self.figures = folder, config, legend, 0
         self._numbers, self._strips, self._taken = numbers, list[Strip](), {SHEET}
 
-    def add(self, name: str, strip: Callable[[int], Strip], title: str = "") -> None:
-        """A still figure; `strip` makes it with panels of at least so many pixels."""
-        write_figure(strips_figure([strip(LEAST)], title), self.path_for(name), DPI)
+    def add(self, name: str, strip: Callable[[int], Strip]) -> None:
+        """A still figure; `strip` makes it with panels of about so many pixels."""
+        write_figure(strips_figure([strip(LEAST)], self.legend), self.path_for(name), DPI)
         self._added(strip)
 
     def add_animation(self, name: str, frames: Sequence[tuple[Pixels, int]], strip: Callable[[int], Strip]) -> None:
+        """Frames as of `animation_frames`, and the strip that stands for them on the contact sheet."""
         write_animation(self.path_for(name), frames)
         self._added(strip)
 
@@ -77,43 +83,46 @@ class Album:
         self._taken.add(unique.lower())
         return self.folder / f"{unique}.{self.config.format}"
 
-    def finish(self) -> dict[str, Any]:
+    def sheet(self, title: str) -> str | None:
         """Draws the contact sheet, where there is more than one figure."""
-        sheet = self.folder / f"{SHEET}.{self.config.still}"
-        if self.figures > 1:
-            title = f"{self.title}: {len(self._strips)} of {self.figures} images"
-            write_figure(strips_figure(self._strips, title, COLUMNS), sheet, DPI)
-        return {"figures": self.figures, "overview": str(sheet) if self.figures > 1 else None}
+        if self.figures < 2:
+            return None
+        path = self.folder / f"{SHEET}.{self.config.still}"
+        text = f"{title}: {len(self._strips)} of {self.figures} images"
+        write_figure(strips_figure(self._strips, "; ".join(filter(None, (text, self.legend))), COLUMNS), path, DPI)
+        return str(path)
 
 
 class ImageDrawing:
     """A figure per image, and a contact sheet of some, evenly spread over all."""
 
     def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
-        self._album = Album(folder, config, artifacts[0], set(spread(total, SHEET_IMAGES).tolist()))
-        self._config, self._counts = config, tuple[int, ...]()
+        self._album = Album(folder, config, set(spread(total, SHEET_IMAGES).tolist()),
+                            KEY if config.style == "scores" else "")
+        self._config, self._name, self._counts = config, artifacts[0], tuple[int, ...]()
 
     def add(self, *seen: ImageView) -> None:
         view, style = _named(seen[0]), self._config.style
         self._counts = view.counts
 
-        def strip(least: int) -> Strip:
-            return image_strip(view, style, least)
+        def strip(side: int) -> Strip:
+            return image_strip(view, style, side)
         if self._config.format in ANIMATIONS:
             self._album.add_animation(seen[0].name, animation_frames(view, style), strip)
         else:
             self._album.add(seen[0].name, strip)
 
-    def finish(self, count: int) -> dict[str, Any]:
-        return self._album.finish() | {"stages": tuple(StageDrawn(*stage) for stage in enumerate(self._counts))}
+    def finish(self, count: int) -> Drawn:
+        sheet = self._album.sheet(self._name)
+        return Drawn(self._album.figures, sheet, tuple(StageDrawn(*stage) for stage in enumerate(self._counts)))
 
 
 class DifferenceDrawing:
     """A figure per image of which two artifacts keep different patches, and a contact sheet of the first ones."""
 
     def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
-        self._legend = f"orange: only {artifacts[0]}, blue stripes: only {artifacts[1]}"
-        self._album = Album(folder, config, self._legend, set(range(SHEET_IMAGES)))
+        self._album = Album(folder, config, set(range(SHEET_IMAGES)),
+                            f"orange: only {artifacts[0]}; blue stripes: only {artifacts[1]}")
         self._counts, self._same, self._margins = tuple[int, ...](), np.zeros(0), np.zeros(0)
 
     def add(self, *seen: ImageView) -> None:
@@ -126,13 +135,14 @@ class DifferenceDrawing:
         self._margins = np.fmax(self._margins, [np.nan if stage.margin is None else stage.margin for stage in found])
         if not all(stage.same for stage in found):
             named = _named(first)
-            self._album.add(first.name, lambda least: difference_strip(named, second, found, least), self._legend)
+            self._album.add(first.name, lambda side: difference_strip(named, second, found, side))
 
-    def finish(self, count: int) -> dict[str, Any]:
+    def finish(self, count: int) -> Drawn:
         stages = zip(self._counts, (self._same / count).tolist(), self._margins.tolist())
-        return self._album.finish() | {"different": self._album.figures, "stages": tuple(
+        sheet = self._album.sheet("kept by one only")
+        return Drawn(self._album.figures, sheet, tuple(
             StageDrawn(stage, kept, same, None if np.isnan(margin) else margin)
-            for stage, (kept, same, margin) in enumerate(stages))}
+            for stage, (kept, same, margin) in enumerate(stages)), self._album.figures)
 
 
 class HeatMapDrawing:
@@ -148,15 +158,13 @@ class HeatMapDrawing:
         self._sum = kept if self._sum is None else self._sum + kept
         self._counts = seen[0].counts
 
-    def finish(self, count: int) -> dict[str, Any]:
+    def finish(self, count: int) -> Drawn:
         assert self._sum is not None
         shares = self._sum / count
         write_figure(heat_map_figure(list(shares), self._counts, f"{self._name}: what is kept of {count} images"),
                      self._path)
-        maps = tuple(KeepMap(stage, kept, tuple(map(tuple, grid.tolist())))
-                     for stage, (kept, grid) in enumerate(zip(self._counts, shares)))
-        return {"figures": 1, "overview": str(self._path), "keep_maps": maps,
-                "stages": tuple(StageDrawn(*stage) for stage in enumerate(self._counts))}
+        return Drawn(0, str(self._path), tuple(StageDrawn(*stage) for stage in enumerate(self._counts)),
+                     keep_maps=keep_maps(shares, self._counts))
 
 
 def _named(view: ImageView) -> ImageView:

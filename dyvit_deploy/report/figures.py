@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from ..calibration.chart import any_script
 from ..optional import require
 from .differences import StageDifference
-from .pixels import Pixels, coloured, differing, enlarged, faded, outlined
-from .request import STYLES
+from .pixels import Pixels, coloured, differing, enlarged, faded, fitted, outlined
 from .views import ImageView
 
 DPI = 100
-LEAST = 192                                 # short side of a panel, in pixels
-THUMB = 96                                  # the same on a contact sheet
+LEAST, THUMB = 192, 128                     # short side of a panel, in pixels, and on a contact sheet
+LONGEST = 768                               # long side of any panel
 GAP, TITLE, CAPTION = 10, 24, 20            # pixels between panels, above a strip and below a panel
 COLUMNS, WIDEST = 2, 2000                   # strips side by side on a contact sheet, and its width in pixels
 CELLS = 14                                  # a heat map of at most so many rows has its percent written in
 BLENDS = 6                                  # frames between two stages of an animation
+KEY = "colour: rank of the score among kept patches, yellow the highest, violet the lowest"
 
 
 class Panel(NamedTuple):
@@ -44,54 +44,63 @@ def _scored(pixels: Pixels, view: ImageView, stage: int) -> Pixels:
     """Each kept patch in the colour of its rank among the kept ones, the best in yellow."""
     assert view.scores is not None
     kept, scores = view.kept[stage], view.scores[stage]
+    order = np.argsort(np.argsort(scores[kept], kind="stable"), kind="stable")
     rank = np.zeros(kept.shape)
-    rank[kept] = np.argsort(np.argsort(scores[kept])) / max(1, kept.sum() - 1)
+    rank[kept] = (order + 1) / len(order)                                  # the best is 1, however few there are
     colours = require("matplotlib", extra="report").colormaps["viridis"](rank)[..., :3]
     return coloured(pixels, kept, colours)
 
 
 Paint = Callable[[Pixels, ImageView, int], Pixels]
-PAINTS: dict[str, Paint] = dict(zip(STYLES, (
-    lambda pixels, view, stage: faded(pixels, view.kept[stage]),
-    lambda pixels, view, stage: outlined(pixels, view.kept[stage]),
-    _scored)))
+PAINTS: dict[str, Paint] = {
+    "fade": lambda pixels, view, stage: faded(pixels, view.kept[stage]),
+    "outline": lambda pixels, view, stage: outlined(pixels, view.kept[stage]),
+    "scores": _scored,
+}
 
 
-def image_strip(view: ImageView, style: str = "fade", least: int = LEAST) -> Strip:
-    """The input and one panel per stage; `style` is one of STYLES."""
-    pixels, patches = enlarged(view.pixels, least), view.kept[0].size
+def image_strip(view: ImageView, style: str = "fade", side: int = LEAST) -> Strip:
+    """The input and one panel per stage; `style` is one of STYLES, `side` about the short side of a panel."""
+    pixels, patches = enlarged(view.pixels, side), view.kept[0].size
     panels = [Panel(pixels, f"input: {patches} patches")]
     panels += [Panel(PAINTS[style](pixels, view, stage), f"stage {stage}: {count} of {patches}")
                for stage, count in enumerate(view.counts)]
-    return Strip(f"{view.name} \u2192 {view.prediction}, {view.confidence:.0%}", tuple(panels))
+    return _strip(f"{view.name} \u2192 {view.prediction}, {view.confidence:.0%}", panels, side)
 
 
 def difference_strip(first: ImageView, second: ImageView, stages: Sequence[StageDifference],
-                     least: int = LEAST) -> Strip:
+                     side: int = LEAST) -> Strip:
     """The input, and per stage what only the first artifact keeps, in orange, or only the second, in striped blue."""
-    pixels = enlarged(first.pixels, least)
+    pixels = enlarged(first.pixels, side)
     panels = [Panel(pixels, "input")]
     panels += [Panel(differing(pixels, first.kept[number], second.kept[number]), f"stage {number}: {found.words()}")
                for number, found in enumerate(stages)]
     answers = dict.fromkeys((first.prediction, second.prediction))
-    return Strip(f"{first.name} \u2192 {' / '.join(answers)}", tuple(panels))
+    return _strip(f"{first.name} \u2192 {' / '.join(answers)}", panels, side)
+
+
+def _strip(title: str, panels: Sequence[Panel], side: int) -> Strip:
+    return Strip(title, tuple(Panel(fitted(panel.image, side, LONGEST), panel.caption) for panel in panels))
 
 
 def strips_figure(strips: Sequence[Strip], title: str = "", columns: int = 1) -> Any:
-    """A Figure of strips of one size, row by row, in pixels of 1 / DPI inch."""
-    height, width = strips[0].panels[0].image.shape[:2]
-    across, each = len(strips[0].panels) * (width + GAP) + GAP, height + TITLE + CAPTION
+    """A Figure of strips of one size, row by row, in pixels of 1 / DPI inch; panels too wide for one line take several.
+    """
+    count, (height, width) = len(strips[0].panels), strips[0].panels[0].image.shape[:2]
+    inline = max(1, min(count, (WIDEST - GAP) // (width + GAP)))
+    across, line = inline * (width + GAP) + GAP, height + CAPTION
+    each = TITLE + -(-count // inline) * line
     columns = max(1, min(columns, len(strips), WIDEST // across))
     head, rows = TITLE if title else 0, -(-len(strips) // columns)
     canvas = np.full((head + rows * each + GAP, columns * across, 3), 255, np.uint8)
-    texts = [(GAP, TITLE // 2, _short(title, columns * across), 12, "bold")] * bool(title)
+    texts = [_Label(GAP, TITLE // 2, title, columns * across, 12, "bold")] * bool(title)
     for number, strip in enumerate(strips):
         left, top = number % columns * across + GAP, head + number // columns * each
-        texts.append((left, top + TITLE // 2, _short(strip.title, across), 11, "bold"))
+        texts.append(_Label(left, top + TITLE // 2, strip.title, across, 11, "bold"))
         for place, panel in enumerate(strip.panels):
-            x, y = left + place * (width + GAP), top + TITLE
+            x, y = left + place % inline * (width + GAP), top + TITLE + place // inline * line
             canvas[y:y + height, x:x + width] = panel.image
-            texts.append((x, y + height + CAPTION // 2, _short(panel.caption, width), 10, "normal"))
+            texts.append(_Label(x, y + height + CAPTION // 2, panel.caption, width, 9, "normal"))
     return _page(canvas, texts)
 
 
@@ -134,26 +143,40 @@ def heat_map_figure(maps: Sequence[NDArray[np.float64]], kept: Sequence[int], ti
     return figure
 
 
-def _page(canvas: Pixels, texts: Sequence[tuple[int, int, str, int, str]]) -> Any:
-    """A Figure with `canvas` as it is, pixel for pixel, and texts over it: x, y from the top, text, pixels, weight."""
+class _Label(NamedTuple):
+    """A line of text: its left end and middle in pixels from the top left, the room it has, size and weight."""
+
+    x: int
+    y: int
+    text: str
+    width: int
+    size: int
+    weight: str
+
+    def short(self) -> str:
+        """The text with its middle left out where it would be wider than its room."""
+        most = max(8, int(self.width / ((0.66 if self.weight == "bold" else 0.58) * self.size)))
+        if len(self.text) <= most:
+            return self.text
+        return f"{self.text[:most // 2 - 2]} ... {self.text[-(most - most // 2 - 3):]}"
+
+
+def _page(canvas: Pixels, labels: Sequence[_Label]) -> Any:
+    """A Figure with `canvas` as it is, pixel for pixel, and labels over it."""
     height, width = canvas.shape[:2]
     figure = require("matplotlib.figure", extra="report").Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
-    axes.imshow(canvas, interpolation="none", aspect="auto")
-    for x, y, text, size, weight in texts:                                 # a $ in a name is no formula
-        figure.text(x / width, 1 - y / height, text, fontsize=size * 72 / DPI, weight=weight, va="center",
-                    parse_math=False)
+    image = require("matplotlib.image", extra="report").BboxImage(figure.bbox, interpolation="none")  # axes are slow
+    image.set_data(canvas)
+    figure.add_artist(image)
+    for label in labels:                                                   # a $ in a name is no formula
+        figure.text(label.x / width, 1 - label.y / height, label.short(), fontsize=label.size * 72 / DPI,
+                    weight=label.weight, va="center", parse_math=False)
     return figure
 
 
 def _pixels_of(figure: Any) -> Pixels:
+    """What the figure looks like: uint8 [H, W, 3]."""
     canvas = require("matplotlib.backends.backend_agg", extra="report").FigureCanvasAgg(figure)
     with any_script():
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _short(text: str, width: int) -> str:
-    """`text` with its middle left out where it would be wider than so many pixels."""
-    most = max(8, int(width / 6.4))
-    return text if len(text) <= most else f"{text[:most // 2 - 2]} ... {text[-(most - most // 2 - 3):]}"

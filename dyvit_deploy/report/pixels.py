@@ -1,4 +1,4 @@
-"""Pixels of a figure: what is dropped is faded, outlined or coloured by its score. NumPy only; every function is pure.
+"""Pixels of a figure: what is dropped is faded, outlined or coloured by its score. Every function is pure.
 
 Letters as everywhere: H, W pixels; a patch grid is [rows, columns] and divides the image evenly.
 """
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -22,6 +23,14 @@ def enlarged(pixels: Pixels, least: int) -> Pixels:
     """uint8 [H, W, 3] repeated to a short side of at least `least` pixels: patches keep their exact edges."""
     times = -(-least // min(pixels.shape[:2]))
     return pixels.repeat(times, 0).repeat(times, 1)
+
+
+def fitted(pixels: Pixels, short: int, long: int) -> Pixels:
+    """uint8 [H, W, 3] averaged over whole squares until the short side is below twice `short`, the long one at most
+    `long`; as it is where it already is."""
+    height, width = pixels.shape[:2]
+    times = max(1, min(height, width) // short, -(-max(height, width) // long))
+    return pixels if times == 1 else np.asarray(Image.fromarray(pixels).reduce(times))
 
 
 def spread_over(kept: Mask, pixels: Pixels) -> Mask:
@@ -45,7 +54,7 @@ def outlined(pixels: Pixels, kept: Mask) -> Pixels:
 
 
 def coloured(pixels: Pixels, kept: Mask, colours: NDArray[np.float64]) -> Pixels:
-    """uint8 [H, W, 3] in grey under the colour of each kept patch; dropped ones are faded.
+    """uint8 [H, W, 3], each kept patch in grey under its colour; dropped ones are faded.
 
     Args:
         colours: float [rows, columns, 3], RGB, 0..1.
@@ -54,7 +63,8 @@ def coloured(pixels: Pixels, kept: Mask, colours: NDArray[np.float64]) -> Pixels
     height, width = pixels.shape[:2]
     rows, columns = kept.shape
     tint = WHITE * colours.repeat(height // rows, 0).repeat(width // columns, 1)                # [H, W, 3]
-    return faded((0.35 * grey + 0.65 * tint).round().astype(np.uint8), kept)
+    tinted = (0.35 * grey + 0.65 * tint).round().astype(np.uint8)
+    return np.where(spread_over(kept, pixels), tinted, faded(pixels, kept))
 
 
 def differing(pixels: Pixels, first: Mask, second: Mask) -> Pixels:

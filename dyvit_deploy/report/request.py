@@ -74,31 +74,45 @@ class StageDrawn:
 
 
 @dataclass(frozen=True)
-class VisualizeReport:
-    """`figures` were written to `folder`, and `overview` shows many of them at once: a contact sheet or a heat map.
+class Drawn:
+    """`files` were written, besides `overview`, which shows many of them at once: a contact sheet or a heat map.
 
     `different` is the number of images of which two artifacts keep different patches; `keep_maps` are those of a heat
-    map; `skipped` has a line per image or shard that could not be read.
+    map.
     """
+
+    files: int
+    overview: str | None
+    stages: tuple[StageDrawn, ...]
+    different: int | None = None
+    keep_maps: tuple[KeepMap, ...] = ()
+
+
+@dataclass(frozen=True)
+class VisualizeReport:
+    """What was `drawn` in `folder`; `skipped` has a line per image or shard that could not be read, `others` is the
+    number of files in the folder that are not of this run."""
 
     artifacts: tuple[str, ...]
     data: str
     images: int
     folder: str
-    figures: int
-    overview: str | None
-    stages: tuple[StageDrawn, ...]
+    drawn: Drawn
     skipped: tuple[str, ...]
-    different: int | None = None
-    keep_maps: tuple[KeepMap, ...] = ()
+    others: int
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Where to look."""
-        if self.different == 0:
-            return ("Both keep the same patches of every image, so nothing was drawn.",)
-        count = f"{self.figures} figure{'s' * (self.figures != 1)} in {self.folder}"
-        return (f"{count}; look at {self.overview} first." if self.overview else f"{count}.",)
+        files, first = self.drawn.files, self.drawn.overview
+        if self.drawn.different == 0:
+            found = "Both keep the same patches of every image, so nothing was drawn."
+        elif not files:
+            found = f"Drawn to {first}."
+        else:
+            found = f"{files} figure{'s' * (files != 1)} in {self.folder}{f'; look at {first} first' if first else ''}."
+        left = f"{self.folder} also holds {self.others} file{'s' * (self.others != 1)} that are not of this run."
+        return (found, left) if self.others else (found,)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -108,7 +122,7 @@ class VisualizeReport:
         pair, table = len(self.artifacts) == 2, Table()
         for column in ("stage", "patches kept", *(("same in both", "largest margin") if pair else ())):
             table.add_column(column, justify="right")
-        for row in self.stages:
+        for row in self.drawn.stages:
             alike = () if row.same_images is None else (
                 f"{row.same_images:.2%}", "-" if row.largest_margin is None else f"{row.largest_margin:.1e}")
             table.add_row(str(row.stage), str(row.kept), *alike)

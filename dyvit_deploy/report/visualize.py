@@ -52,15 +52,24 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
         images = _Images(names, config, runners[0].image_spec(load.image_size))
         make: Callable[..., Drawing] = (
             HeatMapDrawing if config.heatmap else DifferenceDrawing if config.diff else ImageDrawing)
-        drawing = make(make_folder(folder), config, [runner.name for runner in runners], images.total)
-        count = 0
+        folder, called = make_folder(folder), _apart(artifacts)
+        drawing, count = make(folder, config, called, images.total), 0
         for batch in track(images.batches(config.batch), "drawing", -(-images.total // config.batch)):
             found = [Found(name, pixels, None) for name, pixels in zip(batch.names, batch.images)]
             for seen in zip(*(view_images(*known, found) for known in zip(runners, facts))):
                 drawing.add(*seen)
             count += len(found)
-        return VisualizeReport(tuple(runner.name for runner in runners), images.name, count, str(folder),
-                               skipped=tuple(images.skipped), **drawing.finish(count))
+        drawn = drawing.finish(count)
+        others = sum(path.is_file() for path in folder.iterdir()) - drawn.files - (drawn.overview is not None)
+        return VisualizeReport(called, images.name, count, str(folder), drawn, tuple(images.skipped), others)
+
+
+def _apart(artifacts: Sequence[str | Path]) -> tuple[str, ...]:
+    """What the artifacts are called: as little of the end of their paths as tells them apart."""
+    paths = [Path(artifact) for artifact in artifacts]
+    longest = max(len(path.parts) for path in paths)
+    ends = ([Path(*path.parts[-parts:]).as_posix() for path in paths] for parts in range(1, longest + 1))
+    return tuple(next((names for names in ends if len({*names}) == len(names)), [str(path) for path in paths]))
 
 
 def _check_request(artifacts: Sequence[str | Path], sources: Sequence[str], folder: Path,
@@ -74,11 +83,17 @@ def _check_request(artifacts: Sequence[str | Path], sources: Sequence[str], fold
             raise ConfigError(f"{source} is an artifact, not an image; two artifacts are compared with --diff.")
     if bool(sources) == bool(config.data):
         raise ConfigError("Name the images to draw: files and folders, or a data set with --data, but not both.")
-    for source in sources:
-        here, there = Path(os.path.realpath(source)), Path(os.path.realpath(folder))
-        if here.is_dir() and here in (there, *there.parents):
-            raise ConfigError(f"{folder} lies in {source}, where the figures would be images the next time; choose "
-                              "another -o.")
+    for source in (*sources, *filter(None, (config.data,))):
+        _check_apart(folder, source)
+
+
+def _check_apart(folder: Path, source: str) -> None:
+    """Raises ConfigError where figures would replace the images that they are of, or be taken for some later."""
+    path = source.removeprefix("wds/").removeprefix("hfds/") if not os.path.exists(source) else source
+    images, figures = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    inside = images in (figures, *figures.parents) if images.is_dir() else images.parent == figures
+    if inside and images.exists():
+        raise ConfigError(f"{folder} holds images of {source}, among which the figures would be; choose another -o.")
 
 
 def _open(stack: contextlib.ExitStack, artifacts: Sequence[str | Path], config: VisualizeConfig,
@@ -94,8 +109,8 @@ def _check_pair(runners: Sequence[Runner], facts: Sequence[ArtifactFacts]) -> No
              "kept patches": one.prune.counts(one.model.patches) if one.prune else ()} for one in facts]
     for what, value in told[0].items():
         if value != told[-1][what]:
-            raise ConfigError(f"{runners[0].name} and {runners[1].name} have another {what}: {value} and "
-                              f"{told[-1][what]}; only artifacts alike in that are compared.")
+            raise ConfigError(f"{runners[0].name} and {runners[1].name} differ in {what}, {value} and "
+                              f"{told[-1][what]}; compare artifacts that do not.")
 
 
 class _Images:

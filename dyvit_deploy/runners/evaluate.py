@@ -54,6 +54,11 @@ class KeepMap:
         return "\n".join(" ".join(f"{value:3d}" for value in row) for row in percent.tolist())
 
 
+def keep_maps(shares: NDArray[np.float64], counts: Sequence[int]) -> tuple[KeepMap, ...]:
+    """From float [S, rows, columns], the share of images that keep each patch, and the patches left per stage."""
+    return tuple(KeepMap(stage, counts[stage], tuple(map(tuple, grid.tolist()))) for stage, grid in enumerate(shares))
+
+
 @dataclass(frozen=True)
 class EvalReport:
     """`top1` and `top5` are fractions, `calibration_error` is the expected one (15 bins).
@@ -220,9 +225,7 @@ class _Tally:
     def _keep_maps(self) -> tuple[KeepMap, ...]:
         if not self._told or not self._model:
             return ()
-        grids = (self._kept / self._told).reshape(-1, *self._model.grid)   # [S, rows, columns]
-        return tuple(KeepMap(stage, self._counts[stage], tuple(map(tuple, grid.tolist())))
-                     for stage, grid in enumerate(grids))
+        return keep_maps((self._kept / self._told).reshape(-1, *self._model.grid), self._counts)
 
     def _failures(self) -> tuple[str, ...]:
         if not self._broken:

@@ -107,6 +107,23 @@ def test_odd_modes_become_rgb(tmp_path, mode, value):
     assert batch.images.shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_of_grey_are_scaled_not_cut_off(tmp_path, suffix):
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    for name, pixels in (("eight", grey), ("sixteen", grey.astype(np.uint16) * 257)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / f"x.{suffix}")
+    [eight], [sixteen] = (open_images(str(tmp_path / n), tiny_config()).batches(1) for n in ("eight", "sixteen"))
+    assert np.array_equal(eight.images, sixteen.images)
+
+
+def test_an_image_of_too_many_pixels_says_how_many_are_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture(tmp_path / "large.png")
+    with pytest.raises(DataError, match="more than the 178,956,970 pixels that are allowed"):
+        list(open_images(str(tmp_path), tiny_config()).batches(1))
+
+
 @pytest.mark.parametrize("prepare, words", [
     (lambda p: None, "holds no images"),
     (lambda p: (p / "notes.txt").write_text("x"), "holds no images"),

@@ -87,12 +87,33 @@ def test_a_name_is_no_formula_and_one_without_glyphs_still_draws(tmp_path, recwa
 
 
 def test_a_sheet_has_its_strips_side_by_side():
-    strip = image_strip(view(), least=32)
+    strip = image_strip(view(), side=32)
     one, sheet = strips_figure([strip]), strips_figure([strip] * 3, "three", columns=2)
     assert sheet.get_figwidth() == 2 * one.get_figwidth() and texts(sheet)[0] == "three"
     assert sheet.get_figheight() > 2 * one.get_figheight() - 0.2
-    large = image_strip(view(patch=96), least=32)
-    assert strips_figure([large] * 3, columns=2).get_figwidth() == strips_figure([large]).get_figwidth()
+
+
+def test_panels_too_wide_for_a_line_take_several(monkeypatch):
+    wide = strips_figure([image_strip(view(grid=(2, 64), patch=16, keep=(100, 50, 20)))])
+    assert wide.get_figwidth() <= 20 and len(wide.texts) == 5
+    assert len({round(text.get_position()[1], 6) for text in wide.texts}) > 2
+
+
+@pytest.mark.parametrize("side", [512, 2048])
+def test_large_images_are_averaged_down_and_small_ones_never_blurred(side):
+    strip = image_strip(view(patch=side // 4), side=128)
+    assert max(strip.panels[0].image.shape) <= 255
+    small = view()
+    assert set(np.unique(image_strip(small, side=128).panels[0].image)) <= set(np.unique(small.pixels))
+
+
+def test_the_best_score_is_yellow_even_alone_and_dropped_patches_keep_their_content():
+    alone = view(keep=(1,))
+    painted = PAINTS["scores"](alone.pixels, alone, 0)
+    kept = np.repeat(np.repeat(alone.kept[0], 8, 0), 8, 1)
+    red, green, blue = painted[kept].mean(axis=0)
+    assert red > 150 and green > 150 and blue < 130
+    assert np.array_equal(painted[~kept], PAINTS["fade"](alone.pixels, alone, 0)[~kept])
 
 
 def test_an_animation_starts_with_the_input_and_ends_with_the_last_stage():
@@ -116,7 +137,7 @@ def test_a_difference_is_told_in_words_with_its_margin():
     strip = difference_strip(first, second._replace(kept=other), found)
     assert strip.title == "photo.jpg \u2192 7"
     assert [panel.caption.split(": ")[1] for panel in strip.panels[1:3]] == ["the same"] * 2
-    assert strip.panels[3].caption.startswith("stage 2: 1 by ")
+    assert strip.panels[3].caption.startswith("stage 2: 1 differs, ")
 
 
 def test_without_scores_a_difference_has_no_margin():

@@ -6,7 +6,6 @@ from PIL import Image, ImageSequence
 
 import dyvit_deploy as dv
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.report import visualize as module
 
 pytest.importorskip("matplotlib", reason="pip install 'dyvit-deploy[report]'")
 
@@ -35,7 +34,8 @@ def test_a_graph_and_its_checkpoint_are_drawn_alike(tmp_path, sort):
     artifact = {"onnx": tiny_graph, "safetensors": tiny_checkpoint}[sort](tmp_path)
     photo_folder(tmp_path / "photos", 1)
     report = dv.visualize([artifact], [tmp_path / "photos"], tmp_path / sort)
-    assert [stage.kept for stage in report.stages] == [8, 4, 2] and report.figures == 1 and report.overview is None
+    assert [stage.kept for stage in report.drawn.stages] == [8, 4, 2]
+    assert report.drawn.files == 1 and report.drawn.overview is None
     (tmp_path / "safetensors").mkdir(exist_ok=True)
     if sort == "safetensors":
         dv.visualize([tiny_graph(tmp_path)], [tmp_path / "photos"], tmp_path / "onnx")
@@ -66,7 +66,7 @@ def test_a_heat_map_counts_what_evaluation_counts(tmp_path):
     report = dv.visualize([artifact], [], tmp_path / "m", dv.VisualizeConfig(data="digits", images=40, heatmap=True))
     expected = dv.evaluate_artifact(artifact, "digits", dv.EvalConfig(images=40)).keep_maps
     assert names(tmp_path / "m") == ["heatmap.png"]
-    for ours, theirs in zip(report.keep_maps, expected, strict=True):
+    for ours, theirs in zip(report.drawn.keep_maps, expected, strict=True):
         assert ours.kept == theirs.kept
         assert np.allclose(ours.probability, theirs.probability) and np.ptp(ours.probability) > 0
 
@@ -83,8 +83,8 @@ def test_two_models_are_drawn_where_they_part_with_the_margin(tmp_path, graph):
     (tmp_path / "other").mkdir()
     other = tiny_checkpoint(tmp_path / "other", seed=7)
     report = dv.visualize([graph, other], [tmp_path / "photos"], tmp_path / "m", dv.VisualizeConfig(diff=True))
-    assert report.different == report.figures == 3 and report.stages[0].same_images < 1
-    assert report.stages[0].largest_margin > 0
+    assert report.drawn.different == report.drawn.files == 3 and report.drawn.stages[0].same_images < 1
+    assert report.drawn.stages[0].largest_margin > 0
     assert names(tmp_path / "m") == ["000.png", "001.png", "002.png", "contact-sheet.png"]
 
 
@@ -144,6 +144,9 @@ def test_scores_are_drawn_of_checkpoints_only(tmp_path, graph):
     (("{graph}", "{graph}", "{photos}"), "compared with --diff"),
     (("{graph}", "{photos}", "--data", "digits"), "not both"),
     (("{graph}", "{photos}", "-o", "{photos}/masks"), "choose another -o"),
+    (("{graph}", "{photos}/000.png", "-o", "{photos}"), "choose another -o"),
+    (("{graph}", "wds/{photos}", "-o", "{photos}"), "choose another -o"),
+    (("{graph}", "--data", "{photos}", "-o", "{photos}"), "choose another -o"),
     (("{graph}", "{photos}", "--heatmap", "--animate"), "Only the images of one artifact"),
     (("{graph}", "{photos}", "--heatmap", "--diff"), "choose one of them"),
     (("{graph}", "{photos}", "--animate", "--format", "png"), "--animate writes gif or webp"),
@@ -154,7 +157,7 @@ def test_scores_are_drawn_of_checkpoints_only(tmp_path, graph):
     (("{graph}", "{empty}"), "holds no images"),
     (("{dense}", "{photos}"), "keeps every patch"),
     (("{blind}", "{photos}"), "--with-tokens"),
-    (("{graph}", "{rest}", "{photos}", "--diff"), "another kept patches"),
+    (("{graph}", "{rest}", "{photos}", "--diff"), "differ in kept patches"),
 ])
 def test_what_cannot_be_drawn_is_refused_in_one_sentence(tmp_path, graph, arguments, words, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -182,17 +185,27 @@ def test_a_folder_of_broken_images_is_an_error(tmp_path, graph):
     assert result.exit_code == 1 and "None of the 1 images" in result.output
 
 
-def test_memory_holds_no_more_than_a_few_images(tmp_path, graph, monkeypatch):
-    photo_folder(tmp_path / "photos", 70)
-    alive = []
+def test_figures_and_sheets_of_a_large_model_stay_small(tmp_path):
+    photo_folder(tmp_path / "photos", 30, side=16)
+    checkpoint = tiny_checkpoint(tmp_path, image_size=(512, 1024), patch_size=128)
+    dv.visualize([checkpoint], [tmp_path / "photos"], tmp_path / "m")
+    with Image.open(tmp_path / "m/000.png") as figure, Image.open(tmp_path / "m/contact-sheet.png") as sheet:
+        assert max(figure.size) <= 2000 and sheet.width <= 2000 and sheet.width * sheet.height < 9_000_000
 
-    class Counted(module.ImageDrawing):
-        def __init__(self, *rest):
-            super().__init__(*rest)
-            alive.append(self)
-    monkeypatch.setattr(module, "ImageDrawing", Counted)
-    dv.visualize([graph], [tmp_path / "photos"], tmp_path / "m", dv.VisualizeConfig(batch=8))
-    assert len(alive[0]._album._strips) == 24
+
+def test_artifacts_of_one_name_are_told_apart(tmp_path, graph):
+    photo_folder(tmp_path / "photos", 1)
+    (tmp_path / "other").mkdir()
+    other = tiny_graph(tmp_path / "other")
+    report = dv.visualize([graph, other], [tmp_path / "photos"], tmp_path / "m", dv.VisualizeConfig(diff=True))
+    assert report.artifacts == (f"{tmp_path.name}/tiny.onnx", "other/tiny.onnx")
+
+
+def test_files_of_an_earlier_run_are_told(tmp_path, graph):
+    photo_folder(tmp_path / "photos", 2)
+    assert "not of this run" not in dyvit("visualize", graph, tmp_path / "photos", "-o", tmp_path / "m").output
+    again = dyvit("visualize", graph, tmp_path / "photos", "--images", 1, "-o", tmp_path / "m")
+    assert "2 files that are not of this run" in again.output
 
 
 def test_two_artifacts_that_see_other_patches_are_not_compared(tmp_path, graph):
@@ -200,5 +213,5 @@ def test_two_artifacts_that_see_other_patches_are_not_compared(tmp_path, graph):
     (tmp_path / "other").mkdir()
     other = tmp_path / "other.onnx"
     dv.export_onnx(tiny_checkpoint(tmp_path / "other", patch_size=4), other, dv.ExportConfig(with_tokens=True))
-    with pytest.raises(ConfigError, match="another patch grid"):
+    with pytest.raises(ConfigError, match="differ in patch grid"):
         dv.visualize([graph, other], [tmp_path / "photos"], tmp_path / "m", dv.VisualizeConfig(diff=True))
