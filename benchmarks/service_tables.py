@@ -1,4 +1,4 @@
-"""The tables of docs/cpp.md and docs/triton.md; `result` is None where nothing was measured."""
+"""The tables of the pages in docs/; `result` is None where nothing was measured."""
 from __future__ import annotations
 
 import statistics
@@ -43,4 +43,19 @@ def serving_table(result: dict | None) -> str:
                  f"{versions['triton']} with the stand-in for ONNX Runtime, float32, {result['started'][:10]}. Largest "
                  f"difference of a logit from the local runner: {result['max_logit_error']:.1g}. Medians of "
                  f"{len(rounds)} rounds in turns (`benchmarks/serving.py`).")
+    return "\n".join(lines)
+
+
+def figures_table(result: dict | None) -> str:
+    """How long figures take, and in how much memory."""
+    if result is None:
+        return "Not measured yet: `python benchmarks/figures.py` fills this table."
+    lines = ["| digit scenes | seconds | images/s | peak memory, MiB |", "|---|---|---|---|"]
+    for images in dict.fromkeys(run["images"] for run in result["rounds"]):
+        runs = [run for run in result["rounds"] if run["images"] == images]
+        seconds, memory = (max(run[key] for run in runs) for key in ("seconds", "peak_rss_mib"))
+        lines.append(f"| {images:,} | {seconds:.0f} | {images / seconds:.0f} | {memory:.0f} |")
+    machine = result["machine"]
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, {result['started'][:10]}; the whole "
+                 f"command, from start to last file, the slowest of {len(runs)} rounds (`benchmarks/figures.py`).")
     return "\n".join(lines)

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from service_tables import cpp_table, serving_table
+from service_tables import cpp_table, figures_table, serving_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 GPU_BATCHES = (1, 32, 256)                  # of the GPU table; the results have more
 PEERS, SCALE, CPP = "peers-deit-s-0.7.json", "scale-deit-s-0.7.json", "cpp-deit-s-0.7.json"
+FIGURES = "figures-digits-s.json"
 SERVING = "serving-deit-s-0.7.json"
 
 
@@ -346,7 +347,8 @@ TABLES = {"speed": speed_table, "rewrites": rewrites_table, "demo": demo_table,
           "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
           "ablation": ablation_table, "untrained": untrained_table, "peers": peers_table, "scale": scale_table}
 PAGES = {"README.md": TABLES, "docs/cpp.md": {"cpp": lambda: cpp_table(read_if_there(CPP))},
-         "docs/triton.md": {"serving": lambda: serving_table(read_if_there(SERVING))}}
+         "docs/triton.md": {"serving": lambda: serving_table(read_if_there(SERVING))},
+         "docs/visualize.md": {"figures": lambda: figures_table(read_if_there(FIGURES))}}
 
 
 def render(text: str, tables: dict[str, Callable[[], str]]) -> str:

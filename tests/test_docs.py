@@ -21,7 +21,7 @@ from dyvit_deploy.serving.server import Ports, Server, find_triton
 
 DOCS = ROOT / "docs"
 PAGES = ["triton.md", "scaling.md", "visualize.md"]
-pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
+NEEDS = {"triton.md": "tritonclient", "visualize.md": "matplotlib"}       # what every line of a page needs
 
 
 def blocks(page):
@@ -62,6 +62,7 @@ def test_every_picture_and_page_that_is_linked_is_there(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_work_as_they_stand(folder, page, monkeypatch):
+    pytest.importorskip(NEEDS.get(page, "dyvit_deploy"))
     monkeypatch.chdir(folder)
     lines = [line for line in commands(page) if line.startswith("dyvit") and "--runner ray" not in line]
     assert len(lines) >= 2
@@ -73,8 +74,6 @@ def test_the_commands_of_a_page_work_as_they_stand(folder, page, monkeypatch):
             pytest.importorskip("openvino")
         if "--parquet" in words:
             pytest.importorskip("pyarrow")
-        if "visualize" in words:
-            pytest.importorskip("matplotlib")
         result = dyvit(*words[1:])
         assert result.exit_code == 0, f"{line}: {result.output}"
 
@@ -88,19 +87,29 @@ def test_the_line_for_ray_works_as_it_stands(folder):
     assert len((folder / "ray.csv").read_text().splitlines()) == 3
 
 
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    repository = tmp_path_factory.mktemp("served") / "repository"
+    export_repository(folder / "ckpt.safetensors", repository)
+    with Server(find_triton(), repository, Ports.from_first(None), ["onnxruntime"]) as server:
+        yield server
+
+
 @needs_triton
-def test_the_python_of_the_triton_page_asks_a_server(folder, tmp_path, monkeypatch, capsys):
-    export_repository(folder / "ckpt.safetensors", tmp_path / "repository")
+def test_the_python_of_the_triton_page_asks_a_server(folder, server, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     found = [text for kind, text in blocks("triton.md") if kind == "python" and "keep_ratio" not in text]
-    [readiness] = [line for line in commands("triton.md") if line.startswith("curl")]
-    with Server(find_triton(), tmp_path / "repository", Ports.from_first(None), ["onnxruntime"]) as server:
-        for text in found:
-            run_python(text, server)
-        if shutil.which("curl"):
-            subprocess.run(shlex.split(to_server(readiness, server)), check=True)
+    for text in found:
+        run_python(text, server)
     printed = capsys.readouterr().out
     assert len(found) == 2 and "(8, 10)" in printed and re.search(r"b'-?[\d.]+:\d:\d'", printed)
+
+
+@needs_triton
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_line_that_asks_for_readiness_is_answered(server):
+    [readiness] = [line for line in commands("triton.md") if line.startswith("curl")]
+    subprocess.run(shlex.split(to_server(readiness, server)), check=True)
 
 
 @needs_triton

@@ -88,7 +88,7 @@ class Album:
         if self.figures < 2:
             return None
         path = self.folder / f"{SHEET}.{self.config.still}"
-        text = f"{title}: {len(self._strips)} of {self.figures} images"
+        text = f"{title}: {len(self._strips)} of {self.figures}"
         write_figure(strips_figure(self._strips, "; ".join(filter(None, (text, self.legend))), COLUMNS), path, DPI)
         return str(path)
 
@@ -113,7 +113,7 @@ class ImageDrawing:
             self._album.add(seen[0].name, strip)
 
     def finish(self, count: int) -> Drawn:
-        sheet = self._album.sheet(self._name)
+        sheet = self._album.sheet(f"{self._name}, images")
         return Drawn(self._album.figures, sheet, tuple(StageDrawn(*stage) for stage in enumerate(self._counts)))
 
 
@@ -139,7 +139,7 @@ class DifferenceDrawing:
 
     def finish(self, count: int) -> Drawn:
         stages = zip(self._counts, (self._same / count).tolist(), self._margins.tolist())
-        sheet = self._album.sheet("kept by one only")
+        sheet = self._album.sheet("images that keep other patches")
         return Drawn(self._album.figures, sheet, tuple(
             StageDrawn(stage, kept, same, None if np.isnan(margin) else margin)
             for stage, (kept, same, margin) in enumerate(stages)), self._album.figures)

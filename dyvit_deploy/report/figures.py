@@ -155,7 +155,7 @@ class _Label(NamedTuple):
 
     def short(self) -> str:
         """The text with its middle left out where it would be wider than its room."""
-        most = max(8, int(self.width / ((0.66 if self.weight == "bold" else 0.58) * self.size)))
+        most = max(8, int(self.width / ((0.62 if self.weight == "bold" else 0.52) * self.size)))
         if len(self.text) <= most:
             return self.text
         return f"{self.text[:most // 2 - 2]} ... {self.text[-(most - most // 2 - 3):]}"
