@@ -15,10 +15,11 @@ from .terminal import fail_notes, note, progress, show, skipped_notes
 @click.option("-o", "--out", default="masks", show_default=True, help="Folder for the figures.")
 @click.option("--data", help="A data set in the place of files: digits, wds/PATH or hfds/NAME.")
 @click.option("--split", default="test", show_default=True, help="Part of the data set: train, val or test.")
-@click.option("--images", type=int, help="At most this many, evenly spread; default: all files, 64 of a data set.")
+@click.option("--images", type=int,
+              help="At most this many, of files evenly spread; default: all files, 64 of a data set.")
 @click.option("--style", default="fade", show_default=True, metavar="[fade|outline|scores]",
-              help="How patches look. With scores, kept ones are coloured by their score, which only checkpoints tell.")
-@click.option("--format", "file_format", metavar="[png|svg|gif|webp]", help="Default: png, with --animate gif.")
+              help="How patches look; scores, which only checkpoints tell, colours those that are kept.")
+@click.option("--format", "file_format", metavar="[png|svg|gif|webp]", help="gif and webp move. Default: png, with --animate gif.")
 @click.option("--animate", is_flag=True, help="Fade dropped patches out, stage by stage, as .gif or .webp.")
 @click.option("--heatmap", is_flag=True, help="Draw how often each patch is kept, over all images.")
 @click.option("--diff", is_flag=True, help="Draw the images of which two artifacts keep different patches.")
@@ -38,7 +39,11 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
     artifacts = 1 + options["diff"]
     config = VisualizeConfig(format=file_format or (ANIMATIONS[0] if animate else "png"), **options)
     config.check_animated(animate)
-    report = run(paths[:artifacts], paths[artifacts:], out, config, load, progress)
+    try:
+        report = run(paths[:artifacts], paths[artifacts:], out, config, load, progress)
+    except KeyboardInterrupt:
+        note(f"Stopped; {out} has the figures that were done, each of them whole.")
+        raise
     show(report, json_file, files=paths[:artifacts])
     skipped_notes(report.skipped)
     note(*report.notes)

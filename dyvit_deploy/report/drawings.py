@@ -50,33 +50,35 @@ class Drawing(Protocol):
 
 
 class Album:
-    """The folder that figures go to, and the contact sheet of those whose numbers it was given.
+    """The folder that figures go to, and the contact sheet of the SHEET_IMAGES with the largest weights.
 
     `legend` says what colours mean, and stands above each figure.
     """
 
-    def __init__(self, folder: Path, config: VisualizeConfig, numbers: set[int], legend: str) -> None:
+    def __init__(self, folder: Path, config: VisualizeConfig, legend: str) -> None:
         self.folder, self.config, self.legend, self.figures = folder, config, legend, 0
-        self._numbers, self._strips, self._taken = numbers, list[Strip](), {SHEET}
+        self._strips, self._taken = list[tuple[float, int, Strip]](), {SHEET}
 
-    def add(self, name: str, strip: Callable[[int], Strip]) -> None:
+    def add(self, name: str, strip: Callable[[int], Strip], weight: float) -> None:
         """A still figure; `strip` makes it with panels of about so many pixels."""
         write_figure(strips_figure([strip(LEAST)], self.legend), self.path_for(name), DPI)
-        self._added(strip)
+        self._added(strip, weight)
 
-    def add_animation(self, name: str, frames: Sequence[tuple[Pixels, int]], strip: Callable[[int], Strip]) -> None:
+    def add_animation(self, name: str, frames: Sequence[tuple[Pixels, int]], strip: Callable[[int], Strip],
+                      weight: float) -> None:
         """Frames as of `animation_frames`, and the strip that stands for them on the contact sheet."""
         write_animation(self.path_for(name), frames)
-        self._added(strip)
+        self._added(strip, weight)
 
-    def _added(self, strip: Callable[[int], Strip]) -> None:
-        if self.figures in self._numbers:
-            self._strips.append(strip(THUMB))
+    def _added(self, strip: Callable[[int], Strip], weight: float) -> None:
+        key = (weight, -self.figures)                                      # of equal weights, the first ones stay
+        if len(self._strips) < SHEET_IMAGES or key > self._strips[0][:2]:
+            self._strips = sorted([*self._strips, (*key, strip(THUMB))], key=lambda s: s[:2])[-SHEET_IMAGES:]
         self.figures += 1
 
     def path_for(self, name: str) -> Path:
         """A file of its own for each image, whatever the images are called."""
-        stem = re.sub(r"[^\w.()+-]+", "-", Path(name).stem)[:60].strip("-.") or "image"
+        stem = re.sub(r"[^\w.()+-]+", "-", str(Path(name).with_suffix("")))[-60:].strip("-.") or "image"
         unique, number = stem, 2
         while unique.lower() in self._taken:
             unique, number = f"{stem}-{number}", number + 1
@@ -89,7 +91,8 @@ class Album:
             return None
         path = self.folder / f"{SHEET}.{self.config.still}"
         text = f"{title}: {len(self._strips)} of {self.figures}"
-        write_figure(strips_figure(self._strips, "; ".join(filter(None, (text, self.legend))), COLUMNS), path, DPI)
+        strips = [strip for _, _, strip in sorted(self._strips, key=lambda s: -s[1])]
+        write_figure(strips_figure(strips, "; ".join(filter(None, (text, self.legend))), COLUMNS), path, DPI)
         return str(path)
 
 
@@ -97,20 +100,20 @@ class ImageDrawing:
     """A figure per image, and a contact sheet of some, evenly spread over all."""
 
     def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
-        self._album = Album(folder, config, set(spread(total, SHEET_IMAGES).tolist()),
-                            KEY if config.style == "scores" else "")
+        self._album = Album(folder, config, KEY if config.style == "scores" else "")
+        self._on_sheet = set(spread(total, SHEET_IMAGES).tolist())
         self._config, self._name, self._counts = config, artifacts[0], tuple[int, ...]()
 
     def add(self, *seen: ImageView) -> None:
-        view, style = _named(seen[0]), self._config.style
-        self._counts = view.counts
+        [view], style = seen, self._config.style
+        self._counts, weight = view.counts, float(self._album.figures in self._on_sheet)
 
         def strip(side: int) -> Strip:
             return image_strip(view, style, side)
         if self._config.format in ANIMATIONS:
-            self._album.add_animation(seen[0].name, animation_frames(view, style), strip)
+            self._album.add_animation(view.name, animation_frames(view, style), strip, weight)
         else:
-            self._album.add(seen[0].name, strip)
+            self._album.add(view.name, strip, weight)
 
     def finish(self, count: int) -> Drawn:
         sheet = self._album.sheet(f"{self._name}, images")
@@ -118,11 +121,10 @@ class ImageDrawing:
 
 
 class DifferenceDrawing:
-    """A figure per image of which two artifacts keep different patches, and a contact sheet of the first ones."""
+    """A figure per image of which two artifacts keep different patches, and a contact sheet of the largest margins."""
 
     def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
-        self._album = Album(folder, config, set(range(SHEET_IMAGES)),
-                            f"orange: only {artifacts[0]}; blue stripes: only {artifacts[1]}")
+        self._album = Album(folder, config, f"orange: only {artifacts[0]}; blue stripes: only {artifacts[1]}")
         self._counts, self._same, self._margins = tuple[int, ...](), np.zeros(0), np.zeros(0)
 
     def add(self, *seen: ImageView) -> None:
@@ -132,10 +134,11 @@ class DifferenceDrawing:
             self._counts, self._same = first.counts, np.zeros(len(found))
             self._margins = np.full(len(found), np.nan)
         self._same += [stage.same for stage in found]
-        self._margins = np.fmax(self._margins, [np.nan if stage.margin is None else stage.margin for stage in found])
+        margins = [np.nan if stage.margin is None else stage.margin for stage in found]
+        self._margins = np.fmax(self._margins, margins)
         if not all(stage.same for stage in found):
-            named = _named(first)
-            self._album.add(first.name, lambda side: difference_strip(named, second, found, side))
+            self._album.add(first.name, lambda side: difference_strip(first, second, found, side),
+                            max(stage.margin or 0.0 for stage in found))
 
     def finish(self, count: int) -> Drawn:
         stages = zip(self._counts, (self._same / count).tolist(), self._margins.tolist())
@@ -165,11 +168,6 @@ class HeatMapDrawing:
                      self._path)
         return Drawn(0, str(self._path), tuple(StageDrawn(*stage) for stage in enumerate(self._counts)),
                      keep_maps=keep_maps(shares, self._counts))
-
-
-def _named(view: ImageView) -> ImageView:
-    """The view under the name of its file alone, for titles."""
-    return view._replace(name=Path(view.name).name)
 
 
 def write_animation(path: Path, frames: Sequence[tuple[Pixels, int]]) -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-WHITE = 255
+WHITE, BLACK = 255, 0
 FADE = 0.8                                  # of white in a dropped patch, the rest its pixels: the published figures
-DIM = 0.55                                  # brightness of a dropped patch beside an outline
+DIM = 0.45                                  # brightness of a dropped patch beside an outline
 # Okabe and Ito's colours, for any colour vision.
 ORANGE, BLUE = (230, 159, 0), (0, 114, 178)
 LINE_SHARE = 100                            # an outline is the short side over this wide
@@ -47,9 +47,11 @@ def faded(pixels: Pixels, kept: Mask, fade: float = FADE) -> Pixels:
 
 
 def outlined(pixels: Pixels, kept: Mask) -> Pixels:
-    """uint8 [H, W, 3] with a line around what is kept, and the rest a little darker."""
+    """uint8 [H, W, 3] with a line around what is kept, and the rest darker."""
     dimmed = np.where(spread_over(kept, pixels), pixels, (DIM * pixels).round()).astype(np.uint8)
-    dimmed[_border(kept, pixels)] = ORANGE
+    line = max(1, min(pixels.shape[:2]) // LINE_SHARE)
+    for width, colour in ((2 * line, BLACK), (line, ORANGE)):              # one of the two stands out anywhere
+        dimmed[_border(kept, pixels, width)] = colour
     return dimmed
 
 
@@ -81,12 +83,11 @@ def differing(pixels: Pixels, first: Mask, second: Mask) -> Pixels:
     return result
 
 
-def _border(kept: Mask, pixels: Pixels) -> Mask:
-    """bool [H, W]: the edge pixels of the kept area, on its inner side."""
+def _border(kept: Mask, pixels: Pixels, width: int) -> Mask:
+    """bool [H, W]: the `width` pixels at the edge of the kept area, on its inner side."""
     inside = np.pad(spread_over(kept, pixels)[..., 0], 1)
-    line = max(1, min(pixels.shape[:2]) // LINE_SHARE)
     core = inside
-    for _ in range(line):
+    for _ in range(width):
         core = core & np.roll(core, 1, 0) & np.roll(core, -1, 0) & np.roll(core, 1, 1) & np.roll(core, -1, 1)
     border: Mask = (inside & ~core)[1:-1, 1:-1]
     return border

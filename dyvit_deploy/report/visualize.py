@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..optional import require
 from ..parity import open_pair
 from ..runners.base import Runner
-from ..runners.open import ENGINES, GRAPHS, open_runner
+from ..runners.open import ENGINES, GRAPHS, is_checkpoint, open_runner
 from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing
 from .request import DATA_IMAGES, VisualizeConfig, VisualizeReport
 from .views import pruned_facts, require_scores, view_images
@@ -55,7 +55,7 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
         folder, called = make_folder(folder), _apart(artifacts)
         drawing, count = make(folder, config, called, images.total), 0
         for batch in track(images.batches(config.batch), "drawing", -(-images.total // config.batch)):
-            found = [Found(name, pixels, None) for name, pixels in zip(batch.names, batch.images)]
+            found = [Found(images.short(name), pixels, None) for name, pixels in zip(batch.names, batch.images)]
             for seen in zip(*(view_images(*known, found) for known in zip(runners, facts))):
                 drawing.add(*seen)
             count += len(found)
@@ -98,9 +98,9 @@ def _check_apart(folder: Path, source: str) -> None:
 
 def _open(stack: contextlib.ExitStack, artifacts: Sequence[str | Path], config: VisualizeConfig,
           load: LoadConfig) -> tuple[Runner, ...]:
-    if config.diff:
+    if len({is_checkpoint(artifact) for artifact in artifacts}) == 2:
         return open_pair(stack, artifacts[0], artifacts[1], load, config.device)
-    return (stack.enter_context(open_runner(artifacts[0], load=load, device=config.device)),)
+    return tuple(stack.enter_context(open_runner(artifact, load=load, device=config.device)) for artifact in artifacts)
 
 
 def _check_pair(runners: Sequence[Runner], facts: Sequence[ArtifactFacts]) -> None:
@@ -117,7 +117,7 @@ class _Images:
     """The images to draw, from files or from a data set. `skipped` fills while they are read."""
 
     def __init__(self, sources: Sequence[str], config: VisualizeConfig, spec: ImageSpec) -> None:
-        self._sources, self._spec, self._limit = sources, spec, config.images
+        self._sources, self._data, self._spec, self._limit = sources, config.data, spec, config.images
         self.skipped: list[str] = []
         if config.data:
             limit = config.images or (None if config.heatmap else DATA_IMAGES)
@@ -126,6 +126,12 @@ class _Images:
         else:
             self._there = count_images(sources)
             self.name, self.total = ", ".join(sources), min(self._there, config.images or self._there)
+
+    def short(self, name: str) -> str:
+        """The name of an image without the folder that was named."""
+        roots = [str(root).rstrip("/") + "/" for root in (*self._sources, self._data) if root]
+        root = max((root for root in roots if name.startswith(root)), key=len, default="")
+        return name.removeprefix(root) if root else name.rpartition("/")[2]
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of up to `size`, in order."""

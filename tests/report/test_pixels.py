@@ -30,7 +30,7 @@ def test_an_outline_lies_inside_what_is_kept_and_the_rest_is_darker():
     result = outlined(large, KEPT)
     kept = KEPT.repeat(40, 0).repeat(60, 1)
     assert ((result == (230, 159, 0)).all(axis=2) & ~kept).sum() == 0
-    assert np.array_equal(result[~kept], (0.55 * large[~kept]).round())
+    assert np.array_equal(result[~kept], (0.45 * large[~kept]).round())
 
 
 def test_enlarging_repeats_whole_pixels():

@@ -6,6 +6,8 @@ from PIL import Image, ImageSequence
 
 import dyvit_deploy as dv
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.report import drawings
+from dyvit_deploy.report.figures import Strip
 
 pytest.importorskip("matplotlib", reason="pip install 'dyvit-deploy[report]'")
 
@@ -94,7 +96,9 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, graph):
     photo_folder(tmp_path / "photos/c", 1)
     (tmp_path / "photos/c/000.png").rename(tmp_path / "photos/c/contact-sheet.png")
     dv.visualize([graph], [tmp_path / "photos"], tmp_path / "m")
-    assert names(tmp_path / "m") == ["000-2.png", "000.png", "contact-sheet-2.png", "contact-sheet.png"]
+    assert names(tmp_path / "m") == ["a-000.png", "b-000.png", "c-contact-sheet.png", "contact-sheet.png"]
+    dv.visualize([graph], [tmp_path / "photos" / name for name in "abc"], tmp_path / "n")
+    assert names(tmp_path / "n") == ["000-2.png", "000.png", "contact-sheet-2.png", "contact-sheet.png"]
 
 
 def odd_images(folder):
@@ -191,6 +195,32 @@ def test_figures_and_sheets_of_a_large_model_stay_small(tmp_path):
     dv.visualize([checkpoint], [tmp_path / "photos"], tmp_path / "m")
     with Image.open(tmp_path / "m/000.png") as figure, Image.open(tmp_path / "m/contact-sheet.png") as sheet:
         assert max(figure.size) <= 2000 and sheet.width <= 2000 and sheet.width * sheet.height < 9_000_000
+
+
+def test_a_dense_checkpoint_is_not_compared(tmp_path):
+    photo_folder(tmp_path / "photos", 1)
+    pair = [tiny_checkpoint(tmp_path), tiny_checkpoint(tmp_path, ratio=None)]
+    with pytest.raises(ConfigError, match="tiny-dense.*keeps every patch"):
+        dv.visualize(pair, [tmp_path / "photos"], tmp_path / "m", dv.VisualizeConfig(diff=True))
+
+
+def test_ctrl_c_says_where_the_figures_are(tmp_path, graph, monkeypatch):
+    photo_folder(tmp_path / "photos", 1)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("dyvit_deploy.report.visualize.view_images", stop)
+    result = dyvit("visualize", graph, tmp_path / "photos", "-o", tmp_path / "m")
+    assert result.exit_code == 130 and "has the figures that were done" in result.output
+
+
+def test_the_sheet_of_differences_has_the_largest_margins(tmp_path):
+    album = drawings.Album(tmp_path, dv.VisualizeConfig(), "")
+    kept = []
+    for weight in [*range(20), 3, *range(20)]:
+        album._added(lambda side: Strip("", ()), float(weight))
+        kept.append(float(weight))
+    assert sorted(weight for weight, _, _ in album._strips) == sorted(kept)[-24:]
 
 
 def test_artifacts_of_one_name_are_told_apart(tmp_path, graph):
