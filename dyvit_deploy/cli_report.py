@@ -19,7 +19,8 @@ from .terminal import fail_notes, note, progress, show, skipped_notes
               help="At most this many, of files evenly spread; default: all files, 64 of a data set.")
 @click.option("--style", default="fade", show_default=True, metavar="[fade|outline|scores]",
               help="How patches look; scores, which only checkpoints tell, colours those that are kept.")
-@click.option("--format", "file_format", metavar="[png|svg|gif|webp]", help="gif and webp move. Default: png, with --animate gif.")
+@click.option("--format", "file_format", metavar="[png|svg|gif|webp]",
+              help="gif and webp move; default: png, with --animate gif.")
 @click.option("--animate", is_flag=True, help="Fade dropped patches out, stage by stage, as .gif or .webp.")
 @click.option("--heatmap", is_flag=True, help="Draw how often each patch is kept, over all images.")
 @click.option("--diff", is_flag=True, help="Draw the images of which two artifacts keep different patches.")

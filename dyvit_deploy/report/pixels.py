@@ -16,7 +16,7 @@ FADE = 0.8                                  # of white in a dropped patch, the r
 DIM = 0.45                                  # brightness of a dropped patch beside an outline
 # Okabe and Ito's colours, for any colour vision.
 ORANGE, BLUE = (230, 159, 0), (0, 114, 178)
-LINE_SHARE = 100                            # an outline is the short side over this wide
+LINE_SHARE = 96                             # an outline is the short side over this wide
 
 
 def enlarged(pixels: Pixels, least: int) -> Pixels:
