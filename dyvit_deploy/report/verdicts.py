@@ -120,8 +120,8 @@ def precision_truth(entry: Entry) -> Verdict:
     if entry.told == BY_GRAPH or facts.precision not in entry.products.values():
         return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", lines, entry.key)
     if entry.told == IN_GRAPH and facts.precision != "float32":            # a runtime may still compute otherwise
-        ran = entry.rows.get(IN_RUNTIME)
-        told = f"{IN_RUNTIME} here: {ran}" if ran else "what the runtime makes of it: dyvit inspect lists it"
+        fused = entry.rows.get(IN_RUNTIME, "").rpartition("; ")[2]
+        told = f"{IN_RUNTIME} here, {fused}" if fused else "what the runtime makes of it: dyvit inspect lists it"
         return Verdict(name, PASS, f"{facts.precision} in the graph", (*lines, told), entry.key)
     return Verdict(name, PASS, f"{facts.precision}, as claimed", lines, entry.key)
 

@@ -250,4 +250,4 @@ def test_int8_in_the_graph_says_what_the_runtime_makes_of_it(copied, tmp_path):
     assert result.exit_code == 0, result.output
     found = verdicts(quick(copied), "int8.onnx")["Precision"]
     assert found.state == "pass" and found.headline == "int8 in the graph"
-    assert found.lines[-1].startswith("in ONNX Runtime here: ") and "fused" in found.lines[-1]
+    assert found.lines[-1].startswith("in ONNX Runtime here, fused: ") and "Integer" in found.lines[-1]
