@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from helpers import dyvit
 
 from dyvit_deploy import quickstart
 from dyvit_deploy.quickstart import STUDENT, TEACHER, run_quickstart
@@ -71,3 +72,9 @@ def test_everything_is_written_and_every_step_names_its_command(report):
     assert shlex.split(saved["dyvit"]["command"])[-1] == result.folder
     assert saved["dyvit"]["files"] == dict(result.files) and len(result.files) == 2 + count
     assert saved["passed"] and len(saved["rows"]) == 2 + count
+
+
+def test_its_json_elsewhere_knows_the_artifacts_too(report, monkeypatch, tmp_path):
+    monkeypatch.setattr(quickstart, "run_quickstart", lambda *_, **__: report[0])
+    assert dyvit("quickstart", "--json", tmp_path / "q.json").exit_code == 0
+    assert json.loads((tmp_path / "q.json").read_text())["dyvit"]["files"] == dict(report[0].files)

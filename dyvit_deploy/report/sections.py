@@ -9,7 +9,7 @@ from ..sweep.target import pareto_front
 from .charts import Axis, Point, axis, label_points, percents, spans
 from .collect import Collection, Entry
 from .layers import LayerMap, MacChart, layer_map, mac_chart
-from .lineage import lowered, origin_of, parent_of
+from .lineage import is_own_reference, lowered, origin_of, parent_of
 from .records import Check, Environment, Eval, Speed
 from .speed import Group, groups_of
 from .words import format_images, format_ms, format_percent, format_rate, format_ratio, short_hash
@@ -123,7 +123,8 @@ def _quality(found: Collection, entries: Sequence[Entry]) -> tuple[str, str, dic
     top1 = _on_same_images((e, result, result.top1) for e in entries
                            for result in found.current(e, found.records.evals) if not result.failures)
     agreement = _on_same_images((e, c, c.agreement) for e in entries
-                                for c in found.current(e, found.records.checks) if c.agreement is not None)
+                                for c in found.current(e, found.records.checks)
+                                if c.agreement is not None and is_own_reference(found, e, c))
     if len(top1[1]) >= len(agreement[1]):
         return "top-1", *top1
     return "same class as its reference", *agreement

@@ -37,13 +37,14 @@ def judge_speed(found: Collection, entry: Entry) -> Verdict:
     if not groups:
         command = typed("bench", entry.key, "--json", f"{entry.key}.bench.json")
         return missing(NAME, found, entry, found.records.speeds, "measured", command)
-    verdicts = [_judge(found, entry, speeds) for speeds in groups.values()]
-    state = worst(v.state for v in verdicts)
-    shown = next(v for v in verdicts if v.state == state)
+    verdicts = {group: _judge(found, entry, speeds) for group, speeds in groups.items()}
+    state = worst(v.state for v in verdicts.values())
+    shown = next(v for v in verdicts.values() if v.state == state)
     if len(verdicts) == 1:
         return shown
-    lines = [line for v in verdicts for line in (f"{v.headline}, as {v.source} has it:", *v.lines)]
-    return Verdict(NAME, state, shown.headline, tuple(lines), ", ".join(dict.fromkeys(v.source for v in verdicts)))
+    lines = [line for group, v in verdicts.items() for line in (f"{group.run}: {v.headline}", *v.lines)]
+    sources = dict.fromkeys(v.source for v in verdicts.values())
+    return Verdict(NAME, state, shown.headline, tuple(lines), ", ".join(sources))
 
 
 def _judge(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> Verdict:

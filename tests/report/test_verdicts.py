@@ -3,7 +3,7 @@ import json
 import shutil
 
 import pytest
-from helpers import dyvit, tiny_model
+from helpers import dyvit, tiny_checkpoint, tiny_model
 
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts import sha256
@@ -51,6 +51,7 @@ def test_an_accuracy_with_nothing_to_compare_with_is_not_known(copied):
     for name in ("dense.onnx", "plain.onnx"):
         (copied / name).unlink()
     evaluated(copied, "tiny.onnx", "digits:val", 500, 0.12)
+    change_timings(copied / "bench.json", "tiny.onnx", speedup=1.5, stable=True, ci95_ms=None)
     found = verdicts(quick(copied), "tiny.onnx")
     assert found["Accuracy"].state == "open" and found["all"].headline == "not known yet"
     assert found["Accuracy"].command == ("dyvit eval CHECKPOINT --data digits --split val --images 500 --json "
@@ -138,7 +139,7 @@ def test_speed_is_judged_against_each_baseline_by_itself(copied):
     (copied / "bench2.json").write_text(json.dumps(values))
     found = verdicts(quick(copied), "tiny.onnx")["Speed"]
     assert found.state == "fail" and found.headline == "slower, 0.50×"  # noqa: RUF001
-    assert found.lines[0] == "1.50×, as bench.json has it:"  # noqa: RUF001
+    assert found.lines[0] == "bench.json: 1.50×"  # noqa: RUF001
     assert {"against dense.onnx", "against other.onnx"} <= set(found.lines)
 
 
@@ -251,3 +252,14 @@ def test_int8_in_the_graph_says_what_the_runtime_makes_of_it(copied, tmp_path):
     found = verdicts(quick(copied), "int8.onnx")["Precision"]
     assert found.state == "pass" and found.headline == "int8 in the graph"
     assert found.lines[-1].startswith("in ONNX Runtime here, fused: ") and "Integer" in found.lines[-1]
+
+
+def test_the_json_of_a_sweep_knows_its_artifacts(tmp_path):
+    result = dyvit("sweep", tiny_checkpoint(tmp_path), "-o", tmp_path / "sweep", "--keep-ratios", "0.5", "--precisions",
+                   "float32", "--backends", "onnx", "--batch", "1", "--seconds", "0.1", "--images", "4",
+                   "--json", tmp_path / "sweep/rows.json")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "sweep/sweep.json").unlink()
+    report = quick(tmp_path / "sweep")
+    [found] = [v for j in report.judgements for v in j.verdicts if v.name == "Speed" and v.source]
+    assert found.source == "rows.json" and found.state != "open"
