@@ -27,8 +27,14 @@ from .zoo import is_timm
 METADATA_KEY = "dyvit"
 FORMAT = 1
 REPORT_FORMAT = 1                           # of the stamp on the JSON of a report
-# Whose report is whose, so that a reader need not guess from its fields; others go by the name of their class.
-REPORTS = {"ParityReport": "check", "DeployReport": "export", "InspectReport": "inspect", "PageReport": "report"}
+# What the JSON of each report is called, by the class that writes it; every class that is saved stands here.
+REPORTS = {
+    "BenchReport": "bench", "BuildPlan": "plan", "BuildReport": "build", "Catalog": "models", "Comparison": "compare",
+    "DeployReport": "export", "DoctorReport": "doctor", "EvalReport": "eval", "InspectReport": "inspect",
+    "PageReport": "report", "ParityReport": "check", "PredictReport": "predict", "Preflight": "preflight",
+    "QuickstartReport": "quickstart", "RepositoryReport": "repository", "SensitivityReport": "sensitivity",
+    "ServeReport": "serve", "SweepReport": "sweep", "TrainReport": "train", "VisualizeReport": "visualize",
+}
 
 
 @dataclass(frozen=True)
@@ -188,19 +194,29 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def hash_files(files: Iterable[str | Path]) -> dict[str, str]:
+    """The sha256 of those that are files, by their path as given."""
+    return {str(file): sha256(Path(file)) for file in files if not is_timm(file) and Path(file).is_file()}
+
+
 def save_report(path: str | Path, report: Any, command: str, files: Iterable[str | Path] = ()) -> None:
     """Writes a report's JSON with a stamp in front, by which `dyvit report` knows it again.
 
     Args:
-        report: any report with `to_json`.
+        report: a report of one of the classes in REPORTS.
         command: what was typed to get it.
         files: the artifacts that it is about. Their hashes are kept, so that a figure is never taken for that of a
-            file which has changed since.
+            file which has changed since; what `hash_files` found before the work is taken as it is.
+
+    Raises:
+        TypeError: its class is not in REPORTS.
     """
     name = type(report).__name__
-    hashes = {str(file): sha256(Path(file)) for file in files if not is_timm(file) and Path(file).is_file()}
-    stamp = {"report": REPORTS.get(name, name.removesuffix("Report").lower()), "format": REPORT_FORMAT,
-             "version": own_version(), "command": command, "files": hashes}
+    if name not in REPORTS:
+        raise TypeError(f"{name} has no name in artifacts.REPORTS, by which it could be read again.")
+    hashes = dict(files) if isinstance(files, Mapping) else hash_files(files)
+    stamp = {"report": REPORTS[name], "format": REPORT_FORMAT, "version": own_version(), "command": command,
+             "files": hashes}
     write_json(path, {METADATA_KEY: stamp, **report.to_json()})
 
 

@@ -44,6 +44,7 @@ from .terminal import (
     check_apart,
     complain,
     fail_notes,
+    hashed,
     note,
     progress,
     show,
@@ -104,7 +105,7 @@ def quickstart(out: str, json_file: str | None) -> None:
     from .quickstart import run_quickstart
 
     report = run_quickstart(out, say=note, track=progress)
-    show(report, json_file)
+    show(report, json_file, files=report.files)
     for check in report.checks:
         fail_notes(check.failures)
     if report.page:
@@ -254,9 +255,9 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
     """Compare two artifacts; exit 1 when they disagree."""
     from .parity import CheckConfig, check_artifacts
 
-    config = CheckConfig(images, batch, error=tolerance, device=device)
+    config, files = CheckConfig(images, batch, error=tolerance, device=device), hashed(json_file, reference, candidate)
     report = check_artifacts(reference, candidate, data, config, load, progress)
-    show(report, json_file, files=(reference, candidate))
+    show(report, json_file, files=files)
     skipped_notes(report.skipped)
     note(*report.notes)
     fail_notes(report.failures)
@@ -289,8 +290,9 @@ def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | 
 
     config = BenchConfig(batches=batches, seconds=seconds, stable=stable, baseline=baseline, device=device,
                          threads=threads, cpus=cpus, peak=peak, profile=profile, transfers=transfers)
+    files = hashed(json_file, *artifacts, baseline)
     report = benchmark(artifacts, config, load, progress)
-    show(report, json_file, files=artifacts)
+    show(report, json_file, files=files)
     note(*report.notes)
 
 
@@ -328,7 +330,7 @@ def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadCon
     with BuildBar() as bar:
         report = run_sweep(checkpoint, out, recall(out, given), load, Progress(step, progress, bar.update))
     report = report.aimed_at(targets)
-    show(report, json_file)
+    show(report, json_file, files=[row.artifact for row in report.rows])
     note(*report.left_out(), *report.notes, f"Artifacts, results and charts are in {out}/.")
     fail_notes(report.failures)
     show_lines(report.advice)

@@ -54,7 +54,7 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
 @click.argument("folder")
 @click.option("-o", "--out", metavar="FILE", help="HTML file to write; default: report.html in FOLDER.")
 @click.option("--data", help="Images for the galleries: a folder, or digits; default: digits for models of them.")
-@click.option("--images", type=int, default=10, show_default=True, help="At most this many; 0 for no galleries.")
+@click.option("--images", type=int, default=10, show_default=True, help="At most this many, 100 or fewer; 0: none.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS",
               help="Points of top-1 that an artifact may lose against its checkpoint and the dense model.")
 @click.option("--no-run", is_flag=True, help="Run no artifact: no galleries.")
@@ -62,8 +62,8 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
 def report_page(folder: str, out: str | None, json_file: str | None, no_run: bool, **options: Any) -> None:
     """Write everything known of the artifacts in FOLDER on one page: verdicts, trade-offs, galleries, origin.
 
-    It reads the artifacts and the JSON of check, eval, bench, export and sweep beside them (--json FOLDER/NAME.json),
-    one folder deep. It describes: exit 0 whatever the verdicts are.
+    It reads the artifacts and the JSON of check, eval, bench, export, sweep and quickstart beside them (--json
+    FOLDER/NAME.json), one folder deep. It describes: exit 0 whatever the verdicts are.
     """
     from .report.page import ReportConfig, write_report
 

@@ -9,7 +9,7 @@ import click
 
 from .config import LoadConfig
 from .options import device_option, json_option, keep_options, run_options, train_options
-from .terminal import fail_notes, note, progress, show, skipped_notes
+from .terminal import fail_notes, hashed, note, progress, show, skipped_notes, typed_command
 
 
 @click.command(options_metavar="[OPTIONS] [RECIPE VALUES]")
@@ -31,7 +31,7 @@ def train(json_file: str | None, **options: Any) -> None:
     from .training.plan import TrainConfig
 
     with TrainingBar(options["out"]) as bar:
-        report = run(TrainConfig(**options), watch=bar.update)
+        report = run(TrainConfig(**options, command=typed_command()), watch=bar.update)
     show(report, json_file)
     skipped_notes(report.skipped)
     if report.choice:
@@ -55,8 +55,9 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
     """
     from .runners.evaluate import EvalConfig, evaluate_artifact
 
+    files = hashed(json_file, artifact)
     report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, progress)
-    show(report, json_file, files=(artifact,))
+    show(report, json_file, files=files)
     skipped_notes(report.skipped)
     note(*report.notes)
     fail_notes(report.failures)

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import atomic_write, make_folder, save_report, size_mib
+from .artifacts import atomic_write, hash_files, make_folder, save_report, size_mib
 from .bench.report import BenchConfig, BenchReport
 from .bench.run import benchmark
 from .data.images import Track, no_track
@@ -50,7 +51,8 @@ class QuickstartRow:
 class QuickstartReport:
     """True when every exported artifact computes what its checkpoint does, within its precision's tolerance.
 
-    `commands` do the same one by one, the last of them writes `page`, which is None where Jinja2 is missing.
+    `commands` do the same one by one, the last of them writes `page`, which is None where Jinja2 is missing. `files`
+    are the artifacts and their hashes.
     """
 
     folder: str
@@ -60,6 +62,7 @@ class QuickstartReport:
     bench: BenchReport
     commands: tuple[str, ...] = ()
     page: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return all(self.checks)
@@ -93,39 +96,41 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     folder = make_folder(folder)
     commands: list[str] = []
 
-    def tell(command: str) -> None:
-        commands.append(command)
-        say(command)
+    def tell(*words: str | Path) -> None:
+        commands.append(shlex.join(["dyvit", *map(str, words)]))
+        say(commands[-1])
 
     student, dense = _copy(STUDENT, folder), _copy(TEACHER, folder)
     exports = _exports(student, dense, folder)
     for source, path, config, options in exports:
-        tell(f"dyvit export {source} {options} -o {path}")
+        tell("export", source, *options.split(), "-o", path)
         exported = export_artifact(source, path, config, progress=Progress(track=track))
         if not exported:
             raise ExportError(f"{path} was rejected: {exported.failures[0]}; see {exported.export.path}.")
-    checks = {}
+    artifacts = [dense, student, *(path for _, path, _, _ in exports)]
+    files, checks = hash_files(artifacts), {}
     for source, path, _, _ in exports:
-        tell(f"dyvit check {source} {path} --data digits --images {CHECK_IMAGES} --batch 1,{TABLE_BATCH}")
+        tell("check", source, path, "--data", "digits", "--images", str(CHECK_IMAGES), "--batch", f"1,{TABLE_BATCH}")
         compared = CheckConfig(CHECK_IMAGES, (1, TABLE_BATCH))
         checks[path] = check_artifacts(source, path, "digits", compared, track=track)
-    artifacts = [dense, student, *(path for _, path, _, _ in exports)]
     evals = []
     for path in artifacts:
-        tell(f"dyvit eval {path} --data digits")
+        tell("eval", path, "--data", "digits")
         evals.append(evaluate_artifact(path, "digits", track=track))
     baseline = folder / "digits-s-dense.onnx"
     others = [path for path in artifacts if path != baseline]
-    tell(f"dyvit bench {' '.join(map(str, others))} --baseline {baseline} --batch 1,{TABLE_BATCH} --seconds {SECONDS}")
+    tell("bench", *others, "--baseline", baseline, "--batch", f"1,{TABLE_BATCH}", "--seconds", str(SECONDS))
     timing = BenchConfig(batches=(1, TABLE_BATCH), seconds=SECONDS, baseline=baseline, memory=False)
     timed = benchmark(others, timing, track=track)
     rows = tuple(_row(path, result, checks.get(path), timed) for path, result in zip(artifacts, evals))
-    report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed, tuple(commands))
-    save_report(folder / "quickstart.json", report, f"dyvit quickstart -o {folder}", artifacts)
+    if installed("jinja2"):
+        tell("report", folder)
+    report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed, tuple(commands),
+                              files=files)
+    save_report(folder / "quickstart.json", report, shlex.join(["dyvit", "quickstart", "-o", str(folder)]), files)
     if not installed("jinja2"):
         return report
-    tell(f"dyvit report {folder}")
-    return dataclasses.replace(report, commands=tuple(commands), page=write_report(folder, track=track).path)
+    return dataclasses.replace(report, page=write_report(folder, track=track).path)
 
 
 def _exports(student: Path, dense: Path, folder: Path) -> list[tuple[Path, Path, DeployConfig, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .artifacts import save_report
+from .artifacts import hash_files, save_report
 from .distributed import is_first, rank
 from .errors import ConfigError
 from .progress import console, errors, track
@@ -24,14 +24,24 @@ def show(report: Any, json_file: str | None, beside: bool = False, files: Iterab
     """Prints a report's table, and writes its JSON where asked; the first of several processes does.
 
     The table goes `beside` the results, to standard error, where those are lines. `files` are the artifacts that the
-    report is about.
+    report is about, see `save_report`.
     """
     if not is_first():
         return
     (errors() if beside else console()).print(report.table())
     if json_file:
-        context = click.get_current_context(silent=True)
-        save_report(json_file, report, context.meta.get(TYPED, "dyvit") if context else "dyvit", files)
+        save_report(json_file, report, typed_command(), files)
+
+
+def typed_command() -> str:
+    """As the user typed it."""
+    context = click.get_current_context(silent=True)
+    return str(context.meta.get(TYPED, "dyvit")) if context else "dyvit"
+
+
+def hashed(json_file: str | None, *files: str | Path | None) -> dict[str, str]:
+    """What `show` takes as `files`: call it before the work, in which a file may change; no report, no hashes."""
+    return hash_files(file for file in files if file) if json_file and is_first() else {}
 
 
 def check_apart(out: str, json_file: str | None) -> None:

@@ -1,11 +1,22 @@
+import ast
 import errno
 import json
 import os
 
 import pytest
-from helpers import tiny_config
+from helpers import ROOT, tiny_config
 
-from dyvit_deploy.artifacts import ArtifactFacts, atomic_write, make_folder, require_file, sha256, write_json
+from dyvit_deploy.artifacts import (
+    REPORTS,
+    ArtifactFacts,
+    atomic_write,
+    hash_files,
+    make_folder,
+    require_file,
+    save_report,
+    sha256,
+    write_json,
+)
 from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.errors import ArtifactError
 
@@ -91,3 +102,37 @@ def test_unusable_files_are_told_apart(tmp_path, make, words):
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+PARTS = {"ExportReport", "ProfileReport"}                                  # of reports, never saved by themselves
+
+
+def test_every_report_that_is_saved_has_a_name():
+    found = set()
+    for path in (ROOT / "dyvit_deploy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            methods = {n.name for n in ast.iter_child_nodes(node) if isinstance(n, ast.FunctionDef)}
+            if isinstance(node, ast.ClassDef) and {"to_json", "table"} <= methods:
+                found.add(node.name)
+    assert found - PARTS == set(REPORTS) and len(set(REPORTS.values())) == len(REPORTS)
+
+
+def test_a_report_without_a_name_is_not_saved(tmp_path):
+    class NewReport:
+        def to_json(self):
+            return {}
+    with pytest.raises(TypeError, match="NewReport has no name"):
+        save_report(tmp_path / "new.json", NewReport(), "dyvit new")
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_hashes_that_were_taken_before_the_work_are_kept(tmp_path):
+    class TrainReport:
+        def to_json(self):
+            return {}
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"before")
+    files = hash_files([path, tmp_path / "none", "timm:some_model"])
+    path.write_bytes(b"after")
+    save_report(tmp_path / "r.json", TrainReport(), "dyvit x", files)
+    assert json.loads((tmp_path / "r.json").read_text())["dyvit"]["files"] == files != hash_files([path])

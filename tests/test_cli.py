@@ -245,3 +245,14 @@ def test_help_is_fast():
 def test_every_command_explains_its_options(command):
     assert dyvit(command, "--help").exit_code == 0
     assert all(p.help for p in main.commands[command].params if isinstance(p, click.Option))
+
+
+def test_training_is_told_what_was_typed(monkeypatch):
+    from dyvit_deploy.errors import ConfigError
+    from dyvit_deploy.training import loop
+
+    def refuse(config, watch):
+        raise ConfigError(config.command)
+    monkeypatch.setattr(loop, "train", refuse)
+    assert dyvit("train", "--model", "tiny", "--data", "my data").output.strip() == (
+        "dyvit: dyvit train --model tiny --data 'my data'")

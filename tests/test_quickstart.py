@@ -1,8 +1,10 @@
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from helpers import dyvit
 
 from dyvit_deploy import quickstart
 from dyvit_deploy.quickstart import STUDENT, TEACHER, run_quickstart
@@ -18,7 +20,7 @@ def report(tmp_path_factory):
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "SECONDS", 0.5)                          # the figures are not tested
-        result = run_quickstart(tmp_path_factory.mktemp("quickstart"), say=lines.append)
+        result = run_quickstart(tmp_path_factory.mktemp("quick") / "my start", say=lines.append)
     return result, lines
 
 
@@ -64,4 +66,15 @@ def test_everything_is_written_and_every_step_names_its_command(report):
     assert [line.split()[1] for line in lines] == [
         *["export"] * count, *["check"] * count, *["eval"] * (2 + count), "bench", "report"]
     saved = json.loads((Path(result.folder) / "quickstart.json").read_text())
+    assert saved["commands"] == lines == list(result.commands)
+    assert all(str(Path(result.folder)) in " ".join(shlex.split(line)) for line in lines)
+    assert shlex.split(lines[-1]) == ["dyvit", "report", result.folder]    # the folder is one word, as in all of them
+    assert shlex.split(saved["dyvit"]["command"])[-1] == result.folder
+    assert saved["dyvit"]["files"] == dict(result.files) and len(result.files) == 2 + count
     assert saved["passed"] and len(saved["rows"]) == 2 + count
+
+
+def test_its_json_elsewhere_knows_the_artifacts_too(report, monkeypatch, tmp_path):
+    monkeypatch.setattr(quickstart, "run_quickstart", lambda *_, **__: report[0])
+    assert dyvit("quickstart", "--json", tmp_path / "q.json").exit_code == 0
+    assert json.loads((tmp_path / "q.json").read_text())["dyvit"]["files"] == dict(report[0].files)

@@ -60,15 +60,18 @@ class Collection:
     skipped: tuple[str, ...]
 
     def current(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
-        """Those that were measured on the very file which lies here, or do not say on which."""
-        return [r for r in self._named(entry, records)
-                if not (known := r.source.hashes(entry.name)) or entry.about.sha256 in known]
+        """Those that were measured on the very file which lies here."""
+        return [r for r in self._named(entry, records) if entry.about.sha256 in r.source.hashes(entry.name)]
 
     def stale(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
         """Those that were measured on another file, which then stood in the place of this one."""
         here = {e.about.sha256 for e in self.entries if e.name == entry.name}
         return [r for r in self._named(entry, records)
                 if (known := r.source.hashes(entry.name)) and not known & here]
+
+    def unsure(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+        """Those that do not say on which file of that name they were measured; they count for nothing."""
+        return [r for r in self._named(entry, records) if not r.source.hashes(entry.name)]
 
     def _named(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
         twins = [e for e in self.entries if e.name == entry.name]
@@ -95,10 +98,10 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
     Raises:
         ArtifactError: no such folder, or nothing of dyvit's in it.
     """
-    files = list(_files(folder))
+    skipped: list[str] = []
+    files = list(_files(folder, skipped))
     sources = [path for path in files if _is_artifact(path)]
     entries: list[Entry] = []
-    skipped = []
     for path in track(sources, "reading artifacts", len(sources)):
         key = path.relative_to(folder).as_posix()
         try:
@@ -122,7 +125,16 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
     if not known and not any(e.facts for e in entries):
         first = f"; the first file that was not usable: {skipped[0]}" if skipped else ""
         raise ArtifactError(f"{folder} holds no artifact and no report of dyvit{first or '; name a folder that does.'}")
-    return Collection(folder, tuple(entries), records, tuple(skipped))
+    return Collection(folder, tuple(entries), dataclasses.replace(records, speeds=_once(records.speeds)),
+                      tuple(skipped))
+
+
+def _once(speeds: tuple[Speed, ...]) -> tuple[Speed, ...]:
+    """Each timing once, though two reports may tell it: that of a sweep and sweep.json, quickstart's and --json."""
+    known = {(s.artifact, s.source.hashes(s.artifact), s.batch, s.runs, s.p50, s.p90, s.p99): s
+             for s in reversed(speeds)}
+    first = {id(speed) for speed in known.values()}
+    return tuple(speed for speed in speeds if id(speed) in first)
 
 
 def letter_of(number: int) -> str:
@@ -130,18 +142,22 @@ def letter_of(number: int) -> str:
     return (letter_of(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """The files in `folder`, then those in the folders in it, in the order of their names."""
+def _files(folder: Path, skipped: list[str]) -> Iterator[Path]:
+    """The files in `folder`, then those in the folders in it, in the order of their names; a folder in it that may
+    not be read is named in `skipped`."""
     try:
         children = sorted(folder.iterdir())
+        inner = [child for child in children if child.is_dir() and not child.name.startswith(".")]
         yield from (child for child in children if child.is_file())
-        for child in children:
-            if child.is_dir() and not child.name.startswith("."):
-                yield from (file for file in sorted(child.iterdir()) if file.is_file())
     except OSError as error:
         found = "is no folder that can be read" if folder.exists() else "does not exist"
         raise ArtifactError(f"{error.filename or folder} {found} ({error.strerror}); name the folder with your "
                             "artifacts.") from error
+    for child in inner:
+        try:
+            yield from [file for file in sorted(child.iterdir()) if file.is_file()]
+        except OSError as error:
+            skipped.append(f"{child.name}/ cannot be read ({error.strerror}); check its permissions.")
 
 
 def _is_artifact(path: Path) -> bool:

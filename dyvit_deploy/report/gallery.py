@@ -15,10 +15,11 @@ from PIL import Image
 
 from ..artifacts import ArtifactFacts
 from ..config import ModelConfig
-from ..data.images import Track
+from ..data.images import ImageSet, Track
+from ..data.labels import class_numbers
 from ..data.open import open_images
 from ..data.reading import Found
-from ..errors import DyvitError
+from ..errors import DataError, DyvitError
 from ..runners.base import Runner
 from ..runners.open import open_runner
 from .collect import Entry
@@ -26,6 +27,7 @@ from .views import ImageView, pruned_facts, view_images
 
 SMALL = 128                                 # pixels of a side up to which an image is stored and shown pixel by pixel
 QUALITY = 85                                # of JPEG
+CHUNK = 32                                  # images of one run
 
 
 class Picture(NamedTuple):
@@ -82,38 +84,58 @@ def make_galleries(entries: Sequence[Entry], data: str, limit: int, track: Track
     """
     pictures: dict[str, Picture] = {}
     galleries, notes = [], []
-    read: dict[ModelConfig, tuple[list[Found], tuple[str, ...] | None]] = {}
+    read: dict[ModelConfig, tuple[ImageSet, list[Found]]] = {}
     pruned = [e for e in entries if e.facts and not e.facts.dense]
     for entry in track(pruned, "looking at images", len(pruned)):
         assert entry.facts is not None
         if entry.facts.model not in read:
             images = open_images(data, entry.facts.model, limit=limit)
-            found = [Found(*item) for batch in images.batches(limit) for item in zip(
-                batch.names, batch.images, batch.labels.tolist() if batch.labels is not None else [None] * limit)]
-            read[entry.facts.model] = found, images.class_names
+            read[entry.facts.model] = images, _read(images)
             notes += [f"{line} (left out of the galleries)" for line in images.skipped]
+        images, found = read[entry.facts.model]
+        classes, doubt = _classes(images, entry.facts)
+        notes += [doubt] if doubt else []
         try:
             with open_runner(entry.path) as runner:
-                galleries.append(_gallery(entry, runner, *read[entry.facts.model], pictures))
+                galleries.append(_gallery(entry, runner, found, classes, pictures))
         except DyvitError as error:
             notes.append(f"{entry.key} has no gallery: {error}")
     return Galleries(tuple(pictures.values()), tuple(galleries), tuple(dict.fromkeys(notes)))
 
 
+def _read(images: ImageSet) -> list[Found]:
+    return [Found(*item) for batch in images.batches(CHUNK) for item in zip(
+        batch.names, batch.images, batch.labels.tolist() if batch.labels is not None else [None] * len(batch.names))]
+
+
+def _classes(images: ImageSet, facts: ArtifactFacts) -> tuple[tuple[str, ...] | None, str]:
+    """What the model calls each class of the images, as `evaluate` has it; None, and why, where it cannot be judged.
+
+    Without names of its own a model answers in numbers, which may be other ones than those of the images.
+    """
+    if images.class_names is None or not facts.class_names:
+        return None, ""
+    try:
+        return tuple(facts.class_names[number] for number in class_numbers(images, facts.class_names)), ""
+    except DataError as error:
+        return None, f"The galleries do not say which predictions are right: {error}"
+
+
 def _gallery(entry: Entry, runner: Runner, images: Sequence[Found], classes: tuple[str, ...] | None,
              pictures: dict[str, Picture]) -> Gallery:
     facts: ArtifactFacts = pruned_facts(runner)
-    views = view_images(runner, facts, images)
-    # Without names of its own a model answers in numbers, which may be other ones than those of the images.
-    classes = classes if facts.class_names else None
-    shots = []
-    for view, image in zip(views, images):
-        digest = hashlib.sha256(view.pixels.tobytes() + str(view.pixels.shape).encode()).hexdigest()
-        if digest not in pictures:
-            pictures[digest] = Picture(f"picture-{len(pictures)}", _data_uri(view.pixels), _is_small(view.pixels))
-        label = classes[image.label] if classes and image.label is not None else None
-        shots.append(_shot(view, pictures[digest].id, label))
-    return Gallery(entry, facts.model.grid, views[0].counts, tuple(shots), max(facts.model.image_size) <= SMALL)
+    shots: list[Shot] = []
+    counts: tuple[int, ...] = ()
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start:start + CHUNK]
+        for view, image in zip(view_images(runner, facts, chunk), chunk):
+            digest = hashlib.sha256(view.pixels.tobytes() + str(view.pixels.shape).encode()).hexdigest()
+            if digest not in pictures:
+                pictures[digest] = Picture(f"picture-{len(pictures)}", _data_uri(view.pixels), _is_small(view.pixels))
+            label = classes[image.label] if classes and image.label is not None else None
+            shots.append(_shot(view, pictures[digest].id, label))
+            counts = view.counts
+    return Gallery(entry, facts.model.grid, counts, tuple(shots), max(facts.model.image_size) <= SMALL)
 
 
 def _shot(view: ImageView, picture: str, label: str | None) -> Shot:

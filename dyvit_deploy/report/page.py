@@ -19,10 +19,13 @@ from ..errors import ConfigError
 from ..optional import installed, require
 from .collect import Collection, collect
 from .gallery import Galleries, make_galleries
+from .lineage import data_of
 from .sections import costs, environments, family, latency_charts, layer_maps, trade_charts
-from .verdicts import FAIL, INFO, OPEN, PASS, WARN, Judgement, data_of, judge
+from .states import FAIL, INFO, OPEN, PASS, WARN
+from .verdicts import Judgement, judge
 
 NAME = "report.html"
+MOST = 100                                  # images that fit on a page
 HERE = Path(__file__).parent
 STYLES = {PASS: "green", WARN: "yellow", FAIL: "red", OPEN: "", INFO: "dim"}
 GROUPS = ((PASS, "good to ship"), (FAIL, "not to be shipped"), (WARN, "to be looked at"), (OPEN, "not known yet"))
@@ -45,6 +48,8 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if self.images < 0:
             raise ConfigError(f"The number of images must be 0 or more, not {self.images}.")
+        if self.images > MOST:
+            raise ConfigError(f"At most {MOST} images fit on a page, not {self.images}.")
         if not 0 <= self.max_drop <= 100:
             raise ConfigError(f"Top-1 may fall by 0 to 100 points, not {self.max_drop}.")
 
@@ -131,12 +136,13 @@ def _galleries(found: Collection, config: ReportConfig, track: Track[Any]) -> Ga
 
 def summary(judgements: Sequence[Judgement]) -> str:
     """The whole page in a sentence."""
-    counts = collections.Counter(j.state for j in judgements)
+    counts = collections.Counter(j.state for j in judgements if j.entry.about.kind != "checkpoint")
     judged = sum(counts[state] for state, _ in GROUPS)
-    if not judged:
-        return "There is nothing here to judge."
+    failed = sum(j.state == FAIL for j in judgements if j.entry.about.kind == "checkpoint")
     parts = [f"{counts[state]} {words}" for state, words in GROUPS if counts[state]]
-    return f"Of {judged} exported artifact{'s' * (judged > 1)}, " + ", ".join(parts) + "."
+    sentences = [f"Of {judged} exported artifact{'s' * (judged > 1)}, " + ", ".join(parts) + "."] if judged else []
+    sentences += [f"{failed} checkpoint{'s' * (failed > 1)} failed a check."] if failed else []
+    return " ".join(sentences) or "There is nothing here to judge."
 
 
 def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galleries, notes: Sequence[str]) -> bytes:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import os.path
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 
 from ..artifacts import METADATA_KEY, REPORT_FORMAT
 from ..calibration.ranges import KIND as RANGES
+from ..data.reading import SPLITS
 from ..errors import ArtifactError
 from ..sweep.store import Store, read_store
 
 SWEPT = "the dense model in ONNX Runtime"   # what the speed-ups of a sweep are over
 LARGEST = 64 << 20                          # bytes of a report that is read
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+HUGE = 1e12                                 # no time, rate or count is that large, nor any time that small inverted
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison with `reference`, at the worst of its batch sizes; shares are 0..1, `images` is 0 where unknown."""
+    """A comparison with `reference`, at the worst of its batch sizes; shares are 0..1, `images` is 0 where unknown.
+    `own` marks the gate of an export, which compares with the float32 graph of the same checkpoint."""
 
     artifact: str
     source: Source
@@ -47,7 +50,11 @@ class Check:
     agreement: float | None
     relative_error: float | None
     overlap: float | None
-    tied_images: int = 0
+    own: bool = False
+
+    @property
+    def seen(self) -> tuple[str, int]:
+        return same_data(self.data), self.images
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,17 @@ class Eval:
     calibration_error: float | None = None
     failures: tuple[str, ...] = ()
 
+    @property
+    def seen(self) -> tuple[str, int]:
+        """What must be equal for two accuracies to be comparable."""
+        return same_data(self.data), self.images
+
 
 @dataclass(frozen=True)
 class Speed:
     """One timing; `intervals` are the 95 % ones of p50, p90 and p99 in milliseconds. `baseline` is what `speedup` is
-    over, `stand_in` marks a dense backbone that was built to compare with."""
+    over, `stand_in` marks a dense backbone that was built to compare with. Only timings of one `run`, which names the
+    report, or the call in it, are comparable."""
 
     artifact: str
     source: Source
@@ -83,8 +96,9 @@ class Speed:
     speedup: float | None
     ceiling: float | None
     baseline: str
-    intervals: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    stand_in: bool = False
+    intervals: Mapping[str, tuple[float | None, float | None]]
+    stand_in: bool
+    run: str
 
 
 @dataclass(frozen=True)
@@ -147,35 +161,34 @@ def read_report(path: Path, name: str) -> Records:
 def _check(values: Mapping[str, Any], source: Source, artifact: str | None = None) -> Records:
     batches = values["batches"]
     failures = tuple(f"batch {_count(b['batch'])}: {_text(line)}" for b in batches for line in b["failures"])
-    overlaps = [_number(share) for b in batches for share in (b["overlap_forgiven"] or b["overlap"])]
+    overlaps = [_share(share) for b in batches for share in (b["overlap_forgiven"] or b["overlap"])]
     errors = [b["relative_error"] for b in batches]
     return Records(checks=(Check(
         artifact or _text(values["candidate"]), source, _text(values["reference"]), _text(values["data"]),
-        max(_count(b["images"]) for b in batches), failures, min(_number(b["top1_agreement"]) for b in batches),
-        None if None in errors else max(map(_number, errors)), min(overlaps, default=None),
-        max(_count(b["tied_images"]) for b in batches)),))
+        max(_count(b["images"]) for b in batches), failures, min(_share(b["top1_agreement"]) for b in batches),
+        None if None in errors else max(map(_number, errors)), min(overlaps, default=None), artifact is not None),))
 
 
 def _eval(values: Mapping[str, Any], source: Source) -> Records:
     return Records(evals=(Eval(_text(values["artifact"]), source, _text(values["data"]), _count(values["images"]),
-                               _number(values["top1"]), _number(values["top5"]),
+                               _share(values["top1"]), _share(values["top5"]),
                                _number(values["calibration_error"]), tuple(map(_text, values["failures"]))),))
 
 
 def _bench(values: Mapping[str, Any], source: Source) -> Records:
     baseline = values["config"]["baseline"]
     against = Path(_text(baseline)).name if baseline else "the dense backbone"
-    machine = Environment(source, _texts(values["machine"]), _texts(values["versions"]))
-    return Records(speeds=tuple(_speed(timing, source, against) for timing in values["timings"]),
+    machine = _machine(values, source)
+    return Records(speeds=tuple(_speed(timing, source, against, source.file) for timing in values["timings"]),
                    environments=(machine,), notes=tuple(map(_text, values["notes"])))
 
 
-def _speed(values: Mapping[str, Any], source: Source, baseline: str) -> Speed:
+def _speed(values: Mapping[str, Any], source: Source, baseline: str, run: str) -> Speed:
     intervals = {_text(name): (_maybe(low), _maybe(high)) for name, (low, high) in (values["ci95_ms"] or {}).items()}
     return Speed(_text(values["artifact"]), source, _text(values["backend"]), _text(values["precision"]),
                  _count(values["batch"]), *_latencies(values), _positive(values["images_per_sec"]),
                  _count(values["runs"]), values["stable"] is True, _maybe(values["speedup"]),
-                 _maybe(values["ceiling"]), baseline, intervals, values["stand_in"] is True)
+                 _maybe(values["ceiling"]), baseline, intervals, values["stand_in"] is True, run)
 
 
 def _latencies(values: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -194,21 +207,33 @@ def _quickstart(values: Mapping[str, Any], source: Source) -> Records:
 
 def _export(values: Mapping[str, Any], source: Source) -> Records:
     """The gate of a lowered artifact, which compares it with its float32 graph."""
-    gates = [values[name] for name in ("gate", "on_device") if values[name] is not None]
+    [artifact] = source.files
     found = Records()
-    for gate in gates:
-        found += _check(gate, source, Path(next(iter(source.files))).name)
+    for gate in (values[name] for name in ("gate", "on_device") if values[name] is not None):
+        found += _check(gate, source, Path(artifact).name)
     return found
 
 
 def _sweep(values: Mapping[str, Any], source: Source) -> Records:
     """The rows of `dyvit sweep --json`; sweep.json itself has them all, see `read_sweep`."""
-    runs = tuple(Environment(source, _texts(run["machine"]), _texts(run["versions"])) for run in values["runs"])
-    absent = {"ci95_ms": None, "ceiling": None, "stand_in": False}
-    speeds = tuple(_speed({**row, **absent, "artifact": Path(_text(row["artifact"])).name}, source, SWEPT)
+    runs = {_count(run["run"]): _machine(run, source) for run in values["runs"]}
+    speeds = tuple(_swept({**row, "artifact": Path(_text(row["artifact"])).name}, source, runs)
                    for row in values["rows"])
     commands = dict.fromkeys(_text(row["command"]) for row in values["rows"])
-    return Records(speeds=speeds, environments=runs, commands=tuple(commands))
+    return Records(speeds=speeds, environments=tuple(runs.values()), commands=tuple(commands))
+
+
+def _machine(values: Mapping[str, Any], source: Source) -> Environment:
+    return Environment(source, _texts(values["machine"]), _texts(values["versions"]))
+
+
+def _swept(row: Mapping[str, Any], source: Source, machines: Mapping[int, Environment]) -> Speed:
+    """A timing of a sweep; it says by number in which call it was measured."""
+    number = _count(row["run"])
+    if number not in machines:
+        raise ValueError("a timing belongs to no run")
+    label = source.file if len(machines) == 1 else f"{source.file}, run {number}"
+    return _speed({**row, "ci95_ms": None, "ceiling": None, "stand_in": False}, source, SWEPT, label)
 
 
 READERS: dict[str, Callable[[Mapping[str, Any], Source], Records]] = {
@@ -222,8 +247,8 @@ def read_sweep(folder: Path, name: str) -> Records:
     Raises:
         ArtifactError: it is damaged, or of another version.
     """
-    store = read_store(folder)
     try:
+        store = read_store(folder)
         return _from_store(store, name) if store else Records()
     except BROKEN as error:
         raise ArtifactError(f"{name} is damaged, or was changed by hand; delete it to sweep again.") from error
@@ -240,14 +265,19 @@ def _from_store(store: Store, name: str) -> Records:
         images = _count(judged.get("images") or 0)
         if a.agreement is not None or a.rejected:
             checks.append(Check(a.file, source, f"{Path(store.checkpoint['file']).name} in float32", data, images,
-                                a.rejected, a.agreement, None, a.overlap))
+                                a.rejected, _part(a.agreement), None, _part(a.overlap), True))
         if a.top1 is not None:
-            evals.append(Eval(a.file, source, data, images, a.top1))
-    speeds = [Speed(t.file, source, of[t.file].backend, of[t.file].precision, t.batch, t.latency_ms_p50,
-                    t.latency_ms_p90, t.latency_ms_p99, t.images_per_sec, t.runs, t.stable, t.speedup, None,
-                    SWEPT) for t in store.latencies if t.file in of]
-    machines = [Environment(source, _texts(run["machine"]), _texts(run["versions"])) for run in store.runs]
-    return Records(tuple(checks), tuple(evals), tuple(speeds), tuple(machines))
+            evals.append(Eval(a.file, source, data, images, _share(a.top1)))
+    machines = {number: _machine(run, source) for number, run in enumerate(store.runs)}
+    speeds = [_swept({**dataclasses.asdict(t), "artifact": t.file, "backend": of[t.file].backend,
+                      "precision": of[t.file].precision}, source, machines) for t in store.latencies if t.file in of]
+    return Records(tuple(checks), tuple(evals), tuple(speeds), tuple(machines.values()))
+
+
+def same_data(name: str) -> str:
+    """A set of images in one spelling: of a folder, photos, photos/ and ./photos are the same; a split stays."""
+    source, colon, split = name.rpartition(":")
+    return f"{os.path.normpath(source)}:{split}" if colon and split in SPLITS else os.path.normpath(name)
 
 
 def _text(value: Any) -> str:
@@ -257,24 +287,34 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TypeError(f"{value!r} is no number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= HUGE:  # NaN is neither
+        raise TypeError("no number, or none that was measured")
     return float(value)
 
 
 def _positive(value: Any) -> float:
-    if _number(value) <= 0:
+    if _number(value) < 1 / HUGE:
         raise ValueError(f"{value!r} is not positive")
     return float(value)
 
 
+def _share(value: Any) -> float:
+    if not 0 <= _number(value) <= 1:
+        raise ValueError(f"{value!r} is no share")
+    return float(value)
+
+
+def _part(value: Any) -> float | None:
+    return None if value is None else _share(value)
+
+
 def _maybe(value: Any) -> float | None:
-    return None if value is None else _number(value)
+    return None if value is None else _positive(value)
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError(f"{value!r} is no count")
+    if not isinstance(value, int) or _number(value) < 0:
+        raise TypeError("no count")
     return value
 
 

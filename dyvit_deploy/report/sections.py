@@ -1,17 +1,18 @@
 """The parts of the page as data for its template: charts, tables, the family tree."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..sweep.target import pareto_front
 from .charts import Axis, Point, axis, label_points, percents, spans
 from .collect import Collection, Entry
 from .layers import LayerMap, MacChart, layer_map, mac_chart
-from .records import Environment, Speed
-from .verdicts import best_eval, figure, lowered, origin_of, parent_of, percent, short, speeds_of
-
-METRICS = {"top1": "top-1", "agreement": "same class as its reference"}
+from .lineage import is_own_reference, lowered, origin_of, parent_of
+from .records import Check, Environment, Eval, Speed
+from .speed import Group, groups_of
+from .words import format_images, format_ms, format_percent, format_rate, format_ratio, short_hash
 
 
 class Line(NamedTuple):
@@ -36,10 +37,12 @@ class Trade(NamedTuple):
 
 
 class TradeChart(NamedTuple):
-    """Quality against images/s at one batch size; `front` joins those that no other beats."""
+    """Quality against images/s at one batch size; `front` joins those that no other beats. `metric` was measured on
+    the `images`, in words."""
 
     title: str
     metric: str
+    images: str
     x: Axis
     y: Axis
     trades: tuple[Trade, ...]
@@ -87,23 +90,59 @@ class Cost(NamedTuple):
 
 
 def trade_charts(found: Collection) -> list[TradeChart]:
-    """One per batch size. Quality is top-1 where most of what was timed was evaluated, else the agreement."""
-    timed = {entry: speeds_of(found, entry) for entry in found.entries if lowered(entry).get("target") != "tensorrt"}
-    top1 = {e: result.top1 for e in timed if timed[e] and (result := best_eval(found, e)) and not result.failures}
-    agreement = {e: min(shares) for e in timed if timed[e] and (
-        shares := [c.agreement for c in found.current(e, found.records.checks) if c.agreement is not None])}
-    metric, quality = ("top1", top1) if len(top1) >= len(agreement) else ("agreement", agreement)
+    """One per batch size and group of comparable timings, as far as two of them were judged on the same images."""
+    timed: dict[tuple[int, Group], list[tuple[Entry, Speed]]] = {}
+    for entry in found.entries:
+        for group, speeds in groups_of(found, entry).items() if lowered(entry).get("target") != "tensorrt" else ():
+            for speed in speeds:
+                timed.setdefault((speed.batch, group), []).append((entry, speed))
     charts = []
-    for batch in sorted({speed.batch for speeds in timed.values() for speed in speeds}):
-        here = [(entry, speed) for entry, speeds in timed.items() for speed in speeds if speed.batch == batch]
-        shown = [(entry, speed) for entry, speed in here if entry in quality]
+    for key, rows in sorted(timed.items()):
+        metric, images, quality = _quality(found, [entry for entry, _ in rows])
+        shown = [(entry, speed, quality[entry]) for entry, speed in rows if entry in quality]
         if len(shown) >= 2:
-            missing = tuple(entry for entry, _ in here if entry not in quality)
-            charts.append(_trade_chart(batch, METRICS[metric], [(e, s, quality[e]) for e, s in shown], missing))
-    return charts
+            missing = tuple(entry for entry, _ in rows if entry not in quality)
+            charts.append((key, _trade_chart(metric, images, shown, missing)))
+    return [chart._replace(title=title) for title, (_, chart) in zip(_titles([key for key, _ in charts]), charts)]
 
 
-def _trade_chart(batch: int, metric: str, shown: Sequence[tuple[Entry, Speed, float]],
+def _titles(keys: Sequence[tuple[int, Group]]) -> list[str]:
+    """The batch size, and what tells apart those of one batch size."""
+    titles = []
+    for batch, group in keys:
+        others = [other for size, other in keys if size == batch]
+        run = f", {group.run}" if len({other.run for other in others}) > 1 else ""
+        baseline = f", against {group.baseline}" if len({o.baseline for o in others if o.run == group.run}) > 1 else ""
+        titles.append(f"batch {batch}{run}{baseline}")
+    return titles
+
+
+def _quality(found: Collection, entries: Sequence[Entry]) -> tuple[str, str, dict[Entry, float]]:
+    """What the most of `entries` were judged by, on which images, and its values: top-1 if possible, else the share of
+    images with the class of the reference."""
+    top1 = _on_same_images((e, result, result.top1) for e in entries
+                           for result in found.current(e, found.records.evals) if not result.failures)
+    agreement = _on_same_images((e, c, c.agreement) for e in entries
+                                for c in found.current(e, found.records.checks)
+                                if c.agreement is not None and is_own_reference(found, e, c))
+    if len(top1[1]) >= len(agreement[1]):
+        return "top-1", *top1
+    return "same class as its reference", *agreement
+
+
+def _on_same_images(results: Iterable[tuple[Entry, Eval | Check, float]]) -> tuple[str, dict[Entry, float]]:
+    """The images that most artifacts saw, and for each artifact the lowest share on them."""
+    known = list(results)
+    counts = Counter(seen for _, seen in {(entry, result.seen) for entry, result, _ in known})
+    data, images = max(counts, key=lambda seen: (counts[seen], seen[1], seen[0]), default=("", 0))
+    values: dict[Entry, float] = {}
+    for entry, result, share in known:
+        if result.seen == (data, images):
+            values[entry] = min(share, values.get(entry, 1.0))
+    return format_images(images, data), values
+
+
+def _trade_chart(metric: str, images: str, shown: Sequence[tuple[Entry, Speed, float]],
                  missing: tuple[Entry, ...]) -> TradeChart:
     x = axis([speed.images_per_sec for _, speed, _ in shown], count=4)
     y = percents([share for _, _, share in shown], count=4)
@@ -113,26 +152,30 @@ def _trade_chart(batch: int, metric: str, shown: Sequence[tuple[Entry, Speed, fl
     front = []
     for (right, low), (left, high) in zip(corners, corners[1:]):           # as steps: nothing is known in between
         front += [Line(right, low, left, low), Line(left, low, left, high)]
-    trades = [Trade(entry, point, percent(share), speed, figure(speed.images_per_sec),
-                    "–" if speed.speedup is None else f"{speed.speedup:.2f}×", i in best)  # noqa: RUF001
+    trades = [Trade(entry, point, format_percent(share), speed, format_rate(speed.images_per_sec),
+                    "–" if speed.speedup is None else format_ratio(speed.speedup), i in best)  # noqa: RUF001  a dash
               for i, ((entry, speed, share), point) in enumerate(zip(shown, points))]
     ranked = sorted(trades, key=lambda t: (-t.speed.images_per_sec, t.entry.letter))
-    return TradeChart(f"batch {batch}", metric, x, y, tuple(ranked), tuple(front), missing)
+    return TradeChart("", metric, images, x, y, tuple(ranked), tuple(front), missing)
 
 
 def latency_charts(found: Collection) -> list[LatencyChart]:
-    """One per batch size, stand-ins for a dense baseline included."""
-    rows: dict[int, list[tuple[str, str, Speed]]] = {}
+    """One per batch size and group of comparable timings, stand-ins for a dense baseline included."""
+    rows: dict[tuple[int, Group], list[tuple[str, str, Speed]]] = {}
     for entry in found.entries:
-        for speed in speeds_of(found, entry):
-            rows.setdefault(speed.batch, []).append((entry.key, entry.letter, speed))
+        for group, speeds in groups_of(found, entry).items():
+            for speed in speeds:
+                rows.setdefault((speed.batch, group), []).append((entry.key, entry.letter, speed))
     for speed in found.records.speeds:
         if speed.stand_in:
-            rows.setdefault(speed.batch, []).append((f"{speed.artifact}, dense, {speed.source.file}", "", speed))
-    return [_latency_chart(batch, sorted(rows[batch], key=lambda row: (row[2].p50, row[0]))) for batch in sorted(rows)]
+            key = speed.batch, Group(speed.run, speed.baseline)
+            rows.setdefault(key, []).append((f"{speed.artifact}, dense, {speed.source.file}", "", speed))
+    keys = sorted(rows)
+    return [_latency_chart(title, sorted(rows[key], key=lambda row: (row[2].p50, row[0])))
+            for title, key in zip(_titles(keys), keys)]
 
 
-def _latency_chart(batch: int, rows: Sequence[tuple[str, str, Speed]]) -> LatencyChart:
+def _latency_chart(title: str, rows: Sequence[tuple[str, str, Speed]]) -> LatencyChart:
     highs = [high for _, _, s in rows for _, high in s.intervals.values() if high is not None]
     lows = [low for _, _, s in rows for low, _ in s.intervals.values() if low is not None]
     x = spans([*lows, *highs, *(q for _, _, s in rows for q in (s.p50, s.p99))])
@@ -141,13 +184,8 @@ def _latency_chart(batch: int, rows: Sequence[tuple[str, str, Speed]]) -> Latenc
         known = tuple((x.at(low), x.at(high)) for low, high in s.intervals.values()
                       if low is not None and high is not None)
         ranges.append(Range(name, letter, s, x.at(s.p50), x.at(s.p90), x.at(s.p99), known,
-                            (milliseconds(s.p50), milliseconds(s.p90), milliseconds(s.p99))))
-    return LatencyChart(f"batch {batch}", x, tuple(ranges))
-
-
-def milliseconds(value: float) -> str:
-    """Three digits, never a power of ten."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+                            (format_ms(s.p50), format_ms(s.p90), format_ms(s.p99))))
+    return LatencyChart(title, x, tuple(ranges))
 
 
 def family(found: Collection) -> tuple[Branch, ...]:
@@ -169,11 +207,11 @@ def family(found: Collection) -> tuple[Branch, ...]:
     def branch(entry: Entry) -> Branch:
         seen.add(entry.key)
         made = [branch(child) for child in children.get(entry.key, []) if child.key not in seen]
-        return Branch(entry.key, short(entry.about.sha256), entry, "", tuple(made))
+        return Branch(entry.key, short_hash(entry.about.sha256), entry, "", tuple(made))
 
     tree = [branch(entry) for entry in roots]
     for (name, digest), made in lost.items():
-        tree.append(Branch(name, short(digest), None, _why_lost(found, name), tuple(map(branch, made))))
+        tree.append(Branch(name, short_hash(digest), None, _why_lost(found, name), tuple(map(branch, made))))
     circle = [entry for entry in found.entries if entry.key not in seen]   # only in sidecars changed by hand
     return (*tree, *(branch(entry) for entry in circle if entry.key not in seen))
 
@@ -182,7 +220,7 @@ def _why_lost(found: Collection, name: str) -> str:
     same = next((e for e in found.entries if e.name == name), None)
     if same is None:
         return "not in this folder"
-    return f"changed since: {same.key} here has sha256 {short(same.about.sha256)}"
+    return f"changed since: {same.key} here has sha256 {short_hash(same.about.sha256)}"
 
 
 def layer_maps(found: Collection) -> list[tuple[Entry, LayerMap]]:

@@ -21,7 +21,7 @@ class TrainConfig:
     a dense backbone alone. `eval_only` measures the model that training would start or go on with.
 
     `workers` processes load images (None: two for each that trains), `accumulate` parts make one step
-    in less memory, `compile` uses torch.compile.
+    in less memory, `compile` uses torch.compile. `command` is what was typed to get here, for train.json.
     """
 
     model: str
@@ -41,6 +41,7 @@ class TrainConfig:
     accumulate: int = 1
     compile: bool = False
     tensorboard: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)

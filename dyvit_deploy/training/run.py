@@ -261,7 +261,7 @@ class Run:
                 save_checkpoint(self.out / "best-ema.safetensors", self.ema.module, facts)
             save_checkpoint(self._last, self.model, facts, resume=resume_tensors(
                 self.model, self.optimizer, self.ema and self.ema.module, self._scaler))
-            save_report(self.out / "train.json", self._report(), "")
+            save_report(self.out / "train.json", self._report(), self.config.command)
         barrier()                                                          # others read what was written here
 
     @property

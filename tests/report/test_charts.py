@@ -35,6 +35,13 @@ def test_labels_do_not_cover_one_another_nor_the_points():
     assert label_points(crowd) == label_points(crowd)
 
 
+def test_labels_of_the_front_do_not_lie_on_its_line():
+    """It comes from a point's left, and goes on below it."""
+    for x, y in ((92.6, 10), (50, 50)):                                    # the fastest one, too
+        [found] = label_points([(x, y)])
+        assert found.dx >= 0 and found.dy <= 0
+
+
 def test_a_path_covers_exactly_the_dropped_patches():
     kept = np.asarray([[1, 0, 0], [1, 1, 1], [0, 1, 0]], bool)
     assert dropped_path(kept) == "M1 0h2v1h-2zM0 2h1v1h-1zM2 2h1v1h-1z"

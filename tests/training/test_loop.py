@@ -54,7 +54,7 @@ def tensors(path):
 
 def test_one_command_trains_teacher_and_student_and_says_what_it_did(data):
     events = []
-    report = train(config(data), events.append)
+    report = train(config(data, command="dyvit train x"), events.append)
     student, facts = load_model(data / "run" / "best.safetensors")
     assert student.keep_counts == (8, 4, 2) and facts.class_names == ("dark", "light") and facts.model.classes == 2
     assert facts.training["recipe"]["epochs"] == 2 and facts.training["parent"]["file"] == "best.safetensors"
@@ -62,7 +62,8 @@ def test_one_command_trains_teacher_and_student_and_says_what_it_did(data):
     assert [e.phase for e in events if isinstance(e, EpochReport)] == ["dense", "dense", "student", "student"]
     steps = [e for e in events if isinstance(e, Step)]
     assert len(steps) == 4 * 3 and all(set(s.parts) == {"classification", "ratio", "kl", "token"} for s in steps)
-    assert 0 <= report.top1 <= 1 and (data / "run" / "train.json").exists()
+    saved = json.loads((data / "run" / "train.json").read_text())
+    assert 0 <= report.top1 <= 1 and saved["dyvit"]["command"] == "dyvit train x"
 
 
 def test_training_learns_what_can_be_learnt(data):

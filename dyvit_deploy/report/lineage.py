@@ -1,0 +1,71 @@
+"""What was made of what, by the hashes that artifacts keep of their parents."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from .collect import Collection, Entry
+from .records import Check
+
+
+def lowered(entry: Entry) -> Mapping[str, Any]:
+    """How its precision was lowered; empty for float32, and for files of others."""
+    return (entry.facts.lowered if entry.facts else None) or {}
+
+
+def is_plain(entry: Entry) -> bool:
+    """True for the dense float32 model, of which nothing was taken away."""
+    return entry.facts is not None and entry.facts.dense and entry.facts.precision == "float32"
+
+
+def data_of(entry: Entry) -> str | None:
+    """What its model can be judged on without being told: the demo's scenes."""
+    facts = entry.facts
+    if facts is None:
+        return None
+    trained_on = (facts.training or {}).get("data")
+    return "digits" if trained_on == "digits" or facts.class_names == tuple("0123456789") else None
+
+
+def origin_of(entry: Entry) -> dict[str, str]:
+    """The `file` and `sha256` that it says it was made of; empty where it does not say."""
+    source = entry.about.engine.source if entry.about.engine else (entry.facts.parent if entry.facts else None)
+    return {name: str(source[name]) for name in ("file", "sha256") if source and source.get(name)}
+
+
+def parent_of(found: Collection, entry: Entry) -> Entry | None:
+    """The artifact in the folder that it was made of."""
+    digest = origin_of(entry).get("sha256")
+    return next((e for e in found.entries if e.about.sha256 == digest and e is not entry), None)
+
+
+def ancestors(found: Collection, entry: Entry) -> list[Entry]:
+    """What it was made of, the nearest first; a sidecar that was changed by hand may lead round in a circle."""
+    line = [entry]
+    while (parent := parent_of(found, line[-1])) and parent not in line:
+        line.append(parent)
+    return line[1:]
+
+
+def is_own_reference(found: Collection, entry: Entry, check: Check) -> bool:
+    """True when what `entry` was compared with is what it was made of, or another float32 artifact of that."""
+    if check.own:
+        return True
+    known = check.source.hashes(check.reference)
+    if known & _line(found, entry) - {entry.about.sha256}:
+        return True
+    here = [e for e in found.entries if e.about.sha256 in known]
+    if here:
+        return any(e.precision == "float32" and _line(found, e) & _line(found, entry) for e in here)
+    return bool(check.reference == _file_name(origin_of(entry).get("file", "")))  # it has changed since, or is not here
+
+
+def _line(found: Collection, entry: Entry) -> set[str]:
+    """The hashes of all that it stems from, itself included."""
+    line = [entry, *ancestors(found, entry)]
+    return {e.about.sha256 for e in line} | {o["sha256"] for e in line if "sha256" in (o := origin_of(e))}
+
+
+def _file_name(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/")).name

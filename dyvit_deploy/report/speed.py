@@ -1,0 +1,94 @@
+"""The verdict on speed, and which timings may be compared: those of one run, against one baseline, in equal batches."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .collect import Collection, Entry
+from .lineage import is_plain, lowered
+from .records import Speed
+from .states import FAIL, INFO, PASS, WARN, Verdict, missing, typed, worst
+from .words import format_rate, format_ratio
+
+NAME = "Speed"
+FASTER = 1.02                               # two medians within 2 % of one another are taken for the same
+
+
+class Group(NamedTuple):
+    """What makes timings comparable; see `records.Speed`."""
+
+    run: str
+    baseline: str
+
+
+def groups_of(found: Collection, entry: Entry) -> dict[Group, list[Speed]]:
+    """Per group one timing for each batch size, that with the most runs, by batch size."""
+    groups: dict[Group, dict[int, Speed]] = {}
+    for speed in found.current(entry, found.records.speeds):
+        chosen = groups.setdefault(Group(speed.run, speed.baseline), {})
+        if speed.batch not in chosen or speed.runs > chosen[speed.batch].runs:
+            chosen[speed.batch] = speed
+    return {group: [chosen[batch] for batch in sorted(chosen)] for group, chosen in sorted(groups.items())}
+
+
+def judge_speed(found: Collection, entry: Entry) -> Verdict:
+    """The worst of the verdicts against each baseline; where there are several, all are told."""
+    groups = groups_of(found, entry)
+    if not groups:
+        command = typed("bench", entry.key, "--json", f"{entry.key}.bench.json")
+        return missing(NAME, found, entry, found.records.speeds, "measured", command)
+    verdicts = {group: _judge(found, entry, speeds) for group, speeds in groups.items()}
+    state = worst(v.state for v in verdicts.values())
+    shown = next(v for v in verdicts.values() if v.state == state)
+    if len(verdicts) == 1:
+        return shown
+    lines = [line for group, v in verdicts.items() for line in (f"{group.run}: {v.headline}", *v.lines)]
+    sources = dict.fromkeys(v.source for v in verdicts.values())
+    return Verdict(NAME, state, shown.headline, tuple(lines), ", ".join(sources))
+
+
+def _judge(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> Verdict:
+    """Of timings that are comparable."""
+    source = speeds[0].source.file
+    lines = [f"batch {s.batch}: {format_rate(s.images_per_sec)} images/s" + ("" if s.speedup is None else
+             f", {'' if s.stable else '~'}{format_ratio(s.speedup)}") for s in speeds]
+    ratios = [s.speedup for s in speeds if s.speedup is not None]
+    if not ratios:
+        return Verdict(NAME, INFO, "the baseline", tuple(lines), source)
+    ceilings = sorted({format_ratio(s.ceiling) for s in speeds if s.ceiling})
+    pruned = entry.facts is not None and not entry.facts.dense and entry.facts.precision == "float32"
+    lines += [f"against {speeds[0].baseline}"] + ([f"fewer MACs promise {ceilings[0]}"] if pruned and ceilings else [])
+    lines += ["~ did not settle"] if any(not s.stable for s in speeds) else []
+    low, high = min(ratios), max(ratios)
+    same = format_ratio(low) == format_ratio(high)
+    headline = format_ratio(low) if same else f"{low:.2f}–{format_ratio(high)}"  # noqa: RUF001  a dash, on purpose
+    if entry.about.kind == "checkpoint" or lowered(entry).get("target") == "tensorrt":
+        return Verdict(NAME, INFO, headline, tuple(lines), source)
+    if is_plain(entry) and low >= 1 / FASTER and high < FASTER:            # as fast as the dense model, which it is
+        return Verdict(NAME, INFO, headline, tuple(lines), source)
+    state = PASS if low >= FASTER else FAIL if high < 1 / FASTER else WARN
+    words = {PASS: "", WARN: "not faster at every batch, " if high >= FASTER else "no faster, ", FAIL: "slower, "}
+    doubts = {s.batch: doubt for s in speeds if s.speedup is not None and (doubt := _doubt(found, s))}
+    if doubts and state != WARN:
+        state, words = WARN, {WARN: "not sure, "}
+        for doubt in dict.fromkeys(doubts.values()):
+            batches = ", ".join(str(batch) for batch, same_doubt in doubts.items() if same_doubt == doubt)
+            lines.append(f"batch {batches}: {doubt}; measure longer")
+    return Verdict(NAME, state, words[state] + headline, tuple(lines), source)
+
+
+def _doubt(found: Collection, speed: Speed) -> str:
+    """Why its speed-up is not sure; empty where it is.
+
+    The 95 % intervals of its median and of its baseline's touch. Where there are none: it did not settle, and more
+    than one call in ten was slower than the baseline's median.
+    """
+    bases = [s for s in found.records.speeds if (s.run, s.baseline, s.batch) == (speed.run, speed.baseline, speed.batch)
+             and (s.artifact == speed.baseline or s.stand_in)]
+    mine, other = (s.intervals.get("p50", (None, None)) for s in (speed, bases[0] if len(bases) == 1 else speed))
+    if len(bases) != 1 or None in (*mine, *other):
+        sure = speed.stable or speed.p90 < speed.p50 * (speed.speedup or 0)
+        return "" if sure else "the run did not settle"
+    (low, high), (base_low, base_high) = mine, other
+    apart = high < base_low or low > base_high                             # type: ignore[operator]  # None is gone
+    return "" if apart else "the medians cannot be told apart"
