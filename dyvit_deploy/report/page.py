@@ -86,7 +86,8 @@ class PageReport:
         return {"passed": bool(self), "failures": list(self.failures), "path": self.path, "kib": self.kib,
                 "notes": list(self.notes), "artifacts": [
                     {"artifact": j.entry.key, "state": j.state, "verdict": j.headline,
-                     **{v.name.lower(): {"state": v.state, "headline": v.headline, "lines": list(v.lines)}
+                     **{v.name.lower(): {"state": v.state, "headline": v.headline, "lines": list(v.lines),
+                                          "command": v.command}
                         for v in j.verdicts}} for j in self.judgements]}
 
 
