@@ -52,6 +52,11 @@ def judge_accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
     lines = [_images(mine)]
     for loss in losses:
         lines.append(loss.line + (f", on {_images(loss.mine)}" if loss.mine.seen != mine.seen else ""))
+    command = ""
+    if not is_plain(entry) and all(loss.words != DENSE for loss in losses):
+        lines.append(f"not compared with {DENSE}")
+        dense = sorted(_dense(found, entry), key=lambda e: not of_one_checkpoint(found, entry, e))
+        command = _command(mine, dense[0].key) if dense else ""
     if images:
         width = max(loss.half_width for loss in losses)
         lines.append(f"± {width:.2g} points with {_counted(images)}")
@@ -62,11 +67,6 @@ def judge_accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
     elif doubt := _too_few(images, max_drop):
         state = WARN
         lines.append(doubt)
-    command = ""
-    if not is_plain(entry) and all(loss.words != DENSE for loss in losses):
-        lines.append(f"not compared with {DENSE}")
-        dense = sorted(_dense(found, entry), key=lambda e: not of_one_checkpoint(found, entry, e))
-        command = _command(mine, dense[0].key) if dense else ""
     return Verdict(NAME, state, f"{format_percent(mine.top1)} top-1", tuple(lines), mine.source.file, command)
 
 

@@ -54,7 +54,8 @@ def _parity(found: Collection, entry: Entry) -> Verdict:
     checks = [check for check in found.current(entry, found.records.checks)  # agreeing with itself says nothing
               if check.source.hashes(check.reference) != {entry.about.sha256}]
     if failed := [c for c in checks if c.failures]:
-        return Verdict(name, FAIL, "differs", (*failed[0].failures[:2], *_figures(failed[0])), failed[0].source.file)
+        lines = (*failed[0].failures[:2], *_figures(entry, failed[0]))
+        return Verdict(name, FAIL, "differs", lines, failed[0].source.file)
     if checks:
         return _agreement(found, entry, checks)
     gate = lowered(entry).get("gate")
@@ -76,23 +77,23 @@ def _agreement(found: Collection, entry: Entry, checks: list[Check]) -> Verdict:
     shown = max(real or own or checks, key=lambda c: c.images)
     words = "same" if entry.precision == "float32" else "within tolerance"
     if real:
-        return Verdict("Parity", PASS, words, _figures(shown), shown.source.file)
+        return Verdict("Parity", PASS, words, _figures(entry, shown), shown.source.file)
     if own:
-        return Verdict("Parity", WARN, f"{words}, on noise", (*_figures(shown), "Real images prove more."),
+        return Verdict("Parity", WARN, f"{words}, on noise", (*_figures(entry, shown), "Real images prove more."),
                        shown.source.file, _check_command(found, entry))
     why = f"agrees with {shown.reference}, which is not its checkpoint"
-    return Verdict("Parity", WARN, "same as another", (why, *_figures(shown)[1:]), shown.source.file,
+    return Verdict("Parity", WARN, "same as another", (why, *_figures(entry, shown)[1:]), shown.source.file,
                    _check_command(found, entry))
 
 
-def _figures(check: Check) -> tuple[str, ...]:
+def _figures(entry: Entry, check: Check) -> tuple[str, ...]:
     """The figures of a comparison, in short sentences."""
     lines = [f"against {check.reference}"]
     if check.agreement is not None:
         lines.append(f"{format_percent(check.agreement)} same class, {format_images(check.images, check.data)}")
     if check.relative_error is not None:
         lines.append(f"logits off by {format_error(check.relative_error)}")
-    if check.overlap is not None:
+    if check.overlap is not None and not (entry.facts and entry.facts.dense):
         lines.append(f"{format_percent(check.overlap)} of kept patches alike")
     return tuple(lines)
 

@@ -35,8 +35,8 @@ def verdicts(report, key):
 
 
 def text_of(content):
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", content,
-                                                    flags=re.S)))
+    shown = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", content.replace("<wbr>", ""), flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(shown))
 
 
 def quick(folder, **config):
@@ -136,12 +136,12 @@ def test_an_engine_stands_below_its_graph_and_a_circle_of_sidecars_ends(copied):
     plan_file(copied, source={"file": "tiny.onnx", "sha256": sha256(copied / "tiny.onnx")},
               products={"blocks.0.attn.qkv/MatMul": "float32"})
     quick(copied)
-    page = (copied / "report.html").read_text()
+    page = (copied / "report.html").read_text().replace("<wbr>", "")
     assert page.index("engine.plan", page.index('id="origin"')) > page.index("tiny.onnx", page.index('id="origin"'))
     assert "as the graph asks, not yet verified on a device" in page and "dyvit build m.onnx" in page
     plan_file(copied, source={"file": "engine.plan", "sha256": sha256(copied / "engine.plan")})
     quick(copied)
-    assert "engine.plan" in (copied / "report.html").read_text()
+    assert "engine.plan" in (copied / "report.html").read_text().replace("<wbr>", "")
 
 
 def test_galleries_are_for_those_that_tell_and_the_others_are_told_how(page):
@@ -371,6 +371,19 @@ def test_a_baseline_that_is_bad_still_says_so(copied):
     assert "FAILED" not in result.output and dyvit("report", copied, "--no-run", "--strict").exit_code == 1
     (copied / "dense.onnx.check.json").unlink()
     assert dyvit("report", copied, "--no-run", "--strict").exit_code == 0
+
+
+def test_facts_hashes_and_costs_are_told_shortly(page, copied):
+    report, content = page
+    digest = sha256(copied / "tiny.onnx")
+    assert f'<code class="digest" title="{digest}">{digest}</code>' in content and "<details class=" in content
+    assert not any("patches alike" in line for line in verdicts(report, "dense.onnx")["Parity"].lines)
+    assert any("patches alike" in line for line in verdicts(report, "tiny.onnx")["Parity"].lines)
+    assert "exact rewrites make an exported graph cost less" in content    # tiny.onnx costs less than tiny.safetensors
+    for name in ("tiny.onnx", "plain.onnx", "dense.onnx"):
+        (copied / name).unlink()
+    quick(copied)
+    assert "exact rewrites" not in (copied / "report.html").read_text()
 
 
 def test_errors_are_of_this_package(measured, tmp_path):
