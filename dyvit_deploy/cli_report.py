@@ -1,13 +1,14 @@
 """The commands that show: what is pruned, and what is known of a set of artifacts. `cli.py` puts them into `dyvit`."""
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
 from .config import LoadConfig
 from .options import device_option, json_option, run_options
-from .terminal import fail_notes, note, progress, show, skipped_notes
+from .terminal import note, progress, show, skipped_notes
 
 
 @click.command()
@@ -58,17 +59,21 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS",
               help="Points of top-1 that an artifact may lose against its checkpoint and the dense model.")
 @click.option("--no-run", is_flag=True, help="Run no artifact: no galleries.")
+@click.option("--strict", is_flag=True, help="Exit 1 when a verdict is bad.")
 @json_option
-def report_page(folder: str, out: str | None, json_file: str | None, no_run: bool, **options: Any) -> None:
+def report_page(folder: str, out: str | None, json_file: str | None, no_run: bool, strict: bool,
+                **options: Any) -> None:
     """Write everything known of the artifacts in FOLDER on one page: verdicts, trade-offs, galleries, origin.
 
     It reads the artifacts and the JSON of check, eval, bench, export, sweep and quickstart beside them (--json
-    FOLDER/NAME.json), one folder deep. It describes: exit 0 whatever the verdicts are.
+    FOLDER/NAME.json), one folder deep. It describes: exit 0 whatever the verdicts are,
+    without --strict.
     """
     from .report.page import ReportConfig, write_report
 
     report = write_report(folder, out, ReportConfig(run=not no_run, **options), progress)
     show(report, json_file)
     note(*report.notes)
-    fail_notes(report.failures)
+    note(*(f"do not ship: {failure}" for failure in report.failures))
     note(f"Open {report.path} in a browser; it is one file and needs no network.")
+    sys.exit(strict and not report)

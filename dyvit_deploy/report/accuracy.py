@@ -5,12 +5,13 @@ import math
 from typing import NamedTuple
 
 from .collect import Collection, Entry
-from .lineage import ancestors, data_of, is_plain
+from .lineage import ancestors, data_of, is_plain, of_one_checkpoint, source_of
 from .records import Eval
 from .states import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed
 from .words import format_images, format_percent
 
 NAME = "Accuracy"
+DENSE = "the dense model"
 
 
 class Loss(NamedTuple):
@@ -51,6 +52,11 @@ def judge_accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
     lines = [_images(mine)]
     for loss in losses:
         lines.append(loss.line + (f", on {_images(loss.mine)}" if loss.mine.seen != mine.seen else ""))
+    command = ""
+    if not is_plain(entry) and all(loss.words != DENSE for loss in losses):
+        lines.append(f"not compared with {DENSE}")
+        dense = sorted(_dense(found, entry), key=lambda e: not of_one_checkpoint(found, entry, e))
+        command = _command(mine, dense[0].key) if dense else ""
     if images:
         width = max(loss.half_width for loss in losses)
         lines.append(f"± {width:.2g} points with {_counted(images)}")
@@ -61,7 +67,7 @@ def judge_accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
     elif doubt := _too_few(images, max_drop):
         state = WARN
         lines.append(doubt)
-    return Verdict(NAME, state, f"{format_percent(mine.top1)} top-1", tuple(lines), mine.source.file)
+    return Verdict(NAME, state, f"{format_percent(mine.top1)} top-1", tuple(lines), mine.source.file, command)
 
 
 def _worth(result: Eval) -> tuple[bool, int]:
@@ -89,29 +95,38 @@ def _too_few(images: int, max_drop: float) -> str:
 
 def _losses(found: Collection, entry: Entry) -> list[Loss]:
     """Against the checkpoint that it stems from, and against the dense model; each on the most images that both saw,
-    the one on the most images first."""
+    the one on the most images first. Of several dense ones that is one of the same checkpoint, then the best."""
     here = found.current(entry, found.records.evals)
-    dense = [] if is_plain(entry) else [e for e in found.entries if e.facts and entry.facts and is_plain(e)
-                                        and e.facts.model.name == entry.facts.model.name]
     losses = []
-    for words, others in (("its checkpoint", ancestors(found, entry)[-1:]), ("the dense model", dense)):
-        pairs = [Loss(words, mine, theirs) for mine in here for other in others
+    for words, others in (("its checkpoint", ancestors(found, entry)[-1:]), (DENSE, _dense(found, entry))):
+        pairs = [(of_one_checkpoint(found, entry, other), mine.images, theirs.top1, Loss(words, mine, theirs))
+                 for mine in here for other in others
                  for theirs in found.current(other, found.records.evals)
                  if mine.seen == theirs.seen and not theirs.failures]
-        losses += [max(pairs, key=lambda pair: pair.mine.images)] if pairs else []
+        losses += [max(pairs, key=lambda pair: pair[:3])[3]] if pairs else []
     return sorted(losses, key=lambda loss: -loss.mine.images)
+
+
+def _dense(found: Collection, entry: Entry) -> list[Entry]:
+    """The dense models of its architecture; none for one of these."""
+    return [] if is_plain(entry) else [e for e in found.entries if e.facts and entry.facts and is_plain(e)
+                                       and e.facts.model.name == entry.facts.model.name]
+
+
+def _command(mine: Eval, key: str) -> str:
+    """What evaluates another artifact on the same images."""
+    data = "digits" if mine.data.partition(":")[0] == "digits" else "IMAGES"
+    split = mine.data.rpartition(":")[2]
+    return typed("eval", key, "--data", data, *(["--split", split] if split in ("train", "val") else []),
+                 *(["--images", str(mine.images)] if mine.images else []), "--json", f"{key}.eval.json")
 
 
 def _incomparable(found: Collection, entry: Entry, mine: Eval) -> Verdict:
     """A figure alone says nothing, but of a model that is what others are compared with."""
     headline = f"{format_percent(mine.top1)} top-1"
     if is_plain(entry) or entry.about.kind == "checkpoint":
-        words = "the dense model" if is_plain(entry) else "nothing to compare with"
+        words = DENSE if is_plain(entry) else "nothing to compare with"
         return Verdict(NAME, INFO, headline, (_images(mine), words), mine.source.file)
-    source = next((e.key for e in ancestors(found, entry)[-1:]), "CHECKPOINT")
-    data = "digits" if mine.data.startswith("digits:") else "IMAGES"
-    split = mine.data.rpartition(":")[2]
-    command = typed("eval", source, "--data", data, *(["--split", split] if split in ("train", "val") else []),
-                    *(["--images", str(mine.images)] if mine.images else []), "--json", f"{source}.eval.json")
     why = "Nothing to compare with: its checkpoint was not evaluated on the same images, under the same path."
-    return Verdict(NAME, OPEN, headline, (_images(mine), why), mine.source.file, command)
+    return Verdict(NAME, OPEN, headline, (_images(mine), why), mine.source.file,
+                   _command(mine, source_of(found, entry)))

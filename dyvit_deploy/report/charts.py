@@ -52,6 +52,7 @@ def axis(values: Sequence[float], text: Callable[[float], str] | None = None, ze
     margin = (high - low) * 0.12 or abs(high) * 0.005 or 1.0
     low, high = (0.0, high * 1.08 or 1.0) if zero else (low - margin, high + margin)
     step = _round_step((high - low) / count)
+    high = math.ceil(high / step - 1e-9) * step if zero else high          # a tick behind the last value
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     digits = max(0, -math.floor(math.log10(step)))
     write = text or (lambda value: f"{value:,.{digits}f}")

@@ -48,6 +48,26 @@ def ancestors(found: Collection, entry: Entry) -> list[Entry]:
     return line[1:]
 
 
+def source_of(found: Collection, entry: Entry) -> str:
+    """The checkpoint that it stems from as it is typed in the folder; a word in capitals where nobody knows it."""
+    line = [entry, *ancestors(found, entry)]
+    known = dict(found.records.checkpoints)
+    swept = known.get(origin_of(line[-1]).get("sha256", ""), "CHECKPOINT")
+    return line[-1].key if line[1:] else swept
+
+
+def is_baseline(found: Collection, entry: Entry) -> bool:
+    """True for a dense export where there are pruned ones of its architecture: what these are compared with."""
+    return is_plain(entry) and entry.about.kind != "checkpoint" and any(
+        e.facts and entry.facts and not e.facts.dense and e.facts.model.name == entry.facts.model.name
+        for e in found.entries)
+
+
+def of_one_checkpoint(found: Collection, one: Entry, other: Entry) -> bool:
+    """True when both stem from the same file, by its hash."""
+    return bool(_line(found, one) & _line(found, other))
+
+
 def is_own_reference(found: Collection, entry: Entry, check: Check) -> bool:
     """True when what `entry` was compared with is what it was made of, or another float32 artifact of that."""
     if check.own:
@@ -57,7 +77,7 @@ def is_own_reference(found: Collection, entry: Entry, check: Check) -> bool:
         return True
     here = [e for e in found.entries if e.about.sha256 in known]
     if here:
-        return any(e.precision == "float32" and _line(found, e) & _line(found, entry) for e in here)
+        return any(e.precision == "float32" and of_one_checkpoint(found, e, entry) for e in here)
     return bool(check.reference == _file_name(origin_of(entry).get("file", "")))  # it has changed since, or is not here
 
 

@@ -19,3 +19,16 @@ for (const moved of galleries) {
   });
   show(moved);
 }
+// Browsers that print closed details closed, whatever the style sheet says.
+addEventListener("beforeprint", () => {
+  for (const closed of document.querySelectorAll("details:not([open])")) {
+    closed.dataset.closed = "";
+    closed.open = true;
+  }
+});
+addEventListener("afterprint", () => {
+  for (const opened of document.querySelectorAll("details[data-closed]")) {
+    delete opened.dataset.closed;
+    opened.open = false;
+  }
+});

@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import collections
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ class PageReport:
         return {"passed": bool(self), "failures": list(self.failures), "path": self.path, "kib": self.kib,
                 "notes": list(self.notes), "artifacts": [
                     {"artifact": j.entry.key, "state": j.state, "verdict": j.headline,
-                     **{v.name.lower(): {"state": v.state, "headline": v.headline, "lines": list(v.lines)}
+                     **{v.name.lower(): {"state": v.state, "headline": v.headline, "lines": list(v.lines),
+                                          "command": v.command}
                         for v in j.verdicts}} for j in self.judgements]}
 
 
@@ -151,6 +153,7 @@ def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galle
     markup = require("markupsafe").Markup
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(HERE))
+    environment.filters |= {"breakable": _breakable, "digests": _digests}
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html.j2").render(
@@ -158,13 +161,37 @@ def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galle
         trades=trade_charts(found), latencies=latency_charts(found), galleries=galleries, costs=costs(found),
         maps=layer_maps(found), tree=family(found), environments=environments(found), notes=notes,
         commands=list(dict.fromkeys((*found.records.commands, *_rebuilds(found)))), said=_said(found),
-        style=markup((HERE / "page.css").read_text(encoding="utf-8")), script=markup(script), script_hash=digest,
-        version=own_version())
+        rewritten=_rewritten(found), style=markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=markup(script), script_hash=digest, version=own_version())
     return str(text).encode("utf-8", "replace")                            # names need not be text
 
 
 def _rebuilds(found: Collection) -> list[str]:
     return [entry.about.engine.rebuild for entry in found.entries if entry.about.engine]
+
+
+def _breakable(name: str) -> Any:
+    """Escaped, with places to break lines at after - . _ and /, and within words that are very long."""
+    markup = require("markupsafe").Markup
+    return markup("<wbr>").join(re.findall(r"[^-._/]{1,24}[-._/]*|[-._/]+", name))
+
+
+def _digests(text: str) -> Any:
+    """Escaped, with each sha256 in an element that shows its beginning."""
+    markup = require("markupsafe").Markup
+    parts = re.split(r"\b([0-9a-f]{64})\b", text)
+    hashed = markup('<code class="digest" title="{0}">{0}</code>')
+    return markup("").join(hashed.format(part) if number % 2 else part for number, part in enumerate(parts))
+
+
+def _rewritten(found: Collection) -> bool:
+    """True where files of one model and schedule differ in their cost, which is that of their graphs."""
+    costs_of: dict[Any, set[str]] = collections.defaultdict(set)
+    for entry in found.entries:
+        if entry.facts and entry.about.gmacs is not None:
+            counts = None if entry.facts.dense else entry.about.keep_counts
+            costs_of[entry.facts.model.name, counts].add(f"{entry.about.gmacs:.3g}")
+    return any(len(costs) > 1 for costs in costs_of.values())
 
 
 def _said(found: Collection) -> list[str]:

@@ -13,9 +13,8 @@ from ..artifacts import METADATA_KEY, REPORT_FORMAT
 from ..calibration.ranges import KIND as RANGES
 from ..data.reading import SPLITS
 from ..errors import ArtifactError
-from ..sweep.store import Store, read_store
+from ..sweep.store import DENSE, Store, read_store
 
-SWEPT = "the dense model in ONNX Runtime"   # what the speed-ups of a sweep are over
 LARGEST = 64 << 20                          # bytes of a report that is read
 HUGE = 1e12                                 # no time, rate or count is that large, nor any time that small inverted
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
@@ -80,7 +79,7 @@ class Eval:
 class Speed:
     """One timing; `intervals` are the 95 % ones of p50, p90 and p99 in milliseconds. `baseline` is what `speedup` is
     over, `stand_in` marks a dense backbone that was built to compare with. Only timings of one `run`, which names the
-    report, or the call in it, are comparable."""
+    report, or the call in it, are comparable. A sweep, `swept`, keeps no intervals."""
 
     artifact: str
     source: Source
@@ -99,6 +98,7 @@ class Speed:
     intervals: Mapping[str, tuple[float | None, float | None]]
     stand_in: bool
     run: str
+    swept: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class Records:
-    """Everything that reports say; `commands` in the order of the files."""
+    """Everything that reports say; `commands` in the order of the files. `checkpoints` are those of sweeps: their
+    sha256, and their path from the folder, or their name."""
 
     checks: tuple[Check, ...] = ()
     evals: tuple[Eval, ...] = ()
@@ -120,6 +121,7 @@ class Records:
     environments: tuple[Environment, ...] = ()
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    checkpoints: tuple[tuple[str, str], ...] = ()
 
     def __add__(self, other: Records) -> Records:
         return Records(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
@@ -188,7 +190,8 @@ def _speed(values: Mapping[str, Any], source: Source, baseline: str, run: str) -
     return Speed(_text(values["artifact"]), source, _text(values["backend"]), _text(values["precision"]),
                  _count(values["batch"]), *_latencies(values), _positive(values["images_per_sec"]),
                  _count(values["runs"]), values["stable"] is True, _maybe(values["speedup"]),
-                 _maybe(values["ceiling"]), baseline, intervals, values["stand_in"] is True, run)
+                 _maybe(values["ceiling"]), baseline, intervals, values["stand_in"] is True, run,
+                 values.get("swept") is True)
 
 
 def _latencies(values: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -233,7 +236,7 @@ def _swept(row: Mapping[str, Any], source: Source, machines: Mapping[int, Enviro
     if number not in machines:
         raise ValueError("a timing belongs to no run")
     label = source.file if len(machines) == 1 else f"{source.file}, run {number}"
-    return _speed({**row, "ci95_ms": None, "ceiling": None, "stand_in": False}, source, SWEPT, label)
+    return _speed({**row, "ci95_ms": None, "ceiling": None, "stand_in": False, "swept": True}, source, DENSE, label)
 
 
 READERS: dict[str, Callable[[Mapping[str, Any], Source], Records]] = {
@@ -249,29 +252,42 @@ def read_sweep(folder: Path, name: str) -> Records:
     """
     try:
         store = read_store(folder)
-        return _from_store(store, name) if store else Records()
+        return _from_store(store, folder, name) if store else Records()
     except BROKEN as error:
         raise ArtifactError(f"{name} is damaged, or was changed by hand; delete it to sweep again.") from error
 
 
-def _from_store(store: Store, name: str) -> Records:
+def _from_store(store: Store, folder: Path, name: str) -> Records:
     """As the same records; a file's hash is the one that was measured."""
-    source = Source(name, files={a.file: a.sha256 for a in store.artifacts})
-    data = str(store.config.data or "noise")
+    dense = {DENSE: store.dense_sha256} if store.dense_sha256 else {}
+    source = Source(name, files={a.file: a.sha256 for a in store.artifacts} | dense)
     of = {a.file: a for a in store.artifacts}
     checks, evals = [], []
     for a in store.artifacts:
         judged = a.judged or {}
-        images = _count(judged.get("images") or 0)
+        asked = _text((judged or {"data": store.config.data})["data"] or "noise")
+        seen = a.seen or {"data": "digits:test" if asked == "digits" else asked}
+        data, images = _text(seen["data"]), _count(judged.get("images") or 0)
         if a.agreement is not None or a.rejected:
-            checks.append(Check(a.file, source, f"{Path(store.checkpoint['file']).name} in float32", data, images,
+            compared = _count(seen.get("compared", images))
+            checks.append(Check(a.file, source, f"{Path(store.checkpoint['file']).name} in float32", data, compared,
                                 a.rejected, _part(a.agreement), None, _part(a.overlap), True))
         if a.top1 is not None:
-            evals.append(Eval(a.file, source, data, images, _share(a.top1)))
+            evals.append(Eval(a.file, source, data, _count(seen.get("evaluated", images)), _share(a.top1)))
     machines = {number: _machine(run, source) for number, run in enumerate(store.runs)}
     speeds = [_swept({**dataclasses.asdict(t), "artifact": t.file, "backend": of[t.file].backend,
                       "precision": of[t.file].precision}, source, machines) for t in store.latencies if t.file in of]
-    return Records(tuple(checks), tuple(evals), tuple(speeds), tuple(machines.values()))
+    checkpoint = _text(store.checkpoint["sha256"]), _from_here(store.checkpoint["file"], folder, name)
+    return Records(tuple(checks), tuple(evals), tuple(speeds), tuple(machines.values()), checkpoints=(checkpoint,))
+
+
+def _from_here(file: str, folder: Path, name: str) -> str:
+    """The path to type for what was typed as `file`, in a folder above that of the sweep; its name where it is gone."""
+    if Path(file).is_absolute():
+        return file
+    above = next((above for above in folder.resolve().parents if (above / file).is_file()), None)
+    root = folder.resolve().joinpath(*[".."] * name.count("/"))
+    return Path(os.path.relpath(above / file, root)).as_posix() if above else Path(file).name
 
 
 def same_data(name: str) -> str:

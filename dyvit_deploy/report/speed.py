@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from .collect import Collection, Entry
@@ -11,6 +12,8 @@ from .states import FAIL, INFO, PASS, WARN, Verdict, missing, typed, worst
 from .words import format_rate, format_ratio
 
 NAME = "Speed"
+UNSURE = "not sure, "
+LONG = "60"                                 # seconds for each batch size
 FASTER = 1.02                               # two medians within 2 % of one another are taken for the same
 
 
@@ -32,19 +35,23 @@ def groups_of(found: Collection, entry: Entry) -> dict[Group, list[Speed]]:
 
 
 def judge_speed(found: Collection, entry: Entry) -> Verdict:
-    """The worst of the verdicts against each baseline; where there are several, all are told."""
+    """The worst of the verdicts against each baseline; where there are several, all are told. What is not sure gives
+    way to another run against the same baseline that is."""
     groups = groups_of(found, entry)
     if not groups:
         command = typed("bench", entry.key, "--json", f"{entry.key}.bench.json")
         return missing(NAME, found, entry, found.records.speeds, "measured", command)
     verdicts = {group: _judge(found, entry, speeds) for group, speeds in groups.items()}
+    sure = {group.baseline for group, v in verdicts.items() if not v.headline.startswith(UNSURE)}
+    verdicts = {group: v for group, v in verdicts.items()
+                if group.baseline not in sure or not v.headline.startswith(UNSURE)}
     state = worst(v.state for v in verdicts.values())
     shown = next(v for v in verdicts.values() if v.state == state)
     if len(verdicts) == 1:
         return shown
     lines = [line for group, v in verdicts.items() for line in (f"{group.run}: {v.headline}", *v.lines)]
     sources = dict.fromkeys(v.source for v in verdicts.values())
-    return Verdict(NAME, state, shown.headline, tuple(lines), ", ".join(sources))
+    return Verdict(NAME, state, shown.headline, tuple(lines), ", ".join(sources), shown.command)
 
 
 def _judge(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> Verdict:
@@ -70,11 +77,21 @@ def _judge(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> Verdict:
     words = {PASS: "", WARN: "not faster at every batch, " if high >= FASTER else "no faster, ", FAIL: "slower, "}
     doubts = {s.batch: doubt for s in speeds if s.speedup is not None and (doubt := _doubt(found, s))}
     if doubts and state != WARN:
-        state, words = WARN, {WARN: "not sure, "}
+        state, words = WARN, {WARN: UNSURE}
         for doubt in dict.fromkeys(doubts.values()):
             batches = ", ".join(str(batch) for batch, same_doubt in doubts.items() if same_doubt == doubt)
             lines.append(f"batch {batches}: {doubt}; measure longer")
-    return Verdict(NAME, state, words[state] + headline, tuple(lines), source)
+    command = _bench_command(found, entry, speeds) if state == WARN else ""
+    return Verdict(NAME, state, words[state] + headline, tuple(lines), source, command)
+
+
+def _bench_command(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> str:
+    """What times the same again, longer, with intervals."""
+    folder = PurePosixPath(speeds[0].source.file).parent
+    bases = sorted((e for e in found.entries if e.name == speeds[0].baseline),
+                   key=lambda e: PurePosixPath(e.key).parent != folder)
+    return typed("bench", entry.key, *(["--baseline", bases[0].key] if bases else []), "--batch",
+                 ",".join(str(speed.batch) for speed in speeds), "--seconds", LONG, "--json", f"{entry.key}.bench.json")
 
 
 def _doubt(found: Collection, speed: Speed) -> str:
@@ -88,7 +105,7 @@ def _doubt(found: Collection, speed: Speed) -> str:
     mine, other = (s.intervals.get("p50", (None, None)) for s in (speed, bases[0] if len(bases) == 1 else speed))
     if len(bases) != 1 or None in (*mine, *other):
         sure = speed.stable or speed.p90 < speed.p50 * (speed.speedup or 0)
-        return "" if sure else "the run did not settle"
+        return "" if sure else "the sweep recorded no intervals" if speed.swept else "the run did not settle"
     (low, high), (base_low, base_high) = mine, other
     apart = high < base_low or low > base_high                             # type: ignore[operator]  # None is gone
     return "" if apart else "the medians cannot be told apart"

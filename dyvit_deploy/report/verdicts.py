@@ -10,7 +10,7 @@ from ..engine.sidecar import BY_GRAPH
 from ..graph import on_score_path
 from .accuracy import judge_accuracy
 from .collect import IN_GRAPH, Collection, Entry
-from .lineage import data_of, is_own_reference, lowered, parent_of
+from .lineage import data_of, is_baseline, is_own_reference, lowered, parent_of, source_of
 from .records import Check
 from .speed import judge_speed
 from .states import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed, worst
@@ -22,28 +22,31 @@ IN_RUNTIME = "in ONNX Runtime"              # as what an inspection calls what t
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdicts on one artifact, and what they come to."""
+    """The verdicts on one artifact, and what they come to; `baseline` marks a dense one beside its pruned ones."""
 
     entry: Entry
     verdicts: tuple[Verdict, ...]
+    baseline: bool = False
 
     @property
     def state(self) -> str:
-        """The worst of the verdicts; INFO for a checkpoint, which is a source and not shipped."""
+        """The worst of the verdicts; INFO for a checkpoint, which is a source, and for a baseline, unless it is bad."""
         state = worst(verdict.state for verdict in self.verdicts)
-        return INFO if self.entry.about.kind == "checkpoint" and state != FAIL else state
+        return INFO if (self.entry.about.kind == "checkpoint" or self.baseline) and state != FAIL else state
 
     @property
     def headline(self) -> str:
         if self.state == INFO:
-            return "source" if self.entry.about.kind == "checkpoint" else "nothing to judge"
+            source = self.entry.about.kind == "checkpoint"
+            return "source" if source else "baseline" if self.baseline else "nothing to judge"
         return {FAIL: "do not ship", OPEN: "not known yet", WARN: "look closer", PASS: "good to ship"}[self.state]
 
 
 def judge(found: Collection, max_drop: float) -> tuple[Judgement, ...]:
     """The verdicts on every artifact; top-1 may fall by `max_drop` percentage points."""
     return tuple(Judgement(entry, (_parity(found, entry), judge_accuracy(found, entry, max_drop),
-                                   precision_truth(entry), judge_speed(found, entry))) for entry in found.entries)
+                                   precision_truth(entry), judge_speed(found, entry)), is_baseline(found, entry))
+                 for entry in found.entries)
 
 
 def _parity(found: Collection, entry: Entry) -> Verdict:
@@ -51,7 +54,8 @@ def _parity(found: Collection, entry: Entry) -> Verdict:
     checks = [check for check in found.current(entry, found.records.checks)  # agreeing with itself says nothing
               if check.source.hashes(check.reference) != {entry.about.sha256}]
     if failed := [c for c in checks if c.failures]:
-        return Verdict(name, FAIL, "differs", (*failed[0].failures[:2], *_figures(failed[0])), failed[0].source.file)
+        lines = (*failed[0].failures[:2], *_figures(entry, failed[0]))
+        return Verdict(name, FAIL, "differs", lines, failed[0].source.file)
     if checks:
         return _agreement(found, entry, checks)
     gate = lowered(entry).get("gate")
@@ -73,31 +77,32 @@ def _agreement(found: Collection, entry: Entry, checks: list[Check]) -> Verdict:
     shown = max(real or own or checks, key=lambda c: c.images)
     words = "same" if entry.precision == "float32" else "within tolerance"
     if real:
-        return Verdict("Parity", PASS, words, _figures(shown), shown.source.file)
+        return Verdict("Parity", PASS, words, _figures(entry, shown), shown.source.file)
     if own:
-        return Verdict("Parity", WARN, f"{words}, on noise", (*_figures(shown), "Real images prove more."),
+        return Verdict("Parity", WARN, f"{words}, on noise", (*_figures(entry, shown), "Real images prove more."),
                        shown.source.file, _check_command(found, entry))
     why = f"agrees with {shown.reference}, which is not its checkpoint"
-    return Verdict("Parity", WARN, "same as another", (why, *_figures(shown)[1:]), shown.source.file,
+    return Verdict("Parity", WARN, "same as another", (why, *_figures(entry, shown)[1:]), shown.source.file,
                    _check_command(found, entry))
 
 
-def _figures(check: Check) -> tuple[str, ...]:
+def _figures(entry: Entry, check: Check) -> tuple[str, ...]:
     """The figures of a comparison, in short sentences."""
     lines = [f"against {check.reference}"]
     if check.agreement is not None:
         lines.append(f"{format_percent(check.agreement)} same class, {format_images(check.images, check.data)}")
     if check.relative_error is not None:
         lines.append(f"logits off by {format_error(check.relative_error)}")
-    if check.overlap is not None:
+    if check.overlap is not None and not (entry.facts and entry.facts.dense):
         lines.append(f"{format_percent(check.overlap)} of kept patches alike")
     return tuple(lines)
 
 
 def _check_command(found: Collection, entry: Entry) -> str:
     parent = parent_of(found, entry)
-    return typed("check", parent.key if parent else "CHECKPOINT", entry.key, "--data", data_of(entry) or "IMAGES",
-                  "--json", f"{entry.key}.check.json")
+    reference = parent.key if parent else source_of(found, entry)
+    return typed("check", reference, entry.key, "--data", data_of(entry) or "IMAGES", "--json",
+                 f"{entry.key}.check.json")
 
 
 def precision_truth(entry: Entry) -> Verdict:

@@ -26,10 +26,9 @@ from ..runners.open import open_runner
 from .chart import draw_charts
 from .grid import Candidate, SweepConfig, at_ratio, check_runnable
 from .report import Skipped, SweepReport, with_front
-from .store import Artifact, Latency, Store, machine_name, open_store, read_store
+from .store import DENSE, Artifact, Latency, Store, machine_name, open_store, read_store
 from .target import SweepRow
 
-DENSE = "dense-float32.onnx"                # what speed-ups are over
 COMPARED_IMAGES = 256                       # at most: a comparison holds its images in memory
 ENOUGH_RUNS = 100                           # below, the 99th percentile is hardly more than the slowest run
 
@@ -160,16 +159,18 @@ class _Sweep:
         plain = dataclasses.replace(self.load, keep=KeepRequest(), image_size=None)
         compared = check_artifacts(self.checkpoint, path, data, config, plain, self.quiet.track)
         top1 = dense_agreement = None
+        seen = {"data": compared.data, "compared": max(b.images for b in compared.batches)}
         failures = compared.failures
         if self.labelled and not failures:
             wanted = EvalConfig("test", self.config.images, device=self.config.device)
             judged = evaluate_artifact(path, data or "", wanted, track=self.quiet.track)
             top1, failures = judged.top1, judged.failures
+            seen |= {"data": judged.data, "evaluated": judged.images}
         elif data and not failures:
             dense = check_artifacts(self._dense(), path, data, config, track=self.quiet.track)
             dense_agreement = _shares(dense)["agreement"]
         return dataclasses.replace(artifact, judged=self.judged, rejected=failures, top1=top1,
-                                   dense_agreement=dense_agreement, **_shares(compared))
+                                   dense_agreement=dense_agreement, seen=seen, **_shares(compared))
 
     def _dense(self) -> Path:
         """The dense float32 model as a user would run it instead: none of our rewrites."""

@@ -17,6 +17,7 @@ from .grid import Candidate, SweepConfig, changed, filled
 
 FORMAT = 1
 NAME = "sweep.json"
+DENSE = "dense-float32.onnx"                # what speed-ups are over
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Artifact(JsonConfig):
     `rejected` says why it differs too much from float32; such a file is neither evaluated nor timed. `agreement` is
     the share of images with the class of the float32 model at the same keep ratio, `overlap` the worst stage's share
     of its kept tokens, `dense_agreement` the share with the class of the dense float32 model, where there are no
-    labels for `top1`. `judged` names the data that they were found on.
+    labels for `top1`. `judged` names the data that were asked for, `seen` what they were: `data`, and how many images
+    it was `evaluated` and `compared` on.
     """
 
     keep_ratio: float
@@ -42,6 +44,7 @@ class Artifact(JsonConfig):
     agreement: float | None = None
     overlap: float | None = None
     dense_agreement: float | None = None
+    seen: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self, "keep_ratio", "size_mib")

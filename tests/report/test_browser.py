@@ -141,6 +141,7 @@ def test_paper_shows_every_tab_and_the_last_stage(visit, shots):
     panels = page.query_selector_all(".panel")
     assert len(shown(page, ".panel")) == len(panels) and not shown(page, "nav, .slide, .tabs > label")
     assert len(shown(page, ".drop")) == len(page.query_selector_all(".drop.last"))
+    assert len(shown(page, "details dd")) == len(page.query_selector_all("details dd")) > 0
     page.screenshot(path=shots / "print.png", full_page=True)
 
 
@@ -151,3 +152,29 @@ def test_without_scripts_nothing_is_lost(visit):
     assert page.locator(".gallery .drop.last").first.is_visible()
     page.locator("#latency label").last.click()
     assert page.locator("#latency .panel").last.is_visible()
+
+
+def test_facts_are_closed_and_open_by_keyboard_and_hashes_are_copied_whole(visit):
+    page = visit()
+    assert not shown(page, "details dd")
+    page.locator("details summary").first.focus()
+    page.keyboard.press("Enter")
+    assert shown(page, "details dd")
+    digest = page.locator("details .digest").first
+    assert len(digest.get_attribute("title")) == 64 and digest.bounding_box()["width"] < 120
+    digest.click()
+    assert page.evaluate("getSelection().toString()") == digest.get_attribute("title")
+
+
+def test_a_phone_shows_the_four_signs_and_breaks_names_where_they_can_be_broken(visit):
+    page = visit(PHONE)
+    row = page.locator(".glance tbody tr").first
+    assert row.locator("td.one .sign:visible").count() == 4
+    assert all(": " in text for text in row.locator("td.one").all_text_contents())  # unseen, yet told
+    assert "tiny-<wbr>dense.<wbr>safetensors" in page.locator(".glance").inner_html()
+
+
+def test_the_facts_are_on_paper_without_scripts(visit):
+    page = visit(java_script_enabled=False)
+    page.emulate_media(media="print")
+    assert page.locator("details dd").first.is_visible()

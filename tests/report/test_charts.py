@@ -46,3 +46,9 @@ def test_a_path_covers_exactly_the_dropped_patches():
     kept = np.asarray([[1, 0, 0], [1, 1, 1], [0, 1, 0]], bool)
     assert dropped_path(kept) == "M1 0h2v1h-2zM0 2h1v1h-1zM2 2h1v1h-1z"
     assert dropped_path(np.ones((2, 2), bool)) == ""
+
+
+def test_an_axis_from_zero_ends_with_a_tick_behind_the_last_value():
+    for last in (1.0, 1429.0, 0.37):
+        found = axis([0.2 * last, last], count=4)
+        assert found.high > last and found.ticks[-1].at == 100

@@ -10,10 +10,11 @@ import sys
 
 import onnx
 import pytest
-from helpers import dyvit, plan_file, tiny_checkpoint, tiny_model
+from helpers import cached_export, dyvit, photo_folder, plan_file, tiny_checkpoint, tiny_model
 
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts import sha256
+from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
 from dyvit_deploy.graph import graph_facts, set_facts
 from dyvit_deploy.model.checkpoint import save_checkpoint
@@ -34,8 +35,8 @@ def verdicts(report, key):
 
 
 def text_of(content):
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", content,
-                                                    flags=re.S)))
+    shown = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", content.replace("<wbr>", ""), flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(shown))
 
 
 def quick(folder, **config):
@@ -135,12 +136,12 @@ def test_an_engine_stands_below_its_graph_and_a_circle_of_sidecars_ends(copied):
     plan_file(copied, source={"file": "tiny.onnx", "sha256": sha256(copied / "tiny.onnx")},
               products={"blocks.0.attn.qkv/MatMul": "float32"})
     quick(copied)
-    page = (copied / "report.html").read_text()
+    page = (copied / "report.html").read_text().replace("<wbr>", "")
     assert page.index("engine.plan", page.index('id="origin"')) > page.index("tiny.onnx", page.index('id="origin"'))
     assert "as the graph asks, not yet verified on a device" in page and "dyvit build m.onnx" in page
     plan_file(copied, source={"file": "engine.plan", "sha256": sha256(copied / "engine.plan")})
     quick(copied)
-    assert "engine.plan" in (copied / "report.html").read_text()
+    assert "engine.plan" in (copied / "report.html").read_text().replace("<wbr>", "")
 
 
 def test_galleries_are_for_those_that_tell_and_the_others_are_told_how(page):
@@ -320,6 +321,71 @@ def test_a_sweep_is_read_from_its_own_file(tmp_path):
     assert any("is damaged" in line for line in quick(tmp_path).notes)
 
 
+def test_a_sweep_is_judged_against_its_own_dense_model(tmp_path):
+    """Which is the one that was evaluated, and not the unmeasured one that speeds are over."""
+    checkpoint, photos = tiny_checkpoint(tmp_path), photo_folder(tmp_path / "photos", 10, classes=5)
+    folder = tmp_path / "sweep"
+    dv.run_sweep(checkpoint, folder, dv.SweepConfig(
+        keep_ratios=(1.0, 0.5), precisions=("float32",), backends=("onnx",), batches=(1,), data=str(photos),
+        images=999, seconds=0.1))
+    path = folder / "sweep.json"
+    values = json.loads(path.read_text())
+    assert values["artifacts"][0]["seen"] == {"data": str(photos), "evaluated": 10, "compared": 10}
+    for row in values["latencies"]:
+        row |= {"stable": False, "latency_ms_p90": 99.0, "speedup": 1.5}
+    path.write_text(json.dumps(values))
+    report = quick(folder)
+    pruned, dense = verdicts(report, "keep0.5-fp32-onnx.onnx"), verdicts(report, "dense-float32.onnx")
+    assert pruned["Accuracy"].state != "open" and "the dense model" in pruned["Accuracy"].lines[1]
+    assert pruned["Accuracy"].lines[0].startswith("10 images")
+    assert pruned["Speed"].state == "warn" and "batch 1: the sweep recorded no intervals" in pruned["Speed"].lines[-1]
+    assert pruned["Speed"].command == ("dyvit bench keep0.5-fp32-onnx.onnx --baseline dense-float32.onnx --batch 1 "
+                                       "--seconds 60 --json keep0.5-fp32-onnx.onnx.bench.json")
+    assert dense["all"].headline == verdicts(report, "keep1.0-fp32-onnx.onnx")["all"].headline == "baseline"
+    assert dense["Parity"].command.startswith("dyvit check ") and "tiny.safetensors dense-" in dense["Parity"].command
+    [row] = [r for r in report.to_json()["artifacts"] if r["artifact"] == "keep0.5-fp32-onnx.onnx"]
+    assert row["speed"]["command"] == pruned["Speed"].command
+    assert "Of 1 exported artifact, " in (folder / "report.html").read_text()
+
+
+def test_what_is_not_sure_gives_way_to_a_run_that_is(copied):
+    values = json.loads((copied / "bench.json").read_text())
+    for name, stable in (("bench.json", False), ("longer.json", True)):
+        for timing in values["timings"]:
+            timing |= {"speedup": timing["speedup"] and 1.2, "stable": stable, "ci95_ms": None,
+                       "latency_ms_p50": 5.0, "latency_ms_p90": 9.0 + stable}
+        (copied / name).write_text(json.dumps(values))
+        found = verdicts(quick(copied), "tiny.onnx")["Speed"]
+        assert found.state == ("pass" if stable else "warn") and found.source == name
+        assert ("--baseline dense.onnx --batch 1,4" in found.command) is not stable
+
+
+def test_a_baseline_that_is_bad_still_says_so(copied):
+    assert verdicts(quick(copied), "dense.onnx")["all"].headline == "baseline"
+    path = copied / "dense.onnx.check.json"
+    values = json.loads(path.read_text())
+    values["batches"][0]["failures"] = ["logits differ by 0.3"]
+    path.write_text(json.dumps(values))
+    result = dyvit("report", copied, "--no-run")
+    assert result.exit_code == 0 and "do not ship: dense.onnx: parity differs" in result.output
+    assert "FAILED" not in result.output and dyvit("report", copied, "--no-run", "--strict").exit_code == 1
+    (copied / "dense.onnx.check.json").unlink()
+    assert dyvit("report", copied, "--no-run", "--strict").exit_code == 0
+
+
+def test_facts_hashes_and_costs_are_told_shortly(page, copied):
+    report, content = page
+    digest = sha256(copied / "tiny.onnx")
+    assert f'<code class="digest" title="{digest}">{digest}</code>' in content and "<details class=" in content
+    assert not any("patches alike" in line for line in verdicts(report, "dense.onnx")["Parity"].lines)
+    assert any("patches alike" in line for line in verdicts(report, "tiny.onnx")["Parity"].lines)
+    assert "exact rewrites make an exported graph cost less" in content    # tiny.onnx costs less than tiny.safetensors
+    for name in ("tiny.onnx", "plain.onnx", "dense.onnx"):
+        (copied / name).unlink()
+    quick(copied)
+    assert "exact rewrites" not in (copied / "report.html").read_text()
+
+
 def test_errors_are_of_this_package(measured, tmp_path):
     with pytest.raises(ArtifactError):
         dv.write_report(tmp_path / "no")
@@ -336,3 +402,20 @@ def test_an_artifact_is_compared_with_the_dense_one_that_saw_the_same_images(cop
     found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
     assert "as the dense model" in found.lines
     assert "the dense model" in verdicts(quick(copied), "tiny-dense.safetensors")["Accuracy"].lines
+
+
+def test_of_several_dense_models_that_of_the_same_checkpoint_counts(copied):
+    cached_export(copied / "tiny.safetensors", copied / "own.onnx", load=LoadConfig(keep=KeepRequest(ratio=1.0)))
+    values = json.loads((copied / "dense.onnx.eval.json").read_text())
+    for name, top1 in (("dense.onnx", 1.0), ("own.onnx", 0.5), ("tiny.onnx", 0.5)):
+        stamp = values["dyvit"] | {"files": {name: sha256(copied / name)}}
+        (copied / f"{name}.eval.json").write_text(json.dumps(values | {"artifact": name, "top1": top1, "dyvit": stamp}))
+    assert "as the dense model" in verdicts(quick(copied), "tiny.onnx")["Accuracy"].lines
+
+
+def test_what_was_not_compared_with_the_dense_model_says_so_and_how(copied):
+    for name in ("dense.onnx", "tiny-dense.safetensors"):
+        (copied / f"{name}.eval.json").unlink()
+    found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
+    assert "not compared with the dense model" in found.lines and "as its checkpoint" in found.lines
+    assert found.command == "dyvit eval dense.onnx --data IMAGES --images 10 --json dense.onnx.eval.json"

@@ -242,7 +242,7 @@ def test_a_failing_checkpoint_is_no_exported_artifact(copied):
     change(copied / "tiny.safetensors.eval.json", failures=["It gives NaN for 1 of 10 images."])
     quick(copied)
     page = (copied / "report.html").read_text()
-    assert "Of 3 exported artifacts, " in page and "1 checkpoint failed a check." in page
+    assert "Of 2 exported artifacts, " in page and "1 checkpoint failed a check." in page
 
 
 def test_int8_in_the_graph_says_what_the_runtime_makes_of_it(copied, tmp_path):
@@ -264,3 +264,13 @@ def test_the_json_of_a_sweep_knows_its_artifacts(tmp_path):
     report = quick(tmp_path / "sweep")
     [found] = [v for j in report.judgements for v in j.verdicts if v.name == "Speed" and v.source]
     assert found.source == "rows.json" and found.state != "open"
+
+
+def test_a_checkpoint_above_a_sweep_is_typed_from_the_folder(tmp_path):
+    from dyvit_deploy.report.records import _from_here
+    (tmp_path / "run/sweep").mkdir(parents=True)
+    (tmp_path / "run/tiny.safetensors").write_text("")
+    assert _from_here("run/tiny.safetensors", tmp_path / "run/sweep", "sweep.json") == "../tiny.safetensors"
+    assert _from_here("run/tiny.safetensors", tmp_path / "run/sweep", "sweep/sweep.json") == "tiny.safetensors"
+    assert _from_here("gone/other.safetensors", tmp_path / "run/sweep", "sweep.json") == "other.safetensors"
+    assert _from_here("/models/other.safetensors", tmp_path, "sweep.json") == "/models/other.safetensors"

@@ -59,8 +59,8 @@ def fake(monkeypatch):
             facts=SimpleNamespace(keep_counts=(8, 4, 2))))
 
     def parity(*arguments, failures=(), **_):
-        batch = SimpleNamespace(top1_agreement=0.99, overlap_forgiven=(), overlap=(0.97, 0.95))
-        return SimpleNamespace(batches=(batch,), failures=failures)
+        batch = SimpleNamespace(images=10, top1_agreement=0.99, overlap_forgiven=(), overlap=(0.97, 0.95))
+        return SimpleNamespace(data="photos", batches=(batch,), failures=failures)
 
     def check(first, second, *arguments, **_):
         calls.append(("check", Path(second).name))
@@ -68,7 +68,7 @@ def fake(monkeypatch):
 
     def evaluate(path, *arguments, **_):
         calls.append(("eval", path.name))
-        return SimpleNamespace(top1=0.75, failures=())
+        return SimpleNamespace(data="photos", images=10, top1=0.75, failures=())
 
     def benchmark(paths, config, load=None, track=None):
         calls.append(("bench", config.batches, tuple(path.name for path in paths)))
@@ -155,8 +155,8 @@ def test_a_rejected_artifact_is_neither_timed_nor_recommended(made, fake, tmp_pa
 
 
 def test_what_the_labelled_images_reject_is_not_timed_either(made, fake, tmp_path, monkeypatch):
-    wrong = SimpleNamespace(batches=(SimpleNamespace(top1_agreement=0.1, overlap_forgiven=(), overlap=()),),
-                            failures=("batch 1: too far",))
+    wrong = SimpleNamespace(data="photos", failures=("batch 1: too far",), batches=(
+        SimpleNamespace(images=10, top1_agreement=0.1, overlap_forgiven=(), overlap=()),))
     monkeypatch.setattr(run_module, "check_artifacts", lambda *a, **k: wrong)
     report = run_sweep(made[0], tmp_path, config(made))
     assert not report and len(report.rejected) == 4 and "every artifact differs" in report.failures[0]
