@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_a_row_with_its_error_and_stops_nothing(tmp_path,
     assert result.exit_code == 0 and [row["image"][-5] for row in rows] == list("abcdefg")
     errors = {row["image"][-5]: row["error"] for row in rows if row["error"]}
     assert errors["b"] == "it is no image of a known kind" and "NaN" in errors["c"] and errors["d"]
-    assert "178956970 pixels" in errors["e"] and "No such file" in errors["g"] and set(errors) == set("bcdeg")
+    assert "178,956,970 pixels" in errors["e"] and "No such file" in errors["g"] and set(errors) == set("bcdeg")
     assert [row["class_1"] for row in rows] == ["1", "", "", "", "", "0", ""]
     assert "No prediction for 5 images" in result.stderr and "b.jpg: it is no image" in result.stderr
 
