@@ -239,7 +239,7 @@ def test_elastic_training_keeps_both_ends_and_what_lies_between(data):
         assert (3 * 8 + 3 * 14 + 2 * 8) / 128 <= event.kept[0] <= (3 * 8 + 3 * 14 + 2 * 14) / 128
         assert event.parts["ratio"] == 0
     assert load_model(report.best)[1].elastic == (0.5, 0.9)
-    assert "keep ratios 0.5 to 0.9" in str(inspect_artifact(report.best)._rows()["trained for"])
+    assert "keep ratios 0.5 to 0.9" in str(inspect_artifact(report.best).rows()["trained for"])
     for ratio, noted in ((0.5, False), (0.95, True)):
         exported = export_artifact(report.best, data / "model.onnx", load=LoadConfig(keep=KeepRequest(ratio=ratio)))
         assert any("Trained for keep ratios from 0.5 to 0.9" in line for line in exported.notes) == noted
