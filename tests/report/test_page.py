@@ -369,7 +369,9 @@ def test_a_baseline_that_is_bad_still_says_so(copied):
     result = dyvit("report", copied, "--no-run")
     assert result.exit_code == 0 and "do not ship: dense.onnx: parity differs" in result.output
     assert "FAILED" not in result.output and dyvit("report", copied, "--no-run", "--strict").exit_code == 1
-    (copied / "dense.onnx.check.json").unlink()
+    path.unlink()
+    for timed in copied.rglob("*bench*.json"):                             # a tiny model may well be slower
+        timed.unlink()
     assert dyvit("report", copied, "--no-run", "--strict").exit_code == 0
 
 
