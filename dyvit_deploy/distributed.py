@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,20 @@ def gather_over_ranks(value: Any) -> list[Any]:
     with _group() as dist:
         dist.all_gather_object(found, value)
     return found
+
+
+def broadcast_tensors(tensors: Iterable[Any]) -> None:
+    """Overwrites PyTorch `tensors` with those of rank 0, in place; every process must call it with the same number of
+    tensors, of the same shapes, types and device.
+
+    Raises:
+        BackendError: another process is gone, or the processes cannot connect.
+    """
+    if world_size() == 1:
+        return
+    with _group() as dist:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def barrier() -> None:

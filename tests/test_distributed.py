@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,30 @@ from helpers import ROOT, photo_folder, tiny_checkpoint
 from dyvit_deploy import distributed
 from dyvit_deploy.cli import main
 from dyvit_deploy.errors import BackendError
+from dyvit_deploy.machine import Gpu, gpu, machine
 
 
 def test_one_process_is_first_and_sums_and_gathers_what_it_has():
     assert (distributed.rank(), distributed.world_size(), distributed.is_first()) == (0, 1, True)
     assert distributed.sum_over_ranks(np.arange(3.0)).tolist() == [0, 1, 2]
     assert distributed.gather_over_ranks("x") == ["x"] and distributed.claim_share() == 0
+
+
+def test_one_process_broadcasts_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)
+    distributed.broadcast_tensors([object()])
+
+
+@pytest.mark.parametrize("world, local, used", [("1", "0", 0), ("2", "1", 1), ("4", "3", 1)])
+def test_the_gpu_of_a_report_is_that_of_this_process(monkeypatch, world, local, used):
+    torch = pytest.importorskip("torch")
+    cards = [SimpleNamespace(name=f"GPU {i}", major=8, minor=i, total_memory=2**30) for i in range(2)]
+    for name, value in {"is_available": lambda: True, "device_count": lambda: 2,
+                        "get_device_properties": cards.__getitem__}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    assert gpu() == Gpu(f"GPU {used}", f"8.{used}", 1024) and machine()["gpu"] == f"GPU {used}"
 
 
 def test_processes_without_a_meeting_point_get_one_sentence(monkeypatch):

@@ -17,6 +17,7 @@ from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.quickstart import STUDENT
 from dyvit_deploy.serving.export import export_repository
+from dyvit_deploy.serving.repository import VERSION_COMPATIBLE
 from dyvit_deploy.serving.server import Ports, Server, find_triton
 
 DOCS = ROOT / "docs"
@@ -76,6 +77,12 @@ def test_the_commands_of_a_page_work_as_they_stand(folder, page, monkeypatch):
             pytest.importorskip("pyarrow")
         result = dyvit(*words[1:])
         assert result.exit_code == 0, f"{line}: {result.output}"
+
+
+def test_the_pages_name_the_option_that_version_compatible_engines_need():
+    for page in ("triton.md", "scaling.md"):
+        assert VERSION_COMPATIBLE in (DOCS / page).read_text(), page
+    assert "Failed to set cuda graph shape" in " ".join((DOCS / "triton.md").read_text().split())
 
 
 @needs("ray", "ray")

@@ -27,7 +27,7 @@ from ..parity import BatchParity, compare_outputs, default_tolerance
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.open import open_runner
 from .client import Address, Client, Refused, TritonRunner, to_outputs
-from .repository import ServedModel, read_repository
+from .repository import ServedModel, read_repository, server_flags
 from .server import LOOPBACK, Ports, Server, answers, check_version, find_triton
 
 BATCH, THREADS = 8, 8
@@ -154,9 +154,9 @@ def _connect(stack: contextlib.ExitStack, repository: str | Path, models: Sequen
 
 
 def server_for(repository: str | Path, models: Sequence[ServedModel], config: ServeConfig) -> Server:
-    """An installed server with what `models` need; not yet started."""
+    """An installed server with the backends and options that `models` need; not yet started."""
     return Server(find_triton(config.triton), repository, Ports.from_first(config.port),
-                  sorted({model.servable.backend for model in models}))
+                  sorted({model.servable.backend for model in models}), server_flags(models))
 
 
 class Encoded(NamedTuple):

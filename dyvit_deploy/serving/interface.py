@@ -22,7 +22,8 @@ class Servable:
 
     `backend` is Triton's name of the runtime; `files` are what the runtime needs, and what each is called in a
     version folder, the artifact first. The shape of `input` and `outputs` begins with the batch, None. `profiles` are
-    an engine's optimization profiles, empty where any batch runs.
+    an engine's optimization profiles, empty where any batch runs. `version_compatible` is True for an engine that later
+    versions of TensorRT run too, with the runtime that is in the plan.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class Servable:
     input: Tensor
     outputs: tuple[Tensor, ...]
     profiles: tuple[BatchProfile, ...] = ()
+    version_compatible: bool = False
 
     @property
     def largest(self) -> int | None:
@@ -101,7 +103,7 @@ def _read_engine(path: Path) -> Servable:
         return [Tensor(name, dtype, tuple(shape)) for name, (dtype, shape) in values.items()]
     files = ((path, "model.plan"), (sidecar_path(path), "model.plan.json"))
     return Servable(path, "tensorrt", files, _ours(engine.model, path), tensors(engine.inputs)[0],
-                    tuple(tensors(engine.outputs)), engine.profiles)
+                    tuple(tensors(engine.outputs)), engine.profiles, engine.config.version_compatible)
 
 
 def _check_profiles(path: Path, profiles: Sequence[BatchProfile]) -> None:

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from .interface import READERS, Servable, read_servable
 HERE = Path(__file__).parent
 HEADER = "# Written by dyvit from the artifact; `dyvit serve REPOSITORY --check` holds the two against each other.\n"
 CONFIG = "config.pbtxt"
+# Triton's TensorRT backend loads a version-compatible plan only with it.
+VERSION_COMPATIBLE = "--backend-config=tensorrt,version-compatible=true"
 README_MARK = "Written by dyvit from the artifacts themselves"
 
 
@@ -79,6 +81,11 @@ class ServedModel:
 def model_name(facts: ArtifactFacts) -> str:
     """What a model is called in a repository where nobody says: its own name, in Triton's letters."""
     return re.sub(r"[^\w.-]", "_", facts.model.name)
+
+
+def server_flags(models: Iterable[ServedModel]) -> list[str]:
+    """Options of tritonserver without which it does not load `models`."""
+    return [VERSION_COMPATIBLE] if any(model.servable.version_compatible for model in models) else []
 
 
 def taken(folder: Path, name: str, version: int) -> ConfigError:
@@ -325,7 +332,8 @@ def write_readme(folder: Path) -> list[str]:
         for router in model.routers:
             routers.setdefault(router, []).append(model)
     text = environment.from_string((HERE / "README.md.j2").read_text("utf-8")).render(
-        folder=folder.resolve().name, models=models, routers=routers, megapixels=MAX_PIXELS // 10**6, mark=README_MARK)
+        folder=folder.resolve().name, models=models, routers=routers, megapixels=MAX_PIXELS // 10**6, mark=README_MARK,
+        flags="".join(f" {flag}" for flag in server_flags(models)))
     with atomic_write(target) as temporary:
         temporary.write_text(text, "utf-8")
     return []

@@ -29,7 +29,8 @@ STAND_IN = Path(__file__).parent / "models" / "runtime.py"
 STANDS_IN_FOR = ("onnxruntime", "openvino")
 READY_SECONDS, STOP_SECONDS = 300.0, 40.0
 FAILED = re.compile(r"failed to load '(.+?)' version \d+: (.*?)(?:\\n|\"?$)", re.M)
-NO_REASON = "CudaDriverHelper|pinned|^\\+|^\\||metrics|cleaning up|Collecting"  # what every server says, too
+# What every server says, too; the last two are errors of graphs whose batch a profile does not take.
+NO_REASON = "CudaDriverHelper|pinned|^\\+|^\\||metrics|cleaning up|Collecting|setInputShape|cuda graph shape"
 PROBE = """import json, sys, sysconfig
 import numpy
 print(json.dumps([numpy.__version__, "%d.%d" % sys.version_info[:2], sysconfig.get_config_var("LIBDIR"),

@@ -21,6 +21,7 @@ from .plan import Plan, TrainConfig
 from .recipe import Recipe, make_recipe, read_recipe
 from .report import TrainReport, Watch
 from .run import VAL_BATCH, Run
+from .setup import device_names
 
 DEFAULT_RATIO, DEFAULT_RECIPE = 0.7, "small"
 STUDENTS_OWN = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
@@ -99,7 +100,8 @@ def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> Train
             raise ConfigError(f"{config.backbone} does not know the classes of {config.data}; train it on them first.")
         model = DynamicViT(facts.model, facts.prune)
         model.backbone.load_state_dict(backbone.model.backbone.state_dict())
-    runner = PyTorchRunner(model.eval().to(torch_device(config.device)), facts)
+    device = torch_device(config.device)
+    runner = PyTorchRunner(model.eval().to(device), facts)
     found = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
     what = str(last if config.resume else config.backbone)
     if facts.prune and not config.resume:
@@ -107,7 +109,7 @@ def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> Train
     if not found:
         raise TrainingError(found.failures[0])
     return TrainReport(None, None, str(last) if config.resume else None, found.top1, None, (), recipe, found.skipped,
-                       what)
+                       device_names(device), what)
 
 
 def _with_file(config: TrainConfig) -> TrainConfig:

@@ -71,7 +71,8 @@ class TrainReport:
     """Where the checkpoints lie, and how good they are on the validation split.
 
     `best` is None before the first validation, `best_ema` also without a moving average. `skipped` names images that
-    could not be read. With `eval_only`, `measured` tells what was, and `last` is None unless that is it.
+    could not be read. `devices` names what each process computed on, in order of rank: its GPU, or the processor.
+    With `eval_only`, `measured` tells what was, and `last` is None unless that is it.
     """
 
     best: str | None
@@ -82,6 +83,7 @@ class TrainReport:
     epochs: tuple[EpochReport, ...]
     recipe: Recipe
     skipped: tuple[str, ...]
+    devices: tuple[str, ...]
     measured: str | None = None
 
     @property

@@ -17,19 +17,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..artifacts import library_versions, save_report
 from ..data.open import open_images
-from ..distributed import barrier, gather_over_ranks, is_first, rank, world_size
+from ..distributed import barrier, broadcast_tensors, gather_over_ranks, is_first, rank, world_size
 from ..errors import BackendError, ConfigError, TrainingError
 from ..model import vit
 from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
 from ..runners.evaluate import evaluate_all
 from ..runners.pytorch import PyTorchRunner
-from .data import Part, Share, TrainLoader, make_mixup, seed_everything, worker_deaths
+from .data import Part, Share, TrainLoader, make_mixup, seed_everything, to_device, worker_deaths
 from .logs import Logs
 from .losses import LossParts, LossWeights, total_loss
 from .plan import Plan
 from .report import EpochReport, Started, Step, TrainReport, Watch
-from .setup import make_fabric, make_optimizer, make_scheduler
+from .setup import FABRIC_DISTRIBUTION, device_names, make_fabric, make_optimizer, make_scheduler
 from .state import StopRequest, restore, resume_tensors
 from .step import Draws, TrainingStep, draw
 
@@ -46,11 +46,13 @@ class Run:
         self.config, self.phase, self.watch, self.out = config, plan.phase, watch, Path(config.out)
         self._last = self.out / "last.safetensors"
         self.fabric = make_fabric(config.device, self.recipe)
+        self.devices = device_names(self.fabric.device)
         self.share = Share(self.recipe.batch, rank(), world_size(), config.accumulate)
         train_set: Any = open_images(config.data, self.facts.model, "train")
         self.val_set = open_images(config.data, self.facts.model, "val")
         workers = WORKERS if config.workers is None else config.workers
-        self.loader = TrainLoader(train_set, self.facts.model, self.recipe, self.share, workers)
+        self.loader = TrainLoader(train_set, self.facts.model, self.recipe, self.share, workers,
+                                  pinned=self.fabric.device.type == "cuda")
         self.mixup = make_mixup(self.recipe, self.facts.model.classes)
         if self.mixup and self.share.size % 2:
             raise ConfigError(f"Mixup pairs images, and {self.share.size} is odd; change --batch or --accumulate.")
@@ -73,7 +75,7 @@ class Run:
         self.skipped: list[str] = []
         self.training: dict[str, Any] = {
             "data": config.data, "recipe": self.recipe.to_dict(), "parent": backbone.facts.parent if backbone else None,
-            "versions": library_versions("torch", "timm", "lightning-fabric", "numpy")}
+            "versions": library_versions("torch", "timm", FABRIC_DISTRIBUTION, "numpy")}
         self._other_data: str | None = None
         self.resumed = config.resume and self._last.exists()
         if self.resumed:
@@ -140,7 +142,9 @@ class Run:
                 losses, kept = self._losses(part)
                 loss = total_loss(LossParts(*losses), self.weights)
                 self.fabric.backward(loss / len(parts))
-            values = torch.cat([loss.detach()[None], losses.detach(), kept, kept.new_tensor([float(bool(stop))])])
+            # `new_full` fills on the device; `new_tensor` would copy a number to it and wait.
+            asked = kept.new_full((1,), float(bool(stop)))
+            values = torch.cat([loss.detach()[None], losses.detach(), kept, asked])
             total = values if number == 0 else total + values
         total = self.fabric.all_reduce(total / len(parts), reduce_op="mean")
         norm = self.fabric.clip_gradients(self.module, self.shared_optimizer,
@@ -158,14 +162,15 @@ class Run:
     def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
         device, recipe = self.fabric.device, self.recipe
         seed_everything(recipe.seed, self.epoch, self.step, part.first)
-        images, labels = part.images.to(device), part.labels.to(device)
+        images, labels = to_device(part.images, device), to_device(part.labels, device)
         if self.mixup:
             images, labels = self.mixup(images, labels)
         draws = Draws()
         if self.facts.prune:
             rows = slice(part.first, part.first + len(images))
             noise, keep = draw(recipe, self.facts.prune, self.facts.model.patches, (self.epoch, self.step), rows)
-            draws = Draws(noise and tuple(n.to(device) for n in noise), None if keep is None else keep.to(device))
+            draws = Draws(noise and tuple(to_device(stage, device) for stage in noise),
+                          None if keep is None else to_device(keep, device))
         with self._attention():
             losses, kept = self.module(images, labels, draws.noise, draws.keep)
         return losses, kept
@@ -223,8 +228,8 @@ class Run:
     def _validate(self) -> tuple[float, float | None]:
         """Top-1 of the weights and of their moving average, if there is one."""
         models = [self.model, *([self.ema.module] if self.ema else [])]
-        for buffer in (b for model in models for b in model.buffers()) if world_size() > 1 else ():
-            buffer.copy_(self.fabric.broadcast(buffer))                    # batch norms saw other images elsewhere
+        # The batch norms of each process saw other images.
+        broadcast_tensors(buffer for model in models for buffer in model.buffers())
         names = ("The model", "Its moving average")
         reports = evaluate_all([PyTorchRunner(model, self.facts, name) for model, name in zip(models, names)],
                                self.val_set, VAL_BATCH)
@@ -272,7 +277,7 @@ class Run:
         best, best_ema = ((str(self.out / f"{name}.safetensors"), score) if score >= 0 else (None, None)
                           for name, score in (("best", self.best), ("best-ema", self.best_ema)))
         return TrainReport(best[0], best_ema[0], str(self._last), best[1], best_ema[1], tuple(self.reports),
-                           self.recipe, tuple(sorted({*self.skipped, *self.val_set.skipped})))
+                           self.recipe, tuple(sorted({*self.skipped, *self.val_set.skipped})), self.devices)
 
     def _resume(self) -> None:
         restored, facts = load_model(self._last)

@@ -6,29 +6,35 @@ import os
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision, Precision
-from lightning_fabric.strategies import DDPStrategy
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
-from ..distributed import claim_share, world_size
+from ..distributed import claim_share, gather_over_ranks, world_size
 from ..errors import ConfigError
+from ..machine import machine
 from ..model.dynamicvit import DynamicViT
+from ..optional import installed, require
 from ..runners.pytorch import torch_device
 from .recipe import Recipe
 
-MIXED: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}         # as Fabric calls them
+# Module and distribution of Lightning Fabric: a package of its own, or a part of the package `lightning`.
+OWN, BUNDLED = ("lightning_fabric", "lightning-fabric"), ("lightning.fabric", "lightning")
+FABRIC, FABRIC_DISTRIBUTION = BUNDLED if installed("lightning") and not installed("lightning_fabric") else OWN
+_fabric, _plugins, _strategies = (require(FABRIC + part) for part in ("", ".plugins", ".strategies"))
+_MixedPrecision: Any = _plugins.MixedPrecision
+
+# Fabric's names of the mixed precisions.
+MIXED: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-class _Mixed(MixedPrecision):
+class _Mixed(_MixedPrecision):
     """Autocast alone: Fabric would also round soft labels and sampling noise to 16 bits."""
 
     def convert_input(self, data: Any) -> Any:
         return data
 
 
-def make_fabric(device: str | None, recipe: Recipe) -> Fabric:
+def make_fabric(device: str | None, recipe: Recipe) -> Any:
     """Lightning Fabric: reads torchrun's environment, and unlike Accelerate keeps no state of the process, so that
     a dense teacher and its student can differ in precision.
 
@@ -39,18 +45,24 @@ def make_fabric(device: str | None, recipe: Recipe) -> Fabric:
     claim_share()
     if recipe.precision == "fp16" and kind == "cpu":
         raise ConfigError("A CPU cannot train in fp16; choose --precision bf16 or fp32.")
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)        # announces the precision, line by line
+    # Fabric announces the precision, line by line.
+    logging.getLogger(FABRIC).setLevel(logging.WARNING)
     local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
     if kind == "cuda" and local > torch.cuda.device_count():
         raise ConfigError(f"{local} processes need as many GPUs, and this machine has {torch.cuda.device_count()}; "
                           "lower --nproc-per-node.")
     # The backbone's parameters have no gradient while it stands still.
-    shared = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
+    shared = _strategies.DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
     strategy: Any = shared if world_size() > 1 else "auto"
-    precision = _Mixed(MIXED[recipe.precision], kind) if recipe.precision in MIXED else Precision()
-    fabric = Fabric(accelerator=kind, strategy=strategy, devices=local, num_nodes=nodes, plugins=[precision])
+    precision = _Mixed(MIXED[recipe.precision], kind) if recipe.precision in MIXED else _plugins.Precision()
+    fabric = _fabric.Fabric(accelerator=kind, strategy=strategy, devices=local, num_nodes=nodes, plugins=[precision])
     fabric.launch()
     return fabric
+
+
+def device_names(device: torch.device) -> tuple[str, ...]:
+    """What each process computes on, in order of rank: its GPU, or the processor; every process must call it."""
+    return tuple(gather_over_ranks(machine()["gpu" if device.type == "cuda" else "processor"]))
 
 
 def make_optimizer(model: DynamicViT, recipe: Recipe) -> torch.optim.AdamW:

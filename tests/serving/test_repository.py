@@ -84,6 +84,57 @@ def test_an_engine_brings_its_profiles_and_cuda_graphs(tmp_path):
     assert (tmp_path / "repo" / model.name / "1/model.plan").read_bytes() == plan.read_bytes()
 
 
+FLAG = "--backend-config=tensorrt,version-compatible=true"
+
+
+def starts(text):
+    """The lines of a repository's README that start a server."""
+    lines = [line for line in text.splitlines() if "tritonserver --model-repository" in line]
+    assert len(lines) == 2
+    return lines
+
+
+def test_a_version_compatible_plan_puts_tritons_option_into_the_lines_that_start_a_server(tmp_path):
+    plan = plan_file(tmp_path, config=BuildConfig(version_compatible=True))
+    assert read_servable(plan).version_compatible
+    export_repository(plan, tmp_path / "repo", ServingConfig(name="new"))
+    text = (tmp_path / "repo/README.md").read_text()
+    assert all(FLAG in line for line in starts(text)) and "only plans that you trust" in text
+    assert "The plan of `new` was built with `--version-compatible`" in text
+    assert "only with the version of TensorRT that built it" not in text
+    export_repository(plan_file(tmp_path), tmp_path / "repo", ServingConfig(name="fixed"))
+    text = (tmp_path / "repo/README.md").read_text()
+    assert all(FLAG in line for line in starts(text))                      # one such model among others is enough
+    assert "`dyvit inspect fixed/1/model.plan`" in text and "The plan of `fixed` was" not in text
+
+
+def test_a_plan_of_one_version_and_one_profile_needs_no_option_and_no_remark(tmp_path):
+    export_repository(plan_file(tmp_path), tmp_path / "repo")
+    text = (tmp_path / "repo/README.md").read_text()
+    assert FLAG not in text and "version-compatible" not in text and "profiles" not in text
+    assert "only with the version of TensorRT that built it" in text and "--gpus all" in text
+    assert starts(text)[0].startswith("tritonserver --model-repository=repo --http-address=")
+
+
+def test_the_engine_that_is_inspected_for_its_version_is_one(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="a-graph"))
+    export_repository(plan_file(tmp_path), tmp_path / "repo", ServingConfig(name="engine"))
+    assert "`dyvit inspect engine/1/model.plan`" in (tmp_path / "repo/README.md").read_text()
+
+
+def test_a_repository_without_an_engine_says_nothing_of_engines(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo")
+    text = (tmp_path / "repo/README.md").read_text()
+    assert not [word for word in ("TensorRT", "--gpus", "profiles", FLAG) if word in text]
+
+
+def test_the_harmless_errors_of_several_profiles_are_announced(tmp_path):
+    export_repository(plan_file(tmp_path, ((1, 1, 1), (2, 8, 32))), tmp_path / "repo", ServingConfig(name="m"))
+    text = " ".join((tmp_path / "repo/README.md").read_text().split())
+    assert "`m` has 2 optimization profiles" in text and "Failed to set cuda graph shape" in text
+    assert "These errors are harmless" in text
+
+
 @pytest.mark.parametrize("profiles, changes, settings, words", [
     (((1, 8, 32),), {}, ServingConfig(max_batch=64), "--max-batch 64 is more than the 32"),
     (((8, 8, 8),), {}, ServingConfig(), "leave out batch 1"),

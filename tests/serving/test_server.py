@@ -7,11 +7,12 @@ import stat
 import threading
 
 import pytest
-from helpers import dyvit, tiny_checkpoint
+from helpers import dyvit, plan_file, tiny_checkpoint
 
-from dyvit_deploy.deploy_config import ServingConfig
+from dyvit_deploy.deploy_config import BuildConfig, ServingConfig
 from dyvit_deploy.errors import BackendError, ConfigError, MissingDependency
 from dyvit_deploy.serving import server
+from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.server import Ports, Server, check_version, find_triton
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
@@ -19,7 +20,6 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip in
 
 @pytest.fixture
 def repository(tmp_path, quick_export):
-    from dyvit_deploy.serving.export import export_repository
     export_repository(tiny_checkpoint(tmp_path), tmp_path / "repository", ServingConfig(name="m"))
     return tmp_path / "repository"
 
@@ -105,6 +105,27 @@ def test_a_port_that_is_taken_is_named(tmp_path, repository, monkeypatch):
 def test_a_server_that_stops_at_once_tells_why(tmp_path, repository):
     fake = script(tmp_path / "bin/tritonserver", "#!/bin/sh\necho 'error: creating server: no luck'\nexit 1\n")
     with pytest.raises(BackendError, match="Triton stopped: error: creating server: no luck"), \
+            Server(find_triton(fake), repository, Ports.from_first(None)):
+        pass
+
+
+@pytest.mark.parametrize("compatible", [True, False])
+def test_serve_starts_the_server_with_the_option_that_version_compatible_plans_need(tmp_path, compatible):
+    plan = plan_file(tmp_path, config=BuildConfig(version_compatible=compatible))
+    export_repository(plan, tmp_path / "repository", ServingConfig(name="m"))
+    fake = script(tmp_path / "bin/tritonserver", f"#!/bin/sh\necho \"$@\" > {tmp_path}/typed\nexit 1\n")
+    for more in ([], ["--check"]):
+        assert dyvit("serve", tmp_path / "repository", "--triton", fake, *more).exit_code == 1
+        typed = (tmp_path / "typed").read_text().split()
+        assert typed.count("--backend-config=tensorrt,version-compatible=true") == compatible
+
+
+def test_a_graph_that_fits_no_profile_is_not_the_reason_for_a_failure(tmp_path, repository):
+    harmless = ("E1127 10:00:00.000001 1 logging.cc:44] IExecutionContext::setInputShape: Error Code 3",
+                "E1127 10:00:00.000002 1 instance_state.cc:3895] Failed to set cuda graph shape for m_0_0")
+    lines = "".join(f"echo '{line}'\n" for line in (*harmless, "E1127 10:00:00.000003 1 server.cc:1] the real one"))
+    fake = script(tmp_path / "bin/tritonserver", f"#!/bin/sh\n{lines}exit 1\n")
+    with pytest.raises(BackendError, match="Triton stopped: the real one"), \
             Server(find_triton(fake), repository, Ports.from_first(None)):
         pass
 

@@ -32,7 +32,7 @@ from dyvit_deploy.serving.check import ServeConfig, check_serving
 from dyvit_deploy.serving.client import Address, Client, Refused
 from dyvit_deploy.serving.config import MAX_PIXELS
 from dyvit_deploy.serving.export import export_repository
-from dyvit_deploy.serving.repository import read_repository
+from dyvit_deploy.serving.repository import VERSION_COMPATIBLE, read_repository
 from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, answers, find_triton
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
@@ -324,6 +324,11 @@ def test_an_engine_passes_the_servers_validation_and_lacks_only_its_backend(tmp_
     export_repository(plan_file(tmp_path), repository, ServingConfig(name="m"))
     with pytest.raises(BackendError, match=r"it does not load m: .*tensorrt"), serving(repository):
         pass
+
+
+def test_a_server_takes_the_option_of_version_compatible_plans(repository):
+    with serving(repository, VERSION_COMPATIBLE) as (_, address):
+        assert answers(f"http://{address.http}/v2/health/ready")
 
 
 def test_openvino_models_are_served_too(checkpoint, tmp_path):

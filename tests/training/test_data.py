@@ -11,6 +11,7 @@ from PIL import Image
 from dyvit_deploy.data.folder import FolderImages
 from dyvit_deploy.data.preprocess import normalise, resize_and_crop
 from dyvit_deploy.errors import ConfigError, DataError, TrainingError
+from dyvit_deploy.training import data
 from dyvit_deploy.training.data import Augment, Share, TrainLoader, epoch_order, make_mixup, worker_deaths
 from dyvit_deploy.training.recipe import make_recipe
 
@@ -123,6 +124,30 @@ def test_batches_that_cannot_be_divided_or_filled_are_refused(folder):
         Share(8, 0, 3)
     with pytest.raises(ConfigError, match="do not fill one batch of 32"):
         loader(folder, Share(32))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_images_are_loaded_into_pinned_memory_for_a_gpu_only(folder, monkeypatch, pinned):
+    asked = []
+    monkeypatch.setattr(data, "DataLoader", lambda *_, **options: asked.append(options["pin_memory"]))
+    TrainLoader(folder, tiny_config(), RECIPE, Share(8), 0, **({"pinned": True} if pinned else {}))
+    assert asked == [pinned]
+
+
+def test_what_pytorch_pins_is_still_a_part_with_its_broken_images(folder, tmp_path, monkeypatch):
+    """PyTorch's own code for pinned batches, on memory that is not."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    copied = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: copied.append(tensor.shape) or tensor.clone())
+    (tmp_path / "train" / "dark" / "3.png").write_bytes(b"broken")
+    plain = steps(folder)
+    pinned = list(TrainLoader(folder, tiny_config(), RECIPE, Share(8), 0, pinned=True).steps_of(0))
+    assert [part.broken for [part] in pinned] == [part.broken for [part] in plain] and any(p.broken for [p] in pinned)
+    assert all(torch.equal(a.images, b.images) for [a], [b] in zip(pinned, plain)) and len(copied) == 2 * len(plain)
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="24 images in a row cannot be read"):
+        list(TrainLoader(folder, tiny_config(), RECIPE, Share(8), 0, pinned=True).steps_of(0))
 
 
 def test_mixup_is_timms_and_off_unless_asked():

@@ -12,14 +12,39 @@ import torch
 from helpers import ROOT, tiny_checkpoint, two_classes
 from safetensors import safe_open
 
-SCRIPT = Path(__file__).parent / "share_a_run.py"
+from dyvit_deploy.machine import machine
+
+HERE = Path(__file__).parent
 
 
-def start(processes: int, *arguments, **environment) -> subprocess.Popen:
+def start(processes: int, *arguments, script="share_a_run.py", **environment) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | environment
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, *map(str, arguments)]
+    command = [sys.executable, *(launcher if processes > 1 else []), HERE / script, *map(str, arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What `two_ranks.py` found in each of its two processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    output, _ = (process := start(2, folder, script="two_ranks.py")).communicate(timeout=120)
+    assert process.returncode == 0, output
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_tensors_of_any_kind_become_those_of_the_first_process_in_place(told):
+    assert [rank["broadcast"] for rank in told] == [[[[0.5] * 3] * 2, [True], 7]] * 2
+
+
+def test_all_processes_validate_with_the_batch_norms_of_the_first(told):
+    expected = {"running_mean": [pytest.approx(1.0)] * 2, "running_var": [pytest.approx(0.9)] * 2,
+                "num_batches_tracked": 1}
+    assert [rank["validate"] for rank in told] == [[expected] * 2] * 2
+
+
+def test_each_process_reports_its_own_gpu_and_training_those_of_all(told):
+    assert [rank["gpus"] for rank in told] == [[f"GPU {rank}", ["GPU 0", "GPU 1"]] for rank in range(2)]
 
 
 @pytest.fixture
@@ -40,6 +65,8 @@ def test_processes_and_accumulated_parts_give_the_loss_curve_of_one_process(data
     assert len(curves["one"]) >= 20 and curves["one"][-1] < curves["one"][0]
     for name in ("parts", "two"):
         assert curves[name] == pytest.approx(curves["one"], abs=1e-3)
+    devices = {name: json.loads((data / name / "train.json").read_text())["devices"] for name in runs}
+    assert devices == {"one": [machine()["processor"]], "parts": devices["one"], "two": devices["one"] * 2}
     # Not only the losses: the weights went the same way.
     with safe_open(data / "one" / "last.safetensors", "pt") as one, safe_open(data / "two" / "last.safetensors",
                                                                              "pt") as two:
