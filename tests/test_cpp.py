@@ -108,6 +108,21 @@ def test_the_example_builds_against_the_installed_library_and_within_a_project(p
     assert project.type(run.replace("classify/build", "within")) == (0, installed)
 
 
+def test_a_fixed_batch_leaves_no_arithmetic_on_shapes(project, tmp_path):
+    """dyvit-bench relies on it: what ONNX Runtime then still places on the CPU has no CUDA kernel."""
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    operators = {}
+    for batch in (None, 1):
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.log_severity_level = 3
+        if batch:
+            options.add_free_dimension_override_by_name("batch", batch)
+        ort.InferenceSession(project.folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        operators[batch] = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert "Shape" in operators[None] and "Shape" not in operators[1]
+
+
 def test_the_installed_programs_find_their_library(project):
     for line in lines_with("--install"):
         assert project.type(line)[0] == 0

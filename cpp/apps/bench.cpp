@@ -1,9 +1,11 @@
-// dyvit-bench: how long Engine::infer takes, from a batch in host memory to outputs in host memory; decoding and
-// preprocessing are not in it. A table for people; the last line of stdout is JSON.
+// dyvit-bench: how long Engine::infer takes, from a batch in host memory to outputs in host memory, or, without transfers,
+// how long a batch takes that is on the GPU already. Decoding and preprocessing are not timed. A table for people; the last
+// line of stdout is JSON.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -48,15 +50,13 @@ double quantile(std::vector<double> const& values, double share) {
   return values[below] + (place - static_cast<double>(below)) * (values[above] - values[below]);
 }
 
-nlohmann::ordered_json time_batch(dyvit::Engine const& engine, std::int64_t batch, double seconds) {
-  Noise const noise(engine.metadata(), batch);
-  dyvit::Outputs outputs;
-  for (int i = 0; i < warm_up_runs; ++i) engine.infer(noise.images, outputs);
+nlohmann::ordered_json time_calls(std::function<void()> const& call, std::int64_t batch, double seconds) {
+  for (int i = 0; i < warm_up_runs; ++i) call();
   std::vector<double> ms;
   auto const start = Clock::now();
   while (ms.size() < least_runs || seconds_since(start) < seconds) {
     auto const begin = Clock::now();
-    engine.infer(noise.images, outputs);
+    call();
     ms.push_back(1000 * seconds_since(begin));
   }
   std::sort(ms.begin(), ms.end());
@@ -78,16 +78,31 @@ void check_batches(dyvit::Metadata const& facts, std::string const& artifact, st
                          "; choose another --batch.");
 }
 
-int bench(dyvit::Common const& common, std::vector<std::int64_t> const& batches, double seconds) {
+struct Timing {
+  std::vector<std::int64_t> batches = {1};
+  double seconds = 5;
+  bool transfers = true;
+};
+
+void print_head(dyvit::Engine const& engine, std::string const& artifact, bool transfers) {
+  std::printf("%s, %s, %s, %s\n%6s %8s %10s %10s %10s %10s\n", artifact.c_str(), engine.metadata().precision.c_str(),
+              engine.backend().c_str(), transfers ? "from host memory to host memory" : "on the GPU, without transfers",
+              "batch", "runs", "p50 ms", "p90 ms", "p99 ms", "images/s");
+}
+
+int bench(dyvit::Common const& common, Timing const& timing) {
   auto const start = Clock::now();
   auto const engine = dyvit::Engine::open(common.artifact, common.options);
   double const opening_ms = 1000 * seconds_since(start);
-  check_batches(engine.metadata(), common.artifact, batches);
-  std::printf("%s, %s, %s\n%6s %8s %10s %10s %10s %10s\n", common.artifact.c_str(), engine.metadata().precision.c_str(),
-              engine.backend().c_str(), "batch", "runs", "p50 ms", "p90 ms", "p99 ms", "images/s");
+  check_batches(engine.metadata(), common.artifact, timing.batches);
   auto rows = nlohmann::ordered_json::array();
-  for (std::int64_t const batch : batches) {
-    auto const row = time_batch(engine, batch, seconds);
+  for (std::int64_t const batch : timing.batches) {
+    Noise const noise(engine.metadata(), batch);
+    dyvit::Outputs outputs;
+    std::function<void()> call = [&] { engine.infer(noise.images, outputs); };
+    if (!timing.transfers) call = engine.call_without_transfers(noise.images);
+    if (rows.empty()) print_head(engine, common.artifact, timing.transfers);
+    auto const row = time_calls(call, batch, timing.seconds);
     std::printf("%6lld %8zu %10.3f %10.3f %10.3f %10.1f\n", static_cast<long long>(batch), row["runs"].get<std::size_t>(),
                 row["latency_ms_p50"].get<double>(), row["latency_ms_p90"].get<double>(),
                 row["latency_ms_p99"].get<double>(), row["images_per_sec"].get<double>());
@@ -99,6 +114,7 @@ int bench(dyvit::Common const& common, std::vector<std::int64_t> const& batches,
                                          {"precision", engine.metadata().precision},
                                          {"backend", engine.backend()},
                                          {"threads", common.options.threads},
+                                         {"transfers", timing.transfers},
                                          {"opening_ms", opening_ms},
                                          {"timings", rows}};
   // A path need not be UTF-8, and JSON must be.
@@ -111,10 +127,14 @@ int bench(dyvit::Common const& common, std::vector<std::int64_t> const& batches,
 int main(int count, char** arguments) {
   CLI::App app("How fast an artifact runs: medians of single batches.", "dyvit-bench");
   dyvit::Common common;
-  std::vector<std::int64_t> batches = {1};
-  double seconds = 5;
+  common.options.allow_cpu_fallback = false;
+  Timing timing;
   add_common(app, common);
-  app.add_option("--batch", batches, "images per batch, like 1,8")->delimiter(',')->check(CLI::Range(1, 65536));
-  app.add_option("--seconds", seconds, "of timing per batch size")->check(CLI::PositiveNumber);
-  return dyvit::run_program(app, count, arguments, [&] { return bench(common, batches, seconds); });
+  app.add_option("--batch", timing.batches, "images per batch, like 1,8")->delimiter(',')->check(CLI::Range(1, 65536));
+  app.add_option("--seconds", timing.seconds, "of timing per batch size")->check(CLI::PositiveNumber);
+  app.add_flag_callback("--no-transfers", [&] { timing.transfers = false; },
+                        "time a batch that is on the GPU already, without copies between host and GPU; engine plans only");
+  app.add_flag("--allow-cpu-fallback", common.options.allow_cpu_fallback,
+               "with --provider cuda or tensorrt: also time a model that runs on the CPU in part");
+  return dyvit::run_program(app, count, arguments, [&] { return bench(common, timing); });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -16,6 +17,9 @@ class Backend {
 
   // Runs a checked batch into `outputs`, whose vectors have their sizes. May be called from several threads at once.
   virtual void run(Images const& images, Outputs& outputs) = 0;
+
+  // See Engine::call_without_transfers. Throws Error here: only backends that keep a batch on the GPU override it.
+  virtual std::function<void()> call_without_transfers(Images const& images);
 
   std::string file;                     // name of the artifact, for messages
   std::string name;                     // library, version and device

@@ -58,6 +58,11 @@ void check(Images const& images, Backend const& backend) {
 
 }  // namespace
 
+std::function<void()> Backend::call_without_transfers(Images const&) {
+  throw Error(file + " runs with " + name + ", which takes and gives host memory, so its copies cannot be left out; time it "
+              "with transfers, or time an engine plan.");
+}
+
 std::string Metadata::label(std::size_t index) const {
   return index < class_names.size() ? class_names[index] : "class " + std::to_string(index);
 }
@@ -131,6 +136,11 @@ void Engine::infer(Images const& images, Outputs& outputs) const {
   for (std::size_t stage = 0; stage < outputs.kept.size(); ++stage)
     outputs.kept[stage].resize(outputs.batch * static_cast<std::size_t>(facts.kept_counts[stage]));
   backend_->run(images, outputs);
+}
+
+std::function<void()> Engine::call_without_transfers(Images const& images) const {
+  check(images, *backend_);
+  return backend_->call_without_transfers(images);
 }
 
 Engine::Engine(std::unique_ptr<Backend> backend) : backend_(std::move(backend)) {}

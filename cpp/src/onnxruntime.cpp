@@ -52,12 +52,22 @@ void add_provider(Ort::SessionOptions& session, Options const& options) {
   }
 }
 
+// For the provider tensorrt too: where CUDA has a kernel for every node, nothing that TensorRT leaves out can reach the CPU.
+Ort::SessionOptions cuda_options(Options options) {
+  Ort::SessionOptions settings = session_options(options.threads);
+  options.provider = "cuda";
+  add_provider(settings, options);
+  return settings;
+}
+
 Ort::Session load(std::filesystem::path const& path, Options const& options) {
   Ort::Env const& env = environment();          // before the providers, which log to it
   Ort::SessionOptions settings = session_options(options.threads);
   add_provider(settings, options);
   try {
-    return Ort::Session(env, path.c_str(), settings);
+    Ort::Session session(env, path.c_str(), settings);
+    if (options.provider != "cpu" && !options.allow_cpu_fallback) require_no_cpu_fallback(path, cuda_options(options));
+    return session;
   } catch (Ort::Exception const& error) {
     throw Error(path.string() + " is not an ONNX model that ONNX Runtime can load here (" + reason(error.what()) +
                 "); make or copy it again.");
@@ -166,6 +176,19 @@ class OnnxRuntime : public Backend {
 };
 
 }  // namespace
+
+void require_no_cpu_fallback(std::filesystem::path const& path, Ort::SessionOptions options) {
+  options.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
+  // ONNX Runtime places arithmetic on shapes on the CPU on purpose. With a fixed batch it is folded into constants, and
+  // what is still placed there has no CUDA kernel.
+  Ort::ThrowOnError(Ort::GetApi().AddFreeDimensionOverrideByName(options, "batch", 1));
+  try {
+    Ort::Session const session(environment(), path.c_str(), options);
+  } catch (Ort::Exception const& error) {
+    throw Error(path.string() + " cannot run on CUDA alone (" + reason(error.what()) + "); allow a part of it on the CPU "
+                "with --allow-cpu-fallback or Options::allow_cpu_fallback, or choose the provider cpu.");
+  }
+}
 
 std::unique_ptr<Backend> open_onnxruntime(std::filesystem::path const& path, Options const& options) try {
   return std::make_unique<OnnxRuntime>(path, options);

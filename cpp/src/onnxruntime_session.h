@@ -3,6 +3,8 @@
 
 #include <onnxruntime_cxx_api.h>
 
+#include <filesystem>
+
 namespace dyvit {
 
 // One per process, as ONNX Runtime asks. It logs nothing: its exceptions are translated where they are caught.
@@ -20,5 +22,8 @@ inline Ort::SessionOptions session_options(int threads) {
   options.AddConfigEntry("session.force_spinning_stop", "1");
   return options;
 }
+
+// Throws Error: with the provider in `options`, a node of the model `path` would run on the CPU.
+void require_no_cpu_fallback(std::filesystem::path const& path, Ort::SessionOptions options);
 
 }  // namespace dyvit

@@ -1,12 +1,14 @@
 // Runs engine plans with TensorRT or TensorRT for RTX, whichever this build is linked with.
-// Compiled against the headers of 10.16 and 11.1; running it on a GPU is unverified.
+// Compiled against the headers of TensorRT 10.7 to 11.1 and of TensorRT for RTX 1.3 to 1.6; unverified on a GPU.
 #include <NvInferRuntime.h>
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "backend.h"
+#include "contexts.h"
 #include "cuda.h"
 #include "plan.h"
 #include "profiles.h"
@@ -78,7 +80,7 @@ class TensorRt : public Backend {
       throw Error(path.string() + " was built by " + (plan.sidecar.builder == "rtx" ? "TensorRT for RTX" : "TensorRT") +
                   ", and this dyvit is linked with " + library_name() + "; build dyvit with the other TENSORRT_ROOT.");
     require_gpu(device_, path.string());
-    check_cuda(cudaSetDevice(device_), "use that GPU");
+    use_device();
     file = path.filename().string();
     name = library_name() + " cuda";
     metadata = plan.sidecar.metadata;
@@ -88,20 +90,45 @@ class TensorRt : public Backend {
   }
 
   void run(Images const& images, Outputs& outputs) override {
-    check_cuda(cudaSetDevice(device_), "use that GPU");           // each thread has a current GPU of its own
     std::int64_t const batch = images.shape[0];
-    auto const [profile, padded] = place(batch, profiles_);
     std::vector<void*> targets = {outputs.logits.data()};
     for (auto& stage : outputs.kept) targets.push_back(stage.data());
-    std::unique_ptr<Lane> lane = take_lane();
-    if (!lane->run(input_, outputs_, images.data, batch, padded, profile, targets))
-      throw Error(library_name() + " could not run " + file + " at batch " + std::to_string(batch) + " (" +
-                  logger_.last() + "); build it again, or run dyvit doctor --target PLAN.");
+    std::unique_ptr<Lane> lane = upload(images);
+    if (!lane->launch()) refuse(batch);
+    lane->download(outputs_, batch, targets);
     std::lock_guard<std::mutex> const guard(mutex_);
     idle_.push_back(std::move(lane));                              // a lane that failed is not used again
   }
 
+  std::function<void()> call_without_transfers(Images const& images) override {
+    std::shared_ptr<Lane> const lane = upload(images);
+    lane->wait();
+    return [this, lane, batch = images.shape[0]] {
+      use_device();
+      if (!lane->launch()) refuse(batch);
+      lane->wait();
+    };
+  }
+
  private:
+  // Each thread has a current GPU of its own.
+  void use_device() const { check_cuda(cudaSetDevice(device_), "use that GPU"); }
+
+  [[noreturn]] void refuse(std::int64_t batch) {
+    throw Error(library_name() + " could not run " + file + " at batch " + std::to_string(batch) + " (" + logger_.last() +
+                "); build it again, or run dyvit doctor --target PLAN.");
+  }
+
+  // A lane of its own for the batch, which is being copied to the GPU.
+  std::unique_ptr<Lane> upload(Images const& images) {
+    use_device();
+    std::int64_t const batch = images.shape[0];
+    auto const [profile, padded] = place(batch, profiles_);
+    std::unique_ptr<Lane> lane = take_lane();
+    if (!lane->upload(input_, outputs_, images.data, batch, padded, profile)) refuse(batch);
+    return lane;
+  }
+
   void load(std::string const& path, Plan& plan, bool trust) {
     runtime_.reset(nvinfer1::createInferRuntime(logger_));
     if (!runtime_) throw Error(library_name() + " cannot start (" + logger_.last() + "); reinstall it and the driver.");
@@ -111,6 +138,9 @@ class TensorRt : public Backend {
     if (!engine_)
       throw Error(path + ", built by version " + plan.sidecar.version + ", cannot be loaded by " + library_name() +
                   " here (" + logger_.last() + "); build it again here: " + plan.sidecar.rebuild);
+    // A plan that is read from a stream "may not be valid immediately after the function returns" (NvInferRuntime.h).
+    check_cuda(cudaDeviceSynchronize(), "load the engine's weights");
+    contexts_.emplace(*engine_);
   }
 
   // Holds the engine against its metadata, because memory is laid out as the metadata says.
@@ -163,17 +193,19 @@ class TensorRt : public Backend {
       idle_.pop_back();
       return lane;
     }
-    auto lane = std::make_unique<Lane>(*engine_);
-    if (!lane->works())
+    auto context = contexts_->make();
+    if (!context)
       throw Error(library_name() + " cannot prepare " + file + " (" + logger_.last() +
                   "); free GPU memory, or build it with a smaller largest batch.");
-    return lane;
+    return std::make_unique<Lane>(std::move(context));
   }
 
   int device_;
-  Logger logger_;                       // outlives the runtime, which outlives the engine, which outlives the lanes
+  // Each of these outlives the next, and the lanes, which hold contexts, go first.
+  Logger logger_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+  std::optional<Contexts> contexts_;
   EngineTensor input_;
   std::vector<EngineTensor> outputs_;   // logits, kept_0, kept_1, ...
   std::vector<Profile> profiles_;

@@ -26,8 +26,8 @@ bool Lane::prepare(EngineTensor const& input, std::vector<EngineTensor> const& o
   return true;
 }
 
-bool Lane::run(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images,
-               std::int64_t batch, std::int64_t padded, int profile, std::vector<void*> const& targets) {
+bool Lane::upload(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images,
+                  std::int64_t batch, std::int64_t padded, int profile) {
   if (prepared_ != padded && !prepare(input, outputs, padded, profile)) return false;
   auto const count = static_cast<std::size_t>(batch), filled = static_cast<std::size_t>(padded);
   auto* const host = static_cast<std::uint8_t*>(source_.host());
@@ -35,12 +35,15 @@ bool Lane::run(EngineTensor const& input, std::vector<EngineTensor> const& outpu
   for (std::size_t image = count; image < filled; ++image)
     std::memcpy(host + image * input.bytes_per_image, images, input.bytes_per_image);
   source_.upload(filled * input.bytes_per_image, stream_);
-  if (!context_->enqueueV3(stream_.get())) return false;
+  return true;
+}
+
+void Lane::download(std::vector<EngineTensor> const& outputs, std::int64_t batch, std::vector<void*> const& targets) {
+  auto const count = static_cast<std::size_t>(batch);
   for (std::size_t i = 0; i < outputs.size(); ++i) results_[i].download(count * outputs[i].bytes_per_image, stream_);
   stream_.wait();
   for (std::size_t i = 0; i < outputs.size(); ++i)
     std::memcpy(targets[i], results_[i].host(), count * outputs[i].bytes_per_image);
-  return true;
 }
 
 }  // namespace dyvit

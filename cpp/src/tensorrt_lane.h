@@ -4,6 +4,7 @@
 #include <NvInferRuntime.h>
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cuda.h"
@@ -19,14 +20,18 @@ struct EngineTensor {
 
 class Lane {
  public:
-  explicit Lane(nvinfer1::ICudaEngine& engine) : context_(engine.createExecutionContext()) {}
+  explicit Lane(std::unique_ptr<nvinfer1::IExecutionContext> context) : context_(std::move(context)) {}
   ~Lane() { stream_.settle(); }         // after an error a batch may still run in the context and the memory
-  bool works() const { return context_ != nullptr; }
 
-  // Runs `batch` images, filled up with the first one to `padded`, in `profile`; `targets` take the outputs in order.
-  // False when TensorRT refuses; its log says why.
-  bool run(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images, std::int64_t batch,
-           std::int64_t padded, int profile, std::vector<void*> const& targets);
+  // Starts to copy `batch` images to the GPU, filled up with the first one to `padded`, for `profile`. No other batch may
+  // run on the lane. False when TensorRT refuses; its log says why.
+  bool upload(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images, std::int64_t batch,
+              std::int64_t padded, int profile);
+  // Starts to run the batch that was uploaded last. False when TensorRT refuses; its log says why.
+  bool launch() { return context_->enqueueV3(stream_.get()); }
+  // Copies the outputs of `batch` images into `targets`, in order, and waits for them.
+  void download(std::vector<EngineTensor> const& outputs, std::int64_t batch, std::vector<void*> const& targets);
+  void wait() const { stream_.wait(); }
 
  private:
   bool prepare(EngineTensor const& input, std::vector<EngineTensor> const& outputs, std::int64_t padded, int profile);

@@ -8,7 +8,7 @@ import sys
 import unittest
 from pathlib import Path
 
-PROGRAMS, REFERENCE = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
+PROGRAMS, REFERENCE, FAKE_BENCH = (Path(sys.argv.pop(1)) for _ in range(3))
 SKIPPED = 77
 MODEL, SCENE = REFERENCE / "digits-float32.onnx", REFERENCE / "scene0.png"
 
@@ -57,6 +57,26 @@ class Commands(unittest.TestCase):
         for row in report["timings"]:
             self.assertLessEqual(row["latency_ms_p50"], row["latency_ms_p99"])
             self.assertAlmostEqual(row["images_per_sec"], 1000 * row["batch"] / row["latency_ms_p50"])
+
+    def test_bench_says_whether_transfers_are_timed(self):
+        plan = REFERENCE / "fake.plan"
+        plan.write_text("ftrt")
+        timed = {(): ("from host memory to host memory", True),
+                 ("--no-transfers",): ("on the GPU, without transfers", False)}
+        for arguments, (words, transfers) in timed.items():
+            done = call(FAKE_BENCH, plan, "--batch", "2,4", "--seconds", "0.01", *arguments)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            lines = done.stdout.splitlines()
+            self.assertEqual(lines[0], f"{plan}, float16, TensorRT for RTX cuda, {words}")
+            self.assertIs(json.loads(lines[-1])["transfers"], transfers)
+        for option in ("--no-transfers", "--allow-cpu-fallback"):
+            self.assertIn(option, call("dyvit-bench", "--help").stdout)
+
+    def test_bench_refuses_to_leave_out_the_transfers_of_an_onnx_file(self):
+        done = call("dyvit-bench", MODEL, "--no-transfers")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertRegex(done.stderr, r"^dyvit-bench: digits-float32\.onnx runs with ONNX Runtime .* cpu, which takes "
+                                      r"and gives host memory, .*; time it with transfers, .*\.\n$")
 
     def test_bench_refuses_a_batch_that_the_artifact_does_not_take(self):
         for batch in ("1", "2,65536"):

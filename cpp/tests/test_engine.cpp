@@ -145,6 +145,12 @@ TEST_CASE("what is no artifact of ours is refused") {
   CHECK(has(refused("odd.onnx"), "cannot be read ("));
 }
 
+TEST_CASE("ONNX Runtime cannot run without transfers") {
+  Feed const feed(reference::manifest()["models"][0]);
+  auto const engine = open("digits-float32.onnx");
+  CHECK(has(complaint([&] { engine.call_without_transfers(feed.images); }), "takes and gives host memory"));
+}
+
 TEST_CASE("a provider that is not there is one sentence") {
   for (char const* provider : {"cuda", "tensorrt"}) {
     dyvit::Options options;

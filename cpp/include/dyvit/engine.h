@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -52,6 +53,7 @@ struct Options {
   int threads = 0;                      // of ONNX Runtime within a call; 0 takes all cores
   int device = 0;                       // the GPU's number
   bool trust = false;                   // load a plan that is not the file which its sidecar describes
+  bool allow_cpu_fallback = true;       // with "cuda" or "tensorrt": nodes that have no CUDA kernel run on the CPU
 };
 
 // A batch in the caller's memory, which must outlive the call: float32 [B, 3, H, W], normalised, or uint8
@@ -92,6 +94,11 @@ class Engine {
   // Throws Error: the batch does not fit (type, rank, size, number of images), or the backend failed.
   Outputs infer(Images const& images) const;
   void infer(Images const& images, Outputs& outputs) const;
+
+  // Copies the batch to the GPU and returns a call that runs it there, again each time, and waits; it copies nothing from
+  // or to the host. For timing. Only one thread at a time may use the call, and it must not outlive the engine.
+  // Throws Error: see `infer`, or the backend takes host memory (ONNX Runtime).
+  std::function<void()> call_without_transfers(Images const& images) const;
 
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
