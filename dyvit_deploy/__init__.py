@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         PruneConfig,
     )
     from .data.open import open_images
+    from .deploy.on_device import build_artifact, refit_artifact
     from .deploy_config import (
         BatchProfile,
         BuildConfig,
@@ -77,6 +78,7 @@ _NAMES = {
     "export.onnx": ("export_onnx",),
     "inspection": ("inspect_artifact",),
     "model.checkpoint": ("load_model",),
+    "deploy.on_device": ("build_artifact", "refit_artifact"),
     "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
     "pipeline": ("export_artifact", "plan_artifact"),
     "prediction.report": ("PredictConfig",),

@@ -29,8 +29,8 @@ FORMAT = 1
 REPORT_FORMAT = 1                           # of the stamp on the JSON of a report
 # What the JSON of each report is called, by the class that writes it; every class that is saved stands here.
 REPORTS = {
-    "BenchReport": "bench", "BuildPlan": "plan", "BuildReport": "build", "Catalog": "models", "Comparison": "compare",
-    "DeployReport": "export", "DoctorReport": "doctor", "EvalReport": "eval", "InspectReport": "inspect",
+    "BenchReport": "bench", "BuildPlan": "plan", "Catalog": "models", "Comparison": "compare", "DeployReport": "export",
+    "DoctorReport": "doctor", "EngineReport": "build", "EvalReport": "eval", "InspectReport": "inspect",
     "PageReport": "report", "ParityReport": "check", "PredictReport": "predict", "Preflight": "preflight",
     "QuickstartReport": "quickstart", "RepositoryReport": "repository", "SensitivityReport": "sensitivity",
     "ServeReport": "serve", "SweepReport": "sweep", "TrainReport": "train", "VisualizeReport": "visualize",

@@ -37,11 +37,12 @@ class Candidate:
 
 
 def with_baselines(candidates: list[Candidate], given: str | Path | None, folder: Path,
-                   opened: Callable[[str | Path], Candidate]) -> tuple[list[Candidate], list[str]]:
+                   opened: Callable[..., Candidate]) -> tuple[list[Candidate], list[str]]:
     """The baselines first, then the artifacts, each knowing its own; and notes about those that have none.
 
-    One is enough for all artifacts of the same model, backend and input; a dense artifact among them
-    serves as it is. The baseline of an engine is an engine of the same precision, else it is float32.
+    `opened` opens a path; with `plain`, a checkpoint without rewrites. One baseline is enough for all artifacts of the
+    same model, backend and input; a dense artifact among them serves as it is. The baseline of an engine or a
+    checkpoint has the same precision, else it is float32.
     """
     if given is not None:
         baseline = opened(given)
@@ -61,7 +62,7 @@ def with_baselines(candidates: list[Candidate], given: str | Path | None, folder
         else:
             if kind not in dense:
                 try:
-                    made = opened(_dense_baseline(candidate, folder / f"dense-{len(built)}"))
+                    made = opened(_dense_baseline(candidate, folder / f"dense-{len(built)}"), plain=True)
                 except (MissingDependency, ExportError, BackendError) as error:
                     if not is_engine(candidate.path):                      # the others need nothing that is not here
                         raise
@@ -78,13 +79,19 @@ def with_baselines(candidates: list[Candidate], given: str | Path | None, folder
 def _serves(candidate: Candidate) -> bool:
     """True for a dense artifact that others are compared with."""
     runner = candidate.runner
-    return bool(runner.facts and runner.facts.dense) and (is_engine(candidate.path) or runner.precision == "float32")
+    return bool(runner.facts and runner.facts.dense) and (_keeps_precision(candidate) or runner.precision == "float32")
+
+
+def _keeps_precision(candidate: Candidate) -> bool:
+    """True where the baseline has the candidate's own precision: engines, and checkpoints, which are lowered when they
+    are opened."""
+    return is_engine(candidate.path) or candidate.runner.backend == "PyTorch"
 
 
 def _kind(candidate: Candidate) -> tuple[Any, ...]:
     """What two artifacts must share for their times to be compared as dense and pruned."""
     runner = candidate.runner
-    precision = runner.precision if is_engine(candidate.path) else "float32"
+    precision = runner.precision if _keeps_precision(candidate) else "float32"
     return runner.facts and runner.facts.model, runner.label, runner.input.dtype == "uint8", precision
 
 

@@ -176,33 +176,46 @@ def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, d
 def build_command(model: str, target_format: str, out: str, dry_run: bool, build: BuildConfig,
                   json_file: str | None) -> None:
     """Build a TensorRT engine of an ONNX file, ours or any with one free batch dimension."""
-    from .engine.build import build_engine, plan_build
+    from .deploy.on_device import build_artifact
+    from .deploy_report import Progress
+    from .engine.build import plan_build
     from .progress import BuildBar
 
     check_apart(out, json_file)
     if dry_run:
         return show_plan(plan_build(model, out, target_format, build), json_file)
     with BuildBar() as bar:
-        report = build_engine(model, out, target_format, build, bar.update)
+        report = build_artifact(model, out, target_format, build, Progress(step, progress, bar.update))
     show(report, json_file)
     note(*report.notes)
-    plan = shlex.quote(out)
-    note(f"Next: dyvit inspect {plan}, and on the machine with the GPU: dyvit bench {plan}")
+    fail_notes(report.failures, report.advice)
+    plan = shlex.quote(report.path)
+    note(f"Next: dyvit inspect {plan}" + (f", and on the machine with the GPU: dyvit bench {plan}" if report else ""))
+    sys.exit(not report)
 
 
 @main.command()
 @click.argument("plan")
 @click.argument("model")
 @click.option("-o", "--out", required=True, help="Plan to write.")
+@click.option("--data", help="Images to compare the result on: digits, a folder; without it noise, which proves less.")
 @json_option
-def refit(plan: str, model: str, out: str, json_file: str | None) -> None:
-    """Put the weights of an ONNX file into a plan built with --strip-weights or --refittable; needs a GPU."""
-    from .engine.refit import refit_engine
+def refit(plan: str, model: str, out: str, data: str | None, json_file: str | None) -> None:
+    """Put the weights of an ONNX file into a plan; needs a GPU.
+
+    A plan built with --strip-weights takes the weights of the file that it was built of, one built with --refittable
+    those of any training of the model. The result is compared with the ONNX file: exit 1 and NAME.rejected.plan when
+    it differs.
+    """
+    from .deploy.on_device import refit_artifact
+    from .deploy_report import Progress
 
     check_apart(out, json_file)
-    report = refit_engine(plan, model, out)
+    report = refit_artifact(plan, model, out, data, Progress(step, progress))
     show(report, json_file)
     note(*report.notes)
+    fail_notes(report.failures, report.advice)
+    sys.exit(not report)
 
 
 @main.command()
@@ -276,8 +289,10 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 @click.option("--peak", is_flag=True, help="Also measure the machine's matrix-product peak, as a bound.")
 @click.option("--profile", is_flag=True, help="Also show where the time goes: stem, blocks, predictors, gathers.")
 @click.option("--streams", type=int, default=1, show_default=True, help="CUDA streams that an engine runs on at once.")
-@click.option("--cuda-graph", is_flag=True, help="Run engines as captured CUDA graphs.")
-@click.option("--transfers", is_flag=True, help="Count the copies between host and GPU in an engine's latency.")
+@click.option("--cuda-graph", is_flag=True, help="Run engines, and checkpoints on a GPU, as captured CUDA graphs.")
+@click.option("--fp16", is_flag=True, help="Run checkpoints in float16, predictors included.")
+@click.option("--bf16", is_flag=True, help="Run checkpoints in bfloat16, predictors included.")
+@click.option("--transfers", is_flag=True, help="Count the copies between host and GPU in the latency.")
 @run_options
 @device_option
 @json_option

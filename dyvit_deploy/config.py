@@ -321,16 +321,19 @@ class KeepRequest(JsonConfig):
 
 @dataclass(frozen=True)
 class EngineRunConfig(JsonConfig):
-    """How an engine plan is run: on `streams` CUDA streams at once, as a captured CUDA graph or not.
+    """How an artifact is run on a GPU: `cuda_graph` captures each batch size once as a CUDA graph and replays it, for
+    engine plans and checkpoints. A checkpoint then runs with the exact `rewrites` of model.forms.
 
-    `trust` loads a plan whose hash is not the recorded one; `runtime_cache` is the file in which TensorRT
-    for RTX keeps the kernels that it compiles when an engine first runs.
+    Of engine plans only: `streams` is the number of CUDA streams that run at once; `trust` loads a plan whose hash is
+    not the recorded one; `runtime_cache` is the file in which TensorRT for RTX keeps the kernels that it compiles when
+    an engine first runs.
     """
 
     trust: bool = False
     runtime_cache: str | None = None
     cuda_graph: bool = False
     streams: int = 1
+    rewrites: bool = True
 
     def __post_init__(self) -> None:
         if self.streams < 1:
@@ -342,7 +345,8 @@ class LoadConfig(JsonConfig):
     """What a user may override when an artifact is opened.
 
     Of checkpoints: `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
-    `image_size` is (height, width) in pixels; `keep` replaces the schedule. Of engine plans: `engine`.
+    `image_size` is (height, width) in pixels; `keep` replaces the schedule; `precision` is what PyTorch computes in,
+    "float32", "float16" or "bfloat16", predictors included. `engine`: how a GPU runs it.
     """
 
     model: str | None = None
@@ -350,6 +354,7 @@ class LoadConfig(JsonConfig):
     image_size: tuple[int, int] | None = None
     keep: KeepRequest = KeepRequest()
     engine: EngineRunConfig = EngineRunConfig()
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, Mapping):
@@ -357,5 +362,6 @@ class LoadConfig(JsonConfig):
         if isinstance(self.engine, Mapping):
             object.__setattr__(self, "engine", EngineRunConfig.from_dict(self.engine))
         check_choice("weights", self.weights, WEIGHTS)
+        check_choice("precision of a checkpoint", self.precision, ("float32", *HALF))
 
 

@@ -157,10 +157,12 @@ class BuildConfig(JsonConfig):
     `workspace_mib` bounds scratch memory on the GPU; `timing_cache` is a file that builds share;
     `optimization_level` is 0 (fast build) to 5 (fast engine). `version_compatible` and
     `hardware_compatible` (Ampere and later) trade speed for engines that load in more places.
-    `refittable` lets weights be exchanged; `strip_weights` also leaves them out of the plan.
+    `refittable` lets weights be exchanged for others; `strip_weights` leaves them out of the plan, and takes only the
+    same ones back unless it is also `refittable`, as every such engine of TensorRT for RTX is.
     `compute_capabilities` are the GPUs that it must run on, like "8.9"; empty is the one at hand for
     TensorRT, and its default set for TensorRT for RTX.
-    `tf32` lets float32 products round their inputs to 10 bits of mantissa.
+    `tf32` lets float32 products round their inputs to 10 bits of mantissa. `allow_precision_fallback` accepts
+    matrix products that the builder computes in a wider type than the graph asks for.
     """
 
     profiles: tuple[BatchProfile, ...] = (BatchProfile(1, 8, 32),)
@@ -173,6 +175,7 @@ class BuildConfig(JsonConfig):
     strip_weights: bool = False
     compute_capabilities: tuple[str, ...] = ()
     tf32: bool = False
+    allow_precision_fallback: bool = False
 
     def __post_init__(self) -> None:
         profiles = tuple(BatchProfile.from_dict(p) if isinstance(p, Mapping) else p for p in self.profiles)
@@ -198,8 +201,8 @@ class BuildConfig(JsonConfig):
             text = f"{value:.15g}" if isinstance(value, float) else shlex.quote(str(value))
             flags += [] if value is None else [f"{option} {text}"]
         flags += [f"--{name.replace('_', '-')}" for name in
-                  ("version_compatible", "hardware_compatible", "refittable", "strip_weights", "tf32")
-                  if getattr(self, name)]
+                  ("version_compatible", "hardware_compatible", "refittable", "strip_weights", "tf32",
+                   "allow_precision_fallback") if getattr(self, name)]
         if self.compute_capabilities:
             flags.append(f"--compute-capability {','.join(self.compute_capabilities)}")
         return flags

@@ -30,6 +30,43 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EngineReport:
+    """An engine that was built of a graph, or refitted. True unless it differs from the graph on this machine's GPU;
+    `on_device` is that comparison, None where there was none. `notes` are for the user."""
+
+    engine: BuildReport
+    on_device: ParityReport | None = None
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """How it differs."""
+        return self.on_device.failures if self.on_device is not None else ()
+
+    @property
+    def path(self) -> str:
+        """Where it was written."""
+        return self.engine.path
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What a user can do about an engine that differs."""
+        return () if self else (f"written to {self.path}, to look at",
+                                "build it again of this graph, without --refittable where weights need not change")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": bool(self), "failures": list(self.failures), **self.engine.to_json(),
+                "on_device": self.on_device and dataclasses.asdict(self.on_device), "notes": list(self.notes)}
+
+    def table(self) -> RenderableType:
+        """The engine, and its comparison."""
+        return Group(self.engine.table(), *([self.on_device.table()] if self.on_device is not None else []))
+
+
+@dataclass(frozen=True)
 class DeployReport:
     """True unless the gate rejected the artifact.
 

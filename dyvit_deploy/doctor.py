@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .artifacts import library_versions
-from .engine.flavours import FLAVOURS, open_door
+from .engine.flavours import FLAVOURS, gpu_problem, open_door
+from .engine.preflight import OTHER_LIBRARY
 from .errors import BackendError, DyvitError, reason
 from .machine import gpu
 from .optional import installed, require
@@ -78,8 +79,11 @@ def _engine_devices(format: str) -> str:
     found = gpu()
     if found is None and not FLAVOURS[format].builds_without_gpu:
         raise BackendError("no GPU with a driver works here, which it needs to build and to run")
-    return (f"{found.name} (compute capability {found.compute_capability})" if found
-            else "builds only: no GPU works here")
+    if found is None:
+        return "builds only: no GPU works here"
+    wrong = gpu_problem(FLAVOURS[format], found)
+    return (f"builds only: {wrong}; {OTHER_LIBRARY}" if wrong
+            else f"{found.name} (compute capability {found.compute_capability})")
 
 
 def _nothing() -> str:

@@ -17,6 +17,8 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 SCORE_PATH = (r"score_predictor\.\d+\.score/.*", r"selector\.\d+/TopK")
 # Operators that hand on what they read, so that the precision of their input is that of their output.
 CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
+# What a weight passes on its way from its initializer to a product.
+WEIGHT_PATH = (*CARRIERS, "Cast", "QuantizeLinear", "DequantizeLinear")
 
 
 class Tensor(NamedTuple):
@@ -131,6 +133,22 @@ def product_precisions(proto: Any) -> dict[str, str]:
             # One quantized input alone is multiplied in the other one's precision.
             result[node.name] = found.pop() if len(found) == 1 else next(iter(sorted(found & set(FLOATS))), "mixed")
     return result
+
+
+def computed_operands(proto: Any) -> dict[str, int]:
+    """For each product's node name, how many of its two operands are computed, 1 or 2; the others are weights, also
+    where these are quantized or cast on their way."""
+    constants = {initializer.name for initializer in proto.graph.initializer}
+    constants |= {node.output[0] for node in proto.graph.node if node.op_type == "Constant"}
+    producer = {name: node for node in proto.graph.node for name in node.output}
+
+    def computed(tensor: str) -> bool:
+        while (node := producer.get(tensor)) is not None and node.op_type in WEIGHT_PATH:
+            tensor = node.input[0]
+        return tensor not in constants
+
+    return {node.name: max(1, sum(computed(name) for name in node.input[:2]))
+            for node in proto.graph.node if node.op_type in PRODUCTS}
 
 
 FLOATS = ("bfloat16", "float16", "float32")

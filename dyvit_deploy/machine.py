@@ -4,18 +4,17 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .distributed import gpu_number
 from .errors import ConfigError
 from .optional import require
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """What the figures were measured on; `gpu` is the name of this process's GPU, None without one."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {"processor": _processor(), "logical_cores": os.cpu_count(), "cpus": cpus, "system": platform.platform(),
             "gpu": _gpu()}
@@ -58,7 +57,7 @@ def _gpu() -> str | None:
 
 
 class Gpu(NamedTuple):
-    """The GPU that PyTorch sees first; `compute_capability` is like "8.9"."""
+    """The GPU of this process; `compute_capability` is like "8.9"."""
 
     name: str
     compute_capability: str
@@ -66,11 +65,11 @@ class Gpu(NamedTuple):
 
 
 def gpu() -> Gpu | None:
-    """The GPU that works here, None without one or without its driver."""
+    """The GPU that this process uses, None without one or without its driver."""
     torch = require("torch")
     if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(gpu_number())
     return Gpu(properties.name, f"{properties.major}.{properties.minor}", properties.total_memory / 2**20)
 
 
@@ -79,28 +78,14 @@ def system() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def _gpu_uuid() -> str | None:
-    """The name by which nvidia-smi knows PyTorch's first GPU; the two count in different orders."""
+def gpu_uuid() -> str | None:
+    """The name by which NVIDIA's tools know the GPU of this process, None without one; they and PyTorch count GPUs in
+    different orders."""
     torch = require("torch")
-    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None) if torch.cuda.is_available() else None
-    return f"GPU-{uuid}" if uuid else None
-
-
-CLOCKS = ("clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
-
-
-def gpu_clocks() -> dict[str, str] | None:
-    """Clocks, temperature, power and the reasons for throttling, as nvidia-smi says; None without it."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    if not torch.cuda.is_available():
         return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        uuid = _gpu_uuid()
-        which = [f"--id={uuid}"] if uuid else []
-        run = subprocess.run([tool, f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader", *which],
-                             capture_output=True, text=True, timeout=10, check=True)
-        return dict(zip(CLOCKS, (value.strip() for value in run.stdout.split(","))))
-    return None
+    uuid = getattr(torch.cuda.get_device_properties(gpu_number()), "uuid", None)
+    return f"GPU-{uuid}" if uuid else None
 
 
 def peak_mib() -> float | None:

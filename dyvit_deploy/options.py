@@ -148,17 +148,21 @@ def sweep_options(command: F) -> F:
 
 
 def run_options(command: F) -> F:
-    """How an engine plan is loaded; goes into the command's `load`. Commands with `--streams` and `--cuda-graph`
-    name them themselves."""
+    """How an engine plan is loaded; goes into the command's `load`. Commands with `--streams`, `--cuda-graph`,
+    `--fp16` and `--bf16` name them themselves."""
     @functools.wraps(command)
     def gather(load: LoadConfig, trust: bool, runtime_cache: str | None, cuda_graph: bool = False, streams: int = 1,
-               **values: Any) -> Any:
+               fp16: bool = False, bf16: bool = False, **values: Any) -> Any:
+        if fp16 and bf16:
+            raise ConfigError("Give one of --fp16 and --bf16.")
+        precision = "float16" if fp16 else "bfloat16" if bf16 else "float32"
         run = EngineRunConfig(trust, runtime_cache, cuda_graph, streams)
-        return command(load=dataclasses.replace(load, engine=run), **values)
+        return command(load=dataclasses.replace(load, engine=run, precision=precision), **values)
 
     decorated: F = with_options(
         load_options(gather),
-        click.option("--trust", is_flag=True, help="Load an engine that is not the recorded file; it is code."),
+        click.option("--trust", is_flag=True, help="Load an engine whose hash differs from its sidecar. Engines "
+                     "contain native code: only do this for files you trust."),
         click.option("--runtime-cache", help="File in which TensorRT for RTX keeps its compiled kernels."),
     )
     return decorated
@@ -169,12 +173,13 @@ def build_options(command: F) -> F:
     @functools.wraps(command)
     def gather(batch: str | None, profile: tuple[str, ...], workspace: float | None, timing_cache: str | None,
                opt_level: int | None, version_compatible: bool, hardware_compatible: bool, refittable: bool,
-               strip_weights: bool, compute_capability: str | None, tf32: bool, **values: Any) -> Any:
+               strip_weights: bool, compute_capability: str | None, tf32: bool, allow_precision_fallback: bool,
+               **values: Any) -> Any:
         profiles = ([BatchProfile.parse(batch)] if batch else []) + [BatchProfile.parse_named(text) for text in profile]
         config = BuildConfig(
             tuple(profiles) or BuildConfig().profiles, workspace, timing_cache, opt_level, version_compatible,
             hardware_compatible, refittable, strip_weights,
-            tuple(compute_capability.split(",")) if compute_capability else (), tf32)
+            tuple(compute_capability.split(",")) if compute_capability else (), tf32, allow_precision_fallback)
         return command(build=config, **values)
 
     decorated: F = with_options(
@@ -186,10 +191,13 @@ def build_options(command: F) -> F:
         click.option("--opt-level", type=int, metavar="[0-5]", help="0 builds fastest, 5 runs fastest."),
         click.option("--version-compatible", is_flag=True, help="Loads in later TensorRT versions too."),
         click.option("--hardware-compatible", is_flag=True, help="Runs on every GPU from Ampere on."),
-        click.option("--refittable", is_flag=True, help="Weights can be exchanged."),
-        click.option("--strip-weights", is_flag=True, help="Leave weights out; dyvit refit puts them in."),
+        click.option("--refittable", is_flag=True, help="dyvit refit can exchange the weights for others."),
+        click.option("--strip-weights", is_flag=True, help="Leave weights out; dyvit refit puts the same ones back, "
+                     "with --refittable also others."),
         click.option("--compute-capability", metavar="X.Y,...", help="Of the GPUs that will run it: 8.9,12.0."),
         click.option("--tf32", is_flag=True, help="float32 products may round their inputs to TF32."),
+        click.option("--allow-precision-fallback", is_flag=True,
+                     help="Accept matrix products in a wider type than asked for; they are listed."),
     )
     return decorated
 

@@ -16,18 +16,17 @@ from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers
 from .config import LEARNED, QUANTIZED, LoadConfig
 from .data.open import check_source, gate_is_separate, open_calibration, open_gate
+from .deploy.on_device import place_engine
 from .deploy_config import BuildConfig, CalibrationConfig, DeployConfig
 from .deploy_report import DeployReport, Progress
 from .dry_run import export_command, plan_export
-from .engine.build import BuildPlan, BuildReport, build_engine, install, require_builder
+from .engine.build import BuildPlan, build_engine, refit_warning, require_builder
 from .engine.flavours import check_settings, flavour_of
-from .engine.preflight import preflight
-from .errors import BackendError, ConfigError, DataError, ExportError
+from .errors import ConfigError, DataError, ExportError
 from .export.onnx import ExportReport, export_onnx
 from .export.openvino import write_openvino
 from .graph import keep_outputs, load_graph, product_precisions, set_facts, summary
 from .lowering import Lowered, Lowering
-from .machine import gpu
 from .modelopt import require_modelopt
 from .optional import require
 from .parity import CheckConfig, ParityReport, check_artifacts, compare
@@ -170,36 +169,18 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
             return dataclasses.replace(report, export=dataclasses.replace(report.export, path=str(kept)))
         progress.say(f"building the engine for {config.format}")
         again = export_command(checkpoint, path, config, load)
-        built = build_engine(graph, Path(name) / "engine.plan", config.format, config.build, progress.watch, again)
-        verdict, notes = _on_device(checkpoint, built, config, load, progress)
-        # A report that failed is false: only None is absent.
-        passed = verdict is None or bool(verdict)
-        rejected = path.with_suffix(".rejected.plan")
-        target, other = (path, rejected) if passed else (rejected, path)
-        if other.exists():
-            notes.append(f"{other} is of an earlier run and was left as it is.")
+        made = build_engine(graph, Path(name) / "engine.plan", config.format, config.build, progress.watch, again)
+
+        def run(settings: CheckConfig) -> ParityReport:
+            progress.say("comparing the engine with the checkpoint")
+            return check_artifacts(checkpoint, made.path, config.calibration.data, settings, load, progress.track)
+
+        judged = config.precision.gate or refit_warning(made.facts)
+        built, verdict, notes = place_engine(made, path, run if judged else None)
         if config.build.strip_weights:
             graph_again = export_command(checkpoint, path.with_suffix(".onnx"), plain, load)
             notes.append(f"Its weights come with the graph: {graph_again}")
-        built = install(built, target)
         return dataclasses.replace(report, engine=built, on_device=verdict, notes=(*report.notes, *built.notes, *notes))
-
-
-def _on_device(checkpoint: Path, built: BuildReport, config: DeployConfig, load: LoadConfig,
-               progress: Progress) -> tuple[ParityReport | None, list[str]]:
-    """The engine against the checkpoint at every size that its profiles name; None where it does not run here."""
-    if gpu() is None or not config.precision.gate:
-        return None, []
-    here = preflight(built.path)
-    if not here:
-        return None, [f"Not compared on this GPU: {', and '.join(here.problems)}."]
-    progress.say("comparing the engine with the checkpoint")
-    sizes = tuple(sorted({size for p in built.facts.profiles for size in (p.min, p.opt, p.max)}))
-    try:
-        return check_artifacts(checkpoint, built.path, config.calibration.data, CheckConfig(batches=sizes), load,
-                               progress.track), []
-    except BackendError as error:
-        return None, [f"Not compared on this GPU: {error}"]
 
 
 class _Delivery:

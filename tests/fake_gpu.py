@@ -11,21 +11,24 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from fake_tensorrt import CLASSES, RTX_CLASSES, Api, IBuilderConfig, ICudaEngine, Member, creates, make
 from helpers import tiny_model
 from onnx import TensorProto as T, helper
 
-from dyvit_deploy import pipeline
 from dyvit_deploy.config import EngineRunConfig
+from dyvit_deploy.deploy import on_device
 from dyvit_deploy.deploy_config import BuildConfig
 from dyvit_deploy.engine import build, preflight
 from dyvit_deploy.graph import PRODUCTS, set_facts
 from dyvit_deploy.machine import Gpu
+from dyvit_deploy.runners import tensorrt as runners
 from dyvit_deploy.runners.tensorrt import TensorRTRunner
 
 OLD, NEW, RTX = "10.12.0.36", "11.4.0.106", "1.7.1.116"
 CARD = Gpu("Fake GPU", "9.0", 1e5)
+RTX_CARD = CARD._replace(compute_capability="8.9")     # TensorRT for RTX does not support the other one
 KEPT = (8, 4, 2)
 ELEMENTS = {"float32": T.FLOAT, "float16": T.FLOAT16, "uint8": T.UINT8}
 QKV, CONV = "blocks.1.attn.qkv/MatMul", "patch_embed.proj/Conv"
@@ -43,6 +46,7 @@ class RtxBuilderConfig(IBuilderConfig):
 class ISerializationConfig(Api):
     def __init__(self) -> None: self._flags = {"EXCLUDE_WEIGHTS"}      # of plans without weights
     def clear_flag(self, flag: Member) -> bool: return self._flags.discard(flag.name) is None
+    def set_flag(self, flag: Member) -> bool: return self._flags.add(flag.name) is None
 
 
 class Refitter(Api):
@@ -59,11 +63,13 @@ class OnnxParserRefitter(Api):
 
     def refit_from_file(self, path: str) -> bool:
         assert isinstance(path, str)
-        told = {node.name for node in onnx.load(path).graph.node if node.op_type in PRODUCTS}
+        proto = onnx.load(path)
+        told = {node.name for node in proto.graph.node if node.op_type in PRODUCTS}
         fits = told == {product["node"] for product in self._plan["products"]}
         if not (fits and {"REFIT", "STRIP_PLAN"} & set(self._plan["flags"])):
             self._refuse("Error Code 4: API Usage Error (Refit: a weight is not refittable.)")
             return False
+        self.library.graphs.append(proto)
         return True
 
 
@@ -95,10 +101,11 @@ class HostTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        owner = next(a for a in args if isinstance(a, cls))
-        if function.__name__ in ("copy_", "zero_"):
+        owner = next((a for a in args if isinstance(a, cls)), None)
+        if owner is not None and function.__name__ in ("copy_", "zero_"):
             owner.cuda.work.append((function.__name__, owner.cuda.current))
-        return super().__torch_function__(function, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():                      # what a model makes of it is none of ours
+            return function(*args, **(kwargs or {}))
 
 
 class HostCuda:
@@ -143,6 +150,7 @@ class HostCuda:
         self.captures += 1
         return replay
 
+    def synchronize(self): self.work.append(("synchronize", None))
     def free_mib(self): return self.free
     def out_of_memory(self): return torch.OutOfMemoryError
 
@@ -173,13 +181,38 @@ def graph(folder, *, input="float32", batch="n", inside=T.FLOAT, facts=True, nam
     return folder / f"{name}.onnx"
 
 
-def install(monkeypatch, version, card=CARD):
-    """The library of that version, on a machine with that GPU."""
+def install(monkeypatch, version, card=...):
+    """The library of that version, on a machine with that GPU; by default one that the library supports."""
     library = make(version, answer)
+    card = (RTX_CARD if version == RTX else CARD) if card is ... else card
     monkeypatch.setitem(sys.modules, "tensorrt_rtx" if version == RTX else "tensorrt", library)
-    for module in (build, preflight, pipeline):
+    for module in (build, preflight, on_device):
         monkeypatch.setattr(module, "gpu", lambda: card)
     return library
+
+
+def prepared(monkeypatch, version, card=...):
+    """A machine with that library, whose engines compute what the graph does that was parsed last."""
+    library, sessions = install(monkeypatch, version, card), {}
+    monkeypatch.setattr(runners, "Cuda", HostCuda)
+
+    def compute(feed):
+        if len(library.graphs) not in sessions:
+            sessions[len(library.graphs)] = onnxruntime.InferenceSession(
+                library.graphs[-1].SerializeToString(), providers=["CPUExecutionProvider"])
+        session = sessions[len(library.graphs)]
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: feed})))
+
+    library.answer, library.compute = library.compute, compute
+    return library
+
+
+def spoil(library, change=lambda logits: logits * 2 + 1):
+    """Engines compute other logits from now on, by default wrong ones."""
+    right = library.compute
+    library.compute = lambda feed: {name: change(values).astype(values.dtype) if name == "logits" else values
+                                    for name, values in right(feed).items()}
 
 
 def engine(folder, config=BuildConfig(), format="trt", name="tiny", **options):

@@ -47,6 +47,8 @@ ENUMERATIONS = {
     "ComputeCapability": "NONE CURRENT SM80 SM86 SM89 SM120 SM121", "CudaGraphStrategy": "DISABLED WHOLE_GRAPH_CAPTURE",
     "DynamicShapesKernelSpecializationStrategy": "LAZY EAGER NONE",
 }
+# Members that came later, with their first version of TensorRT; asking an earlier one is how to find out, not an error.
+SINCE = {"SerializationFlag.INCLUDE_REFIT": (10, 14)}
 ONLY_RTX = ("ComputeCapability", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy", "IRuntimeCache")
 # ONNX element type: TensorRT's name, the inspector's, numpy's.
 TYPES = {onnx.TensorProto.FLOAT: ("FLOAT", "Float", "float32"), onnx.TensorProto.FLOAT16: ("HALF", "Half", "float16"),
@@ -70,7 +72,7 @@ class Member(NamedTuple):
 def missing(place: Any, name: str) -> Any:
     """What a version answers to a name that it does not have, or that the next one removed."""
     library, owner = place.library, place.owner
-    if not name.startswith("_"):
+    if not name.startswith("_") and f"{owner}.{name}" not in SINCE:
         removed = name in REMOVED.get(owner, "").split()
         (library.removed_touched if removed else library.unknown).append(f"{owner}.{name}")
         if removed and library.major == 10:
@@ -288,7 +290,8 @@ class ICudaEngine(Api):
 
     def serialize_with_config(self, config: Any) -> memoryview:
         weights = self._plan["weights"] and "EXCLUDE_WEIGHTS" not in config._flags
-        return packed(self.library, self._plan | {"weights": weights})
+        lost = {"REFIT", "STRIP_PLAN"} if weights and "INCLUDE_REFIT" not in config._flags else set()
+        return packed(self.library, self._plan | {"weights": weights, "flags": sorted({*self._plan["flags"]} - lost)})
 
 
 class EngineInspector(Api):
@@ -376,11 +379,11 @@ def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | 
     parsed), `network_flags`, `built`, `contexts` (their settings), `profiles_chosen`, `launches` (their streams).
     """
     library = Library("tensorrt")
-    library.__version__, library.major = version, int(version.split(".")[0])
+    numbers = tuple(map(int, version.split(".")))
+    library.__version__, library.major = version, numbers[0]
     library.magic = b"vtrt" if library.major == 1 else b"ftrt"
     library.compute, library.widened, library.refusal = compute, set(), None
-    library.gives_contexts, library.breaks, library.context_mib = True, False, 1.0
-    library.tells_types = True
+    library.gives_contexts, library.breaks, library.context_mib, library.tells_types = True, False, 1.0, True
     for name in ("unknown", "removed_touched", "graphs", "network_flags", "built", "contexts", "profiles_chosen",
                  "launches"):
         setattr(library, name, [])
@@ -388,7 +391,8 @@ def make(version: str, compute: Callable[[np.ndarray], dict[str, np.ndarray]] | 
     known |= {name: (cls, {}) for name, cls in RTX_CLASSES.items() if library.major == 1}
     for name, values in ENUMERATIONS.items():
         first = 1 if name == "NetworkDefinitionCreationFlag" and library.major == 10 else 0
-        members = {value: Member(name, value, number) for number, value in enumerate(values.split(), first)}
+        members = {value: Member(name, value, number) for number, value in enumerate(values.split(), first)
+                   if library.major == 1 or numbers >= SINCE.get(f"{name}.{value}", numbers)}
         known[name] = known.get(name, [Api])[0], members
     for name, (cls, values) in known.items():
         if library.major == 1 or name not in ONLY_RTX:

@@ -104,7 +104,8 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-PARTS = {"ExportReport", "ProfileReport"}                                  # of reports, never saved by themselves
+# Parts of reports, never saved by themselves.
+PARTS = {"BuildReport", "ExportReport", "ProfileReport"}
 
 
 def test_every_report_that_is_saved_has_a_name():

@@ -72,7 +72,7 @@ def test_a_dry_run_prints_commands_that_can_be_copied_and_writes_nothing(made, t
     ("export {plan} -o {out}/x.onnx", 1, "is an engine plan; name the checkpoint"),
     ("calibrate {plan} --data digits -o {out}/r.json", 1, "is an engine plan; name the ONNX file"),
     ("build {plan} --format rtx -o {out}/x.plan", 1, "is an engine plan; name the ONNX file"),
-    ("bench {graph} --cuda-graph", 2, "are for engine plans; leave them out"),
+    ("bench {graph} --cuda-graph", 2, "is for engine plans, and for checkpoints on a GPU; leave it out"),
     ("bench {graph} --streams 2 --transfers", 2, "are for engine plans; leave them out"),
 ])
 def test_plans_and_their_options_in_the_wrong_place_are_named(made, tmp_path, line, code, words):
@@ -92,6 +92,7 @@ def test_plans_and_their_options_in_the_wrong_place_are_named(made, tmp_path, li
     ("--format trt --compute-capability 8.9 -o e.plan", "TensorRT builds for the GPU at hand"),
     ("--format onnx --batch 1:2:4 -o e.onnx", "--batch is for engines; add --format trt"),
     ("--format onnx --strip-weights -o e.onnx", "--strip-weights is for engines"),
+    ("--format onnx --allow-precision-fallback -o e.onnx", "--allow-precision-fallback is for engines"),
 ])
 def test_wrong_usage_of_engine_options_exits_with_2_in_one_sentence(tmp_path, options, words):
     result = type_(f"export {tiny_checkpoint(tmp_path)} {options.replace('-o ', f'-o {tmp_path}/')}")

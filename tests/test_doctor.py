@@ -48,6 +48,14 @@ def test_a_builder_of_engines_says_whether_they_could_run_here(monkeypatch):
     assert state(diagnose(), "TensorRT for RTX").devices == "Ada (compute capability 8.9)"
 
 
+@needs_rtx
+def test_a_library_that_does_not_support_the_gpu_is_said_to_build_only(monkeypatch):
+    monkeypatch.setattr(doctor, "gpu", lambda: Gpu("Hopper", "9.0", 1e5))
+    devices = state(diagnose(), "TensorRT for RTX").devices
+    assert devices.startswith("builds only: TensorRT for RTX does not support Hopper (compute capability 9.0); ")
+    assert "--format trt" in devices
+
+
 def test_a_library_too_old_to_build_is_not_called_ready(monkeypatch):
     library = ModuleType("tensorrt")
     library.__version__, library.__spec__ = "8.6.1", importlib.util.spec_from_loader("tensorrt", None)

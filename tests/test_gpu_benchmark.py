@@ -1,88 +1,237 @@
-"""The GPU benchmark as far as it goes without a GPU: its rehearsal, its refusal, its table."""
+"""The GPU benchmark as far as it goes without a GPU: its rehearsal, its clock, its refusals, its table."""
 import importlib
 import json
 import os
-import runpy
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from helpers import ROOT
 
-BACKENDS = {"PyTorch eager", "PyTorch compiled", "ONNX Runtime", "TensorRT", "TensorRT for RTX"}
+PARTS = {"peaks", "parity", "graph", "lanes", "profile", "eager", "training", "compiled", "rtx", "trt", "ort"}
+
+
+@pytest.fixture(scope="module")
+def script():
+    """Imports a module of benchmarks/, whose scripts import each other by their bare names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
-    """Calls the script with arguments that it refuses, in this process; the exit code and what it said."""
+def typed(script, monkeypatch, capsys):
+    """Calls the script with arguments, in this process; the exit code and what it said."""
     def call(*arguments):
-        monkeypatch.syspath_prepend(ROOT / "benchmarks")
-        monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")                     # which the script sets
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            importlib.import_module("gpu").main()
+            script("gpu").main()
         code = stopped.value.code
         return (code, capsys.readouterr().err) if isinstance(code, int) else (1, code)   # as Python itself does
     return call
 
 
-def test_the_rehearsal_times_dense_against_pruned_and_names_what_is_absent(tmp_path):
-    path = tmp_path / "trial.json"
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """A run of every part on the CPU, in a process of its own, and how long it took."""
+    path = tmp_path_factory.mktemp("gpu") / "trial.json"
+    began = time.perf_counter()
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--device", "cpu", "--quick", "-o", path],
                           capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    result = json.loads(path.read_text())
-    eager = [row for row in result["rows"] if row["backend"] == "PyTorch eager"]
-    assert [row["batch"] for row in eager] == [1, 2]
-    for row in result["rows"]:
-        dense, pruned = row["dense"], row["pruned"]
-        assert row["speedup"] == pytest.approx(pruned["images_per_sec"] / dense["images_per_sec"])
-        assert row["ceiling"] == pytest.approx(dense["gmacs"] / pruned["gmacs"]) and row["ceiling"] > 1
-        assert row["backend"].startswith("TensorRT") or dense["compute_ms_p50"] is dense["tflops"] is None
-    absent = {entry["backend"]: entry["reason"] for entry in result["missing"] + result["refused"]}
-    assert {row["backend"] for row in result["rows"]} | set(absent) == BACKENDS
-    assert torch.cuda.is_available() or {"TensorRT", "TensorRT for RTX"} <= set(absent)
+    return json.loads(path.read_text()), done.stderr, time.perf_counter() - began
+
+
+def of(result, part):
+    return [row for row in result["rows"] if row["part"] == part]
+
+
+def test_the_rehearsal_runs_every_part_or_names_it(rehearsal):
+    result, said, _ = rehearsal
+    absent = {entry["part"]: entry["reason"] for kind in ("missing", "refused") for entry in result[kind]}
+    assert {row["part"] for row in result["rows"]} | set(absent) == PARTS
+    needs_nothing = {"peaks", "parity", "graph", "lanes", "profile", "eager", "compiled"}
+    assert {row["part"] for row in result["rows"]} >= needs_nothing
     assert all(len(reason) > 20 for reason in absent.values())
-    assert all(parity["passed"] for parity in result["parity"])
-    assert result["failed"] == result["left_out"] == [] and result["finished"] >= result["started"]
-    assert done.stderr.count("is the ceiling") == len(result["rows"])
-    assert set(result["gpu"].values()) == {None}
+    assert result["failed"] == result["cut"] == result["left_out"] == [] and result["finished"] >= result["started"]
+    assert said.count("is the ceiling") == len([row for row in result["rows"] if "speedup" in row])
 
 
-def test_a_rehearsal_is_only_written_where_it_is_told_to(refused):
-    for arguments in (["--device", "cpu", "--quick"], ["--device", "cpu"], ["--quick"]):
-        code, said = refused(*arguments)
-        assert code == 2 and "say with -o where to write it" in said
+def test_a_pruned_row_has_two_ratios_and_their_ceilings(rehearsal):
+    for row in [row for row in rehearsal[0]["rows"] if "speedup" in row]:
+        dense, pruned = row["dense"], row["pruned"]
+        alike = row.get("dense_rewritten", dense)
+        assert row["speedup"] == pytest.approx(pruned["images_per_sec"] / dense["images_per_sec"])
+        assert row["ceiling"] == pytest.approx(dense["gmacs"] / pruned["gmacs"])
+        assert row["speedup_same_rewrites"] == pytest.approx(pruned["images_per_sec"] / alike["images_per_sec"])
+        assert row["ceiling_same_rewrites"] == pytest.approx(alike["gmacs"] / pruned["gmacs"])
+        rewritten = row["backend"] != "PyTorch eager"
+        assert ("dense_rewritten" in row) == bool(row["forms"]) == rewritten
+        assert (row["ceiling"] > row["ceiling_same_rewrites"] > 1) == rewritten
+
+
+def test_what_can_be_right_or_wrong_is_right(rehearsal):
+    result = rehearsal[0]
+    judged = [row for row in result["rows"] if row.get("passed") is not None]
+    assert {row["part"] for row in judged} >= {"parity", "lanes"} and all(row["passed"] for row in judged)
+    assert [row["captured"] for row in of(result, "lanes")] == [True, None]
+    assert all(row["wrong"] == 0 and row["profiles_used"] == [0, 1, 2] for row in of(result, "lanes"))
+    assert all(check["passed"] for row in of(result, "ort") for check in row["parity"])
+    assert [row["max_error_against_eager"] for row in of(result, "parity") if row["backend"] == "CUDA graph"] == [0] * 3
+
+
+def test_engines_and_graphs_are_those_that_ship_for_their_target(script, tmp_path):
+    parts = script("gpu_parts")
+    bench = parts.Bench("cpu", 0.1, tmp_path, (1,))
+    for backend, operator in (("TensorRT for RTX", "GatherElements"), ("ONNX Runtime", "GatherND")):
+        job = parts.Job(backend, backend, "float32", "digits-s", 1)
+        kinds = {node.op_type for node in parts.load_graph(bench.graph(job, 0.7, True)).graph.node}
+        # Both gather positions by elements; only the rows are copied in another way.
+        assert operator in kinds and ("GatherND" in kinds) == (operator == "GatherND")
+
+
+def test_a_race_in_a_lane_is_seen(script, monkeypatch, tmp_path):
+    """The check of the lanes must fail where an answer is of another batch."""
+    parts = script("gpu_parts")
+    stale = parts.Lane._start_upload
+    calls = []
+
+    def sometimes(lane):
+        calls.append(lane)
+        if len(calls) % 5:
+            stale(lane)
+    monkeypatch.setattr(parts.Lane, "_start_upload", sometimes)
+    row = parts.check_lanes(parts.Bench("cpu", 0.1, tmp_path, (1,), quick=True), parts.Job("lanes", "CUDA graph"))
+    assert row["wrong"] > 0 and not row["passed"]
+
+
+def test_only_names_parts_and_resume_goes_on_with_what_is_missing(typed, script, tmp_path):
+    path = tmp_path / "trial.json"
+    words = "--device", "cpu", "--quick"
+    assert typed(*words, "--only", "lanes", "-o", path)[0] == 0
+    first = json.loads(path.read_text())
+    assert [row["part"] for row in first["rows"]] == ["lanes", "lanes"]
+    first["rows"] = first["rows"][:1]
+    path.write_text(json.dumps(first))
+    assert typed(*words, "--only", "lanes,peaks", "--resume", path)[0] == 0
+    second = json.loads(path.read_text())
+    assert second["rows"][0] == first["rows"][0] and second["started"] == first["started"]
+    assert [row["part"] for row in second["rows"]] == ["lanes", *["peaks"] * 5, "lanes"]
+
+
+def test_a_row_that_does_not_fit_is_not_begun(typed, tmp_path):
+    words = "--device", "cpu", "--quick", "--only", "training,lanes", "--minutes", "0.01"
+    code, _ = typed(*words, "-o", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert code == 1 and result["rows"] == [] and len(result["left_out"]) == 3
+    assert all("were needed" in entry["reason"] for entry in result["left_out"])
+
+
+def test_a_row_that_overruns_is_cut_and_the_next_one_runs(script, monkeypatch, typed, tmp_path):
+    gpu = script("gpu")
+
+    def forever(bench, job):
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:                                              # a library that goes on after any error
+                continue
+    monkeypatch.setitem(gpu.MEASURES, "parity", forever)
+    monkeypatch.setattr(gpu, "START", 0.0)
+    monkeypatch.setitem(gpu.EXPECTED, "parity", 0.05)
+    assert typed("--device", "cpu", "--quick", "--only", "parity,lanes", "-o", tmp_path / "r.json")[0] == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert {entry["part"] for entry in result["cut"]} == {"parity"}
+    assert [row["part"] for row in result["rows"]] == ["lanes"] * 2
+
+
+def test_every_row_is_on_disk_before_the_next_one_begins(script, monkeypatch, typed, tmp_path):
+    gpu, path, seen = script("gpu"), tmp_path / "r.json", []
+
+    def look(bench, job):
+        seen.append(len(json.loads(path.read_text())["rows"]) if path.exists() else 0)
+        return {}
+    monkeypatch.setitem(gpu.MEASURES, "peaks", look)
+    typed("--device", "cpu", "--quick", "--only", "peaks", "-o", path)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--device", "cpu", "--quick"], "say with -o where to write it"), (["--device", "cpu"], "say with -o"),
+    (["--quick"], "say with -o"), (["--only", "grahp", "-o", "x.json"], "there is no part grahp; choose from peaks"),
+    (["--minutes", "0", "-o", "x.json"], "--minutes is a positive number")])
+def test_wrong_usage_is_refused(typed, arguments, said):
+    code, words = typed(*arguments)
+    assert code == 2 and said in words
+
+
+def test_a_result_of_another_card_is_not_resumed(typed, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"device": "cuda", "machine": {"gpu": "NVIDIA X"}, "rows": []}))
+    code, words = typed("--device", "cpu", "--resume", tmp_path / "r.json")
+    assert code == 1 and "is of NVIDIA X, and this is cpu" in words
+    (tmp_path / "r.json").write_text("no JSON")
+    assert "cannot be read" in typed("--device", "cpu", "--resume", tmp_path / "r.json")[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_without_a_gpu_it_says_so_in_one_sentence(refused):
-    assert refused() == (1, "No NVIDIA GPU with a driver works here; rehearse with --device cpu --quick -o FILE.")
+def test_without_a_gpu_it_says_so_in_one_sentence(typed):
+    assert typed() == (1, "No NVIDIA GPU with a driver works here; rehearse with --device cpu --quick -o FILE.")
 
 
-def row(batch, stable=True, speedup=1.25):
-    side = {"images_per_sec": 1000.4, "stable": True}
-    return {"backend": "TensorRT", "precision": "float16", "model": "deit-s", "batch": batch, "speedup": speedup,
-            "ceiling": 1.5428, "dense": side, "pruned": {"images_per_sec": 1000.4 * speedup, "stable": stable}}
+def timed(batch, part="graph", backend="PyTorch CUDA graph", stable=True, pruned=1250.0):
+    side = {"images_per_sec": 1000.4, "stable": True, "tflops": 300.0}
+    return {"part": part, "backend": backend, "precision": "float16", "model": "deit-s", "batch": batch, "seconds": 1,
+            "speedup": pruned / 1000.4, "ceiling": 1.601, "speedup_same_rewrites": 1.2, "ceiling_same_rewrites": 1.5428,
+            "cuda_graph": True, "dense": side, "pruned": {"images_per_sec": pruned, "stable": stable, "tflops": 320.0}}
 
 
-def test_the_table_has_its_batches_and_says_what_is_not_in_it():
-    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
-    text = tables["gpu_rows"]({
-        "rows": [row(1, stable=False), row(8), row(256)], "started": "2026-01-02T03:04:05+00:00",
-        "machine": {"gpu": "NVIDIA X"}, "versions": {"torch": "2.11", "driver": "580.1", "python": "3.12"},
-        "missing": [{"backend": "ONNX Runtime", "reason": "no CUDA"}],
-        "refused": [{"backend": "TensorRT for RTX", "reason": "no Hopper"}], "failed": [], "left_out": [{}, {}]})
+def measured(rows, card="NVIDIA X", started="2026-01-02T03:04:05+00:00", **named):
+    peak = {"part": "peaks", "backend": "PyTorch", "precision": "float16", "model": "", "batch": 0, "tflops": 800.0}
+    return {"device": "cuda", "machine": {"gpu": card}, "started": started, "rows": [peak, *rows],
+            "versions": {"torch": "2.11", "driver": "580.1", "python": "3.12"},
+            "missing": [], "refused": [], "failed": [], "cut": [], "left_out": [], **named}
+
+
+def job(part, backend, batch=1):
+    return {"part": part, "backend": backend, "precision": "float16", "model": "deit-s", "batch": batch, "reason": "so"}
+
+
+def test_the_table_has_its_batches_and_says_what_is_not_in_it(script):
+    text = script("gpu_tables").gpu_table([measured(
+        [timed(1, stable=False), timed(8), timed(256)], missing=[job("ort", "ONNX Runtime")],
+        refused=[job("rtx", "TensorRT for RTX")], left_out=[job("compiled", "PyTorch compiled", b) for b in (1, 32)])])
     lines = text.splitlines()
-    assert lines[2:4] == ["| TensorRT | float16 | deit-s | 1 | 1000 | 1250 | ~1.25x | 1.54x |",
-                          "| TensorRT | float16 | deit-s | 256 | 1000 | 1250 | 1.25x | 1.54x |"]
+    assert lines[2:4] == [
+        "| PyTorch CUDA graph | float16 | deit-s | 1 | 1000 | 1250 | ~1.25x (1.60x) | ~1.20x (1.54x) | 40% |",
+        "| PyTorch CUDA graph | float16 | deit-s | 256 | 1000 | 1250 | 1.25x (1.60x) | 1.20x (1.54x) | 40% |"]
     assert lines[-1].startswith("NVIDIA X, driver 580.1, PyTorch 2.11, 2026-01-02. ")
+    assert "Measured peaks: 800 TFLOP/s in float16." in lines[-1]
     assert lines[-1].endswith("Not in it: ONNX Runtime is missing; TensorRT for RTX does not run here; "
-                              "2 configurations did not fit into the time.")
+                              "2 rows of PyTorch compiled did not fit into the time.")
 
 
-def test_without_a_result_the_table_says_that_its_rows_are_open(tmp_path):
-    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
-    tables["gpu_table"].__globals__["RESULTS"] = tmp_path
-    assert tables["gpu_table"]() == ("No GPU has been at hand yet: these rows are open. `python benchmarks/gpu.py` "
-                                     "fills them.")
+def test_two_calls_on_one_card_are_one_table_and_two_cards_are_two(script):
+    tables = script("gpu_tables")
+    first = measured([timed(1), timed(32, pruned=1111.0)], left_out=[job("ort", "ONNX Runtime")])
+    second = measured([timed(32, pruned=1222.0), timed(1, "ort", "ONNX Runtime")], started="2026-01-03T03:04:05+00:00")
+    text = tables.gpu_table([second, first])
+    assert text.count("| backend") == 1 and "| 1222 |" in text and "1111" not in text and "| ONNX Runtime |" in text
+    assert "Not in it" not in text and "2026-01-02 and 2026-01-03" in text
+    both = tables.gpu_table([first, measured([timed(1)], card="NVIDIA Y")])
+    assert both.count("| backend") == 2 and "\nNVIDIA X, driver" in both and "\nNVIDIA Y, driver" in both
+
+
+def test_a_failed_check_and_a_failed_capture_are_in_the_table(script):
+    row = timed(1) | {"cuda_graph": False}
+    lanes = {"part": "lanes", "backend": "CUDA graph", "precision": "", "model": "", "batch": 0, "passed": False}
+    text = script("gpu_tables").gpu_table([measured([row, lanes])])
+    assert "PyTorch CUDA graph, graph not captured |" in text
+    assert "Checks on the card: 0 of 1 passed (FAILED: lanes CUDA graph)." in text
+
+
+def test_without_a_result_the_table_says_that_its_rows_are_open(script):
+    tables = script("gpu_tables")
+    assert tables.gpu_table([]) == tables.OPEN == tables.gpu_table([measured([timed(1)]) | {"device": "cpu"}])

@@ -10,6 +10,7 @@ from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.graph import (
+    computed_operands,
     keep_outputs,
     load_graph,
     matrix_products,
@@ -79,3 +80,22 @@ def test_what_is_no_graph_is_refused(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match="not a whole ONNX file"):
         load_graph(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_weights_are_told_from_computed_operands_also_when_they_are_quantized_on_their_way(graph, quantized):
+    proto = load_graph(graph)
+    products = {product.node: product for product in matrix_products(proto)}
+    if quantized:
+        scale = onnx.numpy_helper.from_array(np.float32(0.1), "scale")
+        proto.graph.initializer.append(scale)
+        for product in products.values():
+            node = next(n for n in proto.graph.node if n.name == product.node)
+            for i, name in enumerate(node.input[:2]):
+                lowered, raised = f"{node.name}.{i}.q", f"{node.name}.{i}.dq"
+                node.input[i] = raised
+                proto.graph.node.extend([onnx.helper.make_node("QuantizeLinear", [name, "scale"], [lowered]),
+                                         onnx.helper.make_node("DequantizeLinear", [lowered, "scale"], [raised])])
+    found = computed_operands(proto)
+    assert found == {node: len(product.activations) for node, product in products.items()}
+    assert set(found.values()) == {1, 2}

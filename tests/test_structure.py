@@ -14,8 +14,9 @@ LAYERS = [
     {"artifacts"}, {"graph"}, {"engine"}, {"data"}, {"model"}, {"runners"}, {"overlap", "agreement"},
     {"training", "export", "calibration"}, {"lowering", "tuning"},
     {"gpu_peak", "baselines"}, {"parity", "bench", "inspection", "doctor", "catalog", "prediction"},
-    {"deploy_report", "dry_run"}, {"pipeline"}, {"sweep", "serving"}, {"report"}, {"quickstart", "progress"},
-    {"options", "terminal"}, {"cli_production", "cli_report", "cli_training"}, {"cli"}, {"__main__"},
+    {"deploy_report", "dry_run"}, {"deploy"}, {"pipeline"}, {"sweep", "serving"}, {"report"},
+    {"quickstart", "progress"}, {"options", "terminal"}, {"cli_production", "cli_report", "cli_training"},
+    {"cli"}, {"__main__"},
 ]
 STAGES = {"training", "export", "calibration"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}

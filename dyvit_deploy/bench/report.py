@@ -13,6 +13,8 @@ from rich.text import Text
 from ..errors import ConfigError
 from .profile import ProfileReport
 
+GRAPH = {None: "", True: ", CUDA graph", False: ", CUDA graph failed"}
+
 
 @dataclass(frozen=True)
 class BenchConfig:
@@ -22,10 +24,10 @@ class BenchConfig:
     `stable` of it, or after `seconds`. `warmup` runs are thrown away. `baseline` is an artifact to
     compare with; None builds the dense backbone from each artifact's own metadata, with random
     weights, because time does not depend on them. `memory` measures peak memory and the time to the
-    first answer, in a process per row. `transfers` counts the copies between host and GPU in an
-    engine's latency. `cpus` are the cores that the process may run on, empty for all; `peak` measures
-    the machine's matrix-product peak in each runtime and precision; `profile` also takes the artifacts
-    apart, where their runtime can.
+    first answer, in a process per row. `transfers` counts the copies between host and GPU in the
+    latency of artifacts that run on a GPU. `cpus` are the cores that the process may run on, empty for
+    all; `peak` measures the machine's matrix-product peak in each runtime and precision; `profile` also
+    takes the artifacts apart, where their runtime can.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
@@ -66,9 +68,11 @@ class Timing:
     median, at two operations a multiply-accumulate, and `peak_share` that over the machine's measured peak in the
     same runtime and precision. `speedup` is `images_per_sec` over the baseline's,
     `ceiling` the ratio of their multiply-accumulates; None where there is nothing to compare with.
-    `gpu_ms_p50` are the medians of an engine's phases by the GPU's own events (`upload`, `compute`,
-    `download`; one stream), and `tflops` what its products amount to in `compute`, at two operations a
-    multiply-accumulate. An engine runs `streams` batches at once, which `images_per_sec` counts.
+    `gpu_ms_p50` are the medians of the phases on a GPU by its own events (`upload`, `compute`,
+    `download`; one stream), and `tflops` what the products amount to in `compute`, at two operations a
+    multiply-accumulate. Without a CUDA graph, `compute` includes gaps in which the GPU waits for the host's launches.
+    `cuda_graph` is None unless one was asked for, else whether the batch was replayed as one; `capture_error` says why
+    not. An engine runs `streams` batches at once, which `images_per_sec` counts.
     """
 
     artifact: str
@@ -94,13 +98,15 @@ class Timing:
     first_ms: float | None = None
     gflops: float | None = None
     peak_share: float | None = None
+    cuda_graph: bool | None = None
+    capture_error: str = ""
 
 
 @dataclass(frozen=True)
 class BenchReport:
     """All timings of one run, with the machine they were measured on; `gpu` has what only a GPU run tells:
-    its clocks before and after, and the peak of its matrix products, measured in this run. `peaks` are GFLOP/s of the
-    machine's matrix products, per runtime and precision; `profiles` one per artifact and batch size."""
+    its clocks while each batch size was timed, and the peak of its matrix products, measured in this run. `peaks` are
+    GFLOP/s of the machine's matrix products, per runtime and precision; `profiles` one per artifact and batch size."""
 
     timings: tuple[Timing, ...]
     machine: dict[str, Any]
@@ -137,7 +143,7 @@ class BenchReport:
             optional = [(t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f")]
             optional += [(t.peak_share, ".0%")] if self.peaks else []
             optional += [(phases.get("compute"), ".3f"), (copies, ".3f"), (t.tflops, ".1f")] if gpu else []
-            table.add_row(Text(f"{t.artifact} ({t.backend})"), t.precision, str(t.batch),
+            table.add_row(Text(f"{t.artifact} ({t.backend}{GRAPH[t.cuda_graph]})"), t.precision, str(t.batch),
                           f"{'' if t.stable else '~'}{t.latency_ms_p50:.2f}", _width(t), f"{t.latency_ms_p90:.2f}",
                           f"{t.latency_ms_p99:.2f}", f"{t.images_per_sec:.1f}",
                           *("-" if value is None else format(value, form) for value, form in optional),

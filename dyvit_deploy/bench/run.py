@@ -1,7 +1,7 @@
 """How fast is an artifact, and how much of what pruning promises does it deliver?
 
 What is timed: one call of the runtime, from a float32 or uint8 batch in host memory to logits in
-host memory; decoding and preprocessing of images are not in it. An engine's batch lies on the GPU
+host memory; decoding and preprocessing of images are not in it. On a GPU the batch is there
 already, as in trtexec, unless the copies are asked for; they are timed apart either way. Candidates
 take turns within one run, because machines drift: a ratio of two runs made at different times says little.
 
@@ -24,9 +24,9 @@ from ..baselines import Candidate, count_gmacs, with_baselines
 from ..config import EngineRunConfig, LoadConfig
 from ..data.images import Track, no_track
 from ..errors import BackendError, ConfigError
-from ..gpu_peak import cross_check, gpu_facts, gpu_notes
-from ..machine import gpu_clocks, machine, on_cpus
-from ..runners.open import is_engine, load_for, open_runner
+from ..gpu_peak import ClockSampler, cross_check, gpu_facts, gpu_notes
+from ..machine import machine, on_cpus
+from ..runners.open import is_checkpoint, is_engine, load_for, open_runner
 from .process import make_feed, measure_start
 from .profile import ProfileReport, profile
 from .report import BenchConfig, BenchReport, Timing
@@ -51,17 +51,18 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         config = dataclasses.replace(config, threads=config.threads or len(config.cpus))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
 
-        def opened(path: str | Path) -> Candidate:
-            runner = stack.enter_context(open_runner(path, load=load_for(path, load), device=config.device,
-                                                     threads=config.threads))
+        def opened(path: str | Path, plain: bool = False) -> Candidate:
+            engine = dataclasses.replace(load.engine, rewrites=load.engine.rewrites and not plain)
+            asked = load_for(path, dataclasses.replace(load, engine=engine))
+            runner = stack.enter_context(open_runner(path, load=asked, device=config.device, threads=config.threads))
             return Candidate(runner, str(path), count_gmacs(runner.facts))
 
         _check_request(artifacts, config, load)
         given, left_out = _timeable([opened(path) for path in artifacts])
         candidates, notes = with_baselines(given, config.baseline, folder, opened)
         notes += left_out
-        engines = any(is_engine(c.path) for c in candidates)
-        gpu = gpu_facts({c.runner.precision for c in candidates}) if engines else None
+        on_gpu = [c.runner for c in candidates if c.runner.device == "cuda"]
+        gpu = gpu_facts({runner.precision for runner in on_gpu}) if on_gpu else None
         for candidate, batch in itertools.product(candidates, config.batches):
             candidate.runner.check_batch(batch)                            # before an hour of timing, not after
         peaks = _peaks(candidates, config)
@@ -77,7 +78,7 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
             notes += [line for line in left if line not in notes]
         ran_on = machine()
         if gpu is not None:
-            notes += gpu_notes(gpu, config.transfers, any(not is_engine(c.path) for c in candidates))
+            notes += gpu_notes(gpu, config.transfers, len(on_gpu) < len(candidates)) + graph_notes(timings)
     notes += _peak_notes(timings, config, peaks) + faster_here(timings)
     notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
               for c in candidates if not is_engine(c.path) and c.runner.facts
@@ -93,9 +94,20 @@ def _check_request(artifacts: Sequence[str | Path], config: BenchConfig, load: L
     """Refuses, before the first artifact is loaded, what cannot be timed as asked."""
     for path in artifacts:
         require_source(path)
-    if (config.transfers or load.engine != EngineRunConfig()) and not any(map(is_engine, artifacts)):
-        raise ConfigError("--streams, --cuda-graph, --transfers, --trust and --runtime-cache are for engine plans; "
-                          "leave them out.")
+    engines, checkpoints = any(map(is_engine, artifacts)), any(map(is_checkpoint, artifacts))
+    if dataclasses.replace(load.engine, cuda_graph=False) != EngineRunConfig() and not engines:
+        raise ConfigError("--streams, --trust and --runtime-cache are for engine plans; leave them out.")
+    if load.engine.cuda_graph and not engines and not checkpoints:
+        raise ConfigError("--cuda-graph is for engine plans, and for checkpoints on a GPU; leave it out.")
+    if load.precision != "float32" and not checkpoints:
+        raise ConfigError("--fp16 and --bf16 are for checkpoints, and no artifact here is one; leave them out, or "
+                          "lower the artifact with dyvit export.")
+
+
+def graph_notes(timings: Sequence[Timing]) -> list[str]:
+    """The rows in which a CUDA graph was asked for and could not be captured, and why."""
+    return [f"Batch {t.batch}: {_who(t)} ran without a CUDA graph, which could not be captured ({t.capture_error}); "
+            "its time includes the host's launches." for t in timings if t.cuda_graph is False]
 
 
 def _timeable(given: list[Candidate]) -> tuple[list[Candidate], list[str]]:
@@ -169,9 +181,12 @@ def _who(timing: Timing) -> str:
 def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig,
                 gpu: dict[str, Any] | None, peaks: dict[str, float]) -> list[Timing]:
     feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
-    samples = alternate([c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)], config)
-    if gpu is not None:
-        gpu["clocks"].append(gpu_clocks())                                 # while it is still warm
+    calls = [c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)]
+    with contextlib.ExitStack() as stack:
+        clocks = stack.enter_context(ClockSampler()) if gpu is not None else None
+        samples = alternate(calls, config)
+    if gpu is not None and clocks is not None:
+        gpu["clocks"].append(clocks.summary())
     streams = {id(c): load.engine.streams if is_engine(c.path) else 1 for c in candidates}
     speed = {id(c): streams[id(c)] * batch / float(np.median(s)) for c, s in zip(candidates, samples)}  # images/s
     rows = []
@@ -194,7 +209,9 @@ def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig
             gmacs=candidate.gmacs, speedup=speed[mine] / speed[id(base)] if base else None,
             ceiling=base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None,
             stand_in=candidate.stand_in, streams=streams[mine], gpu_ms_p50=phases or None, tflops=tflops,
-            gflops=gflops, peak_share=gflops / peak if gflops and peak else None))
+            gflops=gflops,
+            cuda_graph=candidate.runner.cuda_graph, capture_error=candidate.runner.capture_error,
+            peak_share=gflops / peak if gflops and peak else None))
     return rows
 
 

@@ -19,12 +19,28 @@ from rich.text import Text
 from ..artifacts import check_target, library_versions, require_file, sha256, size_mib
 from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import ArtifactError, BackendError, ConfigError, ExportError
-from ..graph import Tensor, graph_facts, graph_tensors, load_graph, product_precisions, summary
+from ..graph import (
+    Tensor,
+    computed_operands,
+    graph_facts,
+    graph_tensors,
+    load_graph,
+    product_precisions,
+    summary,
+)
 from ..machine import gpu, system
 from ..parts import part_names
 from .commands import polygraphy_line, trtexec_line
-from .flavours import Door, check_settings, flavour_of, open_door
-from .layers import EngineLayer, complaint, engine_precisions, from_inspector, from_log, fused_attention
+from .flavours import Door, check_settings, effective, flavour_of, open_door, refit_doubt
+from .layers import (
+    EngineLayer,
+    engine_precisions,
+    fallback_text,
+    from_inspector,
+    from_log,
+    fused_attention,
+    precision_fallbacks,
+)
 from .load import load_engine
 from .monitor import Cancel, Watch, progress_monitor, unwatched
 from .network import add_profiles, build_failure, check_graph, parse, real_profiles, tensors
@@ -72,6 +88,7 @@ def describe(facts: EngineFacts) -> dict[str, str]:
         "inputs": _interface(facts.inputs), "outputs": _interface(facts.outputs),
         "matrix products": (", ".join(f"{n} in {kind}" for kind, n in counted.items()) or "none")
                            + f"; {facts.verified}" + (f", {len(facts.untold)} not told" if facts.untold else ""),
+        "wider than asked": fallback_text(facts.fallbacks, facts.products),
         "attention": f"{fused} of {total} are one fused kernel" if total else "",
         "weights": "left out; dyvit refit puts them back" if facts.stripped else "",
     }
@@ -163,30 +180,46 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     Raises:
         ConfigError: a setting that this library, graph or GPU does not have.
         MissingDependency, BackendError: the library or the GPU is not there, or memory does not suffice.
-        ExportError: the graph cannot be built, or the engine is not in the precision of the graph.
+        ExportError: the graph cannot be built, or the engine is not in the precision of the graph, unless `config`
+            allows that.
         KeyboardInterrupt: Ctrl-C; nothing was written.
     """
     onnx, path = require_file(onnx), checked_target(path)
     door = require_builder(format, config)
+    config = effective(door.flavour, config)
     check_graph(onnx)
     made = _compile(door, onnx, config, watch)
     proto = load_graph(onnx)
     wanted = product_precisions(proto)
     layers, verified = _layers(door, made.plan, config)
-    found = engine_precisions(layers, wanted)
-    notes = [*made.notes, *_check_precisions(found, wanted)]
+    found = engine_precisions(layers, wanted, computed_operands(proto))
+    fallbacks = precision_fallbacks(wanted, found)
+    notes = _check_precisions(found, wanted, fallbacks, config.allow_precision_fallback)
     fused, apart = fused_attention(layers)
     facts = EngineFacts(
         plan={}, builder={"format": format, "version": door.version}, config=config, target=_target(config),
-        profiles=made.profiles, inputs=_as_json(made.inputs), outputs=_as_json(made.outputs), products=wanted,
+        profiles=made.profiles, inputs=_as_json(made.inputs), outputs=_as_json(made.outputs),
+        products=wanted | {node: found[node] for node in fallbacks}, fallbacks=fallbacks,
         source={"file": onnx.name, "sha256": sha256(onnx)},
-        rebuild=rebuild or " ".join(["dyvit build", shlex.quote(str(onnx)), f"--format {format}", *config.flags(),
-                                     f"-o {shlex.quote(str(path))}"]),
+        rebuild=rebuild or build_command(onnx, path, format, config),
         untold=tuple(node for node in wanted if node not in found), verified=verified if found else BY_GRAPH,
         stripped=config.strip_weights, model=graph_facts(proto, str(onnx)), layers=tuple(layers),
         fused_attention=fused, unfused_attention=apart,
         versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
-    return save_engine(path, made.plan, facts, made.seconds, notes)
+    return save_engine(path, made.plan, facts, made.seconds, [*made.notes, *notes, *refit_warning(facts)])
+
+
+def build_command(onnx: Path, path: Path, format: str, config: BuildConfig) -> str:
+    """The command that builds such an engine."""
+    return " ".join(["dyvit build", shlex.quote(str(onnx)), f"--format {format}", *config.flags(),
+                     f"-o {shlex.quote(str(path))}"])
+
+
+def refit_warning(facts: EngineFacts) -> list[str]:
+    """The note of an engine that must be compared with its graph and was not, see `flavours.refit_doubt`."""
+    doubt = refit_doubt(facts.builder["format"], facts.builder["version"], facts.config)
+    return [f"{doubt}, and this one was not compared with its graph on a GPU: run dyvit check MODEL PLAN where it "
+            "loads, or build it without --refittable."] if doubt else []
 
 
 class _Compiled(NamedTuple):
@@ -227,18 +260,26 @@ def _compile(door: Door, onnx: Path, config: BuildConfig, watch: Watch) -> _Comp
     return _Compiled(plan, seconds, inputs, outputs, profiles, notes)
 
 
-def _check_precisions(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """What a user should know of products that the engine does not name.
+def _check_precisions(found: Mapping[str, str], wanted: Mapping[str, str], fallbacks: Mapping[str, str],
+                      allowed: bool) -> list[str]:
+    """What a user should know of products that the engine does not name, and of `fallbacks` that are allowed.
 
     Raises:
-        ExportError: a product came out wider than the graph asks for.
+        ExportError: a product came out wider than the graph asks for, and that is not `allowed`.
     """
-    wrong = complaint(wanted, found)
-    if wrong:
-        raise ExportError(f"{wrong}; nothing was written, export it in another precision or report this to us.")
+    notes = []
+    if fallbacks:
+        wider = (f"{len(fallbacks)} of {len(wanted)} matrix products {'is' if len(fallbacks) == 1 else 'are'} wider "
+                 f"than asked: {fallback_text(fallbacks, found)}")
+        if not allowed:
+            raise ExportError(f"{wider}; build it with --allow-precision-fallback to accept that, or export it in "
+                              "another precision; nothing was written.")
+        notes.append(f"{wider}; accepted, as --allow-precision-fallback says.")
     silent = [node for node in wanted if node not in found]
-    return [f"The engine does not tell the precision of {len(silent)} of {len(wanted)} matrix products "
-            f"({', '.join(part_names(silent)[:3])}); theirs are what the graph asks for."] if silent else []
+    if silent:
+        notes.append(f"The engine does not tell the precision of {len(silent)} of {len(wanted)} matrix products "
+                     f"({', '.join(part_names(silent)[:3])}); theirs are what the graph asks for.")
+    return notes
 
 
 def save_engine(path: Path, plan: Any, facts: EngineFacts, seconds: float, notes: list[str]) -> BuildReport:

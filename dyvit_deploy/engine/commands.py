@@ -5,11 +5,12 @@ import shlex
 
 from ..deploy_config import BatchProfile, BuildConfig
 from ..graph import Tensor
-from .flavours import Flavour
+from .flavours import Flavour, effective
 
 
 def trtexec_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:
     """The trtexec command that builds the same engine; `tensorrt_rtx` is its name for RTX."""
+    config = effective(flavour, config)
     words = ["trtexec" if flavour.format == "trt" else "tensorrt_rtx", f"--onnx={onnx}", f"--saveEngine={plan}"]
     words += ["--stronglyTyped"] if flavour.format == "trt" else []
     for i, profile in enumerate(config.profiles):
@@ -33,6 +34,7 @@ def trtexec_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], c
 
 def polygraphy_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:
     """The polygraphy command that builds the same engine."""
+    config = effective(flavour, config)
     words = ["polygraphy", "convert", onnx, "--convert-to", "trt", "-o", plan, "--strongly-typed",
              "--profiling-verbosity", "detailed"]
     for profile in config.profiles:

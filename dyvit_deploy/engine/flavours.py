@@ -6,6 +6,7 @@ that TensorRT 11 removed.
 """
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from ..deploy_config import BuildConfig
 from ..errors import BackendError, ConfigError, MissingDependency, did_you_mean, reason
+from ..machine import Gpu
 from ..optional import require
 
 Version = tuple[int, ...]
@@ -24,7 +26,10 @@ class Flavour:
     """One library. `magic` are the first bytes of its plans, None where that was never seen.
 
     `lacks` says why a setting of BuildConfig does not exist there; `ignored` why one has no effect;
-    `needs_gpu` are settings that it cannot build without a GPU.
+    `needs_gpu` are settings that it cannot build without a GPU; `implies` are settings that switch on another one.
+    `unsupported` are ranges of compute capabilities, from the first number to below the second, with what the
+    library cannot do there. `wrong_refit` are versions, by their leading numbers, whose refittable engines can
+    compute wrong results.
     """
 
     format: str
@@ -38,6 +43,9 @@ class Flavour:
     lacks: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     needs_gpu: tuple[str, ...] = ()
+    implies: Mapping[str, str] = field(default_factory=dict)
+    unsupported: tuple[tuple[float, float, str], ...] = ()
+    wrong_refit: tuple[Version, ...] = ()
 
 
 FLAVOURS = {
@@ -45,7 +53,9 @@ FLAVOURS = {
         "trt", "tensorrt", "TensorRT", "trt",
         "pip install 'dyvit-deploy[trt]', with NVIDIA's own package index, where full TensorRT comes from, as "
         "NVIDIA's installation guide says", (10, 12), None, False,
-        lacks={"compute_capabilities": "TensorRT builds for the GPU at hand"}),
+        lacks={"compute_capabilities": "TensorRT builds for the GPU at hand"},
+        # Its documentation of 11.3, "Refitting an Engine": REFIT can drop the bias of a product, refitted or not.
+        wrong_refit=((11, 3),)),
     "rtx": Flavour(
         "rtx", "tensorrt_rtx", "TensorRT for RTX", "rtx", "pip install 'dyvit-deploy[rtx]'", (1, 7), b"vtrt", True,
         lacks={"version_compatible": "TensorRT for RTX has no lean runtime",
@@ -53,7 +63,11 @@ FLAVOURS = {
         ignored={"timing_cache": "TensorRT for RTX times nothing while it builds, so a timing cache has no effect",
                  "optimization_level": "TensorRT for RTX compiles kernels when an engine first runs, so the level has "
                                        "little effect"},
-        needs_gpu=("refittable", "strip_weights")),
+        needs_gpu=("refittable", "strip_weights"),
+        # Its documentation, "Refitting Engines": an engine without weights is built with STRIP_PLAN and REFIT.
+        implies={"strip_weights": "refittable"},
+        # 9.0 to 12.0 are in none of its support matrices; keep scores are float32 products.
+        unsupported=((0.0, 8.0, "has no float32 products for"), (9.0, 12.0, "does not support"))),
 }
 
 
@@ -62,6 +76,29 @@ def flavour_of(format: str) -> Flavour:
     if format not in FLAVOURS:
         raise ConfigError(f"Unknown engine format {format!r}.{did_you_mean(format, FLAVOURS)}")
     return FLAVOURS[format]
+
+
+def effective(flavour: Flavour, config: BuildConfig) -> BuildConfig:
+    """`config` with the settings that others switch on in that library."""
+    implied: dict[str, Any] = {other: True for name, other in flavour.implies.items() if getattr(config, name)}
+    return dataclasses.replace(config, **implied)
+
+
+def gpu_problem(flavour: Flavour, found: Gpu) -> str | None:
+    """Why engines of that library do not run on this GPU, whatever they were built for; None where they can."""
+    capability = float(found.compute_capability)
+    return next((f"{flavour.name} {why} {found.name} (compute capability {found.compute_capability})"
+                 for least, above, why in flavour.unsupported if least <= capability < above), None)
+
+
+def refit_doubt(format: str, version: str, config: BuildConfig) -> str | None:
+    """Why an engine of that library, version and settings must be compared with its graph; None where there is no
+    such reason."""
+    flavour, numbers = flavour_of(format), parse_version(version)
+    if config.refittable and any(numbers[:len(wrong)] == wrong for wrong in flavour.wrong_refit):
+        return (f"{flavour.name} {version} can drop the bias of a matrix product in an engine that is built with "
+                "--refittable")
+    return None
 
 
 def check_settings(flavour: Flavour, config: BuildConfig, gpu: bool) -> None:

@@ -16,7 +16,7 @@ from ..artifacts import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
 from ..machine import Gpu, gpu, system
 from ..targets import LEAST_CAPABILITY
-from .flavours import FLAVOURS, Flavour, Version, open_door, parse_version
+from .flavours import FLAVOURS, Flavour, Version, gpu_problem, open_door, parse_version
 from .sidecar import EngineFacts, is_altered, read_sidecar
 
 HEADER = struct.Struct("<4s12xQ4B")         # of TensorRT for RTX 1.4 to 1.7: magic, size of the file, version
@@ -25,6 +25,7 @@ PORTABLE = "8.0, 8.6, 8.9, 12.0 or later"
 NO_GPU = "no NVIDIA GPU with a driver works here"
 ALTERED = "its hash is not the one in its .json, so it is another file than the one that was built"
 STRIPPED = "its weights were left out"
+OTHER_LIBRARY = "use TensorRT on this GPU: make the engine with --format trt"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Preflight:
     """False when the plan will not load here; `problems` say why, `notes` what is uncertain.
 
     `built` and `here` are what it was built with and for, and what this machine has. `altered` means that
-    the plan is not the file that its sidecar describes.
+    the plan is not the file that its sidecar describes. `remedy` is what helps where building it again with the
+    same library does not.
     """
 
     path: str
@@ -42,6 +44,7 @@ class Preflight:
     notes: tuple[str, ...]
     altered: bool
     rebuild: str | None
+    remedy: str | None = None
 
     def __bool__(self) -> bool:
         return not self.problems
@@ -51,6 +54,8 @@ class Preflight:
         """What to do about the problems; empty without any. Building again gives no machine a GPU."""
         if not self.problems:
             return ""
+        if self.remedy:
+            return self.remedy
         if ALTERED in self.problems:
             return "copy it again together with its .json, or build it again"
         if NO_GPU in self.problems:
@@ -129,10 +134,14 @@ def preflight(path: str | Path) -> Preflight:
     except DyvitError as error:
         here["library"] = f"{flavour.name} is not usable"
         problems.append(str(error).rstrip("."))
+    remedy = None
     if found is None:
         problems.append(NO_GPU)
+    elif (wrong := gpu_problem(flavour, found)) is not None:
+        problems.append(wrong)
+        remedy = OTHER_LIBRARY
     elif facts:
-        problems += _gpus(facts, found, notes)
+        problems += _gpus(facts, found)
     if facts and facts.target.get("system") not in (None, system()):
         problems.append(f"it was built for {facts.target['system']}, and this is {system()}")
     if facts and facts.stripped:
@@ -144,7 +153,7 @@ def preflight(path: str | Path) -> Preflight:
     rebuild = facts.rebuild if facts else None
     if rebuild and found:                                                  # else it would make the same plan again
         rebuild = re.sub(r"--compute-capability \S+", f"--compute-capability {found.compute_capability}", rebuild)
-    return Preflight(str(path), built, here, tuple(problems), tuple(notes), altered, rebuild)
+    return Preflight(str(path), built, here, tuple(problems), tuple(notes), altered, rebuild, remedy)
 
 
 def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[Flavour, EngineFacts | None]:
@@ -213,7 +222,7 @@ def _versions(flavour: Flavour, facts: EngineFacts | None, header: tuple[Flavour
     return [f"it was built by {flavour.name} {'.'.join(map(str, built))}, and {here} is installed"]
 
 
-def _gpus(facts: EngineFacts, found: Gpu, notes: list[str]) -> list[str]:
+def _gpus(facts: EngineFacts, found: Gpu) -> list[str]:
     asked, here = facts.target.get("compute_capabilities") or (), found.compute_capability
     if asked:
         return [] if here in asked else [f"it was built for compute capability {', '.join(asked)}, and {found.name} "
@@ -222,12 +231,7 @@ def _gpus(facts: EngineFacts, found: Gpu, notes: list[str]) -> list[str]:
     if float(here) < least:
         kinds = [kind for kind in set(facts.products.values()) if LEAST_CAPABILITY.get(kind, 0.0) > float(here)]
         return [f"it computes in {', '.join(sorted(kinds))}, which {found.name} (compute capability {here}) has not"]
-    if facts.builder["format"] == "rtx" and float(here) < 8:
-        return [f"TensorRT for RTX has no float32 products for {found.name} (compute capability {here})"]
     if facts.builder["format"] == "rtx":
-        if 9 <= float(here) < 12:
-            notes.append(f"{found.name} (compute capability {here}) is not among those that TensorRT for RTX names: "
-                         f"{PORTABLE}.")
         return []
     built = facts.target.get("compute_capability")
     if built in (None, here) or (facts.config.hardware_compatible and float(here) >= 8):

@@ -10,30 +10,32 @@ from typing import Any
 from ..artifacts import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError
 from ..graph import graph_facts, load_graph
-from .build import BuildReport, checked_target, save_engine
+from .build import BuildReport, checked_target, refit_warning, save_engine
 from .flavours import Door, open_door
 from .load import load_engine
 from .network import last
 from .preflight import read_trusted, require_loadable
-from .sidecar import read_sidecar, sidecar_path
+from .sidecar import EngineFacts, read_sidecar, sidecar_path
 
 
-def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path) -> BuildReport:
-    """Writes to `path` the engine `plan` with the weights of `onnx`, the graph that it was built of.
+def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, rebuild: str | None = None) -> BuildReport:
+    """Writes to `path` the engine `plan` with the weights of `onnx`, and compares nothing: `refit_artifact` does.
 
-    Needs a GPU that can load the plan, and a plan built refittable or stripped.
+    Needs a GPU that can load the plan, and a plan that was built refittable, or without weights and of `onnx`.
+
+    Args:
+        rebuild: the command that makes the result again; default is `refit_command`.
 
     Raises:
         ArtifactError: the plan has no sidecar, or is not the file that it describes.
-        ConfigError: `path` is no plan, or the plan itself.
-        BackendError: the plan cannot load here, or does not take these weights.
+        ConfigError: `path` is no plan, or the plan itself; or the plan does not take these weights.
+        BackendError: the plan cannot load here, or the library refuses the weights.
     """
-    plan, onnx, path = require_file(plan), require_file(onnx), checked_target(path)
-    if path.resolve() == plan.resolve():
-        raise ConfigError(f"{plan} would be overwritten by its own refit; name another -o.")
+    plan, onnx, path = require_file(plan), require_file(onnx), checked_refit(plan, path)
     known = read_sidecar(plan)
-    if known and not (known.config.refittable or known.config.strip_weights):
-        raise ConfigError(f"{plan} takes no other weights; build it with --refittable or --strip-weights.")
+    source = {"file": onnx.name, "sha256": sha256(onnx)}
+    if known:
+        _check_weights(plan, known, source)
     flavour, facts = require_loadable(plan, trust=False, stripped=True)
     if facts is None:
         raise ArtifactError(f"{plan} has no {sidecar_path(plan).name} of its own, which says what it holds; refit the "
@@ -41,22 +43,45 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path) -> BuildR
     door = open_door(flavour.format)
     started = time.perf_counter()
     loaded = load_engine(door, read_trusted(plan, facts), str(plan), facts.config.version_compatible, facts.rebuild)
-    engine = loaded.engine
-    _refit(door, engine, onnx)
-    settings = engine.create_serialization_config()
-    settings.clear_flag(door.trt.SerializationFlag.EXCLUDE_WEIGHTS)
-    content = engine.serialize_with_config(settings)
-    if content is None:
-        raise BackendError(f"{flavour.name} could not write the engine down ({last(door.logger.errors)}); build it "
-                           "again without --strip-weights.")
-    source = {"file": onnx.name, "sha256": sha256(onnx)}
-    notes = [] if source["sha256"] == facts.source["sha256"] else [
-        f"{onnx.name} is not the file that {plan.name} was built of, so its weights are others."]
+    _refit(door, loaded.engine, onnx)
+    content, refittable = _serialized(door, loaded.engine, facts.config.refittable)
     found = dataclasses.replace(
-        facts, stripped=False, source=source, config=dataclasses.replace(facts.config, strip_weights=False),
-        rebuild=shlex.join(["dyvit", "refit", str(plan), str(onnx), "-o", str(path)]),
-        model=graph_facts(load_graph(onnx), str(onnx)))
+        facts, stripped=False, source=source,
+        config=dataclasses.replace(facts.config, strip_weights=False, refittable=refittable),
+        rebuild=rebuild or refit_command(plan, onnx, path), model=graph_facts(load_graph(onnx), str(onnx)))
+    notes = [*_weight_notes(door, plan, facts, found), *refit_warning(facts)]
     return save_engine(path, content, found, time.perf_counter() - started, notes)
+
+
+def checked_refit(plan: str | Path, path: str | Path) -> Path:
+    """`path`, once it is sure that the refit of `plan` can be written there.
+
+    Raises:
+        ConfigError, ArtifactError: it cannot.
+    """
+    path = checked_target(path)
+    if path.resolve() == Path(plan).resolve():
+        raise ConfigError(f"{plan} would be overwritten by its own refit; name another -o.")
+    return path
+
+
+def refit_command(plan: str | Path, onnx: str | Path, path: str | Path) -> str:
+    """The command that makes such an engine."""
+    return shlex.join(["dyvit", "refit", str(plan), str(onnx), "-o", str(path)])
+
+
+def _check_weights(plan: Path, facts: EngineFacts, source: dict[str, str]) -> None:
+    """Raises ConfigError unless the plan takes the weights of the file `source`."""
+    if facts.config.refittable:
+        return
+    if not facts.config.strip_weights:
+        raise ConfigError(f"{plan} takes no other weights; build it with --refittable or --strip-weights.")
+    # With STRIP_PLAN alone the builder relies on the values of the weights: others give undefined results.
+    if source["sha256"] != facts.source.get("sha256"):
+        own, digest = facts.source.get("file"), str(facts.source.get("sha256"))[:12]
+        raise ConfigError(f"{plan} was built with --strip-weights alone and takes only the weights that it was built "
+                          f"with, those of {own} with sha256 {digest}, not those of {source['file']}; give that file, "
+                          "or build the plan with --refittable.")
 
 
 def _refit(door: Door, engine: Any, onnx: Path) -> None:
@@ -65,3 +90,34 @@ def _refit(door: Door, engine: Any, onnx: Path) -> None:
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
         raise BackendError(f"The engine does not take the weights of {onnx.name} ({last(door.logger.errors)}); give "
                            "the graph that it was built of, and build it with --refittable or --strip-weights.")
+
+
+def _serialized(door: Door, engine: Any, refittable: bool) -> tuple[Any, bool]:
+    """The plan of `engine` with its weights, and whether other weights can be put into it again; BackendError when
+    the library cannot write it."""
+    flags = door.trt.SerializationFlag
+    # Since TensorRT 10.14; without it a plan that holds its weights takes no others.
+    keep = getattr(flags, "INCLUDE_REFIT", None) if refittable else None
+    settings = engine.create_serialization_config()
+    settings.clear_flag(flags.EXCLUDE_WEIGHTS)
+    if keep is not None:
+        settings.set_flag(keep)
+    content = engine.serialize_with_config(settings)
+    if content is None:
+        raise BackendError(f"{door.flavour.name} could not write the engine ({last(door.logger.errors)}); build it "
+                           "again without --strip-weights.")
+    return content, keep is not None
+
+
+def _weight_notes(door: Door, plan: Path, before: EngineFacts, after: EngineFacts) -> list[str]:
+    """Whose weights the result holds, and whether it takes others."""
+    notes = []
+    file = after.source["file"]
+    if before.source.get("sha256") != after.source["sha256"]:
+        notes.append(f"{file} is not the file that {plan.name} was built of, so its weights are others.")
+    if not after.config.refittable:
+        why = (f"{door.flavour.name} {door.version} cannot keep it refittable, TensorRT 10.14 can; keep {plan.name} "
+               "for the next refit" if before.config.refittable
+               else f"{plan.name} was built with --strip-weights alone")
+        notes.append(f"The new plan takes no other weights than those of {file}: {why}.")
+    return notes

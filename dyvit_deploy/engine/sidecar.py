@@ -30,8 +30,8 @@ class EngineFacts(JsonConfig):
     `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx") and `version`. `target` is
     what it was built on and for: `gpu` and `compute_capability` (None where there was none),
     `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], None for the batch.
-    `products` maps the graph's matrix products to their precision: what the graph asks for, once the engine
-    was seen to compute none of them wider; `verified` says who told, `untold` are those it told nothing of.
+    `products` maps the graph's matrix products to their precision: what the graph asks for, or the wider type of the
+    `fallbacks`, which map to what was asked; `verified` says who told, `untold` are those it told nothing of.
     `source` is the ONNX file: `file`, `sha256`. `model` are
     the facts of a graph of ours. `rebuild` is the command that makes the plan again.
     """
@@ -53,14 +53,16 @@ class EngineFacts(JsonConfig):
     layers: tuple[EngineLayer, ...] = ()
     fused_attention: tuple[str, ...] = ()
     unfused_attention: tuple[str, ...] = ()
+    fallbacks: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("plan", "builder", "target", "inputs", "outputs", "products", "source"):
+        for name in ("plan", "builder", "target", "inputs", "outputs", "products", "source", "fallbacks"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be an object, not {getattr(self, name)!r}")
         for part, keys in ((self.builder, NEEDED["builder"]), (self.target, {"system"}),
-                           (self.products, self.products.keys())):
+                           (self.products, self.products.keys()), (self.fallbacks, self.fallbacks.keys()),
+                           ({node: self.products.get(node) for node in self.fallbacks}, self.fallbacks.keys())):
             if missing := sorted(key for key in keys if not isinstance(part.get(key), str)):
                 raise ConfigError(f"{', '.join(missing)} must be given as text")
         if isinstance(self.model, Mapping):

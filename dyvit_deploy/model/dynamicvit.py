@@ -20,7 +20,7 @@ from .pruning import (
     straight_through,
     top_k_mask,
 )
-from .selectors import EXACT, make_selectors
+from .selectors import BY_PLACE, EXACT, make_selectors
 from .vit import Attended
 
 
@@ -77,12 +77,14 @@ class DynamicViT(nn.Module):
         self.fuser = nn.ModuleList(TokenFuser() for _ in stages) if prune and prune.fuse else None
         self._pools = prune is not None and prune.selector == "structural"
         self._attends = prune is not None and prune.selector == "attention"
+        self._asks_position = prune is not None and prune.selector in BY_PLACE
         for block in stages if self._attends else ():
             vit.check_attention(self.backbone.blocks[block - 1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """float [B, 3, height, width], normalised -> logits [B, classes]."""
-        return self.forward_pruned(images).logits
+        """float [B, 3, height, width], normalised -> logits [B, classes]; what `forward_pruned` tells besides is not
+        computed, because it takes four launches a stage on a GPU."""
+        return self._forward(images, tell=False).logits
 
     def forward_pruned(self, images: Tensor) -> PrunedOutput:
         """Inference with tokens removed.
@@ -93,27 +95,38 @@ class DynamicViT(nn.Module):
         Args:
             images: float [B, 3, height, width], normalised.
         """
+        return self._forward(images, tell=True)
+
+    def _forward(self, images: Tensor, tell: bool) -> PrunedOutput:
+        """See `forward_pruned`; kept patches and scores are left out unless it is to `tell` them."""
         if self._pools:
             return PrunedOutput(self.backbone.forward_head(self._pooled(images)), (), ())
         tokens = vit.embed(self.backbone, images)                          # [B, P + N, C]
         batch, patches = tokens.shape[0], tokens.shape[1] - self.prefix
-        position = torch.arange(patches, device=tokens.device).expand(batch, -1)  # [B, N]
-        kept, scores, attended = [], [], None
+        position = None
+        if tell or self._asks_position:
+            position = torch.arange(patches, device=tokens.device).expand(batch, -1)  # [B, N]
+        kept, scores, attended, count = [], [], None, patches
         for index, block in enumerate(self.backbone.blocks):
             if (stage := self.stage_of.get(index)) is not None:
-                before, score = position, tokens.new_zeros(position.shape)     # [B, N_s]
-                if self.keep_counts[stage] < position.shape[1]:
-                    tokens, chosen, score = self._drop(stage, tokens, position, attended)
-                    position = position.gather(1, chosen)                  # [B, K]
-                kept.append(position)
-                scores.append(tokens.new_full((batch, patches), -torch.inf).scatter(1, before, score))
+                before, score = position, None
+                if self.keep_counts[stage] < count:
+                    tokens, chosen, score = self._drop(stage, tokens, count, position, attended)
+                    count = self.keep_counts[stage]
+                    position = None if position is None else position.gather(1, chosen)  # [B, K]
+                if tell:
+                    assert before is not None and position is not None
+                    kept.append(position)
+                    score = tokens.new_zeros(before.shape) if score is None else score  # [B, N_s]
+                    scores.append(tokens.new_full((batch, patches), -torch.inf).scatter(1, before, score))
             tokens, attended = self._watched(index, partial(block, tokens))
         logits = self.backbone.forward_head(self.backbone.norm(tokens))
         return PrunedOutput(logits, tuple(kept), tuple(scores))
 
-    def _drop(self, stage: int, tokens: Tensor, position: Tensor, attended: Attended | None,
+    def _drop(self, stage: int, tokens: Tensor, count: int, position: Tensor | None, attended: Attended | None,
               ) -> tuple[Tensor, Tensor, Tensor]:
-        """Removes tokens: [B, P + N, C] -> [B, P + K, C], the positions [B, K] of the kept ones, scores [B, N].
+        """Removes tokens: [B, P + N, C] -> [B, P + K, C], the positions [B, K] of the kept ones, scores [B, N]; N is
+        `count`.
 
         With fusion, the fused token F comes after the prefix: [B, P + F + N, C] -> [B, P + 1 + K, C].
         """
@@ -121,7 +134,7 @@ class DynamicViT(nn.Module):
         score = self.score_predictor[stage].scores(left, position, attended)
         if self.fuser is None:
             return (*self.selector[stage](tokens, score, keep, self.prefix), score)
-        fused = left.shape[1] - position.shape[1]
+        fused = left.shape[1] - count
         patches, chosen = self.selector[stage](left[:, fused:], score[:, fused:], keep)
         rest = self.fuser[stage](left, score / self.config.patches, chosen + fused)  # [B, 1, C]
         return torch.cat([tokens[:, :self.prefix], rest, patches], dim=1), chosen, score[:, fused:]

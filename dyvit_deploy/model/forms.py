@@ -1,6 +1,7 @@
-"""Inference forms of a model: modules that compute the same in fewer operations, for the exported graph.
+"""Inference forms of a model: modules that compute the same in fewer operations, for the exported graph and for CUDA
+graphs of PyTorch.
 
-Each form replaces parts of a model that is about to be exported, never those of one that is trained or that
+Each form replaces parts of a copy that is deployed, never those of a model that is trained or that
 exports are compared with. Results are equal to rounding; modules keep their names in published checkpoints
 (a part of one is named below it), because calibration, precision and messages go by them.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -71,10 +73,17 @@ class OneGather(nn.Module):
         Slice(tokens), GatherElements(patches, kept), Concat  ->  Concat(prefix, kept + P), GatherElements(tokens)
     """
 
+    always: Tensor
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        # A buffer, because making it is a launch on a GPU.
+        self.register_buffer("always", torch.arange(prefix), persistent=False)
+
     def forward(self, tokens: Tensor, scores: Tensor, keep: int, prefix: int = 0) -> tuple[Tensor, Tensor]:
         """See `TokenSelector`."""
         kept = scores.topk(keep, dim=1).indices                            # [B, K]
-        always = torch.arange(prefix, device=kept.device).expand(kept.shape[0], -1)
+        always = self.always.expand(kept.shape[0], -1)                     # [B, P]
         return gather_tokens(tokens, torch.cat([always, kept + prefix], dim=1)), kept
 
 
@@ -84,6 +93,7 @@ class ReadAttention(nn.Module):
     def __init__(self, attn: Attention, rows: int) -> None:
         super().__init__()
         self.rows, self.scale, self.heads = rows, attn.scale, (attn.num_heads, attn.head_dim)
+        self.fused_attn = attn.fused_attn
         self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
         self.norm, self.gate, self.proj = attn.norm, attn.gate, attn.proj
 
@@ -91,14 +101,21 @@ class ReadAttention(nn.Module):
         """[B, T, C] -> [B, R, C]."""
         query, key, value = self.qkv(x).chunk(3, dim=-1)                   # [B, T, H * D] each
         query = self.q_norm(self._heads(query[:, :self.rows]))             # [B, H, R, D]
-        if self.scale != 1.0:
-            query = query * self.scale
-        shares = (query @ self.k_norm(self._heads(key)).transpose(-2, -1)).softmax(dim=-1)  # [B, H, R, T]
-        out = self.norm((shares @ self._heads(value)).transpose(1, 2).flatten(2))  # [B, R, H * D]
+        key, value = self.k_norm(self._heads(key)), self._heads(value)     # [B, H, T, D]
+        out = self.norm(self._attend(query, key, value).transpose(1, 2).flatten(2))  # [B, R, H * D]
         if self.gate is not None:
             out = out * self.gate(x[:, :self.rows]).sigmoid()
         result: Tensor = self.proj(out)
         return result
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[B, H, R, D], and [B, H, T, D] twice -> [B, H, R, D]."""
+        if self.fused_attn:
+            return F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        if self.scale != 1.0:
+            query = query * self.scale
+        shares = (query @ key.transpose(-2, -1)).softmax(dim=-1)           # [B, H, R, T]
+        return shares @ value
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, T, H * D] -> [B, H, T, D]."""
@@ -137,7 +154,8 @@ def one_gather(model: DynamicViT) -> bool:
     """One copy of prefix and kept rows in place of three."""
     if model.prune is None or model.prune.fuse or model.prune.selector == "structural":
         return False                                                       # a fused token stands between them
-    model.selector = nn.ModuleList(OneGather() for _ in model.selector)
+    like = next(model.parameters()).device
+    model.selector = nn.ModuleList(OneGather(model.prefix).to(like) for _ in model.selector)
     return True
 
 
@@ -192,6 +210,10 @@ FORMS: dict[str, Callable[[DynamicViT], bool]] = {
 }
 
 
+# timm's fused attention scales the query by itself, so a factor in the weights would count twice.
+NOT_WITH_FUSED_ATTENTION = ("fold-scale",)
+
+
 def plain_attention(model: DynamicViT) -> None:
     """Attention as MatMul, Softmax, MatMul.
 
@@ -203,8 +225,13 @@ def plain_attention(model: DynamicViT) -> None:
             module.fused_attn = False
 
 
-def inference_form(model: DynamicViT, leave_out: Collection[str] = ()) -> tuple[DynamicViT, tuple[str, ...]]:
-    """A copy of `model` in its inference forms, and the names of those that applied."""
+def inference_form(model: DynamicViT, leave_out: Collection[str] = (), *,
+                   fused_attention: bool = False) -> tuple[DynamicViT, tuple[str, ...]]:
+    """A copy of `model` in its inference forms, and the names of those that applied; with PyTorch's fused attention,
+    which no graph is exported with, some do not."""
     model = copy.deepcopy(model).eval()
-    plain_attention(model)
+    if fused_attention:
+        leave_out = (*leave_out, *NOT_WITH_FUSED_ATTENTION)
+    else:
+        plain_attention(model)
     return model, tuple(name for name, change in FORMS.items() if name not in leave_out and change(model))

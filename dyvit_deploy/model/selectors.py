@@ -118,6 +118,7 @@ SELECTORS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
     "structural": StructuralSelector,
 }
 EXACT = ("attention", "random")                                            # keep exactly K in training too
+BY_PLACE = ("random", "static")                                            # look at where a patch is
 
 
 def make_selectors(config: ModelConfig, prune: PruneConfig | None) -> nn.ModuleList:

@@ -89,6 +89,16 @@ class Runner(abc.ABC):
         return f"{self.backend} {self.device}" + (", emulated" if self.emulated else "")
 
     @property
+    def cuda_graph(self) -> bool | None:
+        """None unless a CUDA graph was asked for, else whether the batch size that ran last is replayed as one."""
+        return None
+
+    @property
+    def capture_error(self) -> str:
+        """Why a CUDA graph that was asked for could not be captured; empty where it was."""
+        return ""
+
+    @property
     def precision(self) -> str:
         """What the products are computed in, as the artifact says; float32 for files that are not ours."""
         return self.facts.precision if self.facts else "float32"
@@ -144,8 +154,8 @@ class Runner(abc.ABC):
     def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
         """What bench times for one batch; it returns when the batch is done.
 
-        Runners whose feed lies on a device leave the copies out unless `transfers`; the others take host
-        memory, so there is nothing to leave out.
+        On a GPU the batch is there already and the outputs stay there, unless `transfers`; on a CPU there is nothing
+        to leave out.
         """
         return lambda: self.infer(feed)
 

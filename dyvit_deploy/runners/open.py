@@ -34,7 +34,10 @@ def check_engine_device(path: str | Path, device: str | None) -> None:
 
 def load_for(path: str | Path, load: LoadConfig) -> LoadConfig:
     """What of `load` is for an artifact named like this one, where several of different kinds are opened."""
-    return load if is_checkpoint(path) else LoadConfig(
+    if is_checkpoint(path):
+        return dataclasses.replace(load, engine=EngineRunConfig(
+            cuda_graph=load.engine.cuda_graph, rewrites=load.engine.rewrites))
+    return LoadConfig(
         image_size=load.image_size, engine=load.engine if is_engine(path) else EngineRunConfig())
 
 
@@ -46,7 +49,8 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
     Args:
         path: decides the backend by its suffix.
         load, like: for checkpoints, see `dyvit_deploy.model.checkpoint.load_model`; an image size is
-            also taken for graphs of others, whose own may be free, and `load.engine` is for plans.
+            also taken for graphs of others, whose own may be free; `load.engine` is for plans, and its CUDA graph for
+            checkpoints too.
         device: "cpu" or "cuda"; default is CUDA where it works.
         threads: for ONNX Runtime and OpenVINO; 0 uses all cores.
 
@@ -64,8 +68,8 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
     runner = _open_fixed(path, load, device, threads)
     fixed = dataclasses.replace(load, engine=EngineRunConfig(), image_size=load.image_size if runner.facts else None)
     if fixed != LoadConfig():
-        raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size, --selector "
-                          "and the --keep options are for checkpoints.")
+        raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size, --selector, "
+                          "--fp16, --bf16 and the --keep options are for checkpoints.")
     return runner
 
 

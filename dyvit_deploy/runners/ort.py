@@ -1,10 +1,11 @@
 """Runs ONNX files, ours or any image classifier, with ONNX Runtime."""
 from __future__ import annotations
 
-import ctypes.util
+import contextlib
+import ctypes
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, rea
 from ..graph import element_types, graph_facts, load_graph
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
+from .cuda import require_full_float32
 from .emulation import in_float32
 from .profiling import LayerTime, onnxruntime_layers
 
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 EMULATED = ("bfloat16", "float8")           # precisions that ONNX Runtime has no CPU kernels for
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # else float32 products round their inputs on a GPU
+# By default float32 products round their inputs on a GPU.
+PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+DRIVERS = ("libcuda.so.1", "nvcuda.dll")    # of NVIDIA, on Linux and Windows
 
 
 def _provider_options(device: str) -> dict[str, str]:
@@ -35,12 +39,10 @@ def _provider_options(device: str) -> dict[str, str]:
 def cuda_works() -> bool:
     """True when ONNX Runtime really gets a session on CUDA.
 
-    A listed provider is no proof: without a driver or with a library missing, the session silently
-    falls back to the CPU.
+    A listed provider is no proof: where a library is missing, the session is made on the CPU.
     """
     ort = require("onnxruntime")
-    driver = ctypes.util.find_library("cuda") or ctypes.util.find_library("nvcuda")
-    if PROVIDERS["cuda"] not in ort.get_available_providers() or driver is None:
+    if PROVIDERS["cuda"] not in ort.get_available_providers() or not _driver_loads():
         return False
     ort.preload_dlls()                                                     # from the nvidia wheels that torch brings
     helper = require("onnx").helper
@@ -49,22 +51,34 @@ def cuda_works() -> bool:
     probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=[PROVIDERS["cuda"]])
+    try:
+        session = ort.InferenceSession(probe.SerializeToString(), options, providers=[PROVIDERS["cuda"]],
+                                       enable_fallback=0)
+    except failures():
+        return False
     return PROVIDERS["cuda"] in session.get_providers()
+
+
+def _driver_loads() -> bool:
+    """True when the loader finds NVIDIA's driver, which the cache of ldconfig need not know."""
+    for name in DRIVERS:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return True
+    return False
 
 
 class OrtRunner(Runner):
     """One ONNX Runtime session on "cpu" or "cuda"; `threads` 0 uses all cores.
 
-    A bfloat16 or float8 graph is emulated on the CPU, which has no kernels for it. `watch` names
-    tensors inside the graph that `tensors` gives.
+    A bfloat16 or float8 graph for which the device has no kernels is emulated on the CPU, unless CUDA was asked for.
+    `watch` names tensors inside the graph that `tensors` gives.
     """
 
     backend = "ONNX Runtime"
 
     def __init__(self, path: str | Path, device: str | None = None, threads: int = 0,
                  watch: Sequence[str] = ()) -> None:
-        ort = require("onnxruntime")
         path = require_file(path)
         if device not in (None, *PROVIDERS):
             raise ConfigError(f"Unknown device {device!r}.{did_you_mean(str(device), PROVIDERS)}")
@@ -72,18 +86,18 @@ class OrtRunner(Runner):
             raise BackendError("ONNX Runtime finds no working CUDA here; install onnxruntime-gpu, its CUDA libraries "
                                "and the NVIDIA driver, or pass --device cpu.")
         self.device = device or ("cuda" if cuda_works() else "cpu")
-        self._path, self._threads = path, threads
-        options = self._options()
-        self._watch = list(watch)
+        if self.device == "cuda":
+            require_full_float32()
+        self._path, self._threads, self._watch = path, threads, list(watch)
         try:
             model = _with_outputs(load_graph(path), watch).SerializeToString() if watch else str(path)
-            self._session = ort.InferenceSession(model, options, providers=[PROVIDERS[self.device]],
-                                                 provider_options=[_provider_options(self.device)])
+            self._session = self._open(model)
         except failures() as error:
-            self._session = self._emulate(path, options)
+            self._session = self._emulate(path, asked=device)
             if self._session is None:
-                raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load ({reason(error)}); "
-                                    "make or copy it again.") from error
+                raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load on the {self.device} "
+                                    f"({reason(error)}); make or copy it again"
+                                    + (", or pass --device cpu." if self.device == "cuda" else ".")) from error
         self.name = path.name
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         self.facts = ArtifactFacts.from_json(text, str(path)) if text else None
@@ -100,17 +114,77 @@ class OrtRunner(Runner):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
+    def _open(self, model: str | bytes, options: Any = None) -> Any:
+        """A session on this device that never moves to another one: ONNX Runtime would retry a call that fails on
+        CUDA on the CPU, and go on there.
+
+        Raises:
+            BackendError: it is not on this device.
+        """
+        provider = PROVIDERS[self.device]
+        session = require("onnxruntime").InferenceSession(
+            model, options or self._options(), providers=[provider],
+            provider_options=[_provider_options(self.device)], enable_fallback=0)
+        if session.get_providers()[0] != provider:
+            raise BackendError(f"ONNX Runtime opened {self._path} on {session.get_providers()[0]} where {provider} was "
+                               "asked for; look at dyvit doctor, or pass --device cpu.")
+        return session
+
+    def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
+        """See `Runner`; on CUDA, no node may run on the CPU while it is timed.
+
+        Raises:
+            BackendError: some would.
+        """
+        if self.device == "cpu":
+            return super().timed_call(feed, transfers)
+        self.input.check(feed, self.name)
+        session, feed = self._timing_session(len(feed)), np.ascontiguousarray(feed)
+        names = [self._logits, *self._kept]
+        binding = session.io_binding()
+        value = require("onnxruntime").OrtValue.ortvalue_from_numpy(feed, "cuda", gpu_number())
+        binding.bind_ortvalue_input(self.input.name, value)
+        for name in names:
+            binding.bind_output(name, "cuda", gpu_number())
+
+        def call() -> None:
+            try:
+                if transfers:
+                    session.run(names, {self.input.name: feed})
+                else:
+                    session.run_with_iobinding(binding)
+                    binding.synchronize_outputs()
+            except failures() as error:
+                raise self._failed(len(feed), error) from error
+        return call
+
+    def _timing_session(self, batch: int) -> Any:
+        """A session on CUDA that has no node on the CPU, for this batch size only: with a free one, ONNX Runtime
+        computes the shapes that depend on it on the CPU."""
+        options = self._options()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        free = self._session.get_inputs()[0].shape[0]
+        if isinstance(free, str):
+            options.add_free_dimension_override_by_name(free, batch)
+        try:
+            return self._open(str(self._path), options)
+        except failures() as error:
+            raise BackendError(f"ONNX Runtime would run a part of {self.name} on the CPU ({reason(error)}), so its "
+                               "time is not that of the GPU; time it with --device cpu, or build an engine of it."
+                               ) from error
+
     def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
         """See `Runner`; in a session of its own, because ONNX Runtime profiles a session as a whole."""
         self.input.check(feed, self.name)
+        if self.device == "cuda":
+            raise BackendError(f"ONNX Runtime launches the kernels of {self.name} on CUDA and does not wait for them, "
+                               "so its times per node are those of launches; profile it with --device cpu, or with "
+                               "Nsight Systems.")
         options = self._options()
         try:
             with tempfile.TemporaryDirectory(prefix="dyvit-profile-") as folder:
                 options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "ort")
-                session = require("onnxruntime").InferenceSession(
-                    str(self._path), options, providers=[PROVIDERS[self.device]],
-                    provider_options=[_provider_options(self.device)])
-                return onnxruntime_layers(session, {self.input.name: feed}, runs)
+                return onnxruntime_layers(self._open(str(self._path), options), {self.input.name: feed}, runs)
         except failures() as error:
             raise BackendError(f"ONNX Runtime cannot profile {self.name} here ({reason(error)}); profile its float32 "
                                "graph.") from error
@@ -130,22 +204,22 @@ class OrtRunner(Runner):
                 return str(output.name)
         raise ArtifactError(f"{path} has no float output of two dimensions; only classifiers can be run here.")
 
-    def _emulate(self, path: Path, options: Any) -> Any:
-        """A session that rounds as the graph's precision does, None where there is no such thing."""
-        ort = require("onnxruntime")
+    def _emulate(self, path: Path, asked: str | None) -> Any:
+        """A session on the CPU that rounds as the graph's precision does; None where there is no such thing, or where
+        CUDA was `asked` for."""
         try:
             proto = load_graph(path)
         except ArtifactError:                                              # then there is nothing to emulate
             return None
         facts = graph_facts(proto, str(path))
-        if self.device != "cpu" or facts is None or facts.precision not in EMULATED:
+        if asked == "cuda" or facts is None or facts.precision not in EMULATED:
             return None
-        self.emulated = True
+        self.device, self.emulated = "cpu", True
+        options = self._options()
         # Its optimizer would fuse float8 tensors into operators that take none.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        model = _with_outputs(in_float32(proto), self._watch)
+        options.graph_optimization_level = require("onnxruntime").GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+            return self._open(_with_outputs(in_float32(proto), self._watch).SerializeToString(), options)
         except failures():
             return None
 
@@ -153,9 +227,12 @@ class OrtRunner(Runner):
         try:
             outputs: list[NDArray[Any]] = self._session.run(names, {self.input.name: np.ascontiguousarray(feed)})
         except failures() as error:
-            raise BackendError(f"ONNX Runtime could not run {self.name} at batch {len(feed)}: "
-                               f"{reason(error)}; check its input, or export it again.") from error
+            raise self._failed(len(feed), error) from error
         return outputs
+
+    def _failed(self, batch: int, error: Exception) -> BackendError:
+        return BackendError(f"ONNX Runtime could not run {self.name} at batch {batch}: {reason(error)}; check its "
+                            "input, or export it again.")
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
         logits, *kept = self._run([self._logits, *self._kept], feed)

@@ -1,6 +1,9 @@
-"""Runs checkpoints with PyTorch: the reference that exported artifacts are compared with."""
+"""Runs checkpoints with PyTorch: the reference that exported artifacts are compared with, and a backend to time."""
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ from ..config import LoadConfig
 from ..errors import BackendError, ConfigError, did_you_mean, reason
 from ..model.checkpoint import load_model
 from ..model.dynamicvit import DynamicViT
+from ..model.forms import inference_form
 from .base import InputSpec, Outputs, Runner
+from .cuda import Cuda, full_float32, require_full_float32
+from .lane import Lane
 
 DEVICES = ("cpu", "cuda")
 
@@ -34,37 +40,140 @@ def torch_device(name: str | None) -> torch.device:
 
 
 class PyTorchRunner(Runner):
-    """Float32 inference with tokens removed, scores included."""
+    """Inference with tokens removed; in float32, scores included, unless another precision is asked for.
+
+    `model` is computed in the precision that its parameters have. With `graph`, each batch size is captured once as
+    a CUDA graph and replayed; the answer then has logits only. `cuda` is given where the model is on a GPU.
+    """
 
     backend = "PyTorch"
 
-    def __init__(self, model: DynamicViT, facts: ArtifactFacts, name: str = "model") -> None:
-        self.model, self.facts, self.name = model, facts, name
-        self.device = next(model.parameters()).device.type
+    def __init__(self, model: DynamicViT, facts: ArtifactFacts, name: str = "model", *, graph: bool = False,
+                 cuda: Cuda | None = None) -> None:
+        parameter = next(model.parameters())
+        self._dtype = parameter.dtype
+        self.model, self.name, self.device = model, name, parameter.device.type
+        self.facts = dataclasses.replace(facts, precision=str(self._dtype).removeprefix("torch."))
         self.input = InputSpec("images", "float32", (None, 3, *facts.model.image_size))
+        self._graph, self._cuda = graph, cuda or (Cuda() if self.device == "cuda" else None)
+        self._lane: Lane | None = None
 
     @classmethod
     def open(cls, path: str | Path, load: LoadConfig = LoadConfig(), like: ArtifactFacts | None = None,
              device: str | None = None) -> PyTorchRunner:
-        """Opens a checkpoint on `device`; see `torch_device` and `load_model`."""
+        """Opens a checkpoint on `device`; see `torch_device` and `load_model`.
+
+        Raises:
+            ConfigError: a CUDA graph on a CPU.
+            BackendError: the environment rounds float32 products on the GPU.
+        """
         target = torch_device(device)
+        if load.engine.cuda_graph and target.type != "cuda":
+            raise ConfigError(f"A CUDA graph of {path} needs a GPU that works, and it would run on the CPU; leave out "
+                              "--cuda-graph.")
+        if target.type == "cuda" and load.precision == "float32":
+            require_full_float32()
         model, facts = load_model(path, load, like)
         name = Path(path).name
         if not name.endswith(".safetensors") and facts.parent:             # a published file may hold two sets
             name += f" ({facts.parent['weights']} weights)"
-        return cls(model.to(target), facts, name)
+        if load.engine.cuda_graph and load.engine.rewrites:
+            model, forms = inference_form(model, fused_attention=True)
+            facts = dataclasses.replace(facts, forms=forms)
+        model = model.to(target, getattr(torch, load.precision))
+        return cls(model, facts, name, graph=load.engine.cuda_graph)
+
+    @property
+    def cuda_graph(self) -> bool | None:
+        """See `Runner`."""
+        return self._lane is not None and self._lane.captured if self._graph else None
+
+    @property
+    def capture_error(self) -> str:
+        """See `Runner`."""
+        return self._lane.capture_error if self._lane else ""
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
-        training = self.model.training
+        with _evaluating(self.model), self._failures(len(feed)):
+            if self._graph:
+                lane = self._ready(feed.shape)
+                lane.upload(feed)
+                lane.launch()
+                return Outputs(lane.download(["logits"])[0])
+            with torch.inference_mode(), full_float32():
+                out = self.model.forward_pruned(torch.from_numpy(feed).to(self.device, self._dtype))
+            return Outputs(out.logits.float().cpu().numpy(), tuple(k.cpu().numpy() for k in out.kept),
+                           tuple(s.float().cpu().numpy() for s in out.scores))
+
+    def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
+        """See `Runner.timed_call`. On a GPU the model computes logits, on a stream of its own."""
+        if self._cuda is None:
+            return super().timed_call(feed, transfers)
+        self.input.check(feed, self.name)
         self.model.eval()
+        with self._failures(len(feed)):
+            lane = self._ready(feed.shape)
+            lane.upload(feed)
+
+        def call() -> None:
+            with self._failures(len(feed)):
+                if transfers:
+                    lane.upload(feed)
+                lane.launch()
+                if transfers:
+                    lane.download(["logits"])
+                lane.stream.synchronize()
+        return call
+
+    def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
+        """See `Lane.timed`; empty on a CPU."""
+        if self._cuda is None:
+            return {}
+        with self._failures(len(feed)):
+            return self._ready(feed.shape).timed(["logits"], feed, runs)
+
+    def _ready(self, shape: tuple[int, ...]) -> Lane:
+        """The lane, with buffers for this shape; a captured graph is part of it."""
+        assert self._cuda is not None
+        if self._lane is None:
+            self._lane = Lane(_ModelProgram(self.model, self._cuda), self._cuda)
+        if self._lane.shape != shape:
+            self._lane.prepare(shape, self.input, self._graph)
+        return self._lane
+
+    @contextlib.contextmanager
+    def _failures(self, batch: int) -> Iterator[None]:
         try:
-            # By default cuDNN rounds the inputs of float32 convolutions to TF32.
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                out = self.model.forward_pruned(torch.from_numpy(feed).to(self.device))
+            yield
         except RuntimeError as error:
-            raise BackendError(f"PyTorch could not run {self.name} at batch {len(feed)} ({reason(error)}); "
-                               "try a smaller batch.") from error
-        finally:
-            self.model.train(training)
-        return Outputs(out.logits.float().cpu().numpy(), tuple(k.cpu().numpy() for k in out.kept),
-                       tuple(s.float().cpu().numpy() for s in out.scores))
+            raise BackendError(f"PyTorch could not run {self.name} at batch {batch} ({reason(error)}); try a smaller "
+                               "batch.") from error
+
+
+class _ModelProgram:
+    """A model as what a lane launches: its logits, in float32."""
+
+    def __init__(self, model: DynamicViT, cuda: Cuda) -> None:
+        self._model, self._cuda = model, cuda
+        self.input_dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+
+    def prepare(self, shape: tuple[int, ...], stream: Any) -> list[InputSpec]:
+        return [InputSpec("logits", "float32", (shape[0], self._model.config.classes))]
+
+    def bind(self, tensors: Mapping[str, Any]) -> None:
+        self._images, self._logits = tensors["images"], tensors["logits"]
+
+    def enqueue(self, stream: Any) -> None:
+        with self._cuda.within(stream), torch.inference_mode(), full_float32():
+            self._logits.copy_(self._model(self._images))
+
+
+@contextlib.contextmanager
+def _evaluating(model: DynamicViT) -> Iterator[None]:
+    """The model is in evaluation mode within the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -6,8 +6,9 @@ CUDA graphs nor several streams, and says itself that it is not for measuring.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..engine.preflight import read_trusted, require_loadable
 from ..errors import ArtifactError, BackendError, ConfigError, reason
 from .base import InputSpec, Outputs, Runner
 from .cuda import Cuda
+from .lane import Lane
 
 log = logging.getLogger(__name__)
 IMAGE_TYPES = ("float32", "float16", "uint8")
@@ -63,7 +65,8 @@ class TensorRTRunner(Runner):
         self._check_memory(path)
         self._cache: Any = None
         self._settings = self._runtime_settings()
-        self._lanes = [_Lane(self._context(), self._cuda) for _ in range(run.streams)]
+        self._lanes = [Lane(EngineProgram(self._context(), self.input.name, self._outputs, self.profile_for),
+                            self._cuda) for _ in range(run.streams)]
 
     def _first_scores(self, path: Path) -> str:
         for spec in self._outputs:
@@ -146,13 +149,24 @@ class TensorRTRunner(Runner):
         logits, *kept = (values[:batch] for values in found)
         return Outputs(logits.astype(np.float32), tuple(values.astype(np.int64) for values in kept))
 
-    def _ready(self, lane: _Lane, shape: tuple[int, ...]) -> _Lane:
+    def _ready(self, lane: Lane, shape: tuple[int, ...]) -> Lane:
         """`lane` with buffers and profile for this shape; a captured graph is part of it."""
         if lane.shape != shape:
             with self._failures(shape[0]):
-                lane.prepare(shape, self.profile_for(shape[0]), self.input, self._outputs,
-                             graph=self._run.cuda_graph and self._settings is None)
+                lane.prepare(shape, self.input, graph=self._run.cuda_graph and self._settings is None)
         return lane
+
+    @property
+    def cuda_graph(self) -> bool | None:
+        """See `Runner`; TensorRT for RTX captures by itself, and does not say when that fails."""
+        if not self._run.cuda_graph:
+            return None
+        return self._settings is not None or all(lane.captured for lane in self._lanes)
+
+    @property
+    def capture_error(self) -> str:
+        """See `Runner`."""
+        return next((lane.capture_error for lane in self._lanes if lane.capture_error), "")
 
     @contextlib.contextmanager
     def _failures(self, batch: int) -> Any:
@@ -196,106 +210,40 @@ class TensorRTRunner(Runner):
             return lane.timed([self._logits, *self._kept], feed, runs)
 
     def close(self) -> None:
-        """Writes the runtime cache, and frees contexts before the engine, which they use."""
+        """Writes the runtime cache while engine and runtime are there, and frees contexts before the engine."""
         cache, self._cache = self._cache, None
+        content = cache.serialize() if cache is not None else None
         self._lanes.clear()
         self._settings = self._engine = self._runtime = None
-        content = cache.serialize() if cache is not None else None
         if content is not None:
             with atomic_write(str(self._run.runtime_cache)) as temporary:
                 temporary.write_bytes(bytes(content))
 
 
-class _Lane:
-    """One execution context on one stream, with its buffers for one input shape."""
+class EngineProgram:
+    """An execution context as what a lane launches."""
 
-    def __init__(self, context: Any, cuda: Cuda) -> None:
-        self._context, self._cuda = context, cuda
-        self.stream = cuda.stream()
-        self.shape: tuple[int, ...] | None = None
+    input_dtype = None
 
-    def prepare(self, shape: tuple[int, ...], profile: int, source: InputSpec, outputs: Sequence[InputSpec],
-                graph: bool) -> None:
-        """Buffers for `shape`, and the first run, in which the library compiles and allocates."""
-        context, cuda = self._context, self._cuda
-        self.shape = None                                                  # half-prepared until the end
-        self.stream.synchronize()
-        if not (context.set_optimization_profile_async(profile, self.stream.cuda_stream)
-                and context.set_input_shape(source.name, shape)):
+    def __init__(self, context: Any, source: str, outputs: Sequence[InputSpec],
+                 profile_for: Callable[[int], int]) -> None:
+        self._context, self._source, self._outputs, self._profile_for = context, source, outputs, profile_for
+
+    def prepare(self, shape: tuple[int, ...], stream: Any) -> list[InputSpec]:
+        context = self._context
+        if not (context.set_optimization_profile_async(self._profile_for(shape[0]), stream.cuda_stream)
+                and context.set_input_shape(self._source, shape)):
             raise RuntimeError(f"it does not take the shape {list(shape)}")
-        with cuda.within(self.stream):                                     # memory and zeros are ordered by stream
-            self._source = (source.name, cuda.pinned(shape, source.dtype), cuda.on_device(shape, source.dtype))
-            self._results = {}
-            for spec in outputs:
-                sides = tuple(int(side) for side in context.get_tensor_shape(spec.name))
-                self._results[spec.name] = cuda.pinned(sides, spec.dtype), cuda.on_device(sides, spec.dtype)
-            self._source[2].zero_()
-        addresses = {source.name: self._source[2]} | {name: pair[1] for name, pair in self._results.items()}
-        for name, tensor in addresses.items():
-            context.set_tensor_address(name, tensor.data_ptr())
-        self._replay: Callable[[], None] | None = None
-        self.launch()
-        self.stream.synchronize()
-        if graph:
-            self._replay = cuda.capture(self._enqueue, self.stream)
-        self.shape = shape
+        return [dataclasses.replace(spec, shape=tuple(int(side) for side in context.get_tensor_shape(spec.name)))
+                for spec in self._outputs]
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self.stream.cuda_stream):
+    def bind(self, tensors: Mapping[str, Any]) -> None:
+        for name, tensor in tensors.items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+
+    def enqueue(self, stream: Any) -> None:
+        if not self._context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError("the engine refused to run")
-
-    def launch(self) -> None:
-        """Starts one batch and does not wait for it."""
-        if self._replay is None:
-            self._enqueue()
-        else:
-            with self._cuda.within(self.stream):
-                self._replay()
-
-    def upload(self, feed: NDArray[Any]) -> None:
-        """Starts to copy `feed` to the GPU."""
-        self._stage(feed)
-        self._start_upload()
-
-    def _stage(self, feed: NDArray[Any]) -> None:
-        """Puts `feed` into the host buffer, once the last copy has left it."""
-        self.stream.synchronize()
-        self._source[1].numpy()[...] = feed
-
-    def _start_upload(self) -> None:
-        _, host, device = self._source
-        with self._cuda.within(self.stream):
-            device.copy_(host, non_blocking=True)
-
-    def download(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        """Waits for the batch and gives the outputs, as copies."""
-        self._start_download(names)
-        self.stream.synchronize()
-        return [self._results[name][0].numpy().copy() for name in names]
-
-    def _start_download(self, names: Sequence[str]) -> None:
-        with self._cuda.within(self.stream):
-            for name in names:
-                host, device = self._results[name]
-                host.copy_(device, non_blocking=True)
-
-    def timed(self, names: Sequence[str], feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
-        """See `TensorRTRunner.gpu_ms`."""
-        found: dict[str, list[float]] = {"upload": [], "compute": [], "download": []}
-        for _ in range(runs):
-            events = [self._cuda.event() for _ in range(4)]
-            self._stage(feed)
-            events[0].record(self.stream)
-            self._start_upload()
-            events[1].record(self.stream)
-            self.launch()
-            events[2].record(self.stream)
-            self._start_download(names)
-            events[3].record(self.stream)
-            self.stream.synchronize()
-            for name, a, b in zip(found, events, events[1:]):
-                found[name].append(float(a.elapsed_time(b)))
-        return found
 
 
 def _cache_content(path: str) -> bytes:

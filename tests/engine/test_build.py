@@ -30,7 +30,7 @@ from dyvit_deploy.engine.preflight import read_plan_header
 from dyvit_deploy.engine.sidecar import BY_BUILDER, read_sidecar, sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError, MissingDependency
 from dyvit_deploy.export.onnx import export_model, export_onnx
-from dyvit_deploy.graph import product_precisions
+from dyvit_deploy.graph import computed_operands, load_graph, product_precisions
 from dyvit_deploy.machine import gpu
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.pipeline import export_artifact
@@ -79,7 +79,8 @@ def test_an_engine_is_what_its_graph_asked_for(graphs, tmp_path, precision, prof
     assert facts.inputs == {"images": ["float32", [None, 3, 64, 64]]}
     kept = {f"kept_{s}": ["int64", [None, k]] for s, k in enumerate(facts.model.keep_counts)}
     assert facts.outputs == {"logits": ["float32", [None, 10]]} | kept
-    told = engine_precisions(facts.layers, facts.products)                 # by the engine, not by the graph
+    # By the engine, not by the graph.
+    told = engine_precisions(facts.layers, facts.products, computed_operands(load_graph(graph)))
     assert told == facts.products and not facts.untold and list(told.values()).count(precision) > 20
     assert all(told[f"score_predictor.{stage}.score/MatMul"] == "float32" for stage in range(3))
     assert len(facts.fused_attention) + len(facts.unfused_attention) == facts.model.model.depth
@@ -97,10 +98,13 @@ def test_an_engine_in_another_precision_than_asked_is_not_written(graphs, tmp_pa
     def asked(proto):
         return {node: "float16" if ".attn" in node else kind for node, kind in product_precisions(proto).items()}
     monkeypatch.setattr(build_module, "product_precisions", asked)
-    with pytest.raises(ExportError, match=r"24 of 24 .*float16 became float32\): block 0 attention, block 1 attention.*"
-                                          "and 1 more; nothing was written"):
+    with pytest.raises(ExportError, match=r"^24 of 55 matrix products are wider than asked: block 0 attention "
+                                          r"\(blocks\.0\.attn\.qkv/MatMul\) asked float16, became float32; .*; and 19 "
+                                          "more; build it with --allow-precision-fallback .*; nothing was written"):
         build_engine(graphs("float32"), tmp_path / "e.plan", "rtx")
     assert list(tmp_path.iterdir()) == []
+    report = build_engine(graphs("float32"), tmp_path / "e.plan", "rtx", BuildConfig(allow_precision_fallback=True))
+    assert len(report.facts.fallbacks) == 24 and set(report.facts.products.values()) == {"float32"}
 
 
 def test_progress_counts_every_phase_up_to_its_end(graphs, tmp_path):

@@ -5,35 +5,40 @@ import pytest
 
 from dyvit_deploy.engine.layers import (
     EngineLayer,
-    complaint,
     engine_precisions,
+    fallback_text,
     from_inspector,
     from_log,
     fused_attention,
+    precision_fallbacks,
     to_rows,
-    too_wide,
 )
 
 TENSOR = ("{{ Name: x, Dimensions: [-1,197,384], Strides: [75648,384,1], StrideOrder: [2,1,0], Datatype: {}, "
           "Format: (Linear) Row major linear format }}")
 
 
-def line(name, kind, inputs, nodes):
-    tensors = ", ".join(TENSOR.format(t) for t in inputs)
+SCALE = "{ Name: s, Dimensions: [1], Strides: [1], StrideOrder: [0], Datatype: Float, Format: (Linear) linear }"
+
+
+def line(name, kind, inputs, nodes, weights=()):
     metadata = "\x1f".join(f"[ONNX Layer: {node}]" for node in nodes)
-    constant, output = TENSOR.format("Float"), TENSOR.format("Half")
-    return (f"Name: {name}, LayerType: {kind}, Inputs: [ {tensors}], Constants: [ {constant}], Outputs: [ {output}], "
-            f"TacticName: t, StreamId: 0, Metadata: {metadata}")
+    tensors, constants = (", ".join(TENSOR.format(t) for t in types) for types in (inputs, weights))
+    constants = f"{constants}, {SCALE}" if weights else SCALE
+    return (f"Name: {name}, LayerType: {kind}, Inputs: [ {tensors}], Constants: [ {constants}], Outputs: "
+            f"[ {TENSOR.format('Half')}], TacticName: t, StreamId: 0, Metadata: {metadata}")
 
 
 QKV, SCORES, VALUES = "blocks.0.attn.qkv/MatMul", "blocks.0.attn/MatMul", "blocks.0.attn/MatMul_2"
-FC1 = "blocks.0.mlp.fc1/MatMul"
+FC1, SOFTMAX = "blocks.0.mlp.fc1/MatMul", "blocks.0.attn/Softmax"
+COMPUTED = {QKV: 1, SCORES: 2, VALUES: 2, FC1: 1}
 
 
 def test_the_builders_log_tells_kind_types_and_origin():
-    lines = [line("__mye1_myl0_8", "gemm", ["Int8", "Half"], [QKV, "q_DequantizeLinear"]), "", "Engine Metadata:"]
+    lines = [line("__mye1_myl0_8", "gemm", ["Int8", "Half"], [QKV, "q_DequantizeLinear"], ["Int8"]), "",
+             "Engine Metadata:"]
     found = from_log(lines)
-    assert found == [EngineLayer("__mye1_myl0_8", "gemm", ("int8", "float16"), (QKV, "q_DequantizeLinear"))]
+    assert found == [EngineLayer("__mye1_myl0_8", "gemm", ("int8", "float16"), (QKV, "q_DequantizeLinear"), ("int8",))]
 
 
 @pytest.mark.parametrize("spelled", [{"Datatype": "Half"}, {"Format/Datatype": "Half:Row major linear format"},
@@ -43,6 +48,18 @@ def test_the_inspector_tells_the_same_in_every_version(spelled):
              "Metadata": f"[ONNX Layer: {QKV}]\x1e[ONNX Layer: n]"}
     text = json.dumps({"Layers": [layer, "only a name"], "Bindings": []})
     assert from_inspector(text) == [EngineLayer("a", "gemm", ("float16",), (QKV, "n"))]
+
+
+def test_the_inspector_tells_weights_apart_from_scales_and_inputs():
+    layers = [{"Name": "a", "LayerType": "gemm", "Metadata": "", "Inputs": [
+                   {"Name": "x", "Dimensions": [-1, 384], "Datatype": "Int8"}, {"Name": "s", "Dimensions": [1],
+                                                                               "Datatype": "Float"}],
+               "Constants": [{"Name": "w", "Dimensions": [384, 384], "Datatype": "Int8"},
+                             {"Name": "alpha", "Dimensions": [1], "Datatype": "Float"}]},
+              {"Name": "b", "LayerType": "CaskConvolution", "Metadata": "", "Inputs": [],
+               "Weights": {"Type": "Half", "Count": 9}}]
+    assert [(layer.inputs, layer.constants) for layer in from_inspector(json.dumps({"Layers": layers}))] == [
+        (("int8",), ("int8",)), ((), ("float16",))]
 
 
 def test_a_products_precision_is_that_of_the_layer_that_multiplies():
@@ -62,6 +79,65 @@ def test_a_product_within_a_fused_kernel_is_computed_in_what_the_kernel_reads():
     assert fused_attention(layers) == (("blocks.0.attn",), ())
 
 
+def precisions(*lines):
+    return engine_precisions(from_log(lines), COMPUTED, COMPUTED)
+
+
+@pytest.mark.parametrize("inputs, weights, found", [
+    # Residuals, biases and scales that are wider than the operands.
+    (["Half", "Float"], ["Half"], "float16"), (["Float", "Half"], ["Half", "Float"], "float16"),
+    (["Int8", "Float"], ["Int8", "Half"], "int8"), (["Int8", "Half"], [], "int8"),
+    (["Half", "Half", "Float"], [], "float16"), (["Float", "Int8", "Int8"], [], "int8"),
+    # Activations that are wider than the weights, listed apart or among the inputs.
+    (["Float"], ["Int8"], "float32"), (["Float", "Int8"], [], "float32"), (["Half", "FP8"], [], "float16"),
+    # Weights as wide as the product, and a residual that is narrower.
+    (["Float", "Half"], ["Float"], "float32"), (["Float", "Float", "Half"], [], "float32"),
+])
+def test_a_product_multiplies_in_the_type_of_its_operands(inputs, weights, found):
+    assert precisions(line("g", "gemm", inputs, [FC1], weights)) == {FC1: found}
+
+
+@pytest.mark.parametrize("inputs, found", [
+    (["Half", "Half", "Half"], ["float16", "float16"]), (["Half"], ["float16", "float16"]),
+    # A mask or a bias of the softmax is no operand, nor are those of packed q, k and v.
+    (["Half", "Half", "Half", "Float"], ["float16", "float16"]), (["Int8", "Float"], ["int8", "int8"]),
+    # Values that are wider than queries and keys.
+    (["Int8", "Int8", "Half"], ["int8", "float16"]), (["Float", "Float", "Float"], ["float32", "float32"]),
+    # Values that are narrower, and a mask before them.
+    (["Half", "Half", "Int8"], ["float16", "int8"]), (["Int8", "Int8", "Float", "Int8"], ["int8", "int8"]),
+])
+def test_a_fused_attention_multiplies_in_the_type_of_queries_keys_and_values(inputs, found):
+    kernel = line("_gemm_mha_v2_myl0_10", "kgen", inputs, [VALUES, SOFTMAX, SCORES])
+    assert list(precisions(kernel).values()) == found
+
+
+def test_a_softmax_or_a_sum_in_float32_says_nothing_of_the_products_around_it():
+    found = precisions(line("s", "gemm", ["Half", "Half"], [SCORES]), line("v", "gemm", ["Half", "Half"], [VALUES]),
+                       line("__myl_MaxSubExpSum_myl0_3", "kgen", ["Float"], [SOFTMAX, SCORES]),
+                       line("__myl_CastAdd_myl0_4", "kgen", ["Float", "Float"], [FC1, "blocks.0/Add"]),
+                       line("__myl_FcAdd_myl0_5", "kgen", ["Half"], [FC1], ["Half"]))
+    assert found == {SCORES: "float16", VALUES: "float16", FC1: "float16"}
+
+
+def test_a_product_in_a_wide_kernel_is_not_hidden_by_narrow_kernels_beside_it():
+    found = precisions(line("__myl_Fc_myl0_5", "kgen", ["Float"], [FC1], ["Float"]),
+                       line("__myl_MulCast_myl0_6", "kgen", ["Half"], [FC1]),
+                       line("q", "gemm", ["Half"], [QKV], ["Half"]), line("r", "gemm", ["Float"], [QKV], ["Float"]))
+    assert found == {FC1: "float32", QKV: "float32"}
+
+
+def test_a_product_before_a_fused_attention_is_that_of_its_own_layer():
+    found = precisions(line("g", "gemm", ["Int8"], [QKV], ["Int8"]),
+                       line("_gemv_mha_v1_myl0_101", "kgen", ["Half"], [VALUES, SOFTMAX, SCORES, QKV], ["Half"]))
+    assert found == {QKV: "int8", SCORES: "float16", VALUES: "float16"}
+
+
+def test_a_layer_whose_first_input_tells_no_type_tells_no_precision():
+    layer = {"Name": "c", "LayerType": "CaskConvolution", "Metadata": f"[ONNX Layer: {FC1}]", "Inputs": [
+        {"Name": "x", "Format/Datatype": "N/A due to dynamic shapes"}, {"Name": "r", "Format/Datatype": "Half"}]}
+    assert engine_precisions(from_inspector(json.dumps({"Layers": [layer]})), COMPUTED, COMPUTED) == {}
+
+
 def test_attention_in_several_kernels_is_not_fused():
     layers = from_log([line("a", "gemm", ["Float"], [SCORES]),
                        line("b", "kgen", ["Float"], ["blocks.0.attn/Softmax", SCORES]),
@@ -69,18 +145,24 @@ def test_attention_in_several_kernels_is_not_fused():
     assert fused_attention(layers) == ((), ("blocks.0.attn",))
 
 
-def test_products_wider_than_asked_are_named_by_their_parts():
-    wanted = {QKV: "float16", SCORES: "float16", FC1: "int8", "head/Gemm": "float32"}
-    found = {QKV: "float32", SCORES: "float32", FC1: "float16", "head/Gemm": "float32"}
-    assert too_wide(wanted, found) == [QKV, SCORES, FC1]
-    said = complaint(wanted, found)
-    assert "3 of 3 matrix products" in said and said.endswith("block 0 attention, block 0 MLP")
-    assert "float16 became float32" in said and "int8 became float16" in said
+def test_products_wider_than_asked_are_named_by_part_and_node():
+    wanted = {QKV: "float16", FC1: "int8", "head/Gemm": "float32"}
+    found = {QKV: "float32", FC1: "float16", "head/Gemm": "float32"}
+    assert precision_fallbacks(wanted, found) == {QKV: "float16", FC1: "int8"}
+    assert fallback_text({QKV: "float16", FC1: "int8"}, found) == (
+        "block 0 attention (blocks.0.attn.qkv/MatMul) asked float16, became float32; "
+        "block 0 MLP (blocks.0.mlp.fc1/MatMul) asked int8, became float16")
 
 
-def test_what_came_out_as_asked_or_is_not_named_is_no_complaint():
-    assert complaint({QKV: "float16", FC1: "int8"}, {QKV: "float16"}) is None
-    assert complaint({QKV: "float32"}, {QKV: "float16"}) is None
+def test_five_products_are_named_and_the_others_counted():
+    nodes = [f"blocks.{i}.mlp.fc1/MatMul" for i in range(7)]
+    said = fallback_text(dict.fromkeys(nodes, "float16"), dict.fromkeys(nodes, "float32"))
+    assert said.count("asked float16") == 5 and said.endswith("; and 2 more")
+
+
+def test_what_came_out_as_asked_or_is_not_named_is_no_fallback():
+    assert precision_fallbacks({QKV: "float16", FC1: "int8"}, {QKV: "float16"}) == {}
+    assert precision_fallbacks({QKV: "float32"}, {QKV: "float16"}) == {}
 
 
 def test_every_part_has_one_row():

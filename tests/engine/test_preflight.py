@@ -14,7 +14,7 @@ from dyvit_deploy.inspection import inspect_artifact
 from dyvit_deploy.machine import Gpu
 
 pytestmark = needs_rtx
-ADA, HOPPER = Gpu("Ada", "8.9", 24_000.0), Gpu("Hopper", "9.0", 80_000.0)
+ADA, AMPERE, HOPPER = Gpu("Ada", "8.9", 24_000.0), Gpu("Ampere", "8.6", 24_000.0), Gpu("Hopper", "9.0", 80_000.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,39 @@ def test_without_a_gpu_the_advice_is_another_machine_not_another_build(plan, mon
 
 
 def test_another_gpu_than_it_was_built_for_is_named_with_the_command(plan, monkeypatch):
-    see(monkeypatch, HOPPER)
-    with pytest.raises(BackendError, match=r"for compute capability 8\.9, and Hopper has 9\.0; build it again here: "
+    see(monkeypatch, AMPERE)
+    with pytest.raises(BackendError, match=r"for compute capability 8\.9, and Ampere has 8\.6; build it again here: "
                                            r"dyvit build .*--format rtx"):
         require_loadable(plan.with_name("ada.plan"), trust=False)
 
 
-def test_a_gpu_that_the_library_does_not_name_is_a_note_not_a_refusal(plan, monkeypatch):
+@pytest.mark.parametrize("capability", ["9.0", "10.0", "10.3", "11.0"])
+@pytest.mark.parametrize("name, sidecar", [("e.plan", True), ("ada.plan", True), ("e.plan", False)])
+def test_a_gpu_that_the_library_does_not_support_is_a_problem_that_no_rebuild_solves(
+        plan, monkeypatch, name, sidecar, capability):
+    see(monkeypatch, HOPPER._replace(compute_capability=capability))
+    path = plan.with_name(name)
+    if not sidecar:
+        sidecar_path(path).unlink()
+    report = preflight(path)
+    assert report.problems == (f"TensorRT for RTX does not support Hopper (compute capability {capability})",)
+    assert report.advice == "use TensorRT on this GPU: make the engine with --format trt"
+    assert report.to_json()["advice"] == report.advice and not report.to_json()["will_load"]
+    with pytest.raises(BackendError, match=r"^[^\n]*does not support Hopper [^\n]*; use TensorRT on this GPU: [^\n]*$"):
+        require_loadable(path, trust=True)
+    assert "should load" not in inspect_artifact(path).details["here"]
+
+
+def test_a_changed_plan_on_such_a_gpu_needs_another_library_not_another_copy(plan, monkeypatch):
     see(monkeypatch, HOPPER)
-    report = preflight(plan)
-    assert report and "not among those that TensorRT for RTX names" in report.notes[0]
+    plan.write_bytes(plan.read_bytes()[:-1] + b"\0")
+    assert "--format trt" in preflight(plan).advice
+
+
+@pytest.mark.parametrize("capability", ["8.0", "8.9", "12.0", "12.1"])
+def test_gpus_that_the_library_supports_load_a_plan_for_any_of_them(plan, monkeypatch, capability):
+    see(monkeypatch, ADA._replace(compute_capability=capability))
+    assert preflight(plan)
 
 
 def test_another_version_is_named_with_both(plan, monkeypatch):
@@ -129,7 +152,7 @@ def test_inspect_shows_layers_and_lineage_without_loading_the_plan(plan):
 
 
 @pytest.mark.parametrize("precision, gpu, words", [
-    ("float8", Gpu("Ampere", "8.6", 1e5), "computes in float8, which Ampere .compute capability 8.6. has not"),
+    ("float8", AMPERE, "computes in float8, which Ampere .compute capability 8.6. has not"),
     ("float32", Gpu("Turing", "7.5", 1e5), "no float32 products for Turing"), ("float8", ADA, None),
 ])
 def test_a_gpu_without_the_plans_data_types_is_a_problem(plan, monkeypatch, precision, gpu, words):
@@ -138,10 +161,12 @@ def test_a_gpu_without_the_plans_data_types_is_a_problem(plan, monkeypatch, prec
     sidecar_path(plan).write_text(text)
     problems = " ".join(preflight(plan).problems)
     assert not problems if words is None else re.search(words, problems)
+    if "Turing" in problems:
+        assert "--format trt" in preflight(plan).advice
 
 
 def test_the_command_to_build_again_is_for_the_gpu_that_is_here(plan, monkeypatch):
-    see(monkeypatch, Gpu("Ampere", "8.6", 1e5))
+    see(monkeypatch, AMPERE)
     assert "--compute-capability 8.6 " in preflight(plan.with_name("ada.plan")).advice
 
 

@@ -1,6 +1,8 @@
 """Engines from build to bench, with a library and a GPU that are not there."""
+import contextlib
 import json
 import signal
+from types import SimpleNamespace as Thing
 
 import numpy as np
 import pytest
@@ -32,6 +34,8 @@ from dyvit_deploy.engine.sidecar import BY_GRAPH, ON_DEVICE, read_sidecar, sidec
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError
 from dyvit_deploy.runners import tensorrt as runners
 from dyvit_deploy.runners.base import run_in_batches
+
+BUSY = {"sm_mhz_median": 1755, "held_back": {}}
 
 
 @pytest.fixture(params=[OLD, NEW])
@@ -123,7 +127,8 @@ def test_ctrl_c_stops_the_build_and_nothing_is_written(trt, tmp_path):
 @pytest.mark.parametrize("node, part", [(QKV, "block 1 attention"), (CONV, "patch embedding")])
 def test_products_that_came_out_wider_than_asked_for_are_an_error(trt, tmp_path, node, part):
     trt.widened = {node}
-    with pytest.raises(ExportError, match=rf"1 of 2 .*float16 became float32\): {part}; nothing was written"):
+    with pytest.raises(ExportError, match=rf"^1 of 2 .*: {part} \({node}\) asked float16, became float32; build it "
+                                          "with --allow-precision-fallback .*; nothing was written"):
         engine(tmp_path, inside=T.FLOAT16)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.onnx"]
 
@@ -143,7 +148,7 @@ def test_an_engine_gives_logits_and_kept_tokens_in_order(trt, tmp_path, kind, cu
 def test_all_work_of_a_lane_is_on_its_own_stream(trt, tmp_path):
     cuda = HostCuda()
     opened(engine(tmp_path), cuda).infer(images(1))
-    assert set(cuda.work) == {("empty", 100), ("zero_", 100), ("copy_", 100)} and set(trt.launches) == {100}
+    assert set(cuda.work[1:]) == {("empty", 100), ("zero_", 100), ("copy_", 100)} and set(trt.launches) == {100}
 
 
 def test_batches_that_no_profile_takes_are_filled_up_to_the_next_that_one_does_and_cut(trt, tmp_path):
@@ -260,7 +265,7 @@ def test_a_timed_call_runs_every_stream_and_copies_only_when_asked_to(trt, tmp_p
     call = runner.timed_call(feed, transfers)
     cuda.work.clear(), trt.launches.clear()
     call()
-    assert len({id(lane._context) for lane in runner._lanes}) == 2 and trt.launches == [100, 101]
+    assert len({id(lane.program._context) for lane in runner._lanes}) == 2 and trt.launches == [100, 101]
     assert sorted(cuda.work) == [("copy_", 100)] * copies + [("copy_", 101)] * copies
     assert all(np.array_equal(lane.download(["logits"])[0], answer(feed)["logits"]) for lane in runner._lanes)
 
@@ -278,6 +283,33 @@ def test_graphs_and_the_runtime_cache_of_rtx_are_its_own(monkeypatch, tmp_path):
         opened(path, cuda, runtime_cache=str(tmp_path))
 
 
+def test_a_runtime_cache_is_written_while_engine_and_runtime_are_there(monkeypatch, tmp_path):
+    rtx, alive = install(monkeypatch, RTX), []
+    runner = opened(engine(tmp_path, format="rtx"), runtime_cache=str(tmp_path / "kernels"))
+    monkeypatch.setattr(rtx.IRuntimeCache, "serialize", lambda self: alive.append(
+        (runner._engine is not None, runner._runtime is not None, len(runner._lanes))) or memoryview(b"k"))
+    runner.close()
+    assert alive == [(True, True, 1)]
+
+
+def test_an_engine_whose_graph_cannot_be_captured_runs_without_and_says_so(trt, tmp_path, monkeypatch):
+    def fail(self, launch, stream):
+        raise RuntimeError("operation failed due to a previous error during capture\nmore")
+    monkeypatch.setattr(HostCuda, "capture", fail)
+    with opened(engine(tmp_path), cuda_graph=True) as runner:
+        assert agrees(runner.infer(images(2)), images(2)) and runner.cuda_graph is False
+        assert runner.capture_error == "operation failed due to a previous error during capture"
+    with opened(engine(tmp_path)) as runner:
+        runner.infer(images(2))
+        assert runner.cuda_graph is None and runner.capture_error == ""
+
+
+def test_a_captured_engine_says_so(trt, tmp_path):
+    with opened(engine(tmp_path), cuda_graph=True, streams=2) as runner:
+        runner.timed_call(images(2), transfers=False)()
+        assert runner.cuda_graph is True
+
+
 def test_a_runtime_cache_is_not_for_tensorrt(trt, tmp_path):
     with pytest.raises(ConfigError, match="no runtime cache"):
         opened(engine(tmp_path), runtime_cache=str(tmp_path / "c"))
@@ -286,7 +318,7 @@ def test_a_runtime_cache_is_not_for_tensorrt(trt, tmp_path):
 def test_bench_counts_streams_and_compares_engines(trt, tmp_path, monkeypatch):
     monkeypatch.setattr(runners, "Cuda", HostCuda)
     monkeypatch.setattr(bench, "gpu_facts", lambda precisions: {"matmul_peak_tflops": {"float32": 1.0}, "clocks": []})
-    monkeypatch.setattr(bench, "gpu_clocks", lambda: {"clocks.sm": "1980 MHz"})
+    monkeypatch.setattr(bench, "ClockSampler", lambda: contextlib.nullcontext(Thing(summary=lambda: BUSY)))
     ours, other = engine(tmp_path), engine(tmp_path, facts=False, name="other")
     sidecar_path(other).unlink()
     report = bench.benchmark(
@@ -299,7 +331,7 @@ def test_bench_counts_streams_and_compares_engines(trt, tmp_path, monkeypatch):
     assert set(timing.gpu_ms_p50) == {"upload", "compute", "download"} and min(timing.gpu_ms_p50.values()) > 0
     assert timing.tflops == pytest.approx(2 * timing.gmacs * 2 / timing.gpu_ms_p50["compute"])
     assert theirs.gpu_ms_p50 and theirs.tflops is theirs.gmacs is None and len(rest) == 2
-    assert report.gpu["clocks"] == [{"clocks.sm": "1980 MHz"}] * 2
+    assert report.gpu["clocks"] == [BUSY] * 2
     assert report.table() and json.dumps(report.to_json())
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints to artifacts that were checked where they run."""

@@ -1,0 +1,122 @@
+"""Engines compared on this machine's GPU with what they were made of, before they are put in their place."""
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ..agreement import TOLERANCES, PrecisionTolerance
+from ..artifacts import require_file
+from ..data.open import check_source, open_images
+from ..deploy_config import BuildConfig
+from ..deploy_report import EngineReport, Progress
+from ..engine.build import (
+    BuildReport,
+    build_command,
+    build_engine,
+    checked_target,
+    install,
+    refit_warning,
+    require_builder,
+)
+from ..engine.flavours import effective, refit_doubt
+from ..engine.preflight import preflight
+from ..engine.refit import checked_refit, refit_command, refit_engine
+from ..engine.sidecar import EngineFacts
+from ..errors import ArtifactError, BackendError
+from ..machine import gpu
+from ..parity import CheckConfig, ParityReport, compare
+from ..runners.open import open_runner
+
+
+def build_artifact(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig(),
+                   progress: Progress = Progress()) -> EngineReport:
+    """`build_engine`; where its result may be wrong, see `engine.flavours.refit_doubt`, compared with the graph on
+    this GPU, and written to NAME.rejected.plan when it differs.
+
+    Raises: see `build_engine`.
+    """
+    onnx, path = require_file(onnx), checked_target(path)
+    door = require_builder(format, config)
+    if refit_doubt(format, door.version, effective(door.flavour, config)) is None:
+        built = build_engine(onnx, path, format, config, progress.watch)
+        return EngineReport(built, notes=built.notes)
+    with tempfile.TemporaryDirectory(prefix="dyvit-build-") as name:
+        again = build_command(onnx, path, format, config)
+        made = build_engine(onnx, Path(name) / path.name, format, config, progress.watch, again)
+        return _judged(made, onnx, path, None, progress)
+
+
+def refit_artifact(plan: str | Path, onnx: str | Path, path: str | Path, data: str | None = None,
+                   progress: Progress = Progress()) -> EngineReport:
+    """`refit_engine`, compared with the graph on this GPU, and written to NAME.rejected.plan when it differs.
+
+    Args:
+        data: the images to compare on, see `open_images`; None is noise.
+
+    Raises: see `refit_engine`.
+        DataError: no such images, or `onnx` is of another model or schedule.
+    """
+    plan, onnx, path = require_file(plan), require_file(onnx), checked_refit(plan, path)
+    if data is not None:
+        check_source(data)
+    with tempfile.TemporaryDirectory(prefix="dyvit-refit-") as name:
+        progress.say(f"putting the weights of {onnx.name} into {plan.name}")
+        made = refit_engine(plan, onnx, Path(name) / path.name, refit_command(plan, onnx, path))
+        return _judged(made, onnx, path, data, progress)
+
+
+def _judged(made: BuildReport, onnx: Path, path: Path, data: str | None, progress: Progress) -> EngineReport:
+    """A finished engine, once it was compared with its graph and put in its place."""
+    def run(settings: CheckConfig) -> ParityReport:
+        progress.say(f"comparing the engine with {onnx.name}")
+        with open_runner(onnx, device="cpu") as reference, open_runner(made.path) as runner:
+            images = open_images(data, reference.image_spec(), limit=settings.images)
+            return compare(reference, runner, images, settings, progress.track)
+
+    placed, verdict, notes = place_engine(made, path, run)
+    return EngineReport(placed, verdict, (*placed.notes, *(verdict.notes if verdict is not None else ()), *notes))
+
+
+Comparison = Callable[[CheckConfig], ParityReport]
+
+
+def place_engine(built: BuildReport, path: Path, run: Comparison | None,
+                 ) -> tuple[BuildReport, ParityReport | None, list[str]]:
+    """Moves a finished engine to `path`, or to NAME.rejected.plan when it differs from what it was made of.
+
+    Args:
+        run: compares it, at every size that its profiles name; None compares nothing.
+
+    Returns:
+        The engine in its place, the comparison, and notes. Where the engine does not run here, the comparison is None
+        and a note says why.
+    """
+    verdict, notes = _on_device(built, run) if run and gpu() is not None else (None, [])
+    # A report that failed is false: only None is absent.
+    passed = verdict is None or bool(verdict)
+    rejected = path.with_suffix(".rejected.plan")
+    target, other = (path, rejected) if passed else (rejected, path)
+    if other.exists():
+        notes.append(f"{other} is of an earlier run and was left as it is.")
+    settled = refit_warning(built.facts) if verdict is not None else []
+    known = tuple(note for note in built.notes if note not in settled)
+    return install(dataclasses.replace(built, notes=known), target), verdict, notes
+
+
+def _on_device(built: BuildReport, run: Comparison) -> tuple[ParityReport | None, list[str]]:
+    here = preflight(built.path)
+    if not here:
+        return None, [f"Not compared on this GPU: {', and '.join(here.problems)}."]
+    sizes = tuple(sorted({size for p in built.facts.profiles for size in (p.min, p.opt, p.max)}))
+    try:
+        return run(CheckConfig(batches=sizes, tolerance=_tolerance(built.facts))), []
+    except (ArtifactError, BackendError) as error:
+        return None, [f"Not compared on this GPU: {error}"]
+
+
+def _tolerance(facts: EngineFacts) -> PrecisionTolerance | None:
+    """The loosest that a precision of the engine has, None for float32 alone; TF32 has the mantissa of float16."""
+    kinds = {*facts.products.values(), *facts.fallbacks.values(), *(["float16"] if facts.config.tf32 else [])}
+    return max((TOLERANCES[kind] for kind in kinds & TOLERANCES.keys()), key=lambda known: known.error, default=None)

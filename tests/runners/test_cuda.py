@@ -1,0 +1,175 @@
+"""What a GPU runner needs of CUDA: float32 that is float32, captures that disturb nobody, clocks of a busy GPU."""
+import contextlib
+import sys
+import threading
+import time
+from types import SimpleNamespace as Thing
+
+import pytest
+import torch
+
+from dyvit_deploy import gpu_peak
+from dyvit_deploy.errors import BackendError
+from dyvit_deploy.gpu_peak import ClockSampler, gpu_notes
+from dyvit_deploy.runners.cuda import TF32_VARIABLES, Cuda, full_float32, require_full_float32
+
+BACKENDS = torch.backends
+
+
+def settings():
+    places = BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn
+    try:
+        products = torch.get_float32_matmul_precision()
+    except RuntimeError:                                                   # the newer name says something else
+        products = None
+    return [place.fp32_precision for place in places], products
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before, _ = settings()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    BACKENDS.cudnn.allow_tf32 = True
+    for place, precision in zip((BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn), before):
+        place.fp32_precision = precision
+
+
+def by_older_names():
+    BACKENDS.cuda.matmul.allow_tf32 = BACKENDS.cudnn.allow_tf32 = True
+
+
+def by_newer_names():
+    BACKENDS.cuda.matmul.fp32_precision, BACKENDS.cudnn.conv.fp32_precision = "tf32", "ieee"
+
+
+def by_one_word():
+    torch.set_float32_matmul_precision("medium")
+
+
+@pytest.mark.parametrize("ask", [lambda: None, by_older_names, by_newer_names, by_one_word])
+def test_float32_is_not_rounded_within_the_block_and_what_was_asked_comes_back(ask):
+    ask()
+    before = settings()
+    with contextlib.suppress(ZeroDivisionError), full_float32():
+        assert settings() == (["ieee"] * 3, "highest")
+        raise ZeroDivisionError
+    assert settings() == before
+
+
+@pytest.mark.parametrize("name", TF32_VARIABLES)
+@pytest.mark.parametrize("value, forced", [("1", True), ("0", False), ("", False), (None, False)])
+def test_an_environment_that_forces_tf32_is_named(monkeypatch, name, value, forced):
+    for other in TF32_VARIABLES:
+        monkeypatch.delenv(other, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    if not forced:
+        return require_full_float32()
+    with pytest.raises(BackendError, match=rf"^{name}=1 in the environment rounds [^\n]*; run 'unset {name}' first, "):
+        require_full_float32()
+
+
+def fake_capture(monkeypatch, fails=False):
+    """PyTorch's graphs as far as a capture goes: the current stream stays where a failed one left it, as in PyTorch."""
+    log = Thing(current="default", mode=None)
+
+    class Graph:
+        def replay(self): log.replayed = log.current
+
+    @contextlib.contextmanager
+    def graph(cuda_graph, stream, capture_error_mode="global"):
+        log.mode, before, log.current = capture_error_mode, log.current, stream
+        yield
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        log.current = before
+
+    @contextlib.contextmanager
+    def on(stream):
+        before, log.current = log.current, stream
+        try:
+            yield
+        finally:
+            log.current = before
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    return log
+
+
+def test_a_capture_is_thread_local(monkeypatch):
+    log, launched, stream = fake_capture(monkeypatch), [], Thing(synchronize=lambda: None)
+    Cuda().capture(lambda: launched.append(log.current), stream)()
+    assert log.mode == "thread_local" and launched == [stream] and log.current == "default"
+
+
+def test_a_failed_capture_gives_the_current_stream_back(monkeypatch):
+    log = fake_capture(monkeypatch, fails=True)
+    with pytest.raises(RuntimeError, match="capturing"):
+        Cuda().capture(lambda: None, Thing(synchronize=lambda: None))
+    assert log.current == "default"
+
+
+class Nvml(Thing):
+    """The part of pynvml that is used; its GPU is `busy` or idle, and tells no power."""
+
+    class NVMLError(Exception): ...
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+
+    def nvmlInit(self): self.threads.add(threading.current_thread())  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid): return uuid  # noqa: N802
+    def nvmlDeviceGetMaxClockInfo(self, gpu, kind): return 1980  # noqa: N802
+    def nvmlDeviceGetClockInfo(self, gpu, kind): return 1755 if self.busy else 345  # noqa: N802
+    def nvmlDeviceGetTemperature(self, gpu, kind): return 70 if self.busy else 30  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, gpu): raise self.NVMLError  # noqa: N802
+    def nvmlDeviceGetCurrentClocksEventReasons(self, gpu): return 0x4 if self.busy else 0x1  # noqa: N802
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    library = Nvml(busy=False, threads=set())
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr(gpu_peak, "gpu_uuid", lambda: "GPU-1")
+    return library
+
+
+def test_clocks_are_those_of_the_busy_gpu_not_of_the_idle_one_after(nvml):
+    nvml.busy = True
+    with ClockSampler(every=0.001) as clocks:
+        time.sleep(0.05)
+    nvml.busy = False
+    found = clocks.summary()
+    assert found["samples"] > 5 and found["sm_mhz_median"] == found["sm_mhz_min"] == 1755
+    assert (found["sm_mhz_highest_supported"], found["temperature_c_max"], found["power_w_median"]) == (1980, 70, None)
+    assert found["held_back"] == {"power cap": 1.0} and threading.main_thread() not in nvml.threads
+    assert not any(thread.is_alive() for thread in nvml.threads)
+
+
+def test_clocks_that_were_held_back_are_in_the_notes_and_idle_ones_are_not(nvml):
+    with ClockSampler(every=0.001) as idle:
+        time.sleep(0.02)
+    nvml.busy = True
+    with ClockSampler(every=0.001) as busy:
+        time.sleep(0.02)
+    peaks = {"float16": 800.0}
+    notes = [gpu_notes({"matmul_peak_tflops": peaks, "clocks": [clocks]}, False, False)
+             for clocks in (idle.summary(), busy.summary(), None)]
+    assert not any("held back" in note for note in notes[0])
+    assert any("held back while it was timed (power cap in 100% of the samples; 1755 of 1980 MHz)" in note
+               for note in notes[1])
+    assert any("clocks were not sampled: that needs its driver and pip install" in note for note in notes[2])
+
+
+def test_without_nvml_or_its_driver_nothing_is_sampled(monkeypatch, nvml):
+    def broken(self):
+        raise self.NVMLError
+    monkeypatch.setattr(Nvml, "nvmlInit", broken)
+    with ClockSampler() as clocks:
+        pass
+    assert clocks.summary() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with ClockSampler() as clocks:
+        pass
+    assert clocks.summary() is None
