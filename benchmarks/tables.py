@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from gpu_tables import gpu_table
 from service_tables import cpp_table, figures_table, serving_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-GPU_BATCHES = (1, 32, 256)                  # of the GPU table; the results have more
 PEERS, SCALE, CPP = "peers-deit-s-0.7.json", "scale-deit-s-0.7.json", "cpp-deit-s-0.7.json"
 FIGURES = "figures-digits-s.json"
 SERVING = "serving-deit-s-0.7.json"
@@ -217,41 +217,9 @@ def _at_least(share: float) -> str:
     return f"{math.floor(share * 1000) / 10:.1f}%"
 
 
-def gpu_table() -> str:
+def gpu_rows() -> str:
     """Dense and pruned in every runtime, per GPU that was measured."""
-    tables = [gpu_rows(json.loads(path.read_text())) for path in sorted(RESULTS.glob("gpu-*.json"))]
-    return "\n\n".join(tables) or ("No GPU has been at hand yet: these rows are open. `python benchmarks/gpu.py` fills "
-                                   "them.")
-
-
-def gpu_rows(result: dict) -> str:
-    """The table of one result of benchmarks/gpu.py, with what is not in it."""
-    lines = ["| backend, keep ratio 0.7 | precision | model | batch | dense images/s | pruned images/s | speed-up "
-             "| MAC ceiling |", "|---" * 8 + "|"]
-    for row in result["rows"]:
-        if row["batch"] in GPU_BATCHES:
-            dense, pruned = row["dense"], row["pruned"]
-            settled = "" if dense["stable"] and pruned["stable"] else "~"
-            lines.append(f"| {row['backend']} | {row['precision']} | {row['model']} | {row['batch']} "
-                         f"| {dense['images_per_sec']:.0f} | {pruned['images_per_sec']:.0f} "
-                         f"| {settled}{row['speedup']:.2f}x | {row['ceiling']:.2f}x |")
-    versions = result["versions"]
-    used = [f"{name} {versions[key]}" for key, name in GPU_LIBRARIES.items() if key in versions]
-    absent = [f"{entry['backend']} {word}" for word, entries in (("is missing", result["missing"]),
-                                                                 ("does not run here", result["refused"]))
-              for entry in entries]
-    absent += [f"{len(result[key])} configurations {word}" for key, word in (("failed", "failed"),
-                                                                             ("left_out", "did not fit into the time"))
-               if result[key]]
-    lines.append(f"\n{result['machine']['gpu']}, {', '.join(used)}, {result['started'][:10]}. Medians of one run in "
-                 "which dense and pruned take turns (`benchmarks/gpu.py`), the batch on the GPU already, random "
-                 "weights, float32 without TF32; ~ did not settle within 2 %."
-                 + (f" Not in it: {'; '.join(absent)}." if absent else ""))
-    return "\n".join(lines)
-
-
-GPU_LIBRARIES = {"driver": "driver", "cuda": "CUDA", "torch": "PyTorch", "onnxruntime-gpu": "ONNX Runtime",
-                 "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+    return gpu_table([json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))])
 
 
 def engine_table() -> str:
@@ -343,7 +311,7 @@ def picture(name: str, told: str) -> str:
 
 
 TABLES = {"speed": speed_table, "rewrites": rewrites_table, "demo": demo_table,
-          "precision": precision_table, "gpu": gpu_table,
+          "precision": precision_table, "gpu": gpu_rows,
           "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
           "ablation": ablation_table, "untrained": untrained_table, "peers": peers_table, "scale": scale_table}
 PAGES = {"README.md": TABLES, "docs/cpp.md": {"cpp": lambda: cpp_table(read_if_there(CPP))},

@@ -1,0 +1,393 @@
+"""What benchmarks/gpu.py measures: one function per part, which turns a job into the fields of its row."""
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from speed import random_checkpoint
+from standins import CLASSES, KEPT, PROFILES, SIDE, HostCuda, TorchContext, profile_for
+
+import dyvit_deploy as dv
+from dyvit_deploy import zoo
+from dyvit_deploy.artifacts import ArtifactFacts
+from dyvit_deploy.baselines import count_gmacs
+from dyvit_deploy.bench import timing
+from dyvit_deploy.config import default_stages
+from dyvit_deploy.deploy_config import FASTER_GATHER
+from dyvit_deploy.errors import MissingDependency
+from dyvit_deploy.export.precision import to_half
+from dyvit_deploy.gpu_peak import SIDE as PRODUCT_SIDE, ClockSampler, copy_gb_per_s, matmul_tflops
+from dyvit_deploy.graph import graph_facts, load_graph, on_score_path, set_facts
+from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.model.forms import inference_form
+from dyvit_deploy.optional import installed, require
+from dyvit_deploy.runners.base import InputSpec, Runner
+from dyvit_deploy.runners.cuda import Cuda
+from dyvit_deploy.runners.lane import Lane
+from dyvit_deploy.runners.pytorch import PyTorchRunner
+from dyvit_deploy.runners.tensorrt import EngineProgram
+
+PRUNED = 0.7                                # keep ratio; 1.0 is dense
+EVENT_RUNS, CAST_IMAGES, PARITY_IMAGES = 5, 4, 64
+LANE_REPEATS = 200
+TRAIN_STEPS, TRAIN_WARM_UP = 30, 10
+DEMO = Path(dv.__file__).parent / "demo"
+FORMATS = {"TensorRT for RTX": "rtx", "TensorRT": "trt"}
+
+
+class Job(NamedTuple):
+    """One row to measure; what a part has no use for is empty."""
+
+    part: str
+    backend: str = ""
+    precision: str = ""
+    model: str = ""
+    batch: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(str(value) for value in self if value)
+
+
+@dataclasses.dataclass
+class Bench:
+    """Where and how to measure: on `device`, for `seconds` a row; graphs and engines are made in `folder`, once."""
+
+    device: str
+    seconds: float
+    folder: Path
+    batches: tuple[int, ...]
+    quick: bool = False
+    float16_graph_by: str | None = None
+    compared: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def profiles(self) -> tuple[dv.BatchProfile, ...]:
+        """Of engines: tuned for each batch, and open to those between."""
+        tops = sorted(self.batches)
+        return tuple(dv.BatchProfile(low + 1, top, top, f"up-to-{top}") for low, top in zip([0, *tops], tops))
+
+    def checkpoint(self, model: str, ratio: float) -> Path:
+        """The demo checkpoints, which are trained, or random weights."""
+        if model == "digits-s":
+            return DEMO / ("digits-s.safetensors" if ratio == PRUNED else "digits-s-dense.safetensors")
+        folder = self.folder / str(ratio)
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{model}.safetensors"
+        return path if path.exists() else random_checkpoint(model, ratio, folder)
+
+    def graph(self, job: Job, ratio: float, rewritten: bool) -> Path:
+        """The graph that `dyvit export` writes for this backend; without rewrites where the dense model is to be as it
+        is."""
+        path = self.folder / f"{job.model}-{job.part}-{ratio}-{rewritten}-{job.precision}.onnx"
+        if path.exists():
+            return path
+        if job.precision == "float16":
+            self._to_half(self.graph(job._replace(precision="float32"), ratio, rewritten), path)
+        else:
+            gather = FASTER_GATHER["tensorrt" if job.backend in FORMATS else "cpu"]
+            config = dv.ExportConfig(with_tokens=ratio == PRUNED, gather=gather, without=() if rewritten else ("all",))
+            dv.export_onnx(self.checkpoint(job.model, ratio), path, config)
+        return path
+
+    def artifact(self, job: Job, ratio: float, rewritten: bool) -> Path:
+        """The engine, or the graph for ONNX Runtime."""
+        graph = self.graph(job, ratio, rewritten)
+        if job.backend not in FORMATS:
+            return graph
+        plan = graph.with_suffix(f".{FORMATS[job.backend]}.plan")
+        if not plan.exists():
+            dv.build_engine(graph, plan, FORMATS[job.backend], dv.BuildConfig(self.profiles))
+        return plan
+
+    def _to_half(self, graph: Path, path: Path) -> None:
+        proto = load_graph(graph)
+        facts: Any = graph_facts(proto, str(graph))
+        try:
+            proto = to_half(graph, "float16", dv.open_images(None, facts.model, limit=CAST_IMAGES))
+            self.float16_graph_by = "ModelOpt"
+        except MissingDependency:
+            scores = [node.name for node in proto.graph.node if on_score_path(node.name)]
+            convert = require("onnxruntime.transformers.float16").convert_float_to_float16
+            proto = convert(proto, keep_io_types=True, node_block_list=scores)
+            del proto.graph.value_info[:]                                  # they tell the types of before
+            self.float16_graph_by = "onnxruntime.transformers"
+        set_facts(proto, dataclasses.replace(facts, precision="float16", lowered={"target": "tensorrt"}))
+        require("onnx").save(proto, str(path))
+
+
+def measure_peak(bench: Bench, job: Job) -> dict[str, Any]:
+    """The card's product in one precision, or its copy rate; on a CPU a small product, so that the code runs."""
+    if bench.device == "cpu":
+        a = torch.randn(256, 256)
+        started = time.perf_counter()
+        for _ in range(10):
+            a @ a if job.precision else a.clone()
+        seconds = (time.perf_counter() - started) / 10
+        moved = {"copy_gb_per_s": 2e-9 * a.nbytes / seconds}
+        return {"tflops": 2 * 256 ** 3 / seconds / 1e12} if job.precision else moved
+    with ClockSampler() as clocks:
+        if job.precision:
+            found = {"tflops": matmul_tflops(job.precision), "side": PRODUCT_SIDE}
+        else:
+            found = {"copy_gb_per_s": copy_gb_per_s()}
+    return found | {"clocks": clocks.summary()}
+
+
+@contextlib.contextmanager
+def open_torch(bench: Bench, job: Job, model: Any, facts: ArtifactFacts, graph: bool) -> Iterator[PyTorchRunner]:
+    """The product's runner of `model`, on the device and in the precision of the job."""
+    model = model.eval().to(bench.device, getattr(torch, job.precision))
+    cuda: Any = Cuda() if bench.device == "cuda" else HostCuda()
+    with PyTorchRunner(model, facts, graph=graph, cuda=cuda) as runner:
+        yield runner
+
+
+def check_pytorch(bench: Bench, job: Job) -> dict[str, Any]:
+    """The demo student on this device, eager or replayed, against eager float32 on the CPU; the graph in float32 also
+    against eager on this device, where 1e-5 is the bound."""
+    model, facts = dv.load_model(DEMO / "digits-s.safetensors")
+    shape = (PARITY_IMAGES, 3, *facts.model.image_size)
+    feed = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    reference = PyTorchRunner(model, facts).infer(feed)
+    graph = job.backend == "CUDA graph"
+    deployed = inference_form(model, fused_attention=True)[0] if graph else copy.deepcopy(model)
+    with open_torch(bench, job, deployed, facts, graph) as runner:
+        found = runner.infer(feed)
+        same = found.logits.argmax(1) == reference.logits.argmax(1)
+        fields: dict[str, Any] = {"images": len(feed), "max_error": _distance(found.logits, reference.logits),
+                                  "top1_agreement": float(same.mean())}
+        if graph:
+            eager = PyTorchRunner(runner.model, facts, cuda=runner._cuda)
+            errors = [_distance(runner.infer(feed[:batch]).logits, eager.infer(feed[:batch]).logits)
+                      for batch in (1, 7, PARITY_IMAGES, 1)]
+            fields |= {"max_error_against_eager": max(errors), "captured": runner.cuda_graph,
+                       "capture_error": runner.capture_error}
+        else:
+            fields["kept_equal"] = [float(np.mean(np.sort(ours) == np.sort(theirs)))
+                                    for ours, theirs in zip(found.kept, reference.kept)]
+    bound = {"float32": 1e-3}.get(job.precision, math.inf)
+    passed = fields["max_error"] <= bound
+    if job.precision == "float32" and graph:
+        passed &= fields["max_error_against_eager"] <= 1e-5
+    return fields | {"passed": bool(passed) if bound < math.inf else None}
+
+
+def _distance(a: Any, b: Any) -> float:
+    return float(np.abs(a - b).max())
+
+
+def check_lanes(bench: Bench, job: Job) -> dict[str, Any]:
+    """The product's lanes, buffers, events, profile switch and graph capture around a stand-in context, two lanes at a
+    time, at changing shapes; every answer is compared with the same operators on the default stream."""
+    cuda: Any = Cuda() if bench.device == "cuda" else HostCuda()
+    outputs = [InputSpec("logits", "float32", (None, CLASSES)), InputSpec("kept_0", "int64", (None, KEPT))]
+    source = InputSpec("images", "float32", (None, 3, SIDE, SIDE))
+    contexts = [TorchContext(bench.device) for _ in range(2)]
+    lanes = [Lane(EngineProgram(context, "images", outputs, profile_for), cuda) for context in contexts]
+    rng, wrong, errors, captured = np.random.default_rng(0), 0, [0.0], []
+    names = [spec.name for spec in outputs]
+    repeats = 10 if bench.quick else LANE_REPEATS
+    for repeat in range(repeats):
+        feeds = [rng.standard_normal((int(rng.integers(1, PROFILES[-1][1] + 1)), 3, SIDE, SIDE), dtype=np.float32)
+                 for _ in lanes]
+        for lane, feed in zip(lanes, feeds):
+            # Every other pair of repeats goes on with the shape of before, so that a captured graph is replayed again.
+            feed = feed if repeat % 4 < 2 or lane.shape is None else np.resize(feed, lane.shape)
+            if lane.shape != feed.shape:
+                lane.prepare(feed.shape, source, graph=job.backend == "CUDA graph")
+            lane.upload(feed)
+            lane.launch()
+        captured += [lane.captured for lane in lanes]
+        for lane, context in zip(lanes, contexts):
+            logits, kept = lane.download(names)
+            on_device = torch.from_numpy(lane._source[0].numpy().copy()).to(bench.device)
+            expected, places = (value.cpu().numpy() for value in context.answer(on_device))
+            errors.append(_distance(logits, expected) / max(1.0, float(np.abs(expected).max())))
+            wrong += not np.array_equal(kept, places) or errors[-1] > 1e-5
+    times = lanes[0].timed(names, lanes[0]._source[0].numpy().copy(), EVENT_RUNS)
+    return {"repeats": repeats, "lanes": len(lanes), "wrong": wrong, "max_relative_error": max(errors),
+            "captured": all(captured) if job.backend == "CUDA graph" else None,
+            "capture_error": next((lane.capture_error for lane in lanes if lane.capture_error), ""),
+            "profiles_used": sorted({number for context in contexts for number in context.profiles_chosen}),
+            "events_ms": {name: statistics.median(ms) for name, ms in times.items()},
+            "passed": wrong == 0 and (job.backend != "CUDA graph" or all(captured))}
+
+
+class Enough(Exception):
+    """Training has run for as many steps as are timed."""
+
+
+def time_training(bench: Bench, job: Job) -> dict[str, Any]:
+    """Steps of `dyvit train` of the demo student beside its teacher, data loading included, after a warm-up."""
+    require("sklearn", "demo")
+    require("dyvit_deploy.training.setup")
+    from dyvit_deploy.training.report import Step
+    at: list[float] = []
+    losses: list[float] = []
+    steps = 3 if bench.quick else TRAIN_STEPS + TRAIN_WARM_UP
+
+    def watch(event: Any) -> None:
+        if isinstance(event, Step):
+            at.append(time.perf_counter())
+            losses.append(event.loss)
+            if len(at) > steps:
+                raise Enough
+
+    batch = 32 if bench.quick else 256
+    short = {"fp32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(job.precision, "fp32")
+    with tempfile.TemporaryDirectory(dir=bench.folder) as out, contextlib.suppress(Enough):
+        dv.train(dv.TrainConfig(
+            "digits-s", "digits", out, backbone=DEMO / "digits-s-dense.safetensors", device=bench.device,
+            workers=0 if bench.quick else 12, compile=job.backend == "PyTorch compiled",
+            overrides=(("batch", batch), ("images", batch * (steps + 2)), ("epochs", 1), ("precision", short))), watch)
+    gaps = [b - a for a, b in zip(at, at[1:])][min(TRAIN_WARM_UP, steps - 2):]
+    return {"train_batch": batch, "steps": len(gaps), "step_ms_p50": statistics.median(gaps) * 1e3,
+            "images_per_sec": batch / statistics.median(gaps), "first_loss": losses[0], "last_loss": losses[-1],
+            "passed": all(map(math.isfinite, losses))}
+
+
+class Side(NamedTuple):
+    """A model that takes part in a row: its runner, and the multiply-accumulates of one image in 1e9."""
+
+    runner: Runner
+    gmacs: float
+
+
+@contextlib.contextmanager
+def open_sides(bench: Bench, job: Job) -> Iterator[dict[str, Side]]:
+    """Dense as it is; dense with the rewrites of the pruned graph, where there are any; pruned."""
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for name, ratio, rewritten in (("dense", 1.0, False), ("dense_rewritten", 1.0, True), ("pruned", PRUNED, True)):
+            if job.backend == "PyTorch eager":                             # which runs the model as it is
+                rewritten = False
+                if name == "dense_rewritten":
+                    continue
+            if job.backend.startswith("PyTorch"):
+                runner: Runner = stack.enter_context(_random_torch(bench, job, ratio, rewritten))
+            else:
+                runner = stack.enter_context(_open_artifact(bench, job, ratio, rewritten))
+            gmacs = count_gmacs(runner.facts)
+            assert gmacs is not None
+            sides[name] = Side(runner, gmacs)
+        yield sides
+
+
+@contextlib.contextmanager
+def _random_torch(bench: Bench, job: Job, ratio: float, rewritten: bool) -> Iterator[Runner]:
+    """A model of the zoo with random weights, made where it runs."""
+    config = zoo.get(job.model)
+    prune = None if ratio == 1.0 else dv.PruneConfig.from_ratio(ratio, default_stages(config.depth))
+    torch.manual_seed(0)
+    with torch.device(bench.device):
+        model: Any = DynamicViT(config, prune)
+    facts = ArtifactFacts(config, prune)
+    if rewritten:
+        model, forms = inference_form(model, fused_attention=True)
+        facts = dataclasses.replace(facts, forms=forms)
+    if job.backend == "PyTorch compiled":
+        torch.compiler.reset()                                             # else the ninth model would run uncompiled
+        # Compiling for a CPU takes a minute, and nobody reads a rehearsal's figures.
+        model = model.eval().to(bench.device, getattr(torch, job.precision))
+        model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True,
+                                      backend="inductor" if bench.device == "cuda" else "eager")
+    with open_torch(bench, job, model, facts, graph=job.backend != "PyTorch eager") as runner:
+        yield runner
+
+
+def _open_artifact(bench: Bench, job: Job, ratio: float, rewritten: bool) -> Runner:
+    path = bench.artifact(job, ratio, rewritten)
+    if job.backend not in FORMATS:
+        return dv.open_runner(path, device=bench.device)
+    return dv.open_runner(path, load=dv.LoadConfig(engine=dv.EngineRunConfig(cuda_graph=True)))
+
+
+@functools.lru_cache(maxsize=1)
+def noise(model: str, batch: int) -> Any:
+    return np.random.default_rng(0).standard_normal((batch, 3, *zoo.get(model).image_size), dtype=np.float32)
+
+
+def time_sides(bench: Bench, job: Job) -> dict[str, Any]:
+    """The models of a row in turns within one loop, because clocks drift with heat, then by events on the GPU."""
+    config = dv.BenchConfig(seconds=bench.seconds, min_runs=10)
+    feed = noise(job.model, job.batch)
+    with open_sides(bench, job) as sides:
+        calls = [side.runner.timed_call(feed, transfers=False) for side in sides.values()]
+        with contextlib.ExitStack() as stack:
+            clocks = stack.enter_context(ClockSampler()) if bench.device == "cuda" else None
+            samples = timing.alternate(calls, config)
+        found = {name: _timed(side, times, job.batch, config.stable, feed)
+                 for (name, side), times in zip(sides.items(), samples)}
+        checks = _compare_artifacts(bench, job)
+        graphs = {"cuda_graph": sides["pruned"].runner.cuda_graph,
+                  "capture_error": "; ".join(side.runner.capture_error for side in sides.values()
+                                             if side.runner.capture_error),
+                  "forms": list(sides["pruned"].runner.facts.forms)}  # type: ignore[union-attr]
+    dense, pruned = found["dense"], found["pruned"]
+    alike = found.get("dense_rewritten", dense)
+    return {**found, **graphs, "parity": checks, "keep_ratio": PRUNED, "clocks": clocks.summary() if clocks else None,
+            "speedup": dense["latency_ms_p50"] / pruned["latency_ms_p50"], "ceiling": dense["gmacs"] / pruned["gmacs"],
+            "speedup_same_rewrites": alike["latency_ms_p50"] / pruned["latency_ms_p50"],
+            "ceiling_same_rewrites": alike["gmacs"] / pruned["gmacs"]}
+
+
+def _timed(side: Side, times: list[float], batch: int, stable: float, feed: Any) -> dict[str, Any]:
+    p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(times, [0.5, 0.9, 0.99]))
+    events = side.runner.gpu_ms(feed, EVENT_RUNS)
+    compute = statistics.median(events["compute"]) if events else None
+    return {"latency_ms_p50": p50, "latency_ms_p90": p90, "latency_ms_p99": p99, "images_per_sec": batch / p50 * 1e3,
+            "runs": len(times), "stable": timing.is_stable(times, stable), "gmacs": side.gmacs,
+            "compute_ms_p50": compute, "tflops": 2 * side.gmacs * batch / compute if compute else None}
+
+
+def _compare_artifacts(bench: Bench, job: Job) -> list[dict[str, Any]]:
+    """The demo student, made in the same way, against float32 PyTorch, once per backend: the keep scores of random
+    weights are nearly ties, which no two runtimes break alike. Checkpoints are the reference themselves."""
+    if job.backend.startswith("PyTorch") or job.part in bench.compared:
+        return []
+    bench.compared.add(job.part)
+    job, data = job._replace(model="digits-s"), "digits" if installed("sklearn") else None
+    if data is None and job.precision != "float32":
+        return []                                                          # on noise its scores are nearly ties, too
+    config = dv.CheckConfig(64, (1, 8), device=None if job.backend in FORMATS else bench.device)
+    report = dv.check_artifacts(bench.checkpoint(job.model, PRUNED), bench.artifact(job, PRUNED, True), data, config)
+    return [{"passed": not batch.failures, **dataclasses.asdict(batch)} for batch in report.batches]
+
+
+def profile_kernels(bench: Bench, job: Job) -> dict[str, Any]:
+    """Where the time goes, dense and pruned: the kernels of an eager run by PyTorch's profiler, the costliest first."""
+    gpu = bench.device == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU
+    found: dict[str, Any] = {}
+    feed = noise(job.model, job.batch)
+    for name, ratio in (("dense", 1.0), ("pruned", PRUNED)):
+        with _random_torch(bench, job, ratio, rewritten=ratio == PRUNED) as runner:
+            call = runner.timed_call(feed, transfers=False)
+            for _ in range(3):
+                call()
+            with torch.profiler.profile(activities=[activity]) as profiler:
+                call()
+        own = "self_device_time_total" if gpu else "self_cpu_time_total"
+        times = sorted(((getattr(event, own) / 1e3, event.count, event.key) for event in profiler.key_averages()
+                        if getattr(event, own)), reverse=True)
+        found[name] = {"kernels": sum(count for _, count, _ in times), "ms": sum(ms for ms, _, _ in times),
+                       "costliest": [{"ms": ms, "count": count, "name": key[:120]}
+                                     for ms, count, key in itertools.islice(times, 14)]}
+    return found
+
+
+MEASURES: dict[str, Callable[[Bench, Job], dict[str, Any]]] = {
+    "peaks": measure_peak, "parity": check_pytorch, "lanes": check_lanes, "training": time_training,
+    "profile": profile_kernels} | dict.fromkeys(("graph", "eager", "compiled", "rtx", "trt", "ort"), time_sides)

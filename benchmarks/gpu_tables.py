@@ -1,0 +1,90 @@
+"""The README's GPU table: the results of benchmarks/gpu.py, one table per card."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+BATCHES = (1, 32, 256)                      # of the table; the results have more
+OPEN = "No GPU has been at hand yet: these rows are open. `python benchmarks/gpu.py` fills them."
+JOB = ("part", "backend", "precision", "model", "batch")
+LIBRARIES = {"driver": "driver", "cuda": "CUDA", "torch": "PyTorch", "onnxruntime-gpu": "ONNX Runtime",
+             "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+WHY_NOT = {"missing": "is missing", "refused": "does not run here", "failed": "failed", "cut": "took too long",
+           "left_out": "did not fit into the time"}
+Row = Mapping[str, Any]
+
+
+def gpu_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Dense and pruned in every runtime, per card; results of one card are one table, the newest row of each kind."""
+    ordered = sorted((result for result in results if result["device"] == "cuda"), key=lambda result: result["started"])
+    cards: dict[str, list[Mapping[str, Any]]] = {}
+    for result in ordered:
+        cards.setdefault(result["machine"]["gpu"], []).append(result)
+    return "\n\n".join(card_table(card, found) for card, found in cards.items()) or OPEN
+
+
+def card_table(card: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The rows that one card gave, what was checked on it, and what is not in the table."""
+    rows = list({tuple(row[field] for field in JOB): row for result in results for row in result["rows"]}.values())
+    peaks = {row["precision"]: row["tflops"] for row in rows if row["part"] == "peaks" and "tflops" in row}
+    lines = ["| backend, keep ratio 0.7 | precision | model | batch | dense images/s | pruned images/s "
+             "| against dense (ceiling) | against dense with the same rewrites (ceiling) | of the product peak |",
+             "|---" * 9 + "|"]
+    lines += [_timed(row, peaks) for row in rows if "speedup" in row and row["batch"] in BATCHES]
+    versions = results[-1]["versions"]
+    used = [f"{name} {versions[key]}" for key, name in LIBRARIES.items() if key in versions]
+    dates = " and ".join(dict.fromkeys(result["started"][:10] for result in results))
+    lines.append(f"\n{card}, {', '.join(used)}, {dates}. Medians of loops in which dense and pruned take turns "
+                 "(`benchmarks/gpu.py`), the batch on the GPU already, random weights, float32 without TF32; ~ did not "
+                 f"settle within 2 %.{_peaks(rows, peaks)}{_checks(rows)}{_training(rows)}{_absent(results, rows)}")
+    return "\n".join(lines)
+
+
+def _timed(row: Row, peaks: Mapping[str, float]) -> str:
+    dense, pruned = row["dense"], row["pruned"]
+    settled = "" if all(side["stable"] for side in (dense, pruned)) else "~"
+    graph = "" if row.get("cuda_graph") is not False else ", graph not captured"
+    peak = peaks.get(row["precision"])
+    share = f"{pruned['tflops'] / peak:.0%}" if peak and pruned["tflops"] else "-"
+    return (f"| {row['backend']}{graph} | {row['precision']} | {row['model']} | {row['batch']} "
+            f"| {dense['images_per_sec']:.0f} | {pruned['images_per_sec']:.0f} "
+            f"| {settled}{row['speedup']:.2f}x ({row['ceiling']:.2f}x) "
+            f"| {settled}{row['speedup_same_rewrites']:.2f}x ({row['ceiling_same_rewrites']:.2f}x) | {share} |")
+
+
+def _peaks(rows: Iterable[Row], peaks: Mapping[str, float]) -> str:
+    copies = [row["copy_gb_per_s"] for row in rows if "copy_gb_per_s" in row]
+    told = [f"{peak:.0f} TFLOP/s in {precision}" for precision, peak in peaks.items()]
+    told += [f"copies at {rate:.0f} GB/s" for rate in copies]
+    return f" Measured peaks: {', '.join(told)}." if told else ""
+
+
+def _checks(rows: Iterable[Row]) -> str:
+    """What was compared on the card, failures named."""
+    judged = [row for row in rows if row.get("passed") is not None]
+    judged += [check for row in rows for check in row.get("parity") or ()]
+    wrong = [row for row in judged if not row["passed"]]
+    names = ", ".join(f"{row.get('part', 'an artifact')} {row.get('backend', '')}".strip() for row in wrong)
+    return f" Checks on the card: {len(judged) - len(wrong)} of {len(judged)} passed" \
+        f"{f' (FAILED: {names})' if wrong else ''}." if judged else ""
+
+
+def _training(rows: Iterable[Row]) -> str:
+    found = [f"{row['images_per_sec']:.0f} in {row['precision']}{', compiled' if 'compiled' in row['backend'] else ''}"
+             for row in rows if row["part"] == "training"]
+    return f" Training of the demo student, images/s: {'; '.join(found)}." if found else ""
+
+
+def _absent(results: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> str:
+    """What no result of this card has: whole backends by name, single rows by number."""
+    there = {tuple(row[field] for field in JOB) for row in rows}
+    told: dict[str, dict[str, int]] = {}
+    for kind in WHY_NOT:
+        for entry in results[-1][kind]:
+            if tuple(entry[field] for field in JOB) not in there:
+                counts = told.setdefault(kind, {})
+                counts[entry["backend"]] = counts.get(entry["backend"], 0) + 1
+    parts = [f"{backend} {WHY_NOT[kind]}" if kind in ("missing", "refused") else
+             f"{count} row{'s' * (count > 1)} of {backend} {WHY_NOT[kind]}"
+             for kind, counts in told.items() for backend, count in counts.items()]
+    return f" Not in it: {'; '.join(parts)}." if parts else ""
