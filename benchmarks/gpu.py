@@ -34,16 +34,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts import MEASURES, Bench, Job
+from gpu_checks import check_lanes, check_pytorch, time_training
+from gpu_parts import Bench, Job, measure_peak, profile_kernels, time_sides
 from speed import RESULTS
 
 import dyvit_deploy as dv
-from dyvit_deploy.artifacts import check_target, library_versions, write_json
+from dyvit_deploy.artifacts import check_target, library_versions, require_file, write_json
 from dyvit_deploy.engine.flavours import open_door
 from dyvit_deploy.errors import BackendError, MissingDependency, reason
 from dyvit_deploy.machine import machine
@@ -51,16 +53,22 @@ from dyvit_deploy.optional import require
 from dyvit_deploy.runners.cuda import require_full_float32
 from dyvit_deploy.runners.ort import PROVIDERS, cuda_works
 
-MINUTES, SECONDS = 6.0, 1.0                 # of the whole run, and of timing a row
+# Minutes of the whole run, and seconds of timing a row.
+MINUTES, SECONDS = 6.0, 1.0
 BATCHES = (1, 8, 32, 128, 256)
 LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "triton", "numpy",
              "nvidia-modelopt", "tensorrt", "tensorrt-rtx", "lightning-fabric", "lightning")
+EAGER, GRAPH, COMPILED = "PyTorch eager", "PyTorch CUDA graph", "PyTorch compiled"
+MEASURES: dict[str, Callable[[Bench, Job], dict[str, Any]]] = {
+    "peaks": measure_peak, "parity": check_pytorch, "lanes": check_lanes, "training": time_training,
+    "profile": profile_kernels} | dict.fromkeys(("graph", "eager", "compiled", "rtx", "trt", "ort"), time_sides)
 # Seconds that a row of each part is expected to take, until one was measured; one that takes PATIENCE times as long,
 # and START more for what is loaded first, is cut.
-EXPECTED = {"peaks": 2, "parity": 3, "graph": 5, "lanes": 8, "eager": 6, "training": 20, "compiled": 65, "profile": 3,
-            "rtx": 30, "trt": 90, "ort": 20}
+EXPECTED: dict[str, float] = {"peaks": 1, "parity": 3, "graph": 4, "lanes": 6, "eager": 4, "training": 15,
+                              "compiled": 60, "profile": 3, "rtx": 30, "trt": 90, "ort": 20}
+# Compiling is what takes the time, whatever the part.
+EXPECTED_COMPILED = 60.0
 PATIENCE, START = 3, 20
-EAGER, GRAPH, COMPILED = "PyTorch eager", "PyTorch CUDA graph", "PyTorch compiled"
 
 
 def jobs(quick: bool) -> list[Job]:
@@ -78,13 +86,14 @@ def jobs(quick: bool) -> list[Job]:
             ("eager", "float32"), ("CUDA graph", "float32"), ("CUDA graph", "float16"), ("CUDA graph", "bfloat16"))),
         *rows("graph", GRAPH, "float16", (model,), batches), *rows("graph", GRAPH, "float16", others, small),
         Job("lanes", "CUDA graph"), Job("lanes", "no graph"),
-        *rows("profile", EAGER, "float16", (model,), small),
         *rows("eager", EAGER, "float16", (model,), small), *rows("eager", GRAPH, "bfloat16", (model,), small),
         *rows("eager", GRAPH, "float32", (model,), small),
         Job("training", "PyTorch", "bfloat16", "digits-s"),
-        *(() if quick else (Job("training", "PyTorch", "float16", "digits-s"),
-                            Job("training", COMPILED, "bfloat16", "digits-s"))),
+        *(() if quick else (Job("training", "PyTorch", "float16", "digits-s"),)),
         *rows("compiled", COMPILED, "float16", (model,), small[:2]),
+        *(() if quick else (Job("training", COMPILED, "bfloat16", "digits-s"),)),
+        # PyTorch's profiler may stay attached and slow down what is timed after it.
+        *rows("profile", EAGER, "float16", (model,), small),
         *rows("rtx", "TensorRT for RTX", "float16", (model,), small),
         *rows("trt", "TensorRT", "float16", (model,), small),
         *rows("ort", "ONNX Runtime", "float32" if quick else "float16", (model,), small)]
@@ -134,28 +143,35 @@ class Run:
         self.result, self.bench, self.end, self._save = result, bench, end, save
         self.took: dict[tuple[str, ...], float] = {}
         self.unusable: set[str] = set()
+        self.broken = False
 
     def go_through(self, wanted: list[Job]) -> None:
         """Measures what fits into the time, and names what does not."""
         for job in wanted:
-            if job.part not in self.unusable:
+            if self.broken:
+                self._note("left_out", job, "the GPU could not be used any more in this process; go on with --resume")
+            elif job.part not in self.unusable:
                 self._try(job)
             self._save(self.result)
 
     def _try(self, job: Job) -> None:
         began = time.perf_counter()
-        expected, left = self.took.get(job[:2], EXPECTED[job.part]), self.end - began
+        guess = EXPECTED_COMPILED if job.backend == COMPILED else EXPECTED[job.part]
+        expected, left = self.took.get(job[:2], guess), self.end - began
         if expected > left:
             self._note("left_out", job, f"{expected:.0f} s were needed, and {max(0.0, left):.0f} s left")
             return
-        limit = min(left, PATIENCE * max(expected, EXPECTED[job.part]) + START)
+        limit = min(left, PATIENCE * max(expected, guess) + START)
         try:
-            gc.collect()                                                   # of the memory of the row before
+            # The memory of the row before.
+            gc.collect()
             torch.cuda.empty_cache()
             with at_most(limit):
                 if job[:2] not in self.took:
                     probe(job.part, self.bench.device)
                 row = MEASURES[job.part](self.bench, job)
+                # What JSON cannot hold, such as the error of an answer of NaN, is a failure of its row.
+                json.dumps(row, allow_nan=False)
             seconds = time.perf_counter() - began
             self.took[job[:2]] = seconds
             self.result["rows"].append(job._asdict() | {"seconds": seconds, "gpu": self.result["machine"]["gpu"]} | row)
@@ -165,15 +181,28 @@ class Run:
         except MissingDependency as error:
             self.unusable.add(job.part)
             self._note("missing", job, why(error))
-        except Exception as error:                                         # one row must not stop the run
+        except Exception as error:
+            # One row must not stop the run.
             first = job[:2] not in self.took
             if first and job.part in ("rtx", "trt", "ort"):
                 self.unusable.add(job.part)
-            self._note("refused" if first and isinstance(error, BackendError) else "failed", job, why(error))
+            trace = "".join(traceback.format_exception(error)).splitlines()[-40:]
+            self._note("refused" if first and isinstance(error, BackendError) else "failed", job, why(error), trace)
+            self.broken = self.bench.device == "cuda" and not gpu_answers()
 
-    def _note(self, kind: str, job: Job, text: str) -> None:
-        self.result[kind].append(job._asdict() | {"reason": text})
-        say(f"{job}: {kind.replace('_', ' ')}: {text}")
+    def _note(self, kind: str, job: Job, text: str, trace: Sequence[str] = ()) -> None:
+        self.result[kind].append(job._asdict() | {"reason": text} | ({"trace": list(trace)} if trace else {}))
+        say("\n".join([f"{job}: {kind.replace('_', ' ')}: {text}", *(trace if kind == "failed" else ())]))
+
+
+def gpu_answers() -> bool:
+    """False once an error, such as an illegal access, has made the GPU useless for this process."""
+    try:
+        torch.rand(1, device="cuda")
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -189,23 +218,21 @@ NAMED = ("missing", "refused", "failed", "cut", "left_out")
 
 
 def start(old: dict[str, Any] | None, device: str, config: dict[str, Any]) -> dict[str, Any]:
-    """A new result, or `old`, to which rows are added.
-
-    Raises:
-        ConfigError: `old` is of another device.
-    """
+    """A new result, or `old`, to which rows are added; see `same_card`."""
     here = machine()
     result: dict[str, Any] = {
         "machine": here, "versions": library_versions(*LIBRARIES) | driver(), "device": device, "config": config,
         "started": now(), "finished": None, "interrupted": False, "float16_graph_by": None, "rows": []}
     if old:
-        if old.get("device") != device or old.get("machine", {}).get("gpu") != here["gpu"]:
-            raise dv.DyvitError(f"The result to resume is of {old.get('machine', {}).get('gpu') or old.get('device')}, "
-                                f"and this is {here['gpu'] or device}; write to a file of its own with -o.")
         result |= {"rows": list(old["rows"]), "started": old["started"], "float16_graph_by": old["float16_graph_by"]}
     # What is tried again now is named anew.
     return result | {kind: [entry for entry in (old or {}).get(kind, ()) if entry["part"] not in config["only"]]
                      for kind in NAMED}
+
+
+def same_card(old: dict[str, Any], device: str) -> bool:
+    """True when `old` was measured on a card like this one."""
+    return bool(old["device"] == device and old["machine"]["gpu"] == machine()["gpu"])
 
 
 def driver() -> dict[str, str]:
@@ -246,6 +273,22 @@ def measure(wanted: list[Job], result: dict[str, Any], options: argparse.Namespa
     return result
 
 
+def read_result(path: Path, device: str) -> dict[str, Any] | None:
+    """The result to resume; None, and a word about it, where it is of another card: that has a result of its own.
+
+    Raises:
+        ArtifactError: it is no result of this script.
+    """
+    try:
+        old: dict[str, Any] = json.loads(require_file(path).read_text())
+        if same_card(old, device):
+            return old | {name: old[name] for name in ("rows", "started", "float16_graph_by")}
+        say(f"{path} is of {old['machine']['gpu'] or old['device']}, and this is another card: this is a new result")
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise dv.DyvitError(f"{path} is no result of this script ({reason(error)}); leave out --resume.") from error
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"of the whole run; default: {MINUTES:g}")
@@ -262,7 +305,7 @@ def parse() -> argparse.Namespace:
     if not 0 < options.minutes < float("inf"):
         parser.error(f"--minutes is a positive number, not {options.minutes:g}")
     if options.output is None and options.resume is None and (options.quick or options.device == "cpu"):
-        parser.error("a rehearsal does not belong into benchmarks/results; say with -o where to write it")
+        parser.error("a rehearsal is not kept in benchmarks/results; say with -o where to write it")
     return options
 
 
@@ -270,23 +313,25 @@ def main() -> None:
     began = time.perf_counter()
     options = parse()
     if options.device == "cpu":
-        torch.set_num_threads(1)                                           # else other work on the machine stalls it
+        # Else other work on the machine stalls it.
+        torch.set_num_threads(1)
     elif not torch.cuda.is_available():
         sys.exit("No NVIDIA GPU with a driver works here; rehearse with --device cpu --quick -o FILE.")
     try:
         if options.device == "cuda":
             require_full_float32()
-        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"                           # for all of NVIDIA's libraries
+        # For all of NVIDIA's libraries.
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         slug = re.sub(r"[^a-z0-9]+", "-", str(machine()["gpu"]).lower())
-        path = check_target(options.output or options.resume or RESULTS / f"gpu-{slug}.json")
-        old = json.loads(options.resume.read_text()) if options.resume else None
+        old = read_result(options.resume, options.device) if options.resume else None
+        if old is None and options.output is None and (options.quick or options.device == "cpu"):
+            raise dv.DyvitError("A rehearsal is not kept in benchmarks/results; say with -o where to write it.")
+        path = check_target(options.output or (old and options.resume) or RESULTS / f"gpu-{slug}.json")
         config = {"keep_ratio": 0.7, "minutes": options.minutes, "quick": options.quick, "tf32": False,
                   "pytorch_float16_by": "model.half()", "only": sorted(options.only)}
         result = start(old, options.device, config)
         wanted = [job for job in jobs(options.quick) if job.part in options.only]
         measure(wanted, result, options, began + 60 * options.minutes, path)
-    except (OSError, ValueError) as error:
-        sys.exit(f"{options.resume} cannot be read ({reason(error)}); leave out --resume.")
     except dv.DyvitError as error:
         sys.exit(str(error))
     sys.exit(130 if result["interrupted"] else 0 if result["rows"] else 1)

@@ -1,10 +1,12 @@
 """The README's GPU table: the results of benchmarks/gpu.py, one table per card."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-BATCHES = (1, 32, 256)                      # of the table; the results have more
+# Of the table; the results have more.
+BATCHES = (1, 32, 256)
 OPEN = "No GPU has been at hand yet: these rows are open. `python benchmarks/gpu.py` fills them."
 JOB = ("part", "backend", "precision", "model", "batch")
 LIBRARIES = {"driver": "driver", "cuda": "CUDA", "torch": "PyTorch", "onnxruntime-gpu": "ONNX Runtime",
@@ -16,7 +18,8 @@ Row = Mapping[str, Any]
 
 def gpu_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Dense and pruned in every runtime, per card; results of one card are one table, the newest row of each kind."""
-    ordered = sorted((result for result in results if result["device"] == "cuda"), key=lambda result: result["started"])
+    real = (result for result in results if result["device"] == "cuda" and not result["config"]["quick"])
+    ordered = sorted(real, key=lambda result: result["started"])
     cards: dict[str, list[Mapping[str, Any]]] = {}
     for result in ordered:
         cards.setdefault(result["machine"]["gpu"], []).append(result)
@@ -76,15 +79,12 @@ def _training(rows: Iterable[Row]) -> str:
 
 
 def _absent(results: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> str:
-    """What no result of this card has: whole backends by name, single rows by number."""
+    """What no result of this card has, by its newest reason: whole backends by name, single rows by number."""
     there = {tuple(row[field] for field in JOB) for row in rows}
-    told: dict[str, dict[str, int]] = {}
-    for kind in WHY_NOT:
-        for entry in results[-1][kind]:
-            if tuple(entry[field] for field in JOB) not in there:
-                counts = told.setdefault(kind, {})
-                counts[entry["backend"]] = counts.get(entry["backend"], 0) + 1
+    newest = {job: (kind, entry["backend"]) for result in results for kind in WHY_NOT for entry in result[kind]
+              if (job := tuple(entry[field] for field in JOB)) not in there}
+    counts = Counter(newest.values())
     parts = [f"{backend} {WHY_NOT[kind]}" if kind in ("missing", "refused") else
              f"{count} row{'s' * (count > 1)} of {backend} {WHY_NOT[kind]}"
-             for kind, counts in told.items() for backend, count in counts.items()]
+             for (kind, backend), count in sorted(counts.items(), key=lambda item: list(WHY_NOT).index(item[0][0]))]
     return f" Not in it: {'; '.join(parts)}." if parts else ""

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from statistics import median
@@ -17,19 +18,24 @@ from .machine import gpu_uuid
 from .optional import require
 from .runners.cuda import full_float32
 
-SIDE, RUNS = 8192, 10                       # of the square matrices; products timed
-COPY_MIB = 1024                             # of the buffer that is copied
-SAMPLE_EVERY = 0.05                         # seconds between two samples of the clocks
-LOWER = {"float8": "float8_e4m3fn"}         # PyTorch's name for the precisions that torch.mm does not take
+# Side of the square matrices; MiB of the buffer that is copied.
+SIDE, COPY_MIB = 8192, 1024
+# Seconds of load before a peak is read: a shorter one ends before the power limit lowers the clocks.
+LOADED = 0.5
+# Seconds between two samples of the clocks.
+SAMPLE_EVERY = 0.05
+# PyTorch's name for the precisions that torch.mm does not take.
+LOWER = {"float8": "float8_e4m3fn"}
 # NVML's bits for why a GPU runs below its highest clock; an idle one and an application's own setting are no fault.
 HELD_BACK_BY = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)",
                 0x80: "power brake"}
 
 
 def matmul_tflops(precision: str, side: int = SIDE) -> float:
-    """TFLOP/s of one product of two `side` x `side` matrices on the GPU, by events; the median of RUNS.
+    """TFLOP/s of one product of two `side` x `side` matrices on the GPU under load, by events.
 
-    `precision` is "float32" (without TF32), "float16", "bfloat16" or "float8" (e4m3, scaled, float16 out).
+    `precision` is "float32" (without TF32), "float16", "bfloat16" or "float8" (e4m3, scaled, float16 out, with fast
+    accumulation).
 
     Raises:
         RuntimeError: PyTorch or the GPU does not have it, or memory does not suffice.
@@ -42,7 +48,7 @@ def matmul_tflops(precision: str, side: int = SIDE) -> float:
         a, b = a.to(kind), b.t().contiguous().to(kind).t()
 
         def product() -> None:
-            torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.float16)
+            torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.float16, use_fast_accum=True)
     else:
         def product() -> None:
             torch.mm(a, b)
@@ -59,17 +65,19 @@ def copy_gb_per_s(mib: int = COPY_MIB) -> float:
 
 
 def _median_ms(call: Callable[[], Any]) -> float:
-    """Median milliseconds of RUNS calls, by events on the GPU."""
+    """Median milliseconds of calls in a row, by events on the GPU, over the later half of LOADED seconds."""
     torch = require("torch")
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(RUNS + 1)]
-    for _ in range(3):
-        call()
-    events[0].record()
-    for event in events[1:]:
-        call()
-        event.record()
-    torch.cuda.synchronize()
-    return float(median(before.elapsed_time(after) for before, after in zip(events, events[1:])))
+    times: list[float] = []
+    end = time.perf_counter() + LOADED
+    while time.perf_counter() < end or len(times) < 2:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(6)]
+        events[0].record()
+        for event in events[1:]:
+            call()
+            event.record()
+        torch.cuda.synchronize()
+        times += [before.elapsed_time(after) for before, after in zip(events, events[1:])]
+    return float(median(times[len(times) // 2:]))
 
 
 def gpu_facts(precisions: Collection[str]) -> dict[str, Any]:
@@ -120,14 +128,13 @@ class ClockSampler:
             nvml.nvmlInit()
             gpu = nvml.nvmlDeviceGetHandleByUUID(uuid)
             self._highest = read(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM)
-            while True:
+            # The first sample comes after the first work.
+            while not self._done.wait(self._every):
                 self._samples.append({
                     "mhz": read(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
                     "celsius": read(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
                     "milliwatts": read(nvml.nvmlDeviceGetPowerUsage),
                     "reasons": read(nvml.nvmlDeviceGetCurrentClocksEventReasons)})
-                if self._done.wait(self._every):
-                    break
 
     def summary(self) -> dict[str, Any] | None:
         """MHz, degrees Celsius and watts over the block, and the share of samples in which the clock was held back,

@@ -18,6 +18,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self._torch = require("torch")
+        self._failed: list[Any] = []
 
     def on_device(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An uninitialised tensor on the GPU."""
@@ -51,12 +52,24 @@ class Cuda:
         """
         graph = self._torch.cuda.CUDAGraph()
         stream.synchronize()
-        # The outer block restores the current stream, which a failed capture leaves set. The mode is that of trtexec
-        # and Triton: by default a call of any other thread, such as one that samples clocks, would end the capture.
-        with self.within(stream), self._torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            launch()
+        try:
+            # The outer block restores the current stream, which a failed capture leaves set. The mode is that of
+            # trtexec and Triton: by default a call of any other thread, such as one that samples clocks, would end it.
+            with self.within(stream), self._torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                launch()
+        except RuntimeError:
+            self._after_failed_capture(graph)
+            raise
         replay: Callable[[], None] = graph.replay
         return replay
+
+    def _after_failed_capture(self, graph: Any) -> None:
+        """Makes PyTorch usable again: its allocator still refers to `graph`, and up to 2.11 its random generator
+        believes that the capture goes on."""
+        self._failed.append(graph)
+        with contextlib.suppress(RuntimeError, IndexError):
+            generator = self._torch.cuda.default_generators[self._torch.cuda.current_device()]
+            generator.graphsafe_set_state(self._torch.Generator(device="cuda").graphsafe_get_state())
 
     def free_mib(self) -> float:
         """Memory of the GPU that is not taken, after PyTorch gave back what it keeps for itself."""

@@ -55,10 +55,10 @@ class Lane:
             RuntimeError: the program does not take the shape, or failed; the GPU's memory does not suffice.
         """
         cuda = self._cuda
+        # A graph may still be running, and the weights of a model be on their way, on another stream.
+        cuda.synchronize()
         # Half-prepared until the end.
         self.shape, self._replay, self.captured, self.capture_error = None, None, False, ""
-        # The weights of a model may still be on their way, on another stream.
-        cuda.synchronize()
         outputs = self.program.prepare(shape, self.stream)
         # Memory and zeros are ordered by stream.
         with cuda.within(self.stream):
@@ -85,7 +85,7 @@ class Lane:
         except self._cuda.out_of_memory():
             raise
         except RuntimeError as error:
-            self.capture_error = reason(error)
+            self.capture_error = reason(_cause(error))
             self.launch()
             self.stream.synchronize()
 
@@ -136,9 +136,9 @@ class Lane:
         the host to launch.
         """
         found: dict[str, list[float]] = {"upload": [], "compute": [], "download": []}
+        self._stage(feed)
         for _ in range(runs):
             events = [self._cuda.event() for _ in range(4)]
-            self._stage(feed)
             events[0].record(self.stream)
             self._start_upload()
             events[1].record(self.stream)
@@ -150,3 +150,10 @@ class Lane:
             for name, a, b in zip(found, events, events[1:]):
                 found[name].append(float(a.elapsed_time(b)))
         return found
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What ended a capture: the end of a broken capture raises an error of its own over it."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error

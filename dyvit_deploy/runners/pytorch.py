@@ -132,6 +132,10 @@ class PyTorchRunner(Runner):
         with self._failures(len(feed)):
             return self._ready(feed.shape).timed(["logits"], feed, runs)
 
+    def close(self) -> None:
+        """Frees the graph and the buffers."""
+        self._lane = None
+
     def _ready(self, shape: tuple[int, ...]) -> Lane:
         """The lane, with buffers for this shape; a captured graph is part of it."""
         assert self._cuda is not None

@@ -29,7 +29,7 @@ from .logs import Logs
 from .losses import LossParts, LossWeights, total_loss
 from .plan import Plan
 from .report import EpochReport, Started, Step, TrainReport, Watch
-from .setup import FABRIC_DISTRIBUTION, device_names, make_fabric, make_optimizer, make_scheduler
+from .setup import FABRIC_DISTRIBUTIONS, device_names, make_fabric, make_optimizer, make_scheduler
 from .state import StopRequest, restore, resume_tensors
 from .step import Draws, TrainingStep, draw
 
@@ -75,7 +75,7 @@ class Run:
         self.skipped: list[str] = []
         self.training: dict[str, Any] = {
             "data": config.data, "recipe": self.recipe.to_dict(), "parent": backbone.facts.parent if backbone else None,
-            "versions": library_versions("torch", "timm", FABRIC_DISTRIBUTION, "numpy")}
+            "versions": library_versions("torch", "timm", *FABRIC_DISTRIBUTIONS, "numpy")}
         self._other_data: str | None = None
         self.resumed = config.resume and self._last.exists()
         if self.resumed:

@@ -17,9 +17,10 @@ from ..optional import installed, require
 from ..runners.pytorch import torch_device
 from .recipe import Recipe
 
-# Module and distribution of Lightning Fabric: a package of its own, or a part of the package `lightning`.
-OWN, BUNDLED = ("lightning_fabric", "lightning-fabric"), ("lightning.fabric", "lightning")
-FABRIC, FABRIC_DISTRIBUTION = BUNDLED if installed("lightning") and not installed("lightning_fabric") else OWN
+# Lightning Fabric is a package of its own, and a part of the package `lightning`.
+FABRIC = "lightning.fabric" if installed("lightning") and not installed("lightning_fabric") else "lightning_fabric"
+# The distributions that bring it, under either name.
+FABRIC_DISTRIBUTIONS = ("lightning-fabric", "lightning", "pytorch-lightning")
 _fabric, _plugins, _strategies = (require(FABRIC + part) for part in ("", ".plugins", ".strategies"))
 _MixedPrecision: Any = _plugins.MixedPrecision
 

@@ -59,7 +59,10 @@ def test_phases_are_timed_by_events():
 
 def fail(self, launch, stream):
     self.captures += 1
-    raise RuntimeError("operation not permitted when stream is capturing\nand more")
+    try:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
 
 
 def test_where_a_capture_fails_the_model_runs_without_and_that_is_said(monkeypatch):
