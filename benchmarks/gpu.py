@@ -292,12 +292,12 @@ def read_result(path: Path, device: str) -> dict[str, Any] | None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"of the whole run; default: {MINUTES:g}")
-    parser.add_argument("--device", choices=PROVIDERS, default="cuda")
+    parser.add_argument("--device", choices=PROVIDERS, default="cuda", help="cpu rehearses with stand-ins")
     parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(EXPECTED)}")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with what FILE has not yet")
     parser.add_argument("--quick", action="store_true", help="the smallest model, fractions of a second each")
     parser.add_argument("-o", "--output", type=Path,
-                        help="default: the resumed FILE, else benchmarks/results/gpu-NAME.json")
+                        help="default: the resumed FILE, else benchmarks/results/gpu-CARD.json, written anew")
     options = parser.parse_args()
     options.only = set(options.only.split(",")) if options.only else set(EXPECTED)
     if unknown := sorted(options.only - set(EXPECTED)):
@@ -326,6 +326,11 @@ def main() -> None:
         old = read_result(options.resume, options.device) if options.resume else None
         if old is None and options.output is None and (options.quick or options.device == "cpu"):
             raise dv.DyvitError("A rehearsal is not kept in benchmarks/results; say with -o where to write it.")
+        rehearsal = options.quick or options.device == "cpu"
+        if options.device == "cpu":
+            say("A rehearsal, with stand-ins for CUDA: it shows that the code runs, and its figures mean nothing.")
+        if rehearsal and options.output and options.output.resolve().parent == RESULTS.resolve():
+            raise dv.DyvitError("A rehearsal is not kept in benchmarks/results; write it elsewhere.")
         path = check_target(options.output or (old and options.resume) or RESULTS / f"gpu-{slug}.json")
         config = {"keep_ratio": 0.7, "minutes": options.minutes, "quick": options.quick, "tf32": False,
                   "pytorch_float16_by": "model.half()", "only": sorted(options.only)}

@@ -53,7 +53,7 @@ class Job(NamedTuple):
     batch: int = 0
 
     def __str__(self) -> str:
-        return ", ".join(str(value) for value in self if value)
+        return ", ".join([*(name for name in self[:4] if name), *([f"batch {self.batch}"] if self.batch else [])])
 
 
 @dataclasses.dataclass

@@ -7,7 +7,8 @@ from typing import Any
 
 # Of the table; the results have more.
 BATCHES = (1, 32, 256)
-OPEN = "No GPU has been at hand yet: these rows are open. `python benchmarks/gpu.py` fills them."
+OPEN = ("No GPU has been at hand yet: these rows are open. `python benchmarks/gpu.py && python benchmarks/tables.py` "
+        "fills them.")
 JOB = ("part", "backend", "precision", "model", "batch")
 LIBRARIES = {"driver": "driver", "cuda": "CUDA", "torch": "PyTorch", "onnxruntime-gpu": "ONNX Runtime",
              "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}

@@ -203,8 +203,9 @@ def build_command(model: str, target_format: str, out: str, dry_run: bool, build
 def refit(plan: str, model: str, out: str, data: str | None, json_file: str | None) -> None:
     """Put the weights of an ONNX file into a plan; needs a GPU.
 
-    A plan built with --strip-weights takes the weights of the file that it was built of, one built with --refittable
-    those of any training of the model. The result is compared with the ONNX file: exit 1 and NAME.rejected.plan when
+    MODEL is exported with the options of the plan, --target tensorrt and its precision included. A plan built with
+    --strip-weights takes the weights of the file that it was built of, one built with --refittable those of any
+    training of the model. The result is compared with the ONNX file: exit 1 and NAME.rejected.plan when
     it differs.
     """
     from .deploy.on_device import refit_artifact
@@ -289,10 +290,11 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 @click.option("--peak", is_flag=True, help="Also measure the machine's matrix-product peak, as a bound.")
 @click.option("--profile", is_flag=True, help="Also show where the time goes: stem, blocks, predictors, gathers.")
 @click.option("--streams", type=int, default=1, show_default=True, help="CUDA streams that an engine runs on at once.")
-@click.option("--cuda-graph", is_flag=True, help="Run engines, and checkpoints on a GPU, as captured CUDA graphs.")
-@click.option("--fp16", is_flag=True, help="Run checkpoints in float16, predictors included.")
-@click.option("--bf16", is_flag=True, help="Run checkpoints in bfloat16, predictors included.")
-@click.option("--transfers", is_flag=True, help="Count the copies between host and GPU in the latency.")
+@click.option("--cuda-graph", is_flag=True, help="Run engines, and checkpoints on a GPU, as captured CUDA graphs; "
+              "checkpoints then have the exact rewrites.")
+@click.option("--fp16", is_flag=True, help="Run checkpoints in float16, keep scores included.")
+@click.option("--bf16", is_flag=True, help="Run checkpoints in bfloat16, keep scores included.")
+@click.option("--transfers", is_flag=True, help="On a GPU, count the copies between host and GPU in the latency.")
 @run_options
 @device_option
 @json_option

@@ -14,6 +14,7 @@ from rich.text import Text
 from .bench.report import Timing
 from .data.images import Track, no_track
 from .engine.build import BuildReport
+from .engine.flavours import FLAVOURS
 from .engine.monitor import Watch, unwatched
 from .export.onnx import ExportReport
 from .optional import installed
@@ -125,8 +126,10 @@ class DeployReport:
             return f"dyvit inspect {path}, and on the machine with the GPU: dyvit bench {path}"
         if (self.export.facts.lowered or {}).get("target") == "tensorrt":
             plan = shlex.quote(str(Path(self.path).with_suffix(".plan")))
-            return (f"dyvit build {path} -o {plan}, on the machine with the GPU" if installed("tensorrt")
-                    else f"dyvit build {path} --format rtx -o {plan}")
+            rtx = FLAVOURS["rtx"]
+            return (f"dyvit build {path} -o {plan}, on the machine with the GPU" if installed(FLAVOURS["trt"].module)
+                    else f"dyvit build {path} --format rtx -o {plan}{rtx.runs_on}; for others leave out --format on "
+                         "the machine with the GPU")
         return f"dyvit check {shlex.quote(str(checkpoint))} {path} --data YOUR_IMAGES"
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .artifacts import library_versions
-from .engine.flavours import FLAVOURS, gpu_problem, open_door
+from .engine.flavours import FLAVOURS, PORTABLE, gpu_problem, open_door
 from .engine.preflight import OTHER_LIBRARY
 from .errors import BackendError, DyvitError, reason
 from .machine import gpu
@@ -112,7 +112,8 @@ PROBES = (
            "pip install 'dyvit-deploy[openvino]'", _openvino_devices),
     _Probe("ModelOpt", "modelopt", ("nvidia-modelopt",), "float16 and bfloat16; int8 and float8 for TensorRT",
            "pip install 'dyvit-deploy[calib]'"),
-    _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",), "engines; builds without a GPU, runs on one",
+    _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",),
+           f"engines; builds without a GPU, runs on those of compute capability {PORTABLE}",
            FLAVOURS["rtx"].get_it, lambda: _engine_devices("rtx")),
     _Probe("TensorRT", "tensorrt", ("tensorrt",), "engines; builds and runs on a GPU", FLAVOURS["trt"].get_it,
            lambda: _engine_devices("trt")),

@@ -73,7 +73,7 @@ def test_a_dry_run_prints_commands_that_can_be_copied_and_writes_nothing(made, t
     ("calibrate {plan} --data digits -o {out}/r.json", 1, "is an engine plan; name the ONNX file"),
     ("build {plan} --format rtx -o {out}/x.plan", 1, "is an engine plan; name the ONNX file"),
     ("bench {graph} --cuda-graph", 2, "is for engine plans, and for checkpoints on a GPU; leave it out"),
-    ("bench {graph} --streams 2 --transfers", 2, "are for engine plans; leave them out"),
+    ("bench {graph} --streams 2 --transfers", 2, "--streams is for engine plans; leave it out"),
 ])
 def test_plans_and_their_options_in_the_wrong_place_are_named(made, tmp_path, line, code, words):
     result = type_(line.format(plan=made[0] / "e.plan", graph=made[0] / "tiny.onnx", out=tmp_path))

@@ -95,8 +95,12 @@ def _check_request(artifacts: Sequence[str | Path], config: BenchConfig, load: L
     for path in artifacts:
         require_source(path)
     engines, checkpoints = any(map(is_engine, artifacts)), any(map(is_checkpoint, artifacts))
-    if dataclasses.replace(load.engine, cuda_graph=False) != EngineRunConfig() and not engines:
-        raise ConfigError("--streams, --trust and --runtime-cache are for engine plans; leave them out.")
+    default = EngineRunConfig()
+    asked = [f"--{name.replace('_', '-')}" for name in ("streams", "trust", "runtime_cache")
+             if getattr(load.engine, name) != getattr(default, name)]
+    if asked and not engines:
+        raise ConfigError(f"{' and '.join(asked)} {'is' if len(asked) == 1 else 'are'} for engine plans; leave "
+                          f"{'it' if len(asked) == 1 else 'them'} out.")
     if load.engine.cuda_graph and not engines and not checkpoints:
         raise ConfigError("--cuda-graph is for engine plans, and for checkpoints on a GPU; leave it out.")
     if load.precision != "float32" and not checkpoints:

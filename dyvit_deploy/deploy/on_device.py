@@ -62,7 +62,6 @@ def refit_artifact(plan: str | Path, onnx: str | Path, path: str | Path, data: s
     if data is not None:
         check_source(data)
     with tempfile.TemporaryDirectory(prefix="dyvit-refit-") as name:
-        progress.say(f"putting the weights of {onnx.name} into {plan.name}")
         made = refit_engine(plan, onnx, Path(name) / path.name, refit_command(plan, onnx, path))
         return _judged(made, onnx, path, data, progress)
 

@@ -19,6 +19,8 @@ from ..machine import Gpu
 from ..optional import require
 
 Version = tuple[int, ...]
+# Where an engine of TensorRT for RTX runs that was built for no GPU in particular (its documentation).
+PORTABLE = "8.0, 8.6, 8.9, 12.0 or later"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Flavour:
     """One library. `magic` are the first bytes of its plans, None where that was never seen.
 
     `lacks` says why a setting of BuildConfig does not exist there; `ignored` why one has no effect;
-    `needs_gpu` are settings that it cannot build without a GPU; `implies` are settings that switch on another one.
+    `needs_gpu` are settings that it cannot build without a GPU; `runs_on` says for which GPUs it
+    is, where that is not all; `implies` are settings that switch on another one.
     `unsupported` are ranges of compute capabilities, from the first number to below the second, with what the
     library cannot do there. `wrong_refit` are versions, by their leading numbers, whose refittable engines can
     compute wrong results.
@@ -43,6 +46,7 @@ class Flavour:
     lacks: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     needs_gpu: tuple[str, ...] = ()
+    runs_on: str = ""
     implies: Mapping[str, str] = field(default_factory=dict)
     unsupported: tuple[tuple[float, float, str], ...] = ()
     wrong_refit: tuple[Version, ...] = ()
@@ -64,6 +68,7 @@ FLAVOURS = {
                  "optimization_level": "TensorRT for RTX compiles kernels when an engine first runs, so the level has "
                                        "little effect"},
         needs_gpu=("refittable", "strip_weights"),
+        runs_on=f", for GPUs of compute capability {PORTABLE}",
         # Its documentation, "Refitting Engines": an engine without weights is built with STRIP_PLAN and REFIT.
         implies={"strip_weights": "refittable"},
         # 9.0 to 12.0 are in none of its support matrices; keep scores are float32 products.
@@ -141,7 +146,7 @@ def open_door(format: str) -> Door:
     except MissingDependency as error:
         other = next(f for f in FLAVOURS.values() if f is not flavour)
         raise MissingDependency(f"{flavour.name} is not installed. Install it with: {flavour.get_it}; or choose "
-                                f"--format {other.format} ({other.name}).") from error
+                                f"--format {other.format} ({other.name}{other.runs_on}).") from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a wheel without its libraries, say
         raise BackendError(f"{flavour.name} is installed but does not start ({reason(error)}); install it again: "
                            f"{flavour.get_it}.") from error

@@ -16,12 +16,10 @@ from ..artifacts import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
 from ..machine import Gpu, gpu, system
 from ..targets import LEAST_CAPABILITY
-from .flavours import FLAVOURS, Flavour, Version, gpu_problem, open_door, parse_version
+from .flavours import FLAVOURS, PORTABLE, Flavour, Version, gpu_problem, open_door, parse_version
 from .sidecar import EngineFacts, is_altered, read_sidecar
 
 HEADER = struct.Struct("<4s12xQ4B")         # of TensorRT for RTX 1.4 to 1.7: magic, size of the file, version
-# Where an engine of TensorRT for RTX runs that was built for no GPU in particular (its documentation).
-PORTABLE = "8.0, 8.6, 8.9, 12.0 or later"
 NO_GPU = "no NVIDIA GPU with a driver works here"
 ALTERED = "its hash is not the one in its .json, so it is another file than the one that was built"
 STRIPPED = "its weights were left out"

@@ -75,7 +75,8 @@ def _check_weights(plan: Path, facts: EngineFacts, source: dict[str, str]) -> No
     if facts.config.refittable:
         return
     if not facts.config.strip_weights:
-        raise ConfigError(f"{plan} takes no other weights; build it with --refittable or --strip-weights.")
+        raise ConfigError(f"{plan} takes no weights; build it with --refittable, or with --strip-weights for the same "
+                          "ones.")
     # With STRIP_PLAN alone the builder relies on the values of the weights: others give undefined results.
     if source["sha256"] != facts.source.get("sha256"):
         own, digest = facts.source.get("file"), str(facts.source.get("sha256"))[:12]

@@ -59,7 +59,7 @@ def test_a_plan_without_weights_takes_those_of_its_own_file_only(trt, tmp_path):
         refit_engine(path, other, full)
     result = dyvit("refit", path, other, "-o", full)
     *steps, error = result.output.strip().splitlines()
-    assert result.exit_code == 2 and len(steps) == 1 and steps[0].endswith(" ...") and "--refittable" in error
+    assert result.exit_code == 2 and steps == [] and "--refittable" in error
     assert not full.exists()
     shutil.copyfile(own, renamed)
     facts = refit_engine(path, renamed, full).facts
@@ -102,7 +102,7 @@ def test_a_plan_stays_refittable_where_the_library_can(trt, tmp_path, config):
         assert refit_artifact(first, trained_otherwise(own), second)
     else:
         assert any("cannot keep it refittable, TensorRT 10.14 can; keep tiny.plan" in note for note in report.notes)
-        with pytest.raises(ConfigError, match="takes no other weights; build it with --refittable"):
+        with pytest.raises(ConfigError, match="takes no weights; build it with --refittable"):
             refit_engine(first, own, second)
 
 
