@@ -218,10 +218,10 @@ NAMED = ("missing", "refused", "failed", "cut", "left_out")
 
 
 def start(old: dict[str, Any] | None, device: str, config: dict[str, Any]) -> dict[str, Any]:
-    """A new result, or `old`, to which rows are added; see `same_card`."""
+    """A new result, or `old`, to which rows are added; see `same_setup`."""
     here = machine()
     result: dict[str, Any] = {
-        "machine": here, "versions": library_versions(*LIBRARIES) | driver(), "device": device, "config": config,
+        "machine": here, "versions": versions(), "device": device, "config": config,
         "started": now(), "finished": None, "interrupted": False, "float16_graph_by": None, "rows": []}
     if old:
         result |= {"rows": list(old["rows"]), "started": old["started"], "float16_graph_by": old["float16_graph_by"]}
@@ -230,9 +230,15 @@ def start(old: dict[str, Any] | None, device: str, config: dict[str, Any]) -> di
                      for kind in NAMED}
 
 
-def same_card(old: dict[str, Any], device: str) -> bool:
-    """True when `old` was measured on a card like this one."""
-    return bool(old["device"] == device and old["machine"]["gpu"] == machine()["gpu"])
+def same_setup(old: dict[str, Any], device: str, quick: bool) -> bool:
+    """True when `old` was measured on a card like this one, with these libraries, and was a rehearsal like this."""
+    return bool(old["device"] == device and old["machine"]["gpu"] == machine()["gpu"]
+                and old["config"]["quick"] == quick and old["versions"] == versions())
+
+
+def versions() -> dict[str, str]:
+    """Those of the libraries, of the GPU's driver and of PyTorch's CUDA."""
+    return library_versions(*LIBRARIES) | driver()
 
 
 def driver() -> dict[str, str]:
@@ -273,20 +279,30 @@ def measure(wanted: list[Job], result: dict[str, Any], options: argparse.Namespa
     return result
 
 
-def read_result(path: Path, device: str) -> dict[str, Any] | None:
-    """The result to resume; None, and a word about it, where it is of another card: that has a result of its own.
+def read_result(path: Path, device: str, quick: bool) -> dict[str, Any] | None:
+    """The result to resume; None, and a word about it, where it is of another card, or of other libraries.
 
     Raises:
-        ArtifactError: it is no result of this script.
+        DyvitError: it is no result of this script.
     """
     try:
         old: dict[str, Any] = json.loads(require_file(path).read_text())
-        if same_card(old, device):
-            return old | {name: old[name] for name in ("rows", "started", "float16_graph_by")}
-        say(f"{path} is of {old['machine']['gpu'] or old['device']}, and this is another card: this is a new result")
-        return None
+        same, whose = same_setup(old, device, quick), old["machine"]["gpu"] or old["device"]
+        known = {"rows": old["rows"], "started": str(old["started"]), "float16_graph_by": old["float16_graph_by"]}
+        # Each row and each entry is of a job.
+        {tuple(entry[field] for field in Job._fields) for kind in ("rows", *NAMED) for entry in old[kind]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise dv.DyvitError(f"{path} is no result of this script ({reason(error)}); leave out --resume.") from error
+        raise dv.DyvitError(f"{path} is no result of this script; leave out --resume.") from error
+    if same:
+        return old | known
+    say(f"{path} is of {whose} with {old['versions']}, or a rehearsal, and this run is not: this is a new result")
+    return None
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that is not there: tables.py takes the rows of all of them."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def parse() -> argparse.Namespace:
@@ -297,9 +313,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with what FILE has not yet")
     parser.add_argument("--quick", action="store_true", help="the smallest model, fractions of a second each")
     parser.add_argument("-o", "--output", type=Path,
-                        help="default: the resumed FILE, else benchmarks/results/gpu-CARD.json, written anew")
+                        help="default: the resumed FILE, else a new benchmarks/results/gpu-CARD.json")
     options = parser.parse_args()
-    options.only = set(options.only.split(",")) if options.only else set(EXPECTED)
+    options.only = {part.strip() for part in options.only.split(",") if part.strip()} if options.only else set(EXPECTED)
     if unknown := sorted(options.only - set(EXPECTED)):
         parser.error(f"there is no part {', '.join(unknown)}; choose from {', '.join(EXPECTED)}")
     if not 0 < options.minutes < float("inf"):
@@ -323,7 +339,7 @@ def main() -> None:
         # For all of NVIDIA's libraries.
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         slug = re.sub(r"[^a-z0-9]+", "-", str(machine()["gpu"]).lower())
-        old = read_result(options.resume, options.device) if options.resume else None
+        old = read_result(options.resume, options.device, options.quick) if options.resume else None
         if old is None and options.output is None and (options.quick or options.device == "cpu"):
             raise dv.DyvitError("A rehearsal is not kept in benchmarks/results; say with -o where to write it.")
         rehearsal = options.quick or options.device == "cpu"
@@ -331,7 +347,7 @@ def main() -> None:
             say("A rehearsal, with stand-ins for CUDA: it shows that the code runs, and its figures mean nothing.")
         if rehearsal and options.output and options.output.resolve().parent == RESULTS.resolve():
             raise dv.DyvitError("A rehearsal is not kept in benchmarks/results; write it elsewhere.")
-        path = check_target(options.output or (old and options.resume) or RESULTS / f"gpu-{slug}.json")
+        path = check_target(options.output or (old and options.resume) or unused(RESULTS / f"gpu-{slug}.json"))
         config = {"keep_ratio": 0.7, "minutes": options.minutes, "quick": options.quick, "tf32": False,
                   "pytorch_float16_by": "model.half()", "only": sorted(options.only)}
         result = start(old, options.device, config)

@@ -219,7 +219,14 @@ def _at_least(share: float) -> str:
 
 def gpu_rows() -> str:
     """Dense and pruned in every runtime, per GPU that was measured."""
-    return gpu_table([json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))])
+    found = []
+    for path in sorted(RESULTS.glob("gpu-*.json")):
+        try:
+            found.append(json.loads(path.read_text()))
+            gpu_table(found[-1:])
+        except (ValueError, KeyError, TypeError) as error:
+            sys.exit(f"{path} is no result of benchmarks/gpu.py ({type(error).__name__}: {error}); remove it.")
+    return gpu_table(found)
 
 
 def engine_table() -> str:

@@ -60,7 +60,8 @@ class EngineReport:
 
     def to_json(self) -> dict[str, Any]:
         return {"passed": bool(self), "failures": list(self.failures), **self.engine.to_json(),
-                "on_device": self.on_device and dataclasses.asdict(self.on_device), "notes": list(self.notes)}
+                "on_device": None if self.on_device is None else dataclasses.asdict(self.on_device),
+                "notes": list(self.notes)}
 
     def table(self) -> RenderableType:
         """The engine, and its comparison."""

@@ -202,13 +202,52 @@ def test_wrong_usage_is_refused(typed, arguments, said):
 
 
 def test_a_result_of_another_card_is_not_resumed_but_left_as_it_is(typed, tmp_path):
-    old = json.dumps({"device": "cuda", "machine": {"gpu": "NVIDIA X"}, "rows": []})
+    named = {kind: [] for kind in ("missing", "refused", "failed", "cut", "left_out")}
+    old = json.dumps({"device": "cuda", "machine": {"gpu": "NVIDIA X"}, "rows": [], "started": "2026", "versions": {},
+                      "config": {"quick": True}, "float16_graph_by": None, **named})
     (tmp_path / "r.json").write_text(old)
     words = "--device", "cpu", "--quick", "--only", "peaks", "--resume", tmp_path / "r.json"
     code, said = typed(*words, "-o", tmp_path / "new.json")
-    assert code == 0 and "is of NVIDIA X, and this is another card" in said
+    assert code == 0 and "is of NVIDIA X with" in said and "this is a new result" in said
     assert (tmp_path / "r.json").read_text() == old
     assert len(json.loads((tmp_path / "new.json").read_text())["rows"]) == 5
+
+
+def test_a_rehearsal_is_not_mixed_into_a_real_result(typed, tmp_path):
+    first, words = tmp_path / "quick.json", ("--device", "cpu", "--only", "peaks")
+    typed(*words, "--quick", "-o", first)
+    code, said = typed(*words, "--resume", first, "-o", tmp_path / "real.json")
+    result = json.loads((tmp_path / "real.json").read_text())
+    assert code == 0 and "this is a new result" in said and not result["config"]["quick"]
+    assert {row["seconds"] for row in result["rows"]}.isdisjoint(
+        row["seconds"] for row in json.loads(first.read_text())["rows"])
+
+
+@pytest.mark.parametrize("change", [{"rows": [{}]}, {"rows": "abc"}, {"rows": None}, {"missing": [{}]}, {"failed": 5},
+                                    {"rows": [{"part": [1], "backend": "", "precision": "", "model": "", "batch": 0}]}])
+def test_a_damaged_result_is_not_resumed(typed, tmp_path, change):
+    path, words = tmp_path / "r.json", ("--device", "cpu", "--quick", "--only", "lanes")
+    typed(*words, "-o", path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    code, said = typed(*words, "--resume", path)
+    assert code == 1 and said == f"{path} is no result of this script; leave out --resume."
+
+
+def test_an_earlier_result_is_not_written_over(script, tmp_path):
+    path = tmp_path / "gpu-x.json"
+    assert script("gpu").unused(path) == path
+    for name in ("gpu-x.json", "gpu-x-2.json"):
+        (tmp_path / name).write_text("{}")
+    assert script("gpu").unused(path) == tmp_path / "gpu-x-3.json"
+
+
+def test_a_damaged_result_is_named_by_the_tables(script, tmp_path, monkeypatch):
+    tables = script("tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "gpu-x.json").write_text(content)
+        with pytest.raises(SystemExit, match=r"gpu-x\.json is no result of benchmarks/gpu\.py"):
+            tables.gpu_rows()
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", "{}", '{"device": "cpu", "machine": {"gpu": null}}'])

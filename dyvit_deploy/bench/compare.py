@@ -13,6 +13,8 @@ from rich.text import Text
 from ..artifacts import require_file
 from ..errors import ArtifactError, ConfigError
 
+# How a row was run, see `Timing`.
+HOW = ("CUDA graph", "Number of streams")
 UNIMPORTANT = ("config batches", "config seconds", "config memory", "config profile", "config peak")  # for a ratio
 
 
@@ -67,6 +69,8 @@ def compare_runs(before: str | Path, after: str | Path) -> Comparison:
                           "artifacts the same names.")
     notes = [f"{name} differs: {old_around.get(name)} before, {new_around.get(name)} after."
              for name in dict.fromkeys((*old_around, *new_around)) if old_around.get(name) != new_around.get(name)]
+    notes += [f"{word} of {new[key].artifact} at batch {new[key].batch} differs: {before} before, {after} after."
+              for key in common for word, before, after in zip(HOW, old[key].how, new[key].how) if before != after]
     left = len(old) + len(new) - 2 * len(common)
     notes += [f"Rows in one of the two only: {left}."] if left else []
     notes.append("Machines drift between runs: what must be compared closely belongs in one run.")
@@ -80,6 +84,7 @@ class _Row(NamedTuple):
     batch: int
     ms: float
     interval: tuple[float, float] | None
+    how: tuple[Any, ...]
 
 
 def _read(path: str | Path) -> tuple[dict[tuple[Any, ...], _Row], dict[str, Any]]:
@@ -104,7 +109,8 @@ def _row(values: dict[str, Any]) -> _Row:
     if not ms > 0:
         raise ValueError(f"a latency of {ms} ms")
     return _Row(str(values["artifact"]), str(values["backend"]), str(values["precision"]), int(values["batch"]), ms,
-                None if low is None or high is None else (float(low), float(high)))
+                None if low is None or high is None else (float(low), float(high)),
+                (values.get("cuda_graph"), values.get("streams", 1)))
 
 
 def _change(old: _Row, new: _Row) -> Change:

@@ -52,8 +52,11 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
 
         def opened(path: str | Path, plain: bool = False) -> Candidate:
-            engine = dataclasses.replace(load.engine, rewrites=load.engine.rewrites and not plain)
-            asked = load_for(path, dataclasses.replace(load, engine=engine))
+            asked = load_for(path, load)
+            if plain:                                                      # what a schedule is for is not dense
+                asked = load_for(path, LoadConfig(image_size=load.image_size if not is_checkpoint(path) else None,
+                                                  engine=dataclasses.replace(load.engine, rewrites=False),
+                                                  precision=load.precision))
             runner = stack.enter_context(open_runner(path, load=asked, device=config.device, threads=config.threads))
             return Candidate(runner, str(path), count_gmacs(runner.facts))
 
@@ -77,6 +80,8 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
             profiles += more
             notes += [line for line in left if line not in notes]
         ran_on = machine()
+        if gpu is None and config.transfers:
+            notes.append("--transfers has no effect: nothing ran on a GPU.")
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, len(on_gpu) < len(candidates)) + graph_notes(timings)
     notes += _peak_notes(timings, config, peaks) + faster_here(timings)
@@ -94,7 +99,8 @@ def _check_request(artifacts: Sequence[str | Path], config: BenchConfig, load: L
     """Refuses, before the first artifact is loaded, what cannot be timed as asked."""
     for path in artifacts:
         require_source(path)
-    engines, checkpoints = any(map(is_engine, artifacts)), any(map(is_checkpoint, artifacts))
+    timed = [*artifacts, *([config.baseline] if config.baseline is not None else [])]
+    engines, checkpoints = any(map(is_engine, timed)), any(map(is_checkpoint, timed))
     default = EngineRunConfig()
     asked = [f"--{name.replace('_', '-')}" for name in ("streams", "trust", "runtime_cache")
              if getattr(load.engine, name) != getattr(default, name)]

@@ -115,7 +115,7 @@ def _weight_notes(door: Door, plan: Path, before: EngineFacts, after: EngineFact
     notes = []
     file = after.source["file"]
     if before.source.get("sha256") != after.source["sha256"]:
-        notes.append(f"{file} is not the file that {plan.name} was built of, so its weights are others.")
+        notes.append(f"{file} is not the file that {plan.name} was built of, so its weights may be others.")
     if not after.config.refittable:
         why = (f"{door.flavour.name} {door.version} cannot keep it refittable, TensorRT 10.14 can; keep {plan.name} "
                "for the next refit" if before.config.refittable

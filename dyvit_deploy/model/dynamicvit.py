@@ -118,7 +118,8 @@ class DynamicViT(nn.Module):
                     assert before is not None and position is not None
                     kept.append(position)
                     score = tokens.new_zeros(before.shape) if score is None else score  # [B, N_s]
-                    scores.append(tokens.new_full((batch, patches), -torch.inf).scatter(1, before, score))
+                    # Attention scores are float32 in every precision.
+                    scores.append(score.new_full((batch, patches), -torch.inf).scatter(1, before, score))
             tokens, attended = self._watched(index, partial(block, tokens))
         logits = self.backbone.forward_head(self.backbone.norm(tokens))
         return PrunedOutput(logits, tuple(kept), tuple(scores))

@@ -33,6 +33,14 @@ def test_only_intervals_that_do_not_overlap_tell_a_difference(tmp_path):
     assert result.exit_code == 0 and "SLOWER" in result.output
 
 
+def test_a_cuda_graph_that_came_or_went_is_said(tmp_path):
+    before = write(tmp_path / "a.json", row("a", 10), row("b", 10, cuda_graph=True, streams=2))
+    after = write(tmp_path / "b.json", row("a", 5, cuda_graph=True), row("b", 10, cuda_graph=True, streams=2))
+    notes = compare_runs(before, after).notes
+    assert "CUDA graph of a at batch 1 differs: None before, True after." in notes
+    assert not any("of b at" in note for note in notes)
+
+
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"timings": 3}',
                                   '{"timings": [{}], "machine": {}, "versions": {}, "config": {}}',
                                   '{"timings": [], "machine": [], "versions": {}, "config": {}}'])

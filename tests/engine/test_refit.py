@@ -124,9 +124,11 @@ def test_a_refit_that_differs_from_its_graph_is_rejected(trt, tmp_path):
     report = refit_artifact(path, own, tmp_path / "full.plan")
     assert not report and report.path == str(tmp_path / "full.rejected.plan") and report.advice
     assert (tmp_path / "full.plan").read_bytes() == b"earlier" and not sidecar_path(tmp_path / "full.plan").exists()
-    result = dyvit("refit", path, own, "-o", tmp_path / "b.plan")
+    result = dyvit("refit", path, own, "-o", tmp_path / "b.plan", "--json", tmp_path / "report.json")
     assert result.exit_code == 1 and "FAILED batch 1: " in result.output
     assert sorted(p.name for p in tmp_path.glob("b*")) == ["b.rejected.plan", "b.rejected.plan.json"]
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["passed"] is False and told["failures"] and told["on_device"]["batches"]
 
 
 def test_a_refit_that_cannot_be_compared_says_why(trt, tmp_path):

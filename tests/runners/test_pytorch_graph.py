@@ -10,7 +10,7 @@ from helpers import ROOT, dyvit, tiny_checkpoint, tiny_images, tiny_model
 from dyvit_deploy.baselines import Candidate, with_baselines
 from dyvit_deploy.bench import run as bench
 from dyvit_deploy.bench.report import BenchConfig
-from dyvit_deploy.config import EngineRunConfig, LoadConfig
+from dyvit_deploy.config import EngineRunConfig, KeepRequest, LoadConfig
 from dyvit_deploy.errors import BackendError, ConfigError
 from dyvit_deploy.model.forms import inference_form
 from dyvit_deploy.runners import pytorch
@@ -170,6 +170,21 @@ def test_a_failed_capture_is_in_the_report_and_in_the_table(gpu, tmp_path, monke
     assert "CUDA graph failed" in " ".join(console.export_text().split())
 
 
+@pytest.mark.parametrize("keep", [KeepRequest(ratio=0.5), KeepRequest(ratio=0.5, stages=(1, 2, 3))])
+def test_the_dense_baseline_is_dense_whatever_schedule_was_asked_for(tmp_path, keep):
+    cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,))
+    dense, pruned = bench.benchmark([tiny_checkpoint(tmp_path)], cpu, LoadConfig(keep=keep)).timings
+    assert dense.gmacs > pruned.gmacs and pruned.ceiling > 1
+    attention = LoadConfig(keep=dataclasses.replace(keep, selector="attention"), precision="bfloat16")
+    dense, dropping = bench.benchmark([tiny_checkpoint(tmp_path, None)], cpu, attention).timings
+    assert dense.gmacs > dropping.gmacs and dropping.precision == "bfloat16"
+
+
+def test_transfers_without_a_gpu_are_said_to_have_no_effect(tmp_path):
+    cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,), transfers=True)
+    assert any("--transfers has no effect" in note for note in bench.benchmark([tiny_checkpoint(tmp_path)], cpu).notes)
+
+
 def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
     dense, facts = tiny_model(None)
     pruned, more = tiny_model()
@@ -181,7 +196,7 @@ def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
 
 @pytest.mark.parametrize("words, said", [
     (["--cuda-graph", "--device", "cpu"], "needs a GPU that works"), (["--fp16", "--bf16"], "one of --fp16 and --bf16"),
-    (["--streams", "2"], "are for engine plans")])
+    (["--streams", "2"], "--streams is for engine plans; leave it out")])
 def test_what_a_checkpoint_cannot_do_is_one_sentence(tmp_path, words, said):
     result = dyvit("bench", tiny_checkpoint(tmp_path), *words, "--seconds", "0.1")
     assert result.exit_code in (1, 2) and said in " ".join(result.output.split())
