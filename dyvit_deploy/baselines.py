@@ -9,7 +9,7 @@ from typing import Any
 
 from .artifacts import ArtifactFacts, atomic_write
 from .calibration.collect import collect, examine
-from .config import QUANTIZED
+from .config import QUANTIZED, LoadConfig
 from .data.open import open_calibration
 from .deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from .engine.build import build_engine
@@ -27,13 +27,14 @@ NOISE_IMAGES = 8                            # enough to lower a graph whose resu
 @dataclass
 class Candidate:
     """One artifact in a run of bench. `gmacs` are of one image; `baseline` is what it is compared with;
-    `stand_in` marks a dense backbone with random weights."""
+    `stand_in` marks a dense backbone with random weights; `load` is how it was opened."""
 
     runner: Runner
     path: str
     gmacs: float | None
     baseline: Candidate | None = None
     stand_in: bool = False
+    load: LoadConfig = LoadConfig()
 
 
 def with_baselines(candidates: list[Candidate], given: str | Path | None, folder: Path,

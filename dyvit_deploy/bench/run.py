@@ -53,12 +53,13 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
 
         def opened(path: str | Path, plain: bool = False) -> Candidate:
             asked = load_for(path, load)
-            if plain:                                                      # what a schedule is for is not dense
+            if plain:
+                # A schedule that was asked for is not for the dense model.
                 asked = load_for(path, LoadConfig(image_size=load.image_size if not is_checkpoint(path) else None,
                                                   engine=dataclasses.replace(load.engine, rewrites=False),
                                                   precision=load.precision))
             runner = stack.enter_context(open_runner(path, load=asked, device=config.device, threads=config.threads))
-            return Candidate(runner, str(path), count_gmacs(runner.facts))
+            return Candidate(runner, str(path), count_gmacs(runner.facts), load=asked)
 
         _check_request(artifacts, config, load)
         given, left_out = _timeable([opened(path) for path in artifacts])
@@ -205,7 +206,8 @@ def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig
         tflops = 2 * candidate.gmacs * batch / phases["compute"] if phases and candidate.gmacs else None
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
         base, mine = candidate.baseline, id(candidate)
-        start = (measure_start(candidate.path, batch, load, config.device, config.threads) if config.memory else None)
+        start = (measure_start(candidate.path, batch, candidate.load, config.device, config.threads)
+                 if config.memory else None)
         gflops = 2 * candidate.gmacs * speed[mine] if candidate.gmacs else None
         peak = peaks.get(f"{candidate.runner.backend} {candidate.runner.precision}")
         rows.append(Timing(

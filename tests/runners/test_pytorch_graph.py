@@ -180,6 +180,12 @@ def test_the_dense_baseline_is_dense_whatever_schedule_was_asked_for(tmp_path, k
     assert dense.gmacs > dropping.gmacs and dropping.precision == "bfloat16"
 
 
+def test_the_start_of_the_dense_baseline_is_measured_under_any_schedule(tmp_path):
+    cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,), memory=True)
+    timings = bench.benchmark([tiny_checkpoint(tmp_path)], cpu, LoadConfig(keep=KeepRequest(ratio=0.7))).timings
+    assert all(t.load_ms and t.first_ms for t in timings)
+
+
 def test_transfers_without_a_gpu_are_said_to_have_no_effect(tmp_path):
     cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,), transfers=True)
     assert any("--transfers has no effect" in note for note in bench.benchmark([tiny_checkpoint(tmp_path)], cpu).notes)
