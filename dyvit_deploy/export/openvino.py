@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, sha256
 from ..errors import ExportError, reason
@@ -27,6 +28,7 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot convert {graph} ({reason(error, last=True)}); "
                               "export it as ONNX instead.") from error
+        _name_by_position(model)
         openvino.save_model(model, str(draft), compress_to_fp16=False)
         # The pair names itself, so that a .bin of another export is noticed.
         model.set_rt_info(sha256(draft.with_suffix(".bin")), WEIGHTS_KEY)
@@ -35,3 +37,10 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
         with atomic_write(path.with_suffix(".bin")) as weights, atomic_write(path) as text:
             weights.write_bytes(draft.with_suffix(".bin").read_bytes())
             text.write_bytes(draft.read_bytes())
+
+
+def _name_by_position(model: Any) -> None:
+    """Replaces the names that OpenVINO counts up over the whole process, so that equal exports are equal files."""
+    for position, operation in enumerate(model.get_ordered_ops()):
+        if operation.get_friendly_name() == operation.get_name():
+            operation.set_friendly_name(f"{operation.get_type_name()}_{position}")

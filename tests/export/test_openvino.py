@@ -27,6 +27,15 @@ def test_it_computes_what_the_graph_computes(model, batch):
     assert all((a == b).all() for a, b in zip(got.kept, expected.kept)) and len(got.kept) == 3
 
 
+def test_the_second_export_of_a_process_is_the_same_file(model, tmp_path):
+    """OpenVINO numbers the operations of a process; two exports must be the same bytes all the same."""
+    graph, first = model
+    again = tmp_path / "again.xml"
+    write_openvino(graph, again, graph_facts(load_graph(graph), "m"))
+    assert again.read_bytes() == first.read_bytes()
+    assert again.with_suffix(".bin").read_bytes() == first.with_suffix(".bin").read_bytes()
+
+
 def test_raw_pixels_work(tmp_path):
     graph = tiny_graph(tmp_path, input="uint8")
     write_openvino(graph, tmp_path / "m.xml", graph_facts(load_graph(graph), "m"))
