@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from tables import PEERS, RESULTS, SCALE
 
-from dyvit_deploy.artifacts import atomic_write
+from dyvit_deploy.artifacts.files import atomic_write
 
 GREY, BLUE, ORANGE = "#999999", "#0072b2", "#e69f00"  # readable with any colour vision
 COLOURS = {"dense": GREY, "pruned here": BLUE, "pruned by other means": ORANGE}

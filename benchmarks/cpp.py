@@ -23,7 +23,8 @@ import numpy as np
 from gpu import now
 from speed import RESULTS, random_checkpoint
 
-from dyvit_deploy.artifacts import check_target, library_versions, write_json
+from dyvit_deploy.artifacts.facts import library_versions
+from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.machine import machine
 from dyvit_deploy.quickstart import STUDENT

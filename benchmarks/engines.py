@@ -59,7 +59,7 @@ def main() -> None:
             lowered = ["--target", "tensorrt", "--no-gate", "--calib-images", "8"] if flags else []
             subprocess.run([*dyvit, "export", checkpoint, *flags, *lowered, "-o", graph], check=True)
             rows[precision] = build(graph, folder / f"{precision}.plan", dyvit)
-    from dyvit_deploy.artifacts import library_versions
+    from dyvit_deploy.artifacts.facts import library_versions
     from dyvit_deploy.machine import machine
 
     result = {"model": options.model, "keep_ratio": options.keep_ratio, "machine": machine(),

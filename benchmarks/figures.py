@@ -19,7 +19,8 @@ from pathlib import Path
 from gpu import now
 from speed import RESULTS
 
-from dyvit_deploy.artifacts import check_target, library_versions, write_json
+from dyvit_deploy.artifacts.facts import library_versions
+from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.machine import machine

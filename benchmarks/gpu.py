@@ -45,7 +45,8 @@ from gpu_parts import Bench, Job, measure_peak, profile_kernels, time_sides
 from speed import RESULTS
 
 import dyvit_deploy as dv
-from dyvit_deploy.artifacts import check_target, library_versions, require_file, write_json
+from dyvit_deploy.artifacts.facts import library_versions
+from dyvit_deploy.artifacts.files import check_target, require_file, write_json
 from dyvit_deploy.engine.flavours import open_door
 from dyvit_deploy.errors import BackendError, MissingDependency, reason
 from dyvit_deploy.machine import machine

@@ -18,7 +18,7 @@ from standins import HostCuda
 
 import dyvit_deploy as dv
 from dyvit_deploy import zoo
-from dyvit_deploy.artifacts import ArtifactFacts
+from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.baselines import count_gmacs
 from dyvit_deploy.bench import timing
 from dyvit_deploy.config import default_stages

@@ -28,7 +28,8 @@ from speed import RESULTS
 
 import dyvit_deploy as dv
 from dyvit_deploy import zoo
-from dyvit_deploy.artifacts import check_target, library_versions, write_json
+from dyvit_deploy.artifacts.facts import library_versions
+from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.baselines import count_gmacs
 from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate

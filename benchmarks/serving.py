@@ -28,7 +28,8 @@ from gpu import now
 from PIL import Image
 from speed import RESULTS, random_checkpoint
 
-from dyvit_deploy.artifacts import check_target, library_versions, write_json
+from dyvit_deploy.artifacts.facts import library_versions
+from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.errors import DyvitError
 from dyvit_deploy.machine import machine

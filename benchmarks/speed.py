@@ -30,7 +30,7 @@ def random_checkpoint(model: str | ModelConfig, ratio: float, folder: Path) -> P
     import torch
 
     from dyvit_deploy import zoo
-    from dyvit_deploy.artifacts import ArtifactFacts
+    from dyvit_deploy.artifacts.facts import ArtifactFacts
     from dyvit_deploy.config import PruneConfig, default_stages
     from dyvit_deploy.model.checkpoint import save_checkpoint
     from dyvit_deploy.model.dynamicvit import DynamicViT

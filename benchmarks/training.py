@@ -20,7 +20,7 @@ import torch
 from precision import run, write
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dyvit_deploy.artifacts import ArtifactFacts, library_versions
+from dyvit_deploy.artifacts.facts import ArtifactFacts, library_versions
 from dyvit_deploy.config import PruneConfig, default_stages
 from dyvit_deploy.data.digits import DigitScenes
 from dyvit_deploy.data.preprocess import normalise

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifacts import ArtifactFacts, atomic_write
+from .artifacts.facts import ArtifactFacts
+from .artifacts.files import atomic_write
 from .calibration.collect import collect, examine
 from .config import QUANTIZED, LoadConfig
 from .data.open import open_calibration

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 
@@ -29,6 +29,7 @@ class CatalogEntry:
 
 @dataclass(frozen=True)
 class Catalog:
+    KIND: ClassVar[str] = "models"
     entries: tuple[CatalogEntry, ...]
 
     def to_json(self) -> dict[str, Any]:

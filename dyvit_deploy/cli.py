@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .artifacts import own_version
+from .artifacts.facts import own_version
 from .cli_production import export_triton, predict, serve
 from .cli_report import report_page, visualize
 from .cli_training import evaluate, train

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -34,6 +34,8 @@ class Progress(NamedTuple):
 class EngineReport:
     """An engine that was built of a graph, or refitted. True unless it differs from the graph on this machine's GPU;
     `on_device` is that comparison, None where there was none. `notes` are for the user."""
+
+    KIND: ClassVar[str] = "build"
 
     engine: BuildReport
     on_device: ParityReport | None = None
@@ -78,6 +80,8 @@ class DeployReport:
     cost a rejected artifact most. Of an engine, `export` is the graph that it was built of, `engine` what was
     built, and `on_device` its comparison with the checkpoint on this machine's GPU.
     """
+
+    KIND: ClassVar[str] = "export"
 
     export: ExportReport
     products: dict[str, int]

@@ -5,12 +5,12 @@ import dataclasses
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import library_versions
+from .artifacts.facts import library_versions
 from .engine.flavours import FLAVOURS, PORTABLE, gpu_problem, open_door
 from .engine.preflight import OTHER_LIBRARY
 from .errors import BackendError, DyvitError, reason
@@ -34,6 +34,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class DoctorReport:
+    KIND: ClassVar[str] = "doctor"
     backends: tuple[Backend, ...]
     versions: dict[str, str]
 

@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from .artifacts import require_source, size_mib
+from .artifacts.files import is_timm, require_source, size_mib
 from .config import QUANTIZED, LoadConfig
 from .deploy_config import CalibrationConfig, DeployConfig
 from .engine.build import BuildPlan, profile_words
@@ -14,7 +14,6 @@ from .engine.flavours import FLAVOURS
 from .engine.layers import WIDTH
 from .graph import Tensor
 from .targets import ENGINES, FLAGS, Choice
-from .zoo import is_timm
 
 
 def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,

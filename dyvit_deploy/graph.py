@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .artifacts import METADATA_KEY, ArtifactFacts
+from .artifacts.facts import METADATA_KEY, ArtifactFacts
 from .errors import ArtifactError, reason
 from .optional import require
 

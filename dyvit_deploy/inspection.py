@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import ArtifactFacts, require_file, sha256, size_mib
+from .artifacts.facts import ArtifactFacts
+from .artifacts.files import require_file, sha256, size_mib
 from .config import PruneConfig
 from .engine.build import describe
 from .engine.layers import to_rows
@@ -35,6 +36,8 @@ class InspectReport:
 
     `gmacs` are 1e9 multiply-accumulates for one image; `keep_counts` patch tokens per stage.
     """
+
+    KIND: ClassVar[str] = "inspect"
 
     path: str
     kind: str

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .artifacts import check_target
+from .artifacts.files import check_target
 from .config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
 from .deploy_config import (
     FORMS,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .agreement import TOLERANCES, PrecisionTolerance, disagreements, relative_error
-from .artifacts import ArtifactFacts
+from .artifacts.facts import ArtifactFacts
 from .config import LoadConfig
 from .data.images import ImageSet, Track, no_track
 from .data.open import open_images
@@ -91,6 +91,8 @@ class BatchParity:
 @dataclass(frozen=True)
 class ParityReport:
     """True when the two agree. `notes` say what could not be compared."""
+
+    KIND: ClassVar[str] = "check"
 
     reference: str
     candidate: str

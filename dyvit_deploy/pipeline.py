@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifacts import ArtifactFacts, atomic_write, check_target, library_versions, require_source, size_mib
+from .artifacts.facts import ArtifactFacts, library_versions
+from .artifacts.files import atomic_write, check_target, require_source, size_mib
 from .bench.report import BenchConfig, Timing
 from .bench.run import benchmark
 from .calibration.collect import examine, ranges_for

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import atomic_write, hash_files, make_folder, save_report, size_mib
+from .artifacts.files import atomic_write, hash_files, make_folder, size_mib
+from .artifacts.reports import save_report
 from .bench.report import BenchConfig, BenchReport
 from .bench.run import benchmark
 from .data.images import Track, no_track
@@ -54,6 +55,8 @@ class QuickstartReport:
     `commands` do the same one by one, the last of them writes `page`, which is None where Jinja2 is missing. `files`
     are the artifacts and their hashes.
     """
+
+    KIND: ClassVar[str] = "quickstart"
 
     folder: str
     rows: tuple[QuickstartRow, ...]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .artifacts import hash_files, save_report
+from .artifacts.files import hash_files
+from .artifacts.reports import save_report
 from .distributed import is_first, rank
 from .errors import ConfigError
 from .progress import console, errors, track

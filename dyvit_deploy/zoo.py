@@ -9,7 +9,6 @@ from __future__ import annotations
 from .config import ModelConfig, Preprocess
 from .errors import ConfigError, did_you_mean
 
-TIMM_PREFIX = "timm:"
 TIMM_PRETRAINED = "timm-pretrained"         # in the place of a backbone's file: timm's weights of the same model
 # Their tags in timm; positions are interpolated where the image size differs.
 PRETRAINED = {"deit-s": "deit_small_patch16_224.fb_in1k", "deit-b": "deit_base_patch16_224.fb_in1k",
@@ -34,11 +33,6 @@ MODELS: dict[str, ModelConfig] = {config.name: config for config in (
                 heads=4, classes=10, stem="conv",
                 preprocess=Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))),
 )}
-
-
-def is_timm(path: object) -> bool:
-    """True when `timm:NAME` stands in the place of a checkpoint: timm's pretrained weights."""
-    return str(path).startswith(TIMM_PREFIX)
 
 
 def get(name: str) -> ModelConfig:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dyvit_deploy.artifacts import ArtifactFacts, sha256
+from dyvit_deploy.artifacts.facts import ArtifactFacts
+from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.config import LoadConfig, ModelConfig, Preprocess, PruneConfig
 from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, ExportConfig
 from dyvit_deploy.engine.sidecar import EngineFacts, write_plan

@@ -6,17 +6,16 @@ import os
 import pytest
 from helpers import ROOT, tiny_config
 
-from dyvit_deploy.artifacts import (
-    REPORTS,
-    ArtifactFacts,
+from dyvit_deploy.artifacts.facts import ArtifactFacts
+from dyvit_deploy.artifacts.files import (
     atomic_write,
     hash_files,
     make_folder,
     require_file,
-    save_report,
     sha256,
     write_json,
 )
+from dyvit_deploy.artifacts.reports import save_report
 from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.errors import ArtifactError
 
@@ -108,27 +107,31 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
 PARTS = {"BuildReport", "ExportReport", "ProfileReport"}
 
 
-def test_every_report_that_is_saved_has_a_name():
-    found = set()
+def test_every_report_that_is_saved_has_a_kind_of_its_own():
+    kinds = {}
     for path in (ROOT / "dyvit_deploy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             methods = {n.name for n in ast.iter_child_nodes(node) if isinstance(n, ast.FunctionDef)}
-            if isinstance(node, ast.ClassDef) and {"to_json", "table"} <= methods:
-                found.add(node.name)
-    assert found - PARTS == set(REPORTS) and len(set(REPORTS.values())) == len(REPORTS)
+            if isinstance(node, ast.ClassDef) and {"to_json", "table"} <= methods and node.name not in PARTS:
+                kinds[node.name] = [n.value.value for n in node.body
+                                    if isinstance(n, ast.AnnAssign) and n.target.id == "KIND"]
+    assert len(kinds) >= 20 and all(len(found) == 1 for found in kinds.values()), kinds
+    assert len({found[0] for found in kinds.values()}) == len(kinds), kinds
 
 
-def test_a_report_without_a_name_is_not_saved(tmp_path):
+def test_a_report_without_a_kind_is_not_saved(tmp_path):
     class NewReport:
         def to_json(self):
             return {}
-    with pytest.raises(TypeError, match="NewReport has no name"):
+    with pytest.raises(AttributeError, match="KIND"):
         save_report(tmp_path / "new.json", NewReport(), "dyvit new")
     assert not (tmp_path / "new.json").exists()
 
 
 def test_hashes_that_were_taken_before_the_work_are_kept(tmp_path):
     class TrainReport:
+        KIND = "train"
+
         def to_json(self):
             return {}
     path = tmp_path / "a.bin"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dyvit_deploy import agreement, pipeline
 from dyvit_deploy.agreement import PrecisionTolerance
-from dyvit_deploy.artifacts import ArtifactFacts
+from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.bench.run import benchmark
 from dyvit_deploy.calibration.collect import calibrate

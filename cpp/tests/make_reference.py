@@ -135,7 +135,7 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
     import torch
     from PIL import Image
 
-    from dyvit_deploy.artifacts import ArtifactFacts
+    from dyvit_deploy.artifacts.facts import ArtifactFacts
     from dyvit_deploy.config import ModelConfig, Preprocess, PruneConfig
     from dyvit_deploy.data.preprocess import resize_and_crop
     from dyvit_deploy.deploy_config import ExportConfig

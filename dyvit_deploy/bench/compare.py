@@ -5,12 +5,12 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import require_file
+from ..artifacts.files import require_file
 from ..errors import ArtifactError, ConfigError
 
 # How a row was run, see `Timing`.
@@ -36,6 +36,8 @@ class Change:
 @dataclass(frozen=True)
 class Comparison:
     """Rows that both runs have; `notes` tell what differs besides."""
+
+    KIND: ClassVar[str] = "compare"
 
     before: str
     after: str

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts.files import is_timm
 from ..config import LoadConfig
 from ..machine import peak_mib
 from ..runners.base import Runner
 from ..runners.open import load_for, open_runner
-from ..zoo import is_timm
 
 log = logging.getLogger(__name__)
 PATIENCE = 600                              # seconds, for a model of gigabytes on a busy machine

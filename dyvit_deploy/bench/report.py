@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Group
 from rich.table import Table
@@ -107,6 +107,8 @@ class BenchReport:
     """All timings of one run, with the machine they were measured on; `gpu` has what only a GPU run tells:
     its clocks while each batch size was timed, and the peak of its matrix products, measured in this run. `peaks` are
     GFLOP/s of the machine's matrix products, per runtime and precision; `profiles` one per artifact and batch size."""
+
+    KIND: ClassVar[str] = "bench"
 
     timings: tuple[Timing, ...]
     machine: dict[str, Any]

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..artifacts import library_versions, require_source
+from ..artifacts.facts import library_versions
+from ..artifacts.files import require_source
 from ..baselines import Candidate, count_gmacs, with_baselines
 from ..config import EngineRunConfig, LoadConfig
 from ..data.images import Track, no_track

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import atomic_write
+from ..artifacts.files import atomic_write
 from ..errors import ConfigError
 from ..optional import require
 

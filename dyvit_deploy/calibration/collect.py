@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import ArtifactFacts, library_versions, require_file
+from ..artifacts.facts import ArtifactFacts, library_versions
+from ..artifacts.files import require_file
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..deploy_config import CalibrationConfig

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import require_file, write_json
+from ..artifacts.files import require_file, write_json
 from ..config import METHODS, JsonConfig, Preprocess
 from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.table import Table
@@ -54,6 +54,8 @@ class LayerCost:
 @dataclass(frozen=True)
 class SensitivityReport:
     """All products, the costliest first."""
+
+    KIND: ClassVar[str] = "sensitivity"
 
     artifact: str
     precision: str

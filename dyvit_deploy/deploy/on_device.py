@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..agreement import TOLERANCES, PrecisionTolerance
-from ..artifacts import require_file
+from ..artifacts.files import require_file
 from ..data.open import check_source, open_images
 from ..deploy_config import BuildConfig
 from ..deploy_report import EngineReport, Progress

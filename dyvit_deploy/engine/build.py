@@ -10,13 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import check_target, library_versions, require_file, sha256, size_mib
+from ..artifacts.facts import library_versions
+from ..artifacts.files import check_target, require_file, sha256, size_mib
 from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import ArtifactError, BackendError, ConfigError, ExportError
 from ..graph import (
@@ -103,6 +104,8 @@ def _interface(tensors: dict[str, Any]) -> str:
 @dataclass(frozen=True)
 class BuildPlan:
     """What a build would do, without doing it; `commands` do the same with other tools."""
+
+    KIND: ClassVar[str] = "plan"
 
     steps: tuple[str, ...]
     commands: tuple[str, ...]

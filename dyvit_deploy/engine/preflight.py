@@ -7,12 +7,12 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import require_file
+from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
 from ..machine import Gpu, gpu, system
 from ..targets import LEAST_CAPABILITY
@@ -34,6 +34,8 @@ class Preflight:
     the plan is not the file that its sidecar describes. `remedy` is what helps where building it again with the
     same library does not.
     """
+
+    KIND: ClassVar[str] = "preflight"
 
     path: str
     built: dict[str, str]

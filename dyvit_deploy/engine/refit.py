@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import require_file, sha256
+from ..artifacts.files import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError
 from ..graph import graph_facts, load_graph
 from .build import BuildReport, checked_target, refit_warning, save_engine

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import ArtifactFacts, atomic_write, sha256, write_json
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import atomic_write, sha256, write_json
 from ..config import JsonConfig
 from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import ArtifactError, ConfigError

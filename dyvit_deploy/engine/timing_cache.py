@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import atomic_write, check_target
+from ..artifacts.files import atomic_write, check_target
 from ..errors import ArtifactError
 from ..optional import require
 from .flavours import Door

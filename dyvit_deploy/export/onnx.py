@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, check_target, library_versions
+from ..artifacts.facts import METADATA_KEY, ArtifactFacts, library_versions
+from ..artifacts.files import atomic_write, check_target
 from ..config import LoadConfig
 from ..deploy_config import ExportConfig
 from ..errors import ConfigError, ExportError, reason

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, sha256
+from ..artifacts.facts import METADATA_KEY, ArtifactFacts
+from ..artifacts.files import atomic_write, sha256
 from ..errors import ExportError, reason
 from ..optional import require
 from ..runners.openvino import WEIGHTS_KEY

@@ -23,7 +23,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from .. import zoo
-from ..artifacts import METADATA_KEY, ArtifactFacts, atomic_write, require_file, require_source, sha256
+from ..artifacts.facts import METADATA_KEY, ArtifactFacts
+from ..artifacts.files import atomic_write, is_timm, require_file, require_source, sha256
 from ..config import LEARNED, KeepRequest, LoadConfig, ModelConfig, PruneConfig
 from ..errors import CheckpointError
 from . import vit
@@ -51,7 +52,7 @@ class RawCheckpoint:
 
     def origin(self) -> dict[str, Any]:
         """What facts record as `parent`; the sha256 is the file's, of downloaded weights the tensors'."""
-        timm = zoo.is_timm(self.path)
+        timm = is_timm(self.path)
         return {"file": self.path.name, "sha256": tensors_sha256(self.state) if timm else sha256(self.path),
                 "weights": self.weights}
 
@@ -64,7 +65,7 @@ def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
         ArtifactError: missing or empty.
     """
     path = require_source(path)
-    if zoo.is_timm(path):
+    if is_timm(path):
         if weights == "ema":
             raise CheckpointError(f"{path} has one set of weights; leave out --weights ema.")
         return RawCheckpoint(path, read_pretrained(str(path)), None, "model", {})
@@ -251,7 +252,7 @@ def _check_alike(raw: RawCheckpoint, like: ArtifactFacts) -> None:
 
 def _resolve_model(raw: RawCheckpoint, load: LoadConfig) -> ModelConfig:
     where = str(raw.path)
-    known = raw.facts.model.name if raw.facts else where if zoo.is_timm(where) else None
+    known = raw.facts.model.name if raw.facts else where if is_timm(where) else None
     if known and load.model not in (None, known):
         raise CheckpointError(f"{where} is a {known}, not a {load.model}; name another file or model.")
     if raw.facts:

@@ -10,9 +10,10 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
+from ..artifacts.files import TIMM_PREFIX
 from ..config import ModelConfig
 from ..errors import CheckpointError, reason
-from ..zoo import PRETRAINED, TIMM_PREFIX
+from ..zoo import PRETRAINED
 from . import vit
 
 WEIGHTS_FILE = "model.safetensors"

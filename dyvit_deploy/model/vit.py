@@ -16,9 +16,9 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 
 from .. import zoo
+from ..artifacts.files import TIMM_PREFIX
 from ..config import ModelConfig, Preprocess
 from ..errors import ConfigError, did_you_mean
-from ..zoo import TIMM_PREFIX
 from .lvvit import GridStem, LVViT
 from .pruning import ATTENTION_EPS, masked_attention, masked_mean
 

@@ -8,7 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import METADATA_KEY, atomic_write
+from ..artifacts.facts import METADATA_KEY
+from ..artifacts.files import atomic_write
 from ..optional import require
 from .report import Prediction, columns
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.table import Table
@@ -129,6 +129,8 @@ class PredictReport:
     on, data loading included; `seconds` is all of it.
     False when not one image could be predicted.
     """
+
+    KIND: ClassVar[str] = "predict"
 
     artifact: str
     sources: tuple[str, ...]

@@ -7,14 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import check_target, require_source, sha256
+from ..artifacts.files import check_target, is_timm, require_source, sha256
 from ..config import LoadConfig
 from ..data.images import Track, no_track
 from ..data.listing import ImagePlace, count_images, list_images
 from ..engine.sidecar import sidecar_path
 from ..optional import require
 from ..runners.open import is_engine
-from ..zoo import is_timm
 from .cluster import predict_on_ray
 from .outputs import write_csv, write_parquet
 from .partial import PartialFile

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..artifacts import ArtifactFacts
+from ..artifacts.facts import ArtifactFacts
 from ..data.images import Track
 from ..engine.sidecar import read_sidecar
 from ..errors import ArtifactError, DyvitError

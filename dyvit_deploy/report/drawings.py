@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..artifacts import atomic_write
+from ..artifacts.files import atomic_write
 from ..calibration.chart import write_figure
 from ..data.reading import spread
 from ..runners.evaluate import keep_maps

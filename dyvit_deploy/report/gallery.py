@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..artifacts import ArtifactFacts
+from ..artifacts.facts import ArtifactFacts
 from ..config import ModelConfig
 from ..data.images import ImageSet, Track
 from ..data.labels import class_numbers

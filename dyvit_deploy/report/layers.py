@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..artifacts import ArtifactFacts
+from ..artifacts.facts import ArtifactFacts
 from ..config import ModelConfig, PruneConfig
 from .charts import Tick, axis
 

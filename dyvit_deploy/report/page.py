@@ -8,12 +8,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import atomic_write, check_target, own_version
+from ..artifacts.facts import own_version
+from ..artifacts.files import atomic_write, check_target
 from ..data.images import Track, no_track
 from ..data.open import check_source
 from ..errors import ConfigError
@@ -58,6 +59,8 @@ class ReportConfig:
 @dataclass(frozen=True)
 class PageReport:
     """What was written to `path`. True when no verdict on any artifact is bad; what was not measured is not bad."""
+
+    KIND: ClassVar[str] = "report"
 
     path: str
     kib: float

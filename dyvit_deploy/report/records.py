@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import METADATA_KEY, REPORT_FORMAT
+from ..artifacts.facts import METADATA_KEY
+from ..artifacts.reports import REPORT_FORMAT
 from ..calibration.ranges import KIND as RANGES
 from ..data.reading import SPLITS
 from ..errors import ArtifactError

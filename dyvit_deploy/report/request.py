@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Group
 from rich.table import Table
@@ -92,6 +92,8 @@ class Drawn:
 class VisualizeReport:
     """What was `drawn` in `folder`; `skipped` has a line per image or shard that could not be read, `others` is the
     number of files in the folder that are not of this run."""
+
+    KIND: ClassVar[str] = "visualize"
 
     artifacts: tuple[str, ...]
     data: str

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import ArtifactFacts
+from ..artifacts.facts import ArtifactFacts
 from ..data.reading import Found
 from ..errors import ConfigError
 from ..overlap import as_mask

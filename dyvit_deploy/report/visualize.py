@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import ArtifactFacts, make_folder
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import make_folder
 from ..config import ImageSpec, LoadConfig
 from ..data.images import Batch, Track, no_track
 from ..data.listing import count_images, list_images

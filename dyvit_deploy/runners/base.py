@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import ArtifactFacts
+from ..artifacts.facts import ArtifactFacts
 from ..config import ImageSpec, Preprocess
 from ..data.preprocess import normalise
 from ..errors import BackendError, ConfigError

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,8 @@ class EvalReport:
     `images_per_sec` is that of all processes together, data loading and preprocessing included. False when the
     artifact gave no numbers for some image, see `failures`.
     """
+
+    KIND: ClassVar[str] = "eval"
 
     artifact: str
     backend: str

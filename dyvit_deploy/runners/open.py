@@ -5,10 +5,10 @@ import dataclasses
 import importlib
 from pathlib import Path
 
-from ..artifacts import ArtifactFacts, require_source
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import is_timm, require_source
 from ..config import EngineRunConfig, KeepRequest, LoadConfig
 from ..errors import ArtifactError, ConfigError
-from ..zoo import is_timm
 from .base import Runner
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import METADATA_KEY, ArtifactFacts, require_file, sha256
+from ..artifacts.facts import METADATA_KEY, ArtifactFacts
+from ..artifacts.files import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError, reason
 from ..graph import PRODUCTS
 from ..optional import require

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import METADATA_KEY, ArtifactFacts, require_file
+from ..artifacts.facts import METADATA_KEY, ArtifactFacts
+from ..artifacts.files import require_file
 from ..distributed import gpu_number
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
 from ..graph import element_types, graph_facts, load_graph

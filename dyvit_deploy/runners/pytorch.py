@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from ..artifacts import ArtifactFacts
+from ..artifacts.facts import ArtifactFacts
 from ..config import LoadConfig
 from ..errors import BackendError, ConfigError, did_you_mean, reason
 from ..model.checkpoint import load_model

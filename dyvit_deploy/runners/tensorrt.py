@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import atomic_write, check_target, require_file
+from ..artifacts.files import atomic_write, check_target, require_file
 from ..config import EngineRunConfig
 from ..deploy_config import BatchProfile
 from ..engine.flavours import Door, open_door

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,8 @@ class ServeReport:
 
     `batching` has, per model, single `requests` sent at once and the `executions` that they became.
     """
+
+    KIND: ClassVar[str] = "serve"
 
     repository: str
     server: str

@@ -7,12 +7,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import atomic_write, make_folder, require_source
+from ..artifacts.files import atomic_write, make_folder, require_source
 from ..config import KeepRequest, LoadConfig
 from ..deploy_config import BuildConfig, DeployConfig, ServingConfig
 from ..deploy_report import DeployReport, Progress
@@ -33,6 +33,8 @@ class RepositoryReport:
 
     `models` maps each model's name to the backend that runs it; `exports` are the artifacts that were made for it.
     """
+
+    KIND: ClassVar[str] = "repository"
 
     path: str
     models: dict[str, str]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..artifacts import ArtifactFacts, require_file
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import require_file
 from ..deploy_config import BatchProfile
 from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
 from ..errors import ArtifactError, ConfigError

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import ArtifactFacts, atomic_write, make_folder
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import atomic_write, make_folder
 from ..data import preprocess as preprocessing
 from ..deploy_config import ServingConfig
 from ..errors import ArtifactError, ConfigError, ExportError

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -35,6 +35,8 @@ class SweepReport:
     versions, by the number that a row names. `rejected` differ too much from float32: they are neither timed nor
     recommended. `quality` is the metric that ranks the rows.
     """
+
+    KIND: ClassVar[str] = "sweep"
 
     checkpoint: str
     folder: str

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import library_versions, make_folder, sha256, size_mib
+from ..artifacts.facts import library_versions
+from ..artifacts.files import make_folder, sha256, size_mib
 from ..bench.process import make_feed
 from ..bench.report import BenchConfig, Timing
 from ..bench.run import LIBRARIES, benchmark

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import require_source, sha256, write_json
+from ..artifacts.files import is_timm, require_source, sha256, write_json
 from ..config import JsonConfig, LoadConfig
 from ..deploy_config import CalibrationConfig
 from ..errors import ArtifactError, ConfigError
-from ..zoo import is_timm
 from .grid import Candidate, SweepConfig, changed, filled
 
 FORMAT = 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.utils import update_summary
 
-from ..artifacts import atomic_write
+from ..artifacts.files import atomic_write
 from ..distributed import is_first
 from ..optional import require
 from .recipe import Recipe

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..artifacts import ArtifactFacts, make_folder
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import make_folder
 from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
 from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
@@ -74,6 +74,8 @@ class TrainReport:
     could not be read. `devices` names what each process computed on, in order of rank: its GPU, or the processor.
     With `eval_only`, `measured` tells what was, and `last` is None unless that is it.
     """
+
+    KIND: ClassVar[str] = "train"
 
     best: str | None
     best_ema: str | None

@@ -15,7 +15,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..artifacts import library_versions, save_report
+from ..artifacts.facts import library_versions
+from ..artifacts.reports import save_report
 from ..data.open import open_images
 from ..distributed import barrier, broadcast_tensors, gather_over_ranks, is_first, rank, world_size
 from ..errors import BackendError, ConfigError, TrainingError

@@ -13,7 +13,8 @@ from helpers import ROOT, needs_modelopt, needs_rtx, tiny_checkpoint, tiny_graph
 from onnx import TensorProto, helper, numpy_helper
 
 from dyvit_deploy import engine, zoo
-from dyvit_deploy.artifacts import ArtifactFacts, sha256
+from dyvit_deploy.artifacts.facts import ArtifactFacts
+from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.deploy_config import (
     BatchProfile,

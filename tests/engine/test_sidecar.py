@@ -65,7 +65,7 @@ def test_other_json_beside_a_plan_is_refused_in_one_sentence(written, change, wo
 
 def test_a_plan_is_never_left_beside_the_facts_of_another(written, monkeypatch):
     path, facts = written
-    from dyvit_deploy import artifacts
+    from dyvit_deploy.artifacts import files as artifacts
     replace = artifacts.os.replace
 
     def fails_for_plans(source, target):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import tiny_checkpoint, tiny_images, tiny_model
 
-from dyvit_deploy.artifacts import METADATA_KEY, ArtifactFacts
+from dyvit_deploy.artifacts.facts import METADATA_KEY, ArtifactFacts
 from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.preprocess import normalise, scale_and_shift
 from dyvit_deploy.deploy_config import FORMS, ExportConfig

@@ -7,7 +7,7 @@ import torch
 from helpers import tiny_checkpoint, tiny_config, tiny_images, tiny_model
 
 from dyvit_deploy import zoo
-from dyvit_deploy.artifacts import ArtifactFacts
+from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.errors import CheckpointError, ConfigError
 from dyvit_deploy.model import pretrained

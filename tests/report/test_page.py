@@ -13,7 +13,7 @@ import pytest
 from helpers import cached_export, dyvit, photo_folder, plan_file, tiny_checkpoint, tiny_model
 
 import dyvit_deploy as dv
-from dyvit_deploy.artifacts import sha256
+from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
 from dyvit_deploy.graph import graph_facts, set_facts

@@ -6,7 +6,7 @@ import pytest
 from helpers import dyvit, tiny_checkpoint, tiny_model
 
 import dyvit_deploy as dv
-from dyvit_deploy.artifacts import sha256
+from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.model.checkpoint import save_checkpoint
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import dyvit, needs_openvino, photo_folder, tiny_checkpoint
 
 from dyvit_deploy.agreement import PrecisionTolerance
-from dyvit_deploy.artifacts import sha256
+from dyvit_deploy.artifacts.files import sha256
 
 
 @pytest.fixture(scope="module")

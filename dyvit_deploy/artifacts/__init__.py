@@ -1,0 +1,1 @@
+"""The disk contract: what an artifact records about itself, and how files are written."""
