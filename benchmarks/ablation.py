@@ -31,7 +31,7 @@ from precision import write
 from dyvit_deploy import quickstart
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.config import KeepRequest, LoadConfig, ModelConfig, PruneConfig, default_stages
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.model.vit import resolve
 from dyvit_deploy.runners.evaluate import EvalConfig, evaluate_artifact

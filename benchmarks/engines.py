@@ -60,7 +60,7 @@ def main() -> None:
             subprocess.run([*dyvit, "export", checkpoint, *flags, *lowered, "-o", graph], check=True)
             rows[precision] = build(graph, folder / f"{precision}.plan", dyvit)
     from dyvit_deploy.artifacts.facts import library_versions
-    from dyvit_deploy.machine import machine
+    from dyvit_deploy.machine.hardware import machine
 
     result = {"model": options.model, "keep_ratio": options.keep_ratio, "machine": machine(),
               "versions": library_versions("tensorrt-rtx", "onnx", "torch"), "rows": rows}

@@ -23,7 +23,7 @@ from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.quickstart import STUDENT
 
 COUNTS = (200, 1000)

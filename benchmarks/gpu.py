@@ -49,9 +49,9 @@ from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, require_file, write_json
 from dyvit_deploy.engine.flavours import open_door
 from dyvit_deploy.errors import BackendError, MissingDependency, reason
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
+from dyvit_deploy.machine.tf32 import require_full_float32
 from dyvit_deploy.optional import require
-from dyvit_deploy.runners.cuda import require_full_float32
 from dyvit_deploy.runners.ort import PROVIDERS, cuda_works
 
 # Minutes of the whole run, and seconds of timing a row.

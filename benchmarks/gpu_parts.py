@@ -25,8 +25,8 @@ from dyvit_deploy.config import default_stages
 from dyvit_deploy.deploy_config import FASTER_GATHER
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.export.precision import to_half
-from dyvit_deploy.gpu_peak import SIDE as PRODUCT_SIDE, ClockSampler, copy_gb_per_s, matmul_tflops
 from dyvit_deploy.graph import graph_facts, load_graph, on_score_path, set_facts
+from dyvit_deploy.machine.gpu_peak import SIDE as PRODUCT_SIDE, ClockSampler, copy_gb_per_s, matmul_tflops
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.forms import inference_form
 from dyvit_deploy.optional import installed, require

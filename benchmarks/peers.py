@@ -41,7 +41,7 @@ from dyvit_deploy.baselines import count_gmacs
 from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable
 from dyvit_deploy.errors import ExportError, MissingDependency
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.model.vit import build_backbone
 
 EAGER, COMPILED, ORT, OPENVINO = "PyTorch eager", "PyTorch compiled", "ONNX Runtime", "OpenVINO"

@@ -33,7 +33,7 @@ from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy_config import FORMS, DeployConfig, ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.export.openvino import write_openvino
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.evaluate import evaluate_artifact
 from dyvit_deploy.runners.open import open_runner

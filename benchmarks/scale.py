@@ -34,7 +34,7 @@ from dyvit_deploy.baselines import count_gmacs
 from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 
 OTHER_PATCH = 14
 THREADS_BATCH = 8

@@ -32,7 +32,7 @@ from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.errors import DyvitError
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.runners.ort import OrtRunner
 from dyvit_deploy.serving.check import ServeConfig, server_for
 from dyvit_deploy.serving.client import Address, Client, TritonRunner

@@ -24,7 +24,7 @@ from dyvit_deploy.artifacts.facts import ArtifactFacts, library_versions
 from dyvit_deploy.config import PruneConfig, default_stages
 from dyvit_deploy.data.digits import DigitScenes
 from dyvit_deploy.data.preprocess import normalise
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.vit import resolve

@@ -14,7 +14,7 @@ from .artifacts.facts import library_versions
 from .engine.flavours import FLAVOURS, PORTABLE, gpu_problem, open_door
 from .engine.preflight import OTHER_LIBRARY
 from .errors import BackendError, DyvitError, reason
-from .machine import gpu
+from .machine.hardware import gpu
 from .optional import installed, require
 
 READY, MISSING, UNUSABLE = "ready", "not installed", "installed, not usable"
@@ -70,7 +70,7 @@ def _ort_devices() -> str:
 
 
 def _openvino_devices() -> str:
-    from .runners.openvino import core, cpu_has_bfloat16
+    from .machine.openvino import core, cpu_has_bfloat16
 
     return ", ".join(core().available_devices).lower() + (" with bfloat16" if cpu_has_bfloat16() else "")
 

@@ -28,11 +28,12 @@ from .export.onnx import ExportReport, export_onnx
 from .export.openvino import write_openvino
 from .graph import keep_outputs, load_graph, product_precisions, set_facts, summary
 from .lowering import Lowered, Lowering
+from .machine.openvino import cpu_has_bfloat16
 from .modelopt import require_modelopt
 from .optional import require
 from .parity import CheckConfig, ParityReport, check_artifacts, compare
 from .runners.open import open_runner
-from .runners.openvino import OpenVINORunner, cpu_has_bfloat16
+from .runners.openvino import OpenVINORunner
 from .targets import ENGINES, SUFFIXES, Choice, resolve
 from .tuning import IMAGES, Drop, DropMeter, fewest_kept
 

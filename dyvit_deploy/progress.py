@@ -19,7 +19,7 @@ from rich.progress import (
     track as rich_track,
 )
 
-from .distributed import is_first
+from .machine.processes import is_first
 
 if TYPE_CHECKING:
     from .engine.monitor import BuildStep

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .config import QUANTIZED
 from .deploy_config import PrecisionConfig
 from .errors import ConfigError, did_you_mean
+from .machine.hardware import LEAST_CAPABILITY
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
 FORMATS = tuple(SUFFIXES)
@@ -32,8 +33,6 @@ SUPPORT = {
     ("rtx", "tensorrt"): Support("TensorRT for RTX", _TENSORRT, ("float16", "float32")),
     ("openvino", "cpu"): Support("OpenVINO on a CPU", ("float32", "bfloat16", "int8"), ("bfloat16", "float32")),
 }
-# The least compute capability of a GPU that has the precision (TensorRT's support matrix).
-LEAST_CAPABILITY = {"float8": 8.9, "bfloat16": 8.0, "int8": 7.5, "float16": 7.5, "float32": 7.5}
 
 
 @dataclass(frozen=True)

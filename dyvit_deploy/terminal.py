@@ -10,8 +10,8 @@ import click
 
 from .artifacts.files import hash_files
 from .artifacts.reports import save_report
-from .distributed import is_first, rank
 from .errors import ConfigError
+from .machine.processes import is_first, rank
 from .progress import console, errors, track
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from helpers import needs_rtx, tiny_checkpoint, tiny_graph
 
 from dyvit_deploy.cli import main
-from dyvit_deploy.machine import gpu
+from dyvit_deploy.machine.hardware import gpu
 
 pytestmark = needs_rtx
 without_gpu = pytest.mark.skipif(gpu() is not None, reason="a GPU is here, and these are about machines without one")

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from helpers import ROOT, photo_folder, tiny_checkpoint
 
-from dyvit_deploy import distributed
 from dyvit_deploy.cli import main
 from dyvit_deploy.errors import BackendError
-from dyvit_deploy.machine import Gpu, gpu, machine
+from dyvit_deploy.machine import processes as distributed
+from dyvit_deploy.machine.hardware import Gpu, gpu, machine
 
 
 def test_one_process_is_first_and_sums_and_gathers_what_it_has():

@@ -7,7 +7,7 @@ from helpers import needs_rtx
 
 from dyvit_deploy import doctor
 from dyvit_deploy.doctor import MISSING, READY, UNUSABLE, diagnose
-from dyvit_deploy.machine import Gpu
+from dyvit_deploy.machine.hardware import Gpu
 
 
 def state(report, name):

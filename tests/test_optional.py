@@ -5,9 +5,9 @@ from helpers import tiny_checkpoint
 
 from dyvit_deploy.deploy_config import CalibrationConfig, DeployConfig, PrecisionConfig
 from dyvit_deploy.errors import MissingDependency
+from dyvit_deploy.machine.openvino import core
 from dyvit_deploy.optional import installed, require
 from dyvit_deploy.pipeline import export_artifact
-from dyvit_deploy.runners.openvino import core
 from dyvit_deploy.targets import SUFFIXES
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..artifacts.files import is_timm
 from ..config import LoadConfig
-from ..machine import peak_mib
+from ..machine.hardware import peak_mib
 from ..runners.base import Runner
 from ..runners.open import load_for, open_runner
 

@@ -25,13 +25,13 @@ from ..baselines import Candidate, count_gmacs, with_baselines
 from ..config import EngineRunConfig, LoadConfig
 from ..data.images import Track, no_track
 from ..errors import BackendError, ConfigError
-from ..gpu_peak import ClockSampler, cross_check, gpu_facts, gpu_notes
-from ..machine import machine, on_cpus
+from ..machine.cpu_peak import matmul_gflops
+from ..machine.gpu_peak import ClockSampler, cross_check, gpu_facts, gpu_notes
+from ..machine.hardware import machine, on_cpus
 from ..runners.open import is_checkpoint, is_engine, load_for, open_runner
 from .process import make_feed, measure_start
 from .profile import ProfileReport, profile
 from .report import BenchConfig, BenchReport, Timing
-from .roofline import matmul_gflops
 from .timing import alternate, is_stable, quantile_interval
 
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")

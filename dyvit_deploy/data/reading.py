@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..config import ImageSpec
-from ..distributed import cpu_share
 from ..errors import DataError, did_you_mean, reason
+from ..machine.processes import cpu_share
 from .images import UNREADABLE, Batch
 from .preprocess import MOST_PIXELS, as_rgb, resize_and_crop
 

@@ -25,7 +25,7 @@ from ..engine.preflight import preflight
 from ..engine.refit import checked_refit, refit_command, refit_engine
 from ..engine.sidecar import EngineFacts
 from ..errors import ArtifactError, BackendError
-from ..machine import gpu
+from ..machine.hardware import gpu
 from ..parity import CheckConfig, ParityReport, compare
 from ..runners.open import open_runner
 

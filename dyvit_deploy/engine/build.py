@@ -29,7 +29,7 @@ from ..graph import (
     product_precisions,
     summary,
 )
-from ..machine import gpu, system
+from ..machine.hardware import gpu, system
 from ..parts import part_names
 from .commands import polygraphy_line, trtexec_line
 from .flavours import Door, check_settings, effective, flavour_of, open_door, refit_doubt

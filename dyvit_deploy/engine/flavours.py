@@ -15,7 +15,7 @@ from typing import Any
 
 from ..deploy_config import BuildConfig
 from ..errors import BackendError, ConfigError, MissingDependency, did_you_mean, reason
-from ..machine import Gpu
+from ..machine.hardware import Gpu
 from ..optional import require
 
 Version = tuple[int, ...]

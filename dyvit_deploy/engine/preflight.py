@@ -14,8 +14,7 @@ from rich.text import Text
 
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
-from ..machine import Gpu, gpu, system
-from ..targets import LEAST_CAPABILITY
+from ..machine.hardware import LEAST_CAPABILITY, Gpu, gpu, system
 from .flavours import FLAVOURS, PORTABLE, Flavour, Version, gpu_problem, open_door, parse_version
 from .sidecar import EngineFacts, is_altered, read_sidecar
 

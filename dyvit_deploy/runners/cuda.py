@@ -2,15 +2,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from ..errors import BackendError
 from ..optional import require
-
-# NVIDIA's libraries and PyTorch read these; NVIDIA's container images set the second one.
-TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 class Cuda:
@@ -80,49 +75,3 @@ class Cuda:
         """The exception of an allocation that failed."""
         kind: type[Exception] = self._torch.cuda.OutOfMemoryError
         return kind
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Within the block, PyTorch's float32 products and convolutions on a GPU do not round their inputs to TF32.
-
-    By default convolutions do, and products do where another library asked for it. PyTorch has an older and a newer
-    name for each setting, and its older ones cannot be read while the two disagree: both are set and restored.
-    """
-    torch = require("torch")
-    cudnn, newer = torch.backends.cudnn, (torch.backends.cuda.matmul, torch.backends.cudnn.conv,
-                                          torch.backends.cudnn.rnn)
-    before = [place.fp32_precision for place in newer]
-    products, convolutions = _told(torch.get_float32_matmul_precision), _told(lambda: cudnn.allow_tf32)
-    if products is not None:
-        torch.set_float32_matmul_precision("highest")
-    if convolutions is not None:
-        cudnn.allow_tf32 = False
-    for place in newer:
-        place.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        if products is not None:
-            torch.set_float32_matmul_precision(products)
-        if convolutions is not None:
-            cudnn.allow_tf32 = convolutions
-        for place, precision in zip(newer, before):
-            place.fp32_precision = precision
-
-
-def _told(read: Callable[[], Any]) -> Any:
-    """A setting by its older name; None where it disagrees with the newer one."""
-    try:
-        return read()
-    except RuntimeError:
-        return None
-
-
-def require_full_float32() -> None:
-    """Raises BackendError when the environment rounds float32 products on a GPU to TF32, whatever a program says."""
-    forced = [f"{name}={os.environ[name]}" for name in TF32_VARIABLES if os.environ.get(name, "0") not in ("", "0")]
-    if forced:
-        names = " ".join(setting.partition("=")[0] for setting in forced)
-        raise BackendError(f"{' and '.join(forced)} in the environment rounds float32 products to TF32 on this GPU, so "
-                           f"its float32 is no reference; run 'unset {names}' first, or pass --device cpu.")

@@ -18,8 +18,8 @@ from ..data.images import Batch, ImageSet, Track, no_track
 from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
 from ..data.reading import nothing_readable
-from ..distributed import claim_share, gather_over_ranks, rank, sum_over_ranks, world_size
 from ..errors import DataError
+from ..machine.processes import claim_share, gather_over_ranks, rank, sum_over_ranks, world_size
 from .base import Outputs, Runner, run_in_batches
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 from .open import open_runner

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError, reason
 from ..graph import PRODUCTS
-from ..optional import require
+from ..machine.openvino import HINTS, core, cpu_has_bfloat16
 from .base import InputSpec, Outputs, Runner
 from .fusions import Fusions, openvino_fusions
 from .profiling import LayerTime, openvino_layers
@@ -25,19 +24,7 @@ PRODUCT_LAYERS = ("FullyConnected", "Convolution", "MatMul")
 PRODUCT = re.compile(rf".*({'|'.join(PRODUCTS)})(_\d+)?")  # a layer named after its ONNX node
 INSIDE = re.compile(rf"(?P<node>.*?/({'|'.join(PRODUCTS)})(_\d+)?)(/.*)?")  # or after a part of what that became
 COMPILED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
-HINTS = {"float32": "f32", "bfloat16": "bf16"}
 KEPT_COMPILED = 4                           # shapes; each holds its own arrangement of the weights
-
-
-@functools.cache
-def core() -> Any:
-    """OpenVINO's runtime, which is slow to start."""
-    return require("openvino", extra="openvino").Core()
-
-
-def cpu_has_bfloat16() -> bool:
-    """True when OpenVINO computes bfloat16 natively on this CPU."""
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def read_openvino(path: str | Path) -> tuple[Any, ArtifactFacts | None]:

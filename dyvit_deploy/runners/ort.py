@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import require_file
-from ..distributed import gpu_number
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
 from ..graph import element_types, graph_facts, load_graph
+from ..machine.processes import gpu_number
+from ..machine.tf32 import require_full_float32
 from ..optional import require
 from .base import InputSpec, Outputs, Runner
-from .cuda import require_full_float32
 from .emulation import in_float32
 from .profiling import LayerTime, onnxruntime_layers
 

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from ..artifacts.facts import ArtifactFacts
 from ..config import LoadConfig
 from ..errors import BackendError, ConfigError, did_you_mean, reason
+from ..machine.tf32 import full_float32, require_full_float32
 from ..model.checkpoint import load_model
 from ..model.dynamicvit import DynamicViT
 from ..model.forms import inference_form
 from .base import InputSpec, Outputs, Runner
-from .cuda import Cuda, full_float32, require_full_float32
+from .cuda import Cuda
 from .lane import Lane
 
 DEVICES = ("cpu", "cuda")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..config import ALIASES, PRECISIONS, QUANTIZED, JsonConfig, LoadConfig, check_choice
 from ..deploy_config import BatchProfile, BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from ..errors import BackendError, ConfigError
-from ..machine import gpu
+from ..machine.hardware import gpu
 from ..targets import ENGINES, FORMATS, SUFFIXES, SUPPORT
 
 T = TypeVar("T", bound=JsonConfig)

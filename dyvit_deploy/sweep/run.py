@@ -19,7 +19,7 @@ from ..deploy_config import DeployConfig, ExportConfig
 from ..deploy_report import Progress
 from ..dry_run import export_command
 from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency
-from ..machine import machine
+from ..machine.hardware import machine
 from ..parity import CheckConfig, ParityReport, check_artifacts
 from ..pipeline import export_artifact
 from ..runners.evaluate import EvalConfig, evaluate_artifact

@@ -7,7 +7,7 @@ from typing import Any
 from timm.utils import update_summary
 
 from ..artifacts.files import atomic_write
-from ..distributed import is_first
+from ..machine.processes import is_first
 from ..optional import require
 from .recipe import Recipe
 from .report import EpochReport, Step

@@ -11,8 +11,8 @@ from ..artifacts.files import make_folder
 from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
 from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
-from ..distributed import claim_share
 from ..errors import ConfigError, TrainingError
+from ..machine.processes import claim_share
 from ..model import vit
 from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
 from ..model.dynamicvit import DynamicViT

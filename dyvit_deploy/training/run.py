@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..artifacts.facts import library_versions
 from ..artifacts.reports import save_report
 from ..data.open import open_images
-from ..distributed import barrier, broadcast_tensors, gather_over_ranks, is_first, rank, world_size
 from ..errors import BackendError, ConfigError, TrainingError
+from ..machine.processes import barrier, broadcast_tensors, gather_over_ranks, is_first, rank, world_size
 from ..model import vit
 from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT

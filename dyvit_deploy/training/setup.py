@@ -9,9 +9,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
-from ..distributed import claim_share, gather_over_ranks, world_size
 from ..errors import ConfigError
-from ..machine import machine
+from ..machine.hardware import machine
+from ..machine.processes import claim_share, gather_over_ranks, world_size
 from ..model.dynamicvit import DynamicViT
 from ..optional import installed, require
 from ..runners.pytorch import torch_device

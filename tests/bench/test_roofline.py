@@ -4,10 +4,10 @@ import pytest
 from helpers import needs_openvino, tiny_checkpoint
 
 from dyvit_deploy.bench.report import BenchConfig
-from dyvit_deploy.bench.roofline import PRECISIONS, matmul_gflops
 from dyvit_deploy.bench.run import benchmark
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.machine import on_cpus
+from dyvit_deploy.machine.cpu_peak import PRECISIONS, matmul_gflops
+from dyvit_deploy.machine.hardware import on_cpus
 
 KINDS = [pytest.param(backend, precision, marks=[needs_openvino] if backend == "OpenVINO" else [])
          for backend, precisions in PRECISIONS.items() for precision in precisions]

@@ -32,7 +32,7 @@ from dyvit_deploy.engine.sidecar import BY_BUILDER, read_sidecar, sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError, MissingDependency
 from dyvit_deploy.export.onnx import export_model, export_onnx
 from dyvit_deploy.graph import computed_operands, load_graph, product_precisions
-from dyvit_deploy.machine import gpu
+from dyvit_deploy.machine.hardware import gpu
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.pipeline import export_artifact
 

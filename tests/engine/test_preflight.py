@@ -11,7 +11,7 @@ from dyvit_deploy.engine.preflight import preflight, read_plan_header, require_l
 from dyvit_deploy.engine.sidecar import sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError
 from dyvit_deploy.inspection import inspect_artifact
-from dyvit_deploy.machine import Gpu
+from dyvit_deploy.machine.hardware import Gpu
 
 pytestmark = needs_rtx
 ADA, AMPERE, HOPPER = Gpu("Ada", "8.9", 24_000.0), Gpu("Ampere", "8.6", 24_000.0), Gpu("Hopper", "9.0", 80_000.0)

@@ -8,10 +8,11 @@ from types import SimpleNamespace as Thing
 import pytest
 import torch
 
-from dyvit_deploy import gpu_peak
 from dyvit_deploy.errors import BackendError
-from dyvit_deploy.gpu_peak import ClockSampler, gpu_notes
-from dyvit_deploy.runners.cuda import TF32_VARIABLES, Cuda, full_float32, require_full_float32
+from dyvit_deploy.machine import gpu_peak
+from dyvit_deploy.machine.gpu_peak import ClockSampler, gpu_notes
+from dyvit_deploy.machine.tf32 import TF32_VARIABLES, full_float32, require_full_float32
+from dyvit_deploy.runners.cuda import Cuda
 
 BACKENDS = torch.backends
 

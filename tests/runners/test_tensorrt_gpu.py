@@ -17,7 +17,7 @@ from dyvit_deploy.deploy_config import (
 )
 from dyvit_deploy.engine.flavours import FLAVOURS
 from dyvit_deploy.engine.sidecar import ON_DEVICE, read_sidecar
-from dyvit_deploy.machine import gpu
+from dyvit_deploy.machine.hardware import gpu
 from dyvit_deploy.overlap import stage_overlaps
 from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.base import run_in_batches

@@ -11,7 +11,7 @@ from helpers import tiny_config
 
 from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest
-from dyvit_deploy.distributed import rank
+from dyvit_deploy.machine.processes import rank
 from dyvit_deploy.training.loop import train
 from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.training.report import Step

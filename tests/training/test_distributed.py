@@ -12,7 +12,7 @@ import torch
 from helpers import ROOT, tiny_checkpoint, two_classes
 from safetensors import safe_open
 
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
 
 HERE = Path(__file__).parent
 

@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from dyvit_deploy.distributed import broadcast_tensors, rank
-from dyvit_deploy.machine import machine
+from dyvit_deploy.machine.hardware import machine
+from dyvit_deploy.machine.processes import broadcast_tensors, rank
 from dyvit_deploy.training import run
 from dyvit_deploy.training.setup import device_names
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .config import EngineRunConfig
-from .errors import MissingDependency, reason
-from .machine import gpu_uuid
-from .optional import require
-from .runners.cuda import full_float32
+from ..config import EngineRunConfig
+from ..errors import MissingDependency, reason
+from ..optional import require
+from .hardware import gpu_uuid
+from .tf32 import full_float32
 
 # Side of the square matrices; MiB of the buffer that is copied.
 SIDE, COPY_MIB = 8192, 1024

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BackendError, reason
-from .optional import require
+from ..errors import BackendError, reason
+from ..optional import require
 
 
 def rank() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..optional import require
-from ..runners.openvino import HINTS, core, cpu_has_bfloat16
+from .openvino import HINTS, core, cpu_has_bfloat16
 
 SIDE, RUNS = 2048, 10                       # of the square matrices; products timed
 PRECISIONS = {"ONNX Runtime": ("float32", "int8"), "OpenVINO": ("float32", "bfloat16", "int8")}

@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .distributed import gpu_number
-from .errors import ConfigError
-from .optional import require
+from ..errors import ConfigError
+from ..optional import require
+from .processes import gpu_number
+
+# The least compute capability of a GPU that has the precision (TensorRT's support matrix).
+LEAST_CAPABILITY = {"float8": 8.9, "bfloat16": 8.0, "int8": 7.5, "float16": 7.5, "float32": 7.5}
 
 
 def machine() -> dict[str, Any]:

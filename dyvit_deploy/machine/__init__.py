@@ -1,0 +1,1 @@
+"""What figures are measured on: processors, GPUs, their peaks, and the processes that share them."""
