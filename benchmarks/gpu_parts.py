@@ -17,7 +17,6 @@ from speed import random_checkpoint
 from standins import HostCuda
 
 import dyvit_deploy as dv
-from dyvit_deploy import zoo
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.baselines import count_gmacs
 from dyvit_deploy.bench import timing
@@ -25,8 +24,10 @@ from dyvit_deploy.config import default_stages
 from dyvit_deploy.deploy_config import FASTER_GATHER
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.export.precision import to_half
-from dyvit_deploy.graph import graph_facts, load_graph, on_score_path, set_facts
+from dyvit_deploy.graph.names import on_score_path
+from dyvit_deploy.graph.read import graph_facts, load_graph, set_facts
 from dyvit_deploy.machine.gpu_peak import SIDE as PRODUCT_SIDE, ClockSampler, copy_gb_per_s, matmul_tflops
+from dyvit_deploy.model import zoo
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.forms import inference_form
 from dyvit_deploy.optional import installed, require

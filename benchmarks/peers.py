@@ -34,7 +34,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import dyvit_deploy as dv
-from dyvit_deploy import zoo
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.baselines import count_gmacs
@@ -42,6 +41,7 @@ from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable
 from dyvit_deploy.errors import ExportError, MissingDependency
 from dyvit_deploy.machine.hardware import machine
+from dyvit_deploy.model import zoo
 from dyvit_deploy.model.vit import build_backbone
 
 EAGER, COMPILED, ORT, OPENVINO = "PyTorch eager", "PyTorch compiled", "ONNX Runtime", "OpenVINO"

@@ -27,7 +27,6 @@ from peers import DENSE, ORT, PRUNED, Kit, figures, noise, parse
 from speed import RESULTS
 
 import dyvit_deploy as dv
-from dyvit_deploy import zoo
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.baselines import count_gmacs
@@ -35,6 +34,7 @@ from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.machine.hardware import machine
+from dyvit_deploy.model import zoo
 
 OTHER_PATCH = 14
 THREADS_BATCH = 8

@@ -29,9 +29,9 @@ def random_checkpoint(model: str | ModelConfig, ratio: float, folder: Path) -> P
     """A checkpoint of `model`, which is of the zoo where it is a name, with random weights."""
     import torch
 
-    from dyvit_deploy import zoo
     from dyvit_deploy.artifacts.facts import ArtifactFacts
     from dyvit_deploy.config import PruneConfig, default_stages
+    from dyvit_deploy.model import zoo
     from dyvit_deploy.model.checkpoint import save_checkpoint
     from dyvit_deploy.model.dynamicvit import DynamicViT
 

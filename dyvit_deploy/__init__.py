@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .calibration.collect import calibrate
     from .calibration.ranges import Ranges
     from .calibration.sensitivity import measure_sensitivity
-    from .catalog import list_models
     from .config import (
         EngineRunConfig,
         KeepRequest,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from .errors import DyvitError
     from .export.onnx import export_onnx
     from .inspection import inspect_artifact
+    from .model.catalog import list_models
     from .model.checkpoint import load_model
     from .parity import CheckConfig, Tolerance, check_artifacts, compare
     from .pipeline import export_artifact, plan_artifact

@@ -120,7 +120,7 @@ def quickstart(out: str, json_file: str | None) -> None:
 @json_option
 def models(names: tuple[str, ...], json_file: str | None) -> None:
     """List the zoo, or NAMES (timm:NAME works too)."""
-    from .catalog import list_models
+    from .model.catalog import list_models
 
     show(list_models(names, track=progress), json_file)
 

@@ -12,7 +12,7 @@ from .engine.build import BuildPlan, profile_words
 from .engine.commands import polygraphy_line, trtexec_line
 from .engine.flavours import FLAVOURS
 from .engine.layers import WIDTH
-from .graph import Tensor
+from .graph.read import Tensor
 from .targets import ENGINES, FLAGS, Choice
 
 

@@ -19,7 +19,7 @@ from .engine.layers import to_rows
 from .engine.preflight import preflight
 from .engine.sidecar import EngineFacts, read_sidecar, sidecar_path
 from .errors import ArtifactError, BackendError, CheckpointError, reason
-from .graph import graph_facts, load_graph, product_precisions, summary
+from .graph.read import graph_facts, load_graph, product_precisions, summary
 from .optional import require
 from .runners.fusions import onnxruntime_fusions
 from .runners.open import ENGINES, is_checkpoint, unknown_kind

@@ -13,7 +13,8 @@ from .data.images import ImageSet, Track, no_track
 from .deploy_config import DeployConfig
 from .errors import ExportError, reason
 from .export.precision import Raised, near_overflow, to_half
-from .graph import load_graph, on_score_path, product_precisions
+from .graph.names import on_score_path
+from .graph.read import load_graph, product_precisions
 from .optional import require
 from .runners.ort import OrtRunner
 from .targets import Choice

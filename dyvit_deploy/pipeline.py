@@ -26,7 +26,7 @@ from .engine.flavours import check_settings, flavour_of
 from .errors import ConfigError, DataError, ExportError
 from .export.onnx import ExportReport, export_onnx
 from .export.openvino import write_openvino
-from .graph import keep_outputs, load_graph, product_precisions, set_facts, summary
+from .graph.read import keep_outputs, load_graph, product_precisions, set_facts, summary
 from .lowering import Lowered, Lowering
 from .machine.openvino import cpu_has_bfloat16
 from .modelopt import require_modelopt

@@ -21,7 +21,7 @@ from dyvit_deploy.config import EngineRunConfig
 from dyvit_deploy.deploy import on_device
 from dyvit_deploy.deploy_config import BuildConfig
 from dyvit_deploy.engine import build, preflight
-from dyvit_deploy.graph import PRODUCTS, set_facts
+from dyvit_deploy.graph.read import PRODUCTS, set_facts
 from dyvit_deploy.machine.hardware import Gpu
 from dyvit_deploy.runners import tensorrt as runners
 from dyvit_deploy.runners.tensorrt import TensorRTRunner

@@ -19,7 +19,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import onnx
 
-from dyvit_deploy.graph import PRODUCTS, element_types
+from dyvit_deploy.graph.read import PRODUCTS, element_types
 
 REMOVED = {
     "BuilderFlag": "FP16 INT8 BF16 FP8 INT4 FP4 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS WEIGHTLESS",

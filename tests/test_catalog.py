@@ -1,5 +1,5 @@
-from dyvit_deploy import zoo
-from dyvit_deploy.catalog import RATIOS, list_models
+from dyvit_deploy.model import zoo
+from dyvit_deploy.model.catalog import RATIOS, list_models
 
 
 def test_the_zoo_is_listed_with_falling_cost():

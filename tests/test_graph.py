@@ -9,12 +9,12 @@ from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.graph import (
+from dyvit_deploy.graph.names import on_score_path
+from dyvit_deploy.graph.read import (
     computed_operands,
     keep_outputs,
     load_graph,
     matrix_products,
-    on_score_path,
     product_precisions,
     weights_fingerprint,
 )

@@ -5,12 +5,12 @@ import pytest
 import torch
 from helpers import needs_openvino, tiny_checkpoint
 
-from dyvit_deploy import zoo
 from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.inspection import inspect_artifact
+from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import published_name
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.pipeline import export_artifact

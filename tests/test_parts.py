@@ -1,6 +1,6 @@
 import pytest
 
-from dyvit_deploy.parts import OTHER, part_name, part_names
+from dyvit_deploy.graph.names import OTHER, part_name, part_names
 
 
 @pytest.mark.parametrize("node, part", [

@@ -18,7 +18,7 @@ from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.open import gate_is_separate, open_calibration, open_gate
 from dyvit_deploy.deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
-from dyvit_deploy.graph import graph_facts, load_graph, product_precisions
+from dyvit_deploy.graph.read import graph_facts, load_graph, product_precisions
 from dyvit_deploy.parity import check_artifacts
 from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.base import ForeignImages

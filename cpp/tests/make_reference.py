@@ -22,7 +22,7 @@ SCENES = 8
 
 def skip_unless_importable() -> None:
     try:
-        for module in ("sklearn", "dyvit_deploy.zoo", "dyvit_deploy.runners.ort"):
+        for module in ("sklearn", "dyvit_deploy.model.zoo", "dyvit_deploy.runners.ort"):
             importlib.import_module(module)
     except ImportError as error:
         print(f"skipped: {error}; pip install '.[demo]' for this Python ({sys.executable}).")
@@ -103,10 +103,10 @@ def add_digits(reference: Reference) -> None:
     import onnx
     from PIL import Image
 
-    from dyvit_deploy import zoo
     from dyvit_deploy.data.digits import DigitScenes
     from dyvit_deploy.deploy_config import ExportConfig
     from dyvit_deploy.export.onnx import export_onnx
+    from dyvit_deploy.model import zoo
     from dyvit_deploy.quickstart import STUDENT
 
     images = next(DigitScenes(zoo.get("digits-s"), limit=SCENES).batches(SCENES)).images

@@ -15,7 +15,7 @@ from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..deploy_config import CalibrationConfig
 from ..errors import DataError
-from ..graph import graph_facts, load_graph, weights_fingerprint
+from ..graph.read import graph_facts, load_graph, weights_fingerprint
 from ..runners.activations import BATCH, stream_activations
 from ..runners.open import is_checkpoint
 from .observers import Histogram, threshold

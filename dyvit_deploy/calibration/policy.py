@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ExportError
-from ..graph import Product, matrix_products
+from ..graph.read import Product, matrix_products
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..graph import CARRIERS, PRODUCTS, Product, element_types, load_graph
+from ..graph.read import CARRIERS, PRODUCTS, Product, element_types, load_graph
 from ..modelopt import require_modelopt, run
 from ..optional import require
 from .observers import LEVELS

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Product
+from ..graph.read import Product
 from ..optional import require
 from .quantize import FLOAT8_MAX, SMALLEST
 from .ranges import Ranges, tensor_key

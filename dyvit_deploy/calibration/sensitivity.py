@@ -18,7 +18,8 @@ from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..deploy_config import CalibrationConfig
 from ..errors import ConfigError, did_you_mean
-from ..graph import Product, load_graph, matrix_products, on_score_path
+from ..graph.names import on_score_path
+from ..graph.read import Product, load_graph, matrix_products
 from ..optional import require
 from ..overlap import stage_overlaps
 from ..runners.base import Outputs, join_outputs, run_in_batches

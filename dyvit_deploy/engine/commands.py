@@ -4,7 +4,7 @@ from __future__ import annotations
 import shlex
 
 from ..deploy_config import BatchProfile, BuildConfig
-from ..graph import Tensor
+from ..graph.read import Tensor
 from .flavours import Flavour, effective
 
 

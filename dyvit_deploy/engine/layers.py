@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..config import JsonConfig
-from ..parts import part_name
+from ..graph.names import part_name
 from .network import where
 
 # As the inspector spells data types; formats of TensorRT 10 follow them, as in "Half:linear".

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..deploy_config import BatchProfile
 from ..errors import BackendError, ConfigError, ExportError
-from ..graph import Tensor, load_graph
+from ..graph.names import OTHER, part_name
+from ..graph.read import Tensor, load_graph
 from ..optional import require
-from ..parts import OTHER, part_name
 from .flavours import Door
 
 MAX_K = 3840                                # of TopK, in every version so far

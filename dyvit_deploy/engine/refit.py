@@ -9,7 +9,7 @@ from typing import Any
 
 from ..artifacts.files import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError
-from ..graph import graph_facts, load_graph
+from ..graph.read import graph_facts, load_graph
 from .build import BuildReport, checked_target, refit_warning, save_engine
 from .flavours import Door, open_door
 from .load import load_engine

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError
-from ..graph import PRODUCTS, SCORE_PATH, element_types, load_graph, on_score_path
+from ..graph.names import SCORE_PATH, on_score_path
+from ..graph.read import PRODUCTS, element_types, load_graph
 from ..modelopt import require_modelopt, run
 from ..optional import require
 from ..runners.activations import stream_activations

@@ -22,12 +22,11 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from .. import zoo
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import atomic_write, is_timm, require_file, require_source, sha256
 from ..config import LEARNED, KeepRequest, LoadConfig, ModelConfig, PruneConfig
 from ..errors import CheckpointError
-from . import vit
+from . import vit, zoo
 from .dynamicvit import DynamicViT
 from .pretrained import pretrained_name, read_pretrained, tensors_sha256
 

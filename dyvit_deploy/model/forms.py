@@ -20,8 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .dynamicvit import DynamicViT
 from .lvvit import LVViT
-from .predictor import ScorePredictor
 from .pruning import gather_tokens
+from .token_scorer import ScorePredictor
 
 
 class SplitLinear(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..artifacts.files import TIMM_PREFIX
 from ..config import ModelConfig
 from ..errors import CheckpointError, reason
-from ..zoo import PRETRAINED
 from . import vit
+from .zoo import PRETRAINED
 
 WEIGHTS_FILE = "model.safetensors"
 TIMEOUT = 10.0                              # seconds for the first answer; the download itself may take its time

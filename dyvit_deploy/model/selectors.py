@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig, PruneConfig
 from ..errors import ConfigError
-from .predictor import ScorePredictor
 from .pruning import received_attention
+from .token_scorer import ScorePredictor
 from .vit import Attended
 
 

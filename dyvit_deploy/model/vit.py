@@ -15,10 +15,10 @@ from timm.layers import Attention, DropPath
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from .. import zoo
 from ..artifacts.files import TIMM_PREFIX
 from ..config import ModelConfig, Preprocess
 from ..errors import ConfigError, did_you_mean
+from . import zoo
 from .lvvit import GridStem, LVViT
 from .pruning import ATTENTION_EPS, masked_attention, masked_mean
 

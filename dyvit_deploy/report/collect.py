@@ -11,7 +11,7 @@ from ..artifacts.facts import ArtifactFacts
 from ..data.images import Track
 from ..engine.sidecar import read_sidecar
 from ..errors import ArtifactError, DyvitError
-from ..graph import load_graph, product_precisions
+from ..graph.read import load_graph, product_precisions
 from ..inspection import InspectReport, inspect_artifact
 from ..runners.open import CHECKPOINTS, ENGINES, GRAPHS
 from ..sweep.store import NAME as SWEEP

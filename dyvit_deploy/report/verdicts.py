@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..config import QUANTIZED
 from ..engine.sidecar import BY_GRAPH
-from ..graph import on_score_path
+from ..graph.names import on_score_path
 from .accuracy import judge_accuracy
 from .collect import IN_GRAPH, Collection, Entry
 from .lineage import data_of, is_baseline, is_own_reference, lowered, parent_of, source_of

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..graph import element_types
+from ..graph.read import element_types
 from ..optional import require
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError, reason
-from ..graph import PRODUCTS
+from ..graph.read import PRODUCTS
 from ..machine.openvino import HINTS, core, cpu_has_bfloat16
 from .base import InputSpec, Outputs, Runner
 from .fusions import Fusions, openvino_fusions

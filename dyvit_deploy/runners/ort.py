@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
-from ..graph import element_types, graph_facts, load_graph
+from ..graph.read import element_types, graph_facts, load_graph
 from ..machine.processes import gpu_number
 from ..machine.tf32 import require_full_float32
 from ..optional import require

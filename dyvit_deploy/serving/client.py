@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, reason
-from ..graph import Tensor
+from ..graph.read import Tensor
 from ..optional import require
 from ..runners.base import InputSpec, Outputs, Runner
 from .interface import Servable

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, reason
-from ..graph import Tensor
+from ..graph.read import Tensor
 from ..optional import require
 from .interface import Servable
 

@@ -11,7 +11,7 @@ from ..artifacts.files import require_file
 from ..deploy_config import BatchProfile
 from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
 from ..errors import ArtifactError, ConfigError
-from ..graph import Tensor, graph_facts, graph_tensors, load_graph
+from ..graph.read import Tensor, graph_facts, graph_tensors, load_graph
 from ..runners.open import ENGINES
 
 NUMPY_TYPES = {"f32": "float32", "f16": "float16", "u8": "uint8", "i64": "int64"}  # OpenVINO's names

@@ -17,7 +17,7 @@ from ..artifacts.files import atomic_write, make_folder
 from ..data import preprocess as preprocessing
 from ..deploy_config import ServingConfig
 from ..errors import ArtifactError, ConfigError, ExportError
-from ..graph import Tensor
+from ..graph.read import Tensor
 from ..optional import require
 from .config import (
     ENSEMBLE,

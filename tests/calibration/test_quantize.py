@@ -13,7 +13,8 @@ from dyvit_deploy.calibration.ranges import Ranges
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.deploy_config import CalibrationConfig
 from dyvit_deploy.errors import DataError, ExportError
-from dyvit_deploy.graph import SCORE_PATH, load_graph, matrix_products, product_precisions, summary
+from dyvit_deploy.graph.names import SCORE_PATH
+from dyvit_deploy.graph.read import load_graph, matrix_products, product_precisions, summary
 from dyvit_deploy.runners.ort import OrtRunner
 
 

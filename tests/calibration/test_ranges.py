@@ -15,7 +15,7 @@ from dyvit_deploy.data.open import open_images
 from dyvit_deploy.deploy_config import CalibrationConfig, ExportConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.graph import load_graph, weights_fingerprint
+from dyvit_deploy.graph.read import load_graph, weights_fingerprint
 from dyvit_deploy.runners.ort import OrtRunner
 
 

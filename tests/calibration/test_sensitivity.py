@@ -11,7 +11,8 @@ from dyvit_deploy.calibration.rounding import round_product, round_weight
 from dyvit_deploy.calibration.sensitivity import measure_sensitivity
 from dyvit_deploy.deploy_config import CalibrationConfig
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.graph import load_graph, matrix_products, on_score_path
+from dyvit_deploy.graph.names import on_score_path
+from dyvit_deploy.graph.read import load_graph, matrix_products
 from dyvit_deploy.runners.ort import OrtRunner
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from helpers import tiny_config
 
-from dyvit_deploy import zoo
 from dyvit_deploy.data.digits import SPLITS, DigitScenes, draw_scene, glyphs
 from dyvit_deploy.errors import DataError
+from dyvit_deploy.model import zoo
 
 pytest.importorskip("sklearn", reason="the digits need scikit-learn: pip install 'dyvit-deploy[demo]'")
 

@@ -4,9 +4,9 @@ import torch
 from helpers import PHOTOS, needs_photos, tiny_config
 from PIL import Image
 
-from dyvit_deploy import zoo
 from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.preprocess import normalise, resize_and_crop
+from dyvit_deploy.model import zoo
 
 
 @needs_photos

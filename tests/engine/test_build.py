@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT, needs_modelopt, needs_rtx, tiny_checkpoint, tiny_graph
 from onnx import TensorProto, helper, numpy_helper
 
-from dyvit_deploy import engine, zoo
+from dyvit_deploy import engine
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.config import PruneConfig
@@ -31,8 +31,9 @@ from dyvit_deploy.engine.preflight import read_plan_header
 from dyvit_deploy.engine.sidecar import BY_BUILDER, read_sidecar, sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError, MissingDependency
 from dyvit_deploy.export.onnx import export_model, export_onnx
-from dyvit_deploy.graph import computed_operands, load_graph, product_precisions
+from dyvit_deploy.graph.read import computed_operands, load_graph, product_precisions
 from dyvit_deploy.machine.hardware import gpu
+from dyvit_deploy.model import zoo
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.pipeline import export_artifact
 

@@ -4,7 +4,7 @@ from helpers import needs_openvino, tiny_graph, tiny_images
 
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export.openvino import write_openvino
-from dyvit_deploy.graph import graph_facts, load_graph, matrix_products
+from dyvit_deploy.graph.read import graph_facts, load_graph, matrix_products
 from dyvit_deploy.runners.open import open_runner
 
 pytestmark = needs_openvino

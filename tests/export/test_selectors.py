@@ -9,7 +9,7 @@ from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.graph import load_graph, product_precisions, weights_fingerprint
+from dyvit_deploy.graph.read import load_graph, product_precisions, weights_fingerprint
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.parity import CheckConfig, check_artifacts

@@ -6,11 +6,10 @@ import timm
 import torch
 from helpers import tiny_checkpoint, tiny_config, tiny_images, tiny_model
 
-from dyvit_deploy import zoo
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.errors import CheckpointError, ConfigError
-from dyvit_deploy.model import pretrained
+from dyvit_deploy.model import pretrained, zoo
 from dyvit_deploy.model.checkpoint import load_backbone, load_facts, load_model, save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.runners.open import is_checkpoint, open_runner

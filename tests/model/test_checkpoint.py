@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import needs_reference, recipe, tiny_checkpoint, tiny_images, tiny_model
 
-from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError
+from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import infer_model, load_model, published_name, read_checkpoint, save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
 

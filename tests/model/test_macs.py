@@ -1,7 +1,7 @@
 import pytest
 
-from dyvit_deploy import zoo
 from dyvit_deploy.config import PruneConfig, default_stages
+from dyvit_deploy.model import zoo
 from dyvit_deploy.model.forms import FORMS
 from dyvit_deploy.model.macs import count_costs
 

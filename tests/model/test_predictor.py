@@ -1,6 +1,6 @@
 import torch
 
-from dyvit_deploy.model.predictor import ScorePredictor
+from dyvit_deploy.model.token_scorer import ScorePredictor
 
 
 def test_scores_rank_like_the_log_probability_of_keeping():

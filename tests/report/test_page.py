@@ -16,7 +16,7 @@ import dyvit_deploy as dv
 from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
-from dyvit_deploy.graph import graph_facts, set_facts
+from dyvit_deploy.graph.read import graph_facts, set_facts
 from dyvit_deploy.model.checkpoint import save_checkpoint
 
 pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-deploy[report]'")

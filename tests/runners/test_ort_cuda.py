@@ -157,7 +157,7 @@ def lowered(graph, tmp_path):
     import onnx
     from helpers import tiny_model
 
-    from dyvit_deploy.graph import set_facts
+    from dyvit_deploy.graph.read import set_facts
     make, info = helper.make_node, helper.make_tensor_value_info
     nodes = [make("Cast", ["images"], ["low"], to=T.BFLOAT16),
              make("ReduceMean", ["low", "axes"], ["mean"], keepdims=0),

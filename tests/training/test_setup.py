@@ -12,8 +12,8 @@ import pytest
 import torch
 from helpers import ROOT, tiny_config, tiny_model, two_classes
 
-from dyvit_deploy import zoo
 from dyvit_deploy.config import KeepRequest
+from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import read_checkpoint
 from dyvit_deploy.training import run, setup
 from dyvit_deploy.training.data import Part

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from rich.table import Table
 
+from ..config import PruneConfig, default_stages
+from ..data.images import Track, no_track
 from . import zoo
-from .config import PruneConfig, default_stages
-from .data.images import Track, no_track
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.5)
 
@@ -54,8 +54,8 @@ def list_models(names: Sequence[str] = (), track: Track[Any] = no_track) -> Cata
 
 
 def _entry(name: str) -> CatalogEntry:
-    from .model.macs import count_costs
-    from .model.vit import resolve
+    from .macs import count_costs
+    from .vit import resolve
 
     config = resolve(name)
     stages = default_stages(config.depth)

@@ -1,4 +1,4 @@
-"""Names of graph nodes as people speak of the model: `blocks.7.attn.qkv/MatMul` is "block 7 attention"."""
+"""What names of graph nodes mean: `blocks.7.attn.qkv/MatMul` is "block 7 attention"; some mark the score path."""
 from __future__ import annotations
 
 import re
@@ -15,6 +15,8 @@ PARTS = (
     (r"(?:aux_)?head\b", "head"),
 )
 OTHER = "between the blocks"
+# Nodes that compute or rank keep scores: rounded scores tie, and every backend breaks ties its own way.
+SCORE_PATH = (r"score_predictor\.\d+\.score/.*", r"selector\.\d+/TopK")
 
 
 def part_name(node: str) -> str:
@@ -30,3 +32,8 @@ def part_names(nodes: Iterable[str]) -> list[str]:
     """Every part once, in the order of `nodes`; nodes that do not tell are called by their own name."""
     names = ((part_name(node), node) for node in nodes)
     return list(dict.fromkeys(node if part == OTHER else part for part, node in names))
+
+
+def on_score_path(node: str) -> bool:
+    """True for nodes that compute or rank keep scores, which stay float32 in every precision."""
+    return any(re.fullmatch(pattern, node) for pattern in SCORE_PATH)

@@ -3,18 +3,15 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .artifacts.facts import METADATA_KEY, ArtifactFacts
-from .errors import ArtifactError, reason
-from .optional import require
+from ..artifacts.facts import METADATA_KEY, ArtifactFacts
+from ..errors import ArtifactError, reason
+from ..optional import require
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
-# Nodes that compute or rank keep scores: rounded scores tie, and every backend breaks ties its own way.
-SCORE_PATH = (r"score_predictor\.\d+\.score/.*", r"selector\.\d+/TopK")
 # Operators that hand on what they read, so that the precision of their input is that of their output.
 CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 # What a weight passes on its way from its initializer to a product.
@@ -158,11 +155,6 @@ def _precision_names() -> dict[int, str]:
     types = require("onnx").TensorProto
     return {types.FLOAT: "float32", types.FLOAT16: "float16", types.BFLOAT16: "bfloat16", types.INT8: "int8",
             types.UINT8: "int8", types.FLOAT8E4M3FN: "float8"}
-
-
-def on_score_path(node: str) -> bool:
-    """True for nodes that compute or rank keep scores, which stay float32 in every precision."""
-    return any(re.fullmatch(pattern, node) for pattern in SCORE_PATH)
 
 
 def summary(precisions: Iterable[str]) -> dict[str, int]:

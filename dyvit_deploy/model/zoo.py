@@ -6,8 +6,8 @@ timm is available as `timm:NAME` beside these.
 """
 from __future__ import annotations
 
-from .config import ModelConfig, Preprocess
-from .errors import ConfigError, did_you_mean
+from ..config import ModelConfig, Preprocess
+from ..errors import ConfigError, did_you_mean
 
 TIMM_PRETRAINED = "timm-pretrained"         # in the place of a backbone's file: timm's weights of the same model
 # Their tags in timm; positions are interpolated where the image size differs.

@@ -1,0 +1,1 @@
+"""ONNX graphs: what they hold, and what their nodes are called."""
