@@ -21,7 +21,7 @@ from speed import RESULTS
 
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
-from dyvit_deploy.deploy_config import ExportConfig
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.quickstart import STUDENT

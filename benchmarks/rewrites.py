@@ -30,7 +30,8 @@ from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable, quantile_interval
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import FORMS, DeployConfig, ExportConfig
+from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.export.config import FORMS, ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.export.openvino import write_openvino
 from dyvit_deploy.machine.hardware import machine

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .bench.report import BenchConfig
     from .bench.run import benchmark
     from .calibration.collect import calibrate
+    from .calibration.config import CalibrationConfig, PrecisionConfig
     from .calibration.ranges import Ranges
     from .calibration.sensitivity import measure_sensitivity
     from .config import (
@@ -21,22 +22,16 @@ if TYPE_CHECKING:
         PruneConfig,
     )
     from .data.open import open_images
+    from .deploy.config import DeployConfig
     from .deploy.on_device import build_artifact, refit_artifact
-    from .deploy_config import (
-        BatchProfile,
-        BuildConfig,
-        CalibrationConfig,
-        DeployConfig,
-        ExportConfig,
-        PrecisionConfig,
-        ServingConfig,
-    )
     from .deploy_report import Progress
     from .doctor import diagnose
     from .engine.build import build_engine, plan_build
+    from .engine.config import BatchProfile, BuildConfig
     from .engine.preflight import preflight
     from .engine.refit import refit_engine
     from .errors import DyvitError
+    from .export.config import ExportConfig
     from .export.onnx import export_onnx
     from .inspection import inspect_artifact
     from .model.catalog import list_models
@@ -52,6 +47,7 @@ if TYPE_CHECKING:
     from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
     from .serving.check import ServeConfig, check_serving
+    from .serving.config import ServingConfig
     from .serving.export import export_repository
     from .sweep.grid import SweepConfig
     from .sweep.run import run_sweep

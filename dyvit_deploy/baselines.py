@@ -10,12 +10,14 @@ from typing import Any
 from .artifacts.facts import ArtifactFacts
 from .artifacts.files import atomic_write
 from .calibration.collect import collect, examine
+from .calibration.config import CalibrationConfig, PrecisionConfig
 from .config import QUANTIZED, LoadConfig
 from .data.open import open_calibration
-from .deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+from .deploy.config import DeployConfig
 from .engine.build import build_engine
 from .engine.sidecar import read_sidecar
 from .errors import BackendError, ExportError, MissingDependency
+from .export.config import ExportConfig
 from .lowering import Lowering
 from .optional import require
 from .runners.base import Runner

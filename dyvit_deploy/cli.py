@@ -9,19 +9,15 @@ from typing import Any
 import click
 
 from .artifacts.facts import own_version
+from .calibration.config import CalibrationConfig, PrecisionConfig
 from .cli_production import export_triton, predict, serve
 from .cli_report import report_page, visualize
 from .cli_training import evaluate, train
 from .config import LoadConfig
-from .deploy_config import (
-    BuildConfig,
-    CalibrationConfig,
-    DeployConfig,
-    ExportConfig,
-    PrecisionConfig,
-    ServingConfig,
-)
+from .deploy.config import DeployConfig
+from .engine.config import BuildConfig
 from .errors import DyvitError, did_you_mean
+from .export.config import ExportConfig
 from .options import (
     Numbers,
     build_options,
@@ -37,6 +33,7 @@ from .options import (
     sweep_options,
     writable,
 )
+from .serving.config import ServingConfig
 from .sweep.target import Target
 from .targets import FORMATS, REPOSITORY
 from .terminal import (

@@ -8,9 +8,10 @@ import click
 
 from .config import LoadConfig
 from .data.images import no_track
-from .deploy_config import DeployConfig, ServingConfig
+from .deploy.config import DeployConfig
 from .errors import ConfigError
 from .options import device_option, json_option, run_options
+from .serving.config import ServingConfig
 from .terminal import (
     fail_notes,
     failed_notes,

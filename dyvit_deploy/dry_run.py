@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 from .artifacts.files import is_timm, require_source, size_mib
+from .calibration.config import CalibrationConfig
 from .config import QUANTIZED, LoadConfig
-from .deploy_config import CalibrationConfig, DeployConfig
+from .deploy.config import DeployConfig
 from .engine.build import BuildPlan, profile_words
 from .engine.commands import polygraphy_line, trtexec_line
 from .engine.flavours import FLAVOURS

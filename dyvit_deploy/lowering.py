@@ -10,7 +10,7 @@ from .calibration.quantize import quantize_cpu, quantize_tensorrt
 from .calibration.ranges import Ranges
 from .config import HALF, QUANTIZED
 from .data.images import ImageSet, Track, no_track
-from .deploy_config import DeployConfig
+from .deploy.config import DeployConfig
 from .errors import ExportError, reason
 from .export.precision import Raised, near_overflow, to_half
 from .graph.names import on_score_path

@@ -10,19 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from .artifacts.files import check_target
+from .calibration.config import CalibrationConfig, PrecisionConfig
 from .config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
-from .deploy_config import (
-    FORMS,
-    GATHERS,
-    INPUTS,
-    BatchProfile,
-    BuildConfig,
-    CalibrationConfig,
-    ExportConfig,
-    PrecisionConfig,
-    ServingConfig,
-)
+from .engine.config import BatchProfile, BuildConfig
 from .errors import ConfigError
+from .export.config import FORMS, GATHERS, INPUTS, ExportConfig
+from .serving.config import ServingConfig
 from .sweep.target import parse_targets
 from .targets import FLAGS, FORMATS
 from .training.recipe import FIELDS, values_of

@@ -13,15 +13,17 @@ from .artifacts.files import atomic_write, check_target, require_source, size_mi
 from .bench.report import BenchConfig, Timing
 from .bench.run import benchmark
 from .calibration.collect import examine, ranges_for
+from .calibration.config import CalibrationConfig
 from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers
 from .config import LEARNED, QUANTIZED, LoadConfig
 from .data.open import check_source, gate_is_separate, open_calibration, open_gate
+from .deploy.config import DeployConfig
 from .deploy.on_device import place_engine
-from .deploy_config import BuildConfig, CalibrationConfig, DeployConfig
 from .deploy_report import DeployReport, Progress
 from .dry_run import export_command, plan_export
 from .engine.build import BuildPlan, build_engine, refit_warning, require_builder
+from .engine.config import BuildConfig
 from .engine.flavours import check_settings, flavour_of
 from .errors import ConfigError, DataError, ExportError
 from .export.onnx import ExportReport, export_onnx

@@ -16,10 +16,12 @@ from .artifacts.files import atomic_write, hash_files, make_folder, size_mib
 from .artifacts.reports import save_report
 from .bench.report import BenchConfig, BenchReport
 from .bench.run import benchmark
+from .calibration.config import CalibrationConfig, PrecisionConfig
 from .data.images import Track, no_track
-from .deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+from .deploy.config import DeployConfig
 from .deploy_report import Progress
 from .errors import ExportError
+from .export.config import ExportConfig
 from .optional import installed, require
 from .parity import CheckConfig, ParityReport, check_artifacts
 from .pipeline import export_artifact

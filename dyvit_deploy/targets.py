@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .calibration.config import PrecisionConfig
 from .config import QUANTIZED
-from .deploy_config import PrecisionConfig
 from .errors import ConfigError, did_you_mean
 from .machine.hardware import LEAST_CAPABILITY
 

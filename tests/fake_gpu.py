@@ -19,8 +19,8 @@ from onnx import TensorProto as T, helper
 
 from dyvit_deploy.config import EngineRunConfig
 from dyvit_deploy.deploy import on_device
-from dyvit_deploy.deploy_config import BuildConfig
 from dyvit_deploy.engine import build, preflight
+from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.graph.read import PRODUCTS, set_facts
 from dyvit_deploy.machine.hardware import Gpu
 from dyvit_deploy.runners import tensorrt as runners

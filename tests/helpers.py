@@ -16,8 +16,9 @@ from PIL import Image
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.config import LoadConfig, ModelConfig, Preprocess, PruneConfig
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, ExportConfig
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.sidecar import EngineFacts, write_plan
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT

@@ -2,8 +2,8 @@ import pytest
 from helpers import tiny_checkpoint, tiny_config
 
 from dyvit_deploy.config import KeepRequest, LoadConfig, ModelConfig, PruneConfig, default_stages
-from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import load_model
 

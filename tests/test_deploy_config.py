@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, DeployConfig, parse_capability
+from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig, parse_capability
 from dyvit_deploy.errors import ConfigError
 
 

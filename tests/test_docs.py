@@ -13,7 +13,7 @@ from helpers import ROOT, dyvit, needs, needs_triton
 from PIL import Image
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import ExportConfig
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.quickstart import STUDENT
 from dyvit_deploy.serving.export import export_repository

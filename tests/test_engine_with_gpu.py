@@ -14,21 +14,17 @@ from rich.console import Console
 
 from dyvit_deploy import baselines, pipeline, progress
 from dyvit_deploy.bench import run as bench
+from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.cli import main
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import (
-    BatchProfile,
-    BuildConfig,
-    CalibrationConfig,
-    DeployConfig,
-    ExportConfig,
-    PrecisionConfig,
-)
+from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.dry_run import export_command
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.monitor import BuildStep
 from dyvit_deploy.engine.refit import refit_engine
 from dyvit_deploy.engine.sidecar import read_sidecar, sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, MissingDependency
+from dyvit_deploy.export.config import ExportConfig
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 PROFILES = (BatchProfile(1, 1, 2, "small"), BatchProfile(4, 5, 6, "large"))

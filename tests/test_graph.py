@@ -6,8 +6,8 @@ import pytest
 from helpers import tiny_checkpoint, tiny_graph, tiny_images
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ArtifactError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.graph.names import on_score_path
 from dyvit_deploy.graph.read import (

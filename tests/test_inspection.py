@@ -6,8 +6,9 @@ import torch
 from helpers import needs_openvino, tiny_checkpoint
 
 from dyvit_deploy.config import PruneConfig
-from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
+from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.errors import ArtifactError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.inspection import inspect_artifact
 from dyvit_deploy.model import zoo

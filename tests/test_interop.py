@@ -4,7 +4,9 @@ import pytest
 import torch
 from helpers import needs_modelopt, photo_folder, tiny_checkpoint, tiny_images, tiny_model
 
-from dyvit_deploy.deploy_config import CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
+from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.pipeline import export_artifact
 

@@ -3,7 +3,8 @@ import sys
 import pytest
 from helpers import tiny_checkpoint
 
-from dyvit_deploy.deploy_config import CalibrationConfig, DeployConfig, PrecisionConfig
+from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
+from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.machine.openvino import core
 from dyvit_deploy.optional import installed, require

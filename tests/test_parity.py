@@ -6,8 +6,8 @@ from helpers import fake_runner, tiny_checkpoint, tiny_config
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data.images import NoiseImages
-from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import DataError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.parity import CheckConfig, Tolerance, check_artifacts, compare
 

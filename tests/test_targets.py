@@ -1,7 +1,7 @@
 import pytest
 
+from dyvit_deploy.calibration.config import PrecisionConfig
 from dyvit_deploy.config import PRECISIONS
-from dyvit_deploy.deploy_config import PrecisionConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.machine.hardware import LEAST_CAPABILITY
 from dyvit_deploy.targets import FLAGS, SUPPORT, Choice, resolve

@@ -104,7 +104,7 @@ def add_digits(reference: Reference) -> None:
     from PIL import Image
 
     from dyvit_deploy.data.digits import DigitScenes
-    from dyvit_deploy.deploy_config import ExportConfig
+    from dyvit_deploy.export.config import ExportConfig
     from dyvit_deploy.export.onnx import export_onnx
     from dyvit_deploy.model import zoo
     from dyvit_deploy.quickstart import STUDENT
@@ -138,7 +138,7 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
     from dyvit_deploy.artifacts.facts import ArtifactFacts
     from dyvit_deploy.config import ModelConfig, Preprocess, PruneConfig
     from dyvit_deploy.data.preprocess import resize_and_crop
-    from dyvit_deploy.deploy_config import ExportConfig
+    from dyvit_deploy.export.config import ExportConfig
     from dyvit_deploy.export.onnx import export_model
     from dyvit_deploy.model.dynamicvit import DynamicViT
 
@@ -199,7 +199,8 @@ def add_plan(reference: Reference) -> None:
     """An engine of TensorRT for RTX, which builds without a GPU, where the library is."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         return
-    from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
+    from dyvit_deploy.deploy.config import DeployConfig
+    from dyvit_deploy.export.config import ExportConfig
     from dyvit_deploy.pipeline import export_artifact
     from dyvit_deploy.quickstart import STUDENT
 

@@ -13,11 +13,11 @@ from ..artifacts.facts import ArtifactFacts, library_versions
 from ..artifacts.files import require_file
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
-from ..deploy_config import CalibrationConfig
 from ..errors import DataError
 from ..graph.read import graph_facts, load_graph, weights_fingerprint
 from ..runners.activations import BATCH, stream_activations
 from ..runners.open import is_checkpoint
+from .config import CalibrationConfig
 from .observers import Histogram, threshold
 from .policy import quantizable
 from .ranges import ENOUGH_IMAGES, Range, Ranges, tensor_key

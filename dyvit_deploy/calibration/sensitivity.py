@@ -16,7 +16,6 @@ from ..agreement import relative_error
 from ..config import ALIASES, PRECISIONS, QUANTIZED
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
-from ..deploy_config import CalibrationConfig
 from ..errors import ConfigError, did_you_mean
 from ..graph.names import on_score_path
 from ..graph.read import Product, load_graph, matrix_products
@@ -25,6 +24,7 @@ from ..overlap import stage_overlaps
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.ort import OrtRunner
 from .collect import examine, float32_facts, ranges_for
+from .config import CalibrationConfig
 from .policy import part_of, quantizable
 from .quantize import quantize_cpu
 from .ranges import Ranges

@@ -9,7 +9,6 @@ from pathlib import Path
 from ..agreement import TOLERANCES, PrecisionTolerance
 from ..artifacts.files import require_file
 from ..data.open import check_source, open_images
-from ..deploy_config import BuildConfig
 from ..deploy_report import EngineReport, Progress
 from ..engine.build import (
     BuildReport,
@@ -20,6 +19,7 @@ from ..engine.build import (
     refit_warning,
     require_builder,
 )
+from ..engine.config import BuildConfig
 from ..engine.flavours import effective, refit_doubt
 from ..engine.preflight import preflight
 from ..engine.refit import checked_refit, refit_command, refit_engine

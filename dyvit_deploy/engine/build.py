@@ -18,12 +18,12 @@ from rich.text import Text
 
 from ..artifacts.facts import library_versions
 from ..artifacts.files import check_target, require_file, sha256, size_mib
-from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import ArtifactError, BackendError, ConfigError, ExportError
 from ..graph.names import part_names
 from ..graph.read import Tensor, computed_operands, graph_facts, graph_tensors, load_graph, product_precisions, summary
 from ..machine.hardware import gpu, system
 from .commands import polygraphy_line, trtexec_line
+from .config import BatchProfile, BuildConfig
 from .flavours import Door, check_settings, effective, flavour_of, open_door, refit_doubt
 from .layers import (
     EngineLayer,

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import shlex
 
-from ..deploy_config import BatchProfile, BuildConfig
 from ..graph.read import Tensor
+from .config import BatchProfile, BuildConfig
 from .flavours import Flavour, effective
 
 

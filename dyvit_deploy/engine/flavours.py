@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..deploy_config import BuildConfig
 from ..errors import BackendError, ConfigError, MissingDependency, did_you_mean, reason
 from ..machine.hardware import Gpu
 from ..optional import require
+from .config import BuildConfig
 
 Version = tuple[int, ...]
 # Where an engine of TensorRT for RTX runs that was built for no GPU in particular (its documentation).

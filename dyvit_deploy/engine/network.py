@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..deploy_config import BatchProfile
 from ..errors import BackendError, ConfigError, ExportError
 from ..graph.names import OTHER, part_name
 from ..graph.read import Tensor, load_graph
 from ..optional import require
+from .config import BatchProfile
 from .flavours import Door
 
 MAX_K = 3840                                # of TopK, in every version so far

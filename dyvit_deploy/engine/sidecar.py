@@ -10,8 +10,8 @@ from typing import Any
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import atomic_write, sha256, write_json
 from ..config import JsonConfig
-from ..deploy_config import BatchProfile, BuildConfig
 from ..errors import ArtifactError, ConfigError
+from .config import BatchProfile, BuildConfig
 from .flavours import flavour_of
 from .layers import EngineLayer
 

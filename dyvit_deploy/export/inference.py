@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.preprocess import scale_and_shift
-from ..deploy_config import ExportConfig
 from ..model.dynamicvit import DynamicViT
+from .config import ExportConfig
 
 
 class InferenceGraph(nn.Module):

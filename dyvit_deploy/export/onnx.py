@@ -16,9 +16,9 @@ from rich.text import Text
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts, library_versions
 from ..artifacts.files import atomic_write, check_target
 from ..config import LoadConfig
-from ..deploy_config import ExportConfig
 from ..errors import ConfigError, ExportError, reason
 from ..optional import require
+from .config import ExportConfig
 
 if TYPE_CHECKING:
     from ..model.dynamicvit import DynamicViT

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..artifacts.files import atomic_write, check_target, require_file
 from ..config import EngineRunConfig
-from ..deploy_config import BatchProfile
+from ..engine.config import BatchProfile
 from ..engine.flavours import Door, open_door
 from ..engine.load import load_engine
 from ..engine.network import DATA_TYPES, last

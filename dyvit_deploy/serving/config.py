@@ -1,146 +1,41 @@
-"""Triton's config.pbtxt of every model in a repository, as data made from the artifact.
-
-Configurations are dictionaries in the words of Triton's ModelConfig; its protobuf class writes and reads them, so their
-syntax cannot be wrong.
-"""
+"""How a model is served from a Triton repository."""
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import re
+from dataclasses import dataclass
 
-from ..errors import ArtifactError, reason
-from ..graph.read import Tensor
-from ..optional import require
-from .interface import Servable
-
-Config = dict[str, Any]
-TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
-KINDS = {"onnxruntime": "KIND_AUTO", "openvino": "KIND_CPU", "tensorrt": "KIND_GPU"}  # where instances live
-MAX_BATCH = 64                              # of graphs, which run any
-QUEUE_DELAY_US = 1000                       # that a request waits for others to share its batch
-MAX_PIXELS = 50_000_000                     # of an encoded or raw image: 150 MB once it is decoded
-THREADS = 4                                 # that decode images: at most 600 MB of pixels at once
-LABELS = "labels.txt"
-PREPROCESS, ENSEMBLE = "-preprocess", "-images"  # what the names of these models end with
-ENCODED = {"name": "encoded", "data_type": "TYPE_STRING", "dims": [1], "optional": True}
-RAW = {"name": "raw", "data_type": "TYPE_UINT8", "dims": [-1, -1, 3], "optional": True}
-VERSIONS = {"latest": {"num_versions": 1}}  # a newer version replaces an older one while requests run
+from ..config import JsonConfig, check_choice
+from ..errors import ConfigError
 
 
-def core_config(name: str, servable: Servable, max_batch: int, instances: int) -> Config:
-    """The model itself: `images` in; `logits` and, where the artifact tells, kept patches out."""
-    image, optimized = servable.input, sorted({profile.opt for profile in servable.profiles})
-    config: Config = {
-        "name": name, "backend": servable.backend, "max_batch_size": max_batch,
-        "input": [_tensor(image)], "output": [_tensor(output, LABELS) for output in servable.outputs],
-        "version_policy": VERSIONS, "instance_group": [{"count": instances, "kind": KINDS[servable.backend]}],
-        "dynamic_batching": {"max_queue_delay_microseconds": QUEUE_DELAY_US},
-        "model_warmup": [_warmup(image, batch) for batch in sorted({1, *optimized}) if batch <= max_batch],
-    }
-    preferred = [batch for batch in sorted({*optimized, *(p.max for p in servable.profiles)}) if 1 < batch <= max_batch]
-    if preferred:
-        config["dynamic_batching"]["preferred_batch_size"] = preferred
-    if servable.profiles:
-        config["instance_group"][0]["profile"] = [str(number) for number in range(len(servable.profiles))]
-        config["optimization"] = {"cuda": {"graphs": True, "graph_spec": [
-            {"batch_size": batch, "input": {image.name: {"dim": list(image.shape[1:])}}}
-            for batch in sorted({1, *preferred})]}}
-    return config
+@dataclass(frozen=True)
+class ServingConfig(JsonConfig):
+    """How a model stands in a Triton repository.
 
-
-def preprocess_config(name: str, servable: Servable, max_batch: int) -> Config:
-    """Decodes, resizes and normalises as the checkpoint demands."""
-    model = servable.facts.model
-    spec = {"image_size": list(model.image_size), "preprocess": dataclasses.asdict(model.preprocess),
-            "dtype": servable.input.dtype, "max_pixels": MAX_PIXELS, "threads": THREADS}
-    return {
-        "name": name, "backend": "python", "max_batch_size": max_batch, "input": [ENCODED, RAW],
-        "output": [_tensor(servable.input)], "version_policy": VERSIONS,
-        "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
-        "dynamic_batching": {"max_queue_delay_microseconds": QUEUE_DELAY_US},
-        "parameters": {"spec": {"string_value": json.dumps(spec)}},
-    }
-
-
-def ensemble_config(name: str, preprocess: str, core: str, servable: Servable, max_batch: int) -> Config:
-    """`preprocess`, then `core`: images as they come from a client, logits back."""
-    names = [output.name for output in servable.outputs]
-    return {
-        "name": name, "platform": "ensemble", "max_batch_size": max_batch, "input": [ENCODED, RAW],
-        "output": [_tensor(output, LABELS) for output in servable.outputs], "version_policy": VERSIONS,
-        "ensemble_scheduling": {"step": [
-            {"model_name": preprocess, "model_version": -1, "input_map": {"encoded": "encoded", "raw": "raw"},
-             "output_map": {"images": "prepared"}},
-            {"model_name": core, "model_version": -1, "input_map": {servable.input.name: "prepared"},
-             "output_map": dict(zip(names, names))}]},
-    }
-
-
-def router_config(name: str, models: dict[float, str], servables: Sequence[Servable], max_batch: int) -> Config:
-    """Picks one of `models`, by keep ratio, for each request; the first where a request names none."""
-    first = servables[0]
-    # Kept patches differ in number from model to model.
-    outputs = [_tensor(output, LABELS) | ({} if output.name == "logits" else {"dims": [-1]})
-               for output in first.outputs]
-    return {
-        "name": name, "backend": "python", "max_batch_size": max_batch,
-        "input": [_tensor(first.input) | {"optional": True}, ENCODED, RAW], "output": outputs,
-        "version_policy": VERSIONS, "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
-        "dynamic_batching": {},                                            # several requests per call, none waits
-        "parameters": {"models": {"string_value": json.dumps({f"{ratio:g}": to for ratio, to in models.items()})},
-                       "ensemble_suffix": {"string_value": ENSEMBLE}},
-    }
-
-
-def _tensor(tensor: Tensor, labels: str | None = None) -> Config:
-    found = {"name": tensor.name, "data_type": TYPES[tensor.dtype], "dims": list(tensor.shape[1:])}
-    return found | ({"label_filename": labels} if labels and tensor.name == "logits" else {})
-
-
-def _warmup(image: Tensor, batch: int) -> Config:
-    return {"name": f"batch {batch}", "batch_size": batch, "inputs": {
-        image.name: {"data_type": TYPES[image.dtype], "dims": list(image.shape[1:]), "zero_data": True}}}
-
-
-def _protobuf() -> Any:
-    """Triton's ModelConfig class."""
-    return require("tritonclient.grpc.model_config_pb2", extra="triton").ModelConfig
-
-
-def to_pbtxt(config: Config) -> str:
-    """The text of a config.pbtxt.
-
-    Raises:
-        MissingDependency: tritonclient, which has Triton's protobuf classes, is not installed.
+    `name` None is the model's own; `max_batch` None is the most that an engine runs, and 64 for graphs. `instances`
+    run at once; `version` is the number of the version folder. `engine` is a plan to serve, None for a graph exported
+    as `graph`, "onnx" or "openvino".
     """
-    message = _protobuf()()
-    require("google.protobuf.json_format").ParseDict(config, message)
-    return str(require("google.protobuf.text_format").MessageToString(message))
 
+    name: str | None = None
+    max_batch: int | None = None
+    instances: int = 1
+    version: int = 1
+    engine: str | None = None
+    graph: str = "onnx"
 
-def read_pbtxt(path: Path) -> Config:
-    """A config.pbtxt as the functions above would write it.
+    def __post_init__(self) -> None:
+        check_choice("graph to serve", self.graph, ("onnx", "openvino"))
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,127}", self.name):
+            raise ConfigError(f"A model of Triton is named with letters, digits, '_', '-' and '.', not {self.name!r}.")
+        for field, most in (("max_batch", 4096), ("instances", 64), ("version", 10**9)):
+            value = getattr(self, field)
+            if value is not None and not 1 <= value <= most:
+                option = {"version": "model-version"}.get(field, field.replace("_", "-"))
+                raise ConfigError(f"--{option} is a number from 1 to {most}, not {value}.")
 
-    Raises:
-        ArtifactError: it is none.
-    """
-    text_format = require("google.protobuf.text_format")
-    try:
-        message = text_format.Parse(path.read_text("utf-8"), _protobuf()())
-    except (text_format.ParseError, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is no configuration of a Triton model ({reason(error)}); export the repository "
-                            "again.") from error
-    return normal(message)
-
-
-def normal(config: Any) -> Config:
-    """A configuration, dictionary or message, in the one form in which two can be compared."""
-    if isinstance(config, dict):
-        message = _protobuf()()
-        require("google.protobuf.json_format").ParseDict(config, message)
-        config = message
-    found: Config = require("google.protobuf.json_format").MessageToDict(config, preserving_proto_field_name=True)
-    return found
+    def require_unset(self) -> None:
+        """Raises ConfigError when anything is set: the other formats know none of it."""
+        if self != ServingConfig():
+            raise ConfigError("--engine, --onnx, --openvino, --name, --max-batch, --instances and --model-version are "
+                              "for a Triton repository; add --format triton.")

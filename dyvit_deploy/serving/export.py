@@ -14,16 +14,18 @@ from rich.text import Text
 
 from ..artifacts.files import atomic_write, make_folder, require_source
 from ..config import KeepRequest, LoadConfig
-from ..deploy_config import BuildConfig, DeployConfig, ServingConfig
+from ..deploy.config import DeployConfig
 from ..deploy_report import DeployReport, Progress
 from ..engine.build import BuildPlan
+from ..engine.config import BuildConfig
 from ..errors import ConfigError
 from ..optional import require
 from ..pipeline import export_artifact, plan_artifact
 from ..runners.open import is_checkpoint, is_engine
 from ..targets import SUFFIXES
-from .config import to_pbtxt
+from .config import ServingConfig
 from .interface import Servable, check_same_model, read_servable
+from .pbtxt import to_pbtxt
 from .repository import entries, model_name, taken, write_entries, write_readme
 
 

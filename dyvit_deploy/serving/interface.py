@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import require_file
-from ..deploy_config import BatchProfile
+from ..engine.config import BatchProfile
 from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
 from ..errors import ArtifactError, ConfigError
 from ..graph.read import Tensor, graph_facts, graph_tensors, load_graph

@@ -15,11 +15,12 @@ from typing import Any
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import atomic_write, make_folder
 from ..data import preprocess as preprocessing
-from ..deploy_config import ServingConfig
 from ..errors import ArtifactError, ConfigError, ExportError
 from ..graph.read import Tensor
 from ..optional import require
-from .config import (
+from .config import ServingConfig
+from .interface import READERS, Servable, read_servable
+from .pbtxt import (
     ENSEMBLE,
     KINDS,
     LABELS,
@@ -35,7 +36,6 @@ from .config import (
     router_config,
     to_pbtxt,
 )
-from .interface import READERS, Servable, read_servable
 
 HERE = Path(__file__).parent
 HEADER = "# Written by dyvit from the artifact; `dyvit serve REPOSITORY --check` holds the two against each other.\n"

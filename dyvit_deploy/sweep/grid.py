@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from ..calibration.config import CalibrationConfig, PrecisionConfig
 from ..config import ALIASES, PRECISIONS, QUANTIZED, JsonConfig, LoadConfig, check_choice
-from ..deploy_config import BatchProfile, BuildConfig, CalibrationConfig, DeployConfig, ExportConfig, PrecisionConfig
+from ..deploy.config import DeployConfig
+from ..engine.config import BatchProfile, BuildConfig
 from ..errors import BackendError, ConfigError
+from ..export.config import ExportConfig
 from ..machine.hardware import gpu
 from ..targets import ENGINES, FORMATS, SUFFIXES, SUPPORT
 

@@ -15,10 +15,11 @@ from ..bench.run import LIBRARIES, benchmark
 from ..config import KeepRequest, LoadConfig
 from ..data.labels import class_numbers
 from ..data.open import check_source, open_images
-from ..deploy_config import DeployConfig, ExportConfig
+from ..deploy.config import DeployConfig
 from ..deploy_report import Progress
 from ..dry_run import export_command
 from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency
+from ..export.config import ExportConfig
 from ..machine.hardware import machine
 from ..parity import CheckConfig, ParityReport, check_artifacts
 from ..pipeline import export_artifact

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.files import is_timm, require_source, sha256, write_json
+from ..calibration.config import CalibrationConfig
 from ..config import JsonConfig, LoadConfig
-from ..deploy_config import CalibrationConfig
 from ..errors import ArtifactError, ConfigError
 from .grid import Candidate, SweepConfig, changed, filled
 

@@ -10,8 +10,9 @@ from dyvit_deploy.bench.report import BenchConfig, Timing
 from dyvit_deploy.bench.run import benchmark, faster_here
 from dyvit_deploy.bench.timing import TURN, alternate, is_stable
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import DeployConfig, ExportConfig
+from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.open import open_runner

@@ -7,11 +7,11 @@ import pytest
 from helpers import needs_modelopt, photo_folder, tiny_graph
 
 from dyvit_deploy.calibration.collect import calibrate
+from dyvit_deploy.calibration.config import CalibrationConfig
 from dyvit_deploy.calibration.policy import RULES, part_of, quantizable
 from dyvit_deploy.calibration.quantize import FLOAT8_MAX, quantize_cpu, quantize_tensorrt
 from dyvit_deploy.calibration.ranges import Ranges
 from dyvit_deploy.data.open import open_images
-from dyvit_deploy.deploy_config import CalibrationConfig
 from dyvit_deploy.errors import DataError, ExportError
 from dyvit_deploy.graph.names import SCORE_PATH
 from dyvit_deploy.graph.read import load_graph, matrix_products, product_precisions, summary

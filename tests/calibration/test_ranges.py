@@ -7,13 +7,14 @@ import pytest
 from helpers import photo_folder, tiny_checkpoint, tiny_graph
 
 from dyvit_deploy.calibration.collect import calibrate, check_images, neighbour_correlation, ranges_for
+from dyvit_deploy.calibration.config import CalibrationConfig
 from dyvit_deploy.calibration.observers import METHODS
 from dyvit_deploy.calibration.policy import quantizable
 from dyvit_deploy.calibration.ranges import Ranges, tensor_key
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data.open import open_images
-from dyvit_deploy.deploy_config import CalibrationConfig, ExportConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.graph.read import load_graph, weights_fingerprint
 from dyvit_deploy.runners.ort import OrtRunner

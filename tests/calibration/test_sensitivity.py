@@ -7,9 +7,9 @@ import torch
 from helpers import photo_folder, tiny_graph
 
 from dyvit_deploy.calibration.collect import calibrate
+from dyvit_deploy.calibration.config import CalibrationConfig
 from dyvit_deploy.calibration.rounding import round_product, round_weight
 from dyvit_deploy.calibration.sensitivity import measure_sensitivity
-from dyvit_deploy.deploy_config import CalibrationConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.graph.names import on_score_path
 from dyvit_deploy.graph.read import load_graph, matrix_products

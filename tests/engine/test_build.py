@@ -15,21 +15,17 @@ from onnx import TensorProto, helper, numpy_helper
 from dyvit_deploy import engine
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.artifacts.files import sha256
+from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.config import PruneConfig
-from dyvit_deploy.deploy_config import (
-    BatchProfile,
-    BuildConfig,
-    CalibrationConfig,
-    DeployConfig,
-    ExportConfig,
-    PrecisionConfig,
-)
+from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.engine import build as build_module
 from dyvit_deploy.engine.build import build_engine, plan_build
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.layers import engine_precisions
 from dyvit_deploy.engine.preflight import read_plan_header
 from dyvit_deploy.engine.sidecar import BY_BUILDER, read_sidecar, sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError, MissingDependency
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_model, export_onnx
 from dyvit_deploy.graph.read import computed_operands, load_graph, product_precisions
 from dyvit_deploy.machine.hardware import gpu

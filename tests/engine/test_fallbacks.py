@@ -6,7 +6,7 @@ import pytest
 from fake_gpu import CONV, NEW, OLD, QKV, engine, graph, install
 from helpers import dyvit
 
-from dyvit_deploy.deploy_config import BuildConfig
+from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.engine.sidecar import read_sidecar
 from dyvit_deploy.errors import ConfigError, ExportError
 from dyvit_deploy.inspection import inspect_artifact

@@ -4,9 +4,9 @@ import re
 import pytest
 from helpers import needs_rtx, tiny_graph
 
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
 from dyvit_deploy.engine import preflight as module
 from dyvit_deploy.engine.build import build_engine
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.preflight import preflight, read_plan_header, require_loadable
 from dyvit_deploy.engine.sidecar import sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError

@@ -9,9 +9,11 @@ from fake_gpu import CARD, NEW, OLD, RTX, engine, graph, prepared, spoil
 from helpers import dyvit, tiny_checkpoint, tiny_graph
 
 from dyvit_deploy import export_artifact
+from dyvit_deploy.calibration.config import PrecisionConfig
+from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.on_device import build_artifact, refit_artifact
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, DeployConfig, PrecisionConfig
 from dyvit_deploy.engine.build import build_engine, plan_build
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.refit import refit_engine
 from dyvit_deploy.engine.sidecar import read_sidecar, sidecar_path
 from dyvit_deploy.errors import BackendError, ConfigError, DataError

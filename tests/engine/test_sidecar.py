@@ -4,7 +4,7 @@ import json
 import pytest
 from helpers import tiny_model
 
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.layers import EngineLayer
 from dyvit_deploy.engine.sidecar import EngineFacts, is_altered, read_sidecar, sidecar_path, write_plan
 from dyvit_deploy.errors import ArtifactError

@@ -12,9 +12,9 @@ from helpers import tiny_checkpoint, tiny_images, tiny_model
 from dyvit_deploy.artifacts.facts import METADATA_KEY, ArtifactFacts
 from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.preprocess import normalise, scale_and_shift
-from dyvit_deploy.deploy_config import FORMS, ExportConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export import onnx as export_module
+from dyvit_deploy.export.config import FORMS, ExportConfig
 from dyvit_deploy.export.onnx import check_k, export_model, export_onnx
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.vit import resolve

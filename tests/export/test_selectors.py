@@ -7,8 +7,8 @@ from helpers import cached_export, needs_modelopt, photo_folder, tiny_checkpoint
 
 from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.open import open_images
-from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import load_graph, product_precisions, weights_fingerprint
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
@@ -80,7 +80,7 @@ def test_pooled_patches_are_no_tokens_to_tell(graphs, tmp_path):
 @pytest.mark.usefixtures("quick_export")
 def test_an_export_without_training_says_so_and_how_to_measure_it(graphs, tmp_path):
     dense, files = graphs
-    from dyvit_deploy.deploy_config import DeployConfig
+    from dyvit_deploy.deploy.config import DeployConfig
 
     report = export_artifact(dense, tmp_path / "x.onnx", DeployConfig(export=ExportConfig(with_tokens=True)),
                              LoadConfig(keep=FREE["fused"]))

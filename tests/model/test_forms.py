@@ -4,8 +4,8 @@ import torch
 from helpers import tiny_images, tiny_model
 
 from dyvit_deploy.config import PruneConfig, default_stages
-from dyvit_deploy.deploy_config import FORMS as NAMES, ExportConfig
 from dyvit_deploy.errors import ArtifactError
+from dyvit_deploy.export.config import FORMS as NAMES, ExportConfig
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.forms import FORMS, ReadAttention, inference_form

@@ -8,7 +8,7 @@ from helpers import PHOTOS, REFERENCE, needs_photos, needs_reference, recipe, re
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data.open import open_images
-from dyvit_deploy.deploy_config import ExportConfig
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.model.checkpoint import load_model, published_name
 from dyvit_deploy.runners.open import open_runner

@@ -5,7 +5,7 @@ import pytest
 from helpers import cached_export, dyvit, photo_folder, tiny_checkpoint
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import ExportConfig
+from dyvit_deploy.export.config import ExportConfig
 
 
 @pytest.fixture(scope="session")

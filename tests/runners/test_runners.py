@@ -4,8 +4,8 @@ import pytest
 from helpers import fake_runner, tiny_checkpoint, tiny_images
 from onnx import TensorProto, helper
 
-from dyvit_deploy.deploy_config import ExportConfig
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.runners.base import InputSpec, run_in_batches
 from dyvit_deploy.runners.open import open_runner

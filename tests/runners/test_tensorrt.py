@@ -28,8 +28,8 @@ from onnx import TensorProto as T
 
 from dyvit_deploy.bench import run as bench
 from dyvit_deploy.config import EngineRunConfig, LoadConfig
-from dyvit_deploy.deploy_config import BatchProfile, BuildConfig
 from dyvit_deploy.engine import build, preflight
+from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.sidecar import BY_GRAPH, ON_DEVICE, read_sidecar, sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, ExportError
 from dyvit_deploy.runners import tensorrt as runners

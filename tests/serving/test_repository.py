@@ -6,20 +6,18 @@ from pathlib import Path
 import pytest
 from helpers import plan_file, tiny_checkpoint, tiny_graph, tiny_model
 
+from dyvit_deploy.calibration.config import PrecisionConfig
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data import preprocess
-from dyvit_deploy.deploy_config import (
-    BuildConfig,
-    DeployConfig,
-    ExportConfig,
-    PrecisionConfig,
-    ServingConfig,
-)
+from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.model.checkpoint import save_checkpoint
-from dyvit_deploy.serving.config import normal, read_pbtxt, to_pbtxt
+from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository, plan_repository
 from dyvit_deploy.serving.interface import read_servable
+from dyvit_deploy.serving.pbtxt import normal, read_pbtxt, to_pbtxt
 from dyvit_deploy.serving.repository import read_repository
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")

@@ -9,9 +9,10 @@ import threading
 import pytest
 from helpers import dyvit, plan_file, tiny_checkpoint
 
-from dyvit_deploy.deploy_config import BuildConfig, ServingConfig
+from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.errors import BackendError, ConfigError, MissingDependency
 from dyvit_deploy.serving import server
+from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.server import Ports, Server, check_version, find_triton
 

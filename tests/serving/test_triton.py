@@ -24,14 +24,16 @@ from rich.console import Console
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data.preprocess import resize_and_crop
-from dyvit_deploy.deploy_config import DeployConfig, ExportConfig, ServingConfig
+from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.errors import BackendError
+from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.runners.open import open_runner
 from dyvit_deploy.serving.check import ServeConfig, check_serving
 from dyvit_deploy.serving.client import Address, Client, Refused
-from dyvit_deploy.serving.config import MAX_PIXELS
+from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository
+from dyvit_deploy.serving.pbtxt import MAX_PIXELS
 from dyvit_deploy.serving.repository import VERSION_COMPATIBLE, read_repository
 from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, answers, find_triton
 

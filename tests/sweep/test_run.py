@@ -10,8 +10,8 @@ from helpers import fake_runner, photo_folder, tiny_checkpoint
 from rich.console import Console
 
 from dyvit_deploy.bench.report import Timing
+from dyvit_deploy.calibration.config import CalibrationConfig
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_config import CalibrationConfig
 from dyvit_deploy.deploy_report import Progress
 from dyvit_deploy.errors import (
     ArtifactError,
