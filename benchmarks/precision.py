@@ -24,8 +24,8 @@ from subprocess import Popen
 from speed import RESULTS, random_checkpoint
 
 from dyvit_deploy import quickstart
-from dyvit_deploy.parity import CheckConfig, check_artifacts
-from dyvit_deploy.runners.evaluate import evaluate_artifact
+from dyvit_deploy.evaluation.evaluate import evaluate_artifact
+from dyvit_deploy.parity.compare import CheckConfig, check_artifacts
 
 DYVIT = [sys.executable, "-m", "dyvit_deploy"]
 DEMO = quickstart.STUDENT

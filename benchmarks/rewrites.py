@@ -31,12 +31,12 @@ from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable, quantile_interval
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.evaluation.evaluate import evaluate_artifact
 from dyvit_deploy.export.config import FORMS, ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.export.openvino import write_openvino
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.pipeline import export_artifact
-from dyvit_deploy.runners.evaluate import evaluate_artifact
 from dyvit_deploy.runners.open import open_runner
 
 ALIGN = 8

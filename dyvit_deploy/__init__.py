@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from .engine.preflight import preflight
     from .engine.refit import refit_engine
     from .errors import DyvitError
+    from .evaluation.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .export.config import ExportConfig
     from .export.onnx import export_onnx
     from .inspection import inspect_artifact
     from .model.catalog import list_models
     from .model.checkpoint import load_model
-    from .parity import CheckConfig, Tolerance, check_artifacts, compare
+    from .parity.compare import CheckConfig, Tolerance, check_artifacts, compare
     from .pipeline import export_artifact, plan_artifact
     from .prediction.report import PredictConfig
     from .prediction.run import predict_images
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from .report.page import ReportConfig, write_report
     from .report.request import VisualizeConfig
     from .report.visualize import visualize
-    from .runners.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .runners.open import open_runner
     from .serving.check import ServeConfig, check_serving
     from .serving.config import ServingConfig

@@ -264,7 +264,7 @@ def sensitivity(model: str, precision: str, chart: str | None, calibration: Cali
 def check(reference: str, candidate: str, data: str | None, images: int, batch: tuple[int, ...],
           tolerance: float | None, load: LoadConfig, device: str | None, json_file: str | None) -> None:
     """Compare two artifacts; exit 1 when they disagree."""
-    from .parity import CheckConfig, check_artifacts
+    from .parity.compare import CheckConfig, check_artifacts
 
     config, files = CheckConfig(images, batch, error=tolerance, device=device), hashed(json_file, reference, candidate)
     report = check_artifacts(reference, candidate, data, config, load, progress)

@@ -53,7 +53,7 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
 
     torchrun -m dyvit_deploy eval ... spreads the images over processes.
     """
-    from .runners.evaluate import EvalConfig, evaluate_artifact
+    from .evaluation.evaluate import EvalConfig, evaluate_artifact
 
     files = hashed(json_file, artifact)
     report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, progress)

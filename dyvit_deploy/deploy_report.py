@@ -18,7 +18,7 @@ from .engine.flavours import FLAVOURS
 from .engine.monitor import Watch, unwatched
 from .export.onnx import ExportReport
 from .optional import installed
-from .parity import ParityReport
+from .parity.compare import ParityReport
 from .tuning import Drop
 
 

@@ -33,7 +33,7 @@ from .lowering import Lowered, Lowering
 from .machine.openvino import cpu_has_bfloat16
 from .modelopt import require_modelopt
 from .optional import require
-from .parity import CheckConfig, ParityReport, check_artifacts, compare
+from .parity.compare import CheckConfig, ParityReport, check_artifacts, compare
 from .runners.open import open_runner
 from .runners.openvino import OpenVINORunner
 from .targets import ENGINES, SUFFIXES, Choice, resolve

@@ -21,12 +21,12 @@ from .data.images import Track, no_track
 from .deploy.config import DeployConfig
 from .deploy_report import Progress
 from .errors import ExportError
+from .evaluation.evaluate import EvalReport, evaluate_artifact
 from .export.config import ExportConfig
 from .optional import installed, require
-from .parity import CheckConfig, ParityReport, check_artifacts
+from .parity.compare import CheckConfig, ParityReport, check_artifacts
 from .pipeline import export_artifact
 from .report.page import write_report
-from .runners.evaluate import EvalReport, evaluate_artifact
 
 DEMO = Path(__file__).parent / "demo"
 STUDENT, TEACHER = DEMO / "digits-s.safetensors", DEMO / "digits-s-dense.safetensors"

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from .data.images import ImageSet
 from .errors import DataError
+from .evaluation.evaluate import evaluate
 from .runners.base import Runner, run_in_batches
-from .runners.evaluate import evaluate
 
 BATCH = 8
 IMAGES = 1000                               # at most, that a drop is measured on

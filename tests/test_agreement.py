@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from dyvit_deploy.agreement import TOLERANCES, PrecisionTolerance, disagreements, relative_error
 from dyvit_deploy.config import PRECISIONS
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.parity.tolerance import TOLERANCES, PrecisionTolerance, disagreements, relative_error
 
 
 def logits(seed=0):

@@ -10,8 +10,8 @@ import torch
 from helpers import ROOT, dyvit, photo_folder, tiny_checkpoint
 from PIL import Image
 
-from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.cli import main
+from dyvit_deploy.parity.tolerance import PrecisionTolerance
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_train_and_eval_on_digits(tmp_path):
 def gentle(monkeypatch):
     """Tiny random models have tiny margins, and nothing here is about time."""
     wide = PrecisionTolerance(0.0, 1.0, 0.0)
-    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", {"int8": wide})
+    monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", {"int8": wide})
     monkeypatch.setattr("dyvit_deploy.pipeline.TIMED_SECONDS", 0.1)
 
 
@@ -98,7 +98,7 @@ def test_int8_is_calibrated_compared_timed_and_written(files, tmp_path, gentle):
 
 
 def test_a_rejected_artifact_exits_1_with_a_reason_and_what_to_try(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", {"int8": PrecisionTolerance(1.0, 1e-6, 1.0)})
+    monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", {"int8": PrecisionTolerance(1.0, 1e-6, 1.0)})
     result = dyvit("export", files / "tiny.safetensors", "--int8", "--calib", files / "calib",
                    "-o", tmp_path / "m.onnx")
     assert result.exit_code == 1 and [p.name for p in tmp_path.iterdir()] == ["m.rejected.onnx"]

@@ -1,6 +1,6 @@
 import numpy as np
 
-from dyvit_deploy.overlap import near_cut, stage_overlaps
+from dyvit_deploy.parity.kept_tokens import near_cut, stage_overlaps
 
 SCORES = np.array([[5.0, 4.0, 3.0, 2.0]], np.float32)
 

@@ -8,8 +8,7 @@ import pytest
 from helpers import needs_modelopt, needs_openvino, photo_folder, tiny_checkpoint
 from PIL import Image
 
-from dyvit_deploy import agreement, pipeline
-from dyvit_deploy.agreement import PrecisionTolerance
+from dyvit_deploy import pipeline
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.bench.run import benchmark
@@ -21,7 +20,9 @@ from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import graph_facts, load_graph, product_precisions
-from dyvit_deploy.parity import check_artifacts
+from dyvit_deploy.parity import tolerance as agreement
+from dyvit_deploy.parity.compare import check_artifacts
+from dyvit_deploy.parity.tolerance import PrecisionTolerance
 from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.base import ForeignImages
 from dyvit_deploy.runners.open import open_runner
@@ -39,7 +40,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def lenient(monkeypatch):
     monkeypatch.setattr(agreement, "TOLERANCES", dict.fromkeys(agreement.TOLERANCES, WIDE))
-    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", agreement.TOLERANCES)
+    monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", agreement.TOLERANCES)
     monkeypatch.setattr(pipeline, "TIMED_SECONDS", 0.2)
 
 
@@ -118,7 +119,7 @@ def test_ranges_of_another_model_are_refused_and_nothing_is_written(made, tmp_pa
 
 
 def test_beyond_tolerance_the_artifact_is_rejected_kept_and_explained(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", {"int8": PrecisionTolerance(1.0, 1e-6, 1.0)})
+    monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", {"int8": PrecisionTolerance(1.0, 1e-6, 1.0)})
     report = export(made, tmp_path / "m.onnx", precision="int8")
     assert not report and not (tmp_path / "m.onnx").exists() and report.timing is None
     assert "logits are off by" in report.failures[0]

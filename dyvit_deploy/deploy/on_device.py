@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..agreement import TOLERANCES, PrecisionTolerance
 from ..artifacts.files import require_file
 from ..data.open import check_source, open_images
 from ..deploy_report import EngineReport, Progress
@@ -26,7 +25,8 @@ from ..engine.refit import checked_refit, refit_command, refit_engine
 from ..engine.sidecar import EngineFacts
 from ..errors import ArtifactError, BackendError
 from ..machine.hardware import gpu
-from ..parity import CheckConfig, ParityReport, compare
+from ..parity.compare import CheckConfig, ParityReport, compare
+from ..parity.tolerance import TOLERANCES, PrecisionTolerance
 from ..runners.open import open_runner
 
 

@@ -12,8 +12,8 @@ from ..config import LoadConfig
 from ..data.listing import ImagePlace
 from ..data.reading import Found, Read, Unread, read_images
 from ..errors import ConfigError
+from ..evaluation.metrics import softmax
 from ..runners.base import Runner, run_in_batches
-from ..runners.metrics import softmax
 from ..runners.open import open_runner
 from .report import PredictConfig, Prediction
 

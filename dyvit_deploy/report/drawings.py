@@ -13,7 +13,7 @@ from PIL import Image
 from ..artifacts.files import atomic_write
 from ..calibration.chart import write_figure
 from ..data.reading import spread
-from ..runners.evaluate import keep_maps
+from ..evaluation.evaluate import keep_maps
 from .differences import stage_differences
 from .figures import (
     COLUMNS,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..config import check_choice
 from ..errors import ConfigError
-from ..runners.evaluate import KeepMap
+from ..evaluation.evaluate import KeepMap
 
 STYLES = ("fade", "outline", "scores")
 STILLS, ANIMATIONS = ("png", "svg"), ("gif", "webp")

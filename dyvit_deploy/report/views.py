@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from ..artifacts.facts import ArtifactFacts
 from ..data.reading import Found
 from ..errors import ConfigError
-from ..overlap import as_mask
+from ..evaluation.metrics import softmax
+from ..parity.kept_tokens import as_mask
 from ..runners.base import Outputs, Runner, run_in_batches
-from ..runners.metrics import softmax
 
 
 class ImageView(NamedTuple):

@@ -16,7 +16,7 @@ from ..data.open import open_images
 from ..data.reading import Found, read_batches, spread
 from ..errors import ConfigError
 from ..optional import require
-from ..parity import open_pair
+from ..parity.compare import open_pair
 from ..runners.base import Runner
 from ..runners.open import ENGINES, GRAPHS, is_checkpoint, open_runner
 from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing

@@ -23,7 +23,7 @@ from ..data.open import open_images
 from ..data.preprocess import resize_and_crop
 from ..data.reading import decode
 from ..errors import ConfigError, DataError
-from ..parity import BatchParity, compare_outputs, default_tolerance
+from ..parity.compare import BatchParity, compare_outputs, default_tolerance
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.open import open_runner
 from .client import Address, Client, Refused, TritonRunner, to_outputs

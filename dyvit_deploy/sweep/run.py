@@ -19,11 +19,11 @@ from ..deploy.config import DeployConfig
 from ..deploy_report import Progress
 from ..dry_run import export_command
 from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency
+from ..evaluation.evaluate import EvalConfig, evaluate_artifact
 from ..export.config import ExportConfig
 from ..machine.hardware import machine
-from ..parity import CheckConfig, ParityReport, check_artifacts
+from ..parity.compare import CheckConfig, ParityReport, check_artifacts
 from ..pipeline import export_artifact
-from ..runners.evaluate import EvalConfig, evaluate_artifact
 from ..runners.open import open_runner
 from .chart import draw_charts
 from .grid import Candidate, SweepConfig, at_ratio, check_runnable

@@ -12,11 +12,11 @@ from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
 from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
 from ..errors import ConfigError, TrainingError
+from ..evaluation.evaluate import evaluate
 from ..machine.processes import claim_share
 from ..model import vit
 from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
 from ..model.dynamicvit import DynamicViT
-from ..runners.evaluate import evaluate
 from ..runners.pytorch import PyTorchRunner, torch_device
 from .plan import Plan, TrainConfig
 from .recipe import Recipe, make_recipe, read_recipe

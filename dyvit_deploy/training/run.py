@@ -19,11 +19,11 @@ from ..artifacts.facts import library_versions
 from ..artifacts.reports import save_report
 from ..data.open import open_images
 from ..errors import BackendError, ConfigError, TrainingError
+from ..evaluation.evaluate import evaluate_all
 from ..machine.processes import barrier, broadcast_tensors, gather_over_ranks, is_first, rank, world_size
 from ..model import vit
 from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
-from ..runners.evaluate import evaluate_all
 from ..runners.pytorch import PyTorchRunner
 from .data import Part, Share, TrainLoader, make_mixup, seed_everything, to_device, worker_deaths
 from .logs import Logs

@@ -12,7 +12,7 @@ from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import load_graph, product_precisions, weights_fingerprint
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.parity import CheckConfig, check_artifacts
+from dyvit_deploy.parity.compare import CheckConfig, check_artifacts
 from dyvit_deploy.pipeline import export_artifact
 
 FREE = {

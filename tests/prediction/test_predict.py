@@ -12,9 +12,9 @@ from PIL import Image
 import dyvit_deploy as dv
 from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.data.reading import decode
+from dyvit_deploy.evaluation.metrics import softmax
 from dyvit_deploy.prediction import predictor
 from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs, run_in_batches
-from dyvit_deploy.runners.metrics import softmax
 from dyvit_deploy.runners.open import open_runner
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dyvit_deploy.runners.metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
+from dyvit_deploy.evaluation.metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 
 
 def test_an_honest_model_has_no_calibration_error():

@@ -6,8 +6,8 @@ import shlex
 import pytest
 from helpers import dyvit, needs_openvino, photo_folder, tiny_checkpoint
 
-from dyvit_deploy.agreement import PrecisionTolerance
 from dyvit_deploy.artifacts.files import sha256
+from dyvit_deploy.parity.tolerance import PrecisionTolerance
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def files(tmp_path_factory):
 def gentle(monkeypatch, quick_export):
     """Tiny random models have tiny margins."""
     wide = PrecisionTolerance(0.0, 1.0, 0.0)
-    monkeypatch.setattr("dyvit_deploy.parity.TOLERANCES", dict.fromkeys(("int8", "float16", "bfloat16"), wide))
+    monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", dict.fromkeys(("int8", "float16", "bfloat16"), wide))
     monkeypatch.setattr("dyvit_deploy.pipeline.TIMED_SECONDS", 0.1)
 
 

@@ -20,9 +20,9 @@ from ..data.open import open_images
 from ..data.reading import nothing_readable
 from ..errors import DataError
 from ..machine.processes import claim_share, gather_over_ranks, rank, sum_over_ranks, world_size
-from .base import Outputs, Runner, run_in_batches
+from ..runners.base import Outputs, Runner, run_in_batches
+from ..runners.open import open_runner
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
-from .open import open_runner
 
 DIGITS = 6                                  # of the calibration error: further ones change with batch and threads
 

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from .agreement import TOLERANCES, PrecisionTolerance, disagreements, relative_error
-from .artifacts.facts import ArtifactFacts
-from .config import LoadConfig
-from .data.images import ImageSet, Track, no_track
-from .data.open import open_images
-from .errors import ConfigError, DataError
-from .overlap import StageOverlap, near_cut, stage_overlaps
-from .runners.base import Outputs, Runner, join_outputs, run_in_batches, take
-from .runners.open import is_checkpoint, load_for, open_runner
+from ..artifacts.facts import ArtifactFacts
+from ..config import LoadConfig
+from ..data.images import ImageSet, Track, no_track
+from ..data.open import open_images
+from ..errors import ConfigError, DataError
+from ..runners.base import Outputs, Runner, join_outputs, run_in_batches, take
+from ..runners.open import is_checkpoint, load_for, open_runner
+from .kept_tokens import StageOverlap, near_cut, stage_overlaps
+from .tolerance import TOLERANCES, PrecisionTolerance, disagreements, relative_error
 
 
 @dataclass(frozen=True)
