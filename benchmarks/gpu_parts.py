@@ -20,10 +20,10 @@ import dyvit_deploy as dv
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.baselines import count_gmacs
 from dyvit_deploy.bench import timing
+from dyvit_deploy.calibration.half import to_half
 from dyvit_deploy.config import default_stages
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.export.config import FASTER_GATHER
-from dyvit_deploy.export.precision import to_half
 from dyvit_deploy.graph.names import on_score_path
 from dyvit_deploy.graph.read import graph_facts, load_graph, set_facts
 from dyvit_deploy.machine.gpu_peak import SIDE as PRODUCT_SIDE, ClockSampler, copy_gb_per_s, matmul_tflops

@@ -10,19 +10,18 @@ from typing import Any
 from .artifacts.facts import ArtifactFacts
 from .artifacts.files import atomic_write
 from .calibration.collect import collect, examine
-from .calibration.config import CalibrationConfig, PrecisionConfig
+from .calibration.config import CalibrationConfig
+from .calibration.lowering import Lowering
+from .calibration.targets import Choice
 from .config import QUANTIZED, LoadConfig
 from .data.open import open_calibration
-from .deploy.config import DeployConfig
 from .engine.build import build_engine
 from .engine.sidecar import read_sidecar
 from .errors import BackendError, ExportError, MissingDependency
 from .export.config import ExportConfig
-from .lowering import Lowering
 from .optional import require
 from .runners.base import Runner
 from .runners.open import is_engine
-from .targets import Choice
 
 NOISE_IMAGES = 8                            # enough to lower a graph whose results nobody reads
 
@@ -132,12 +131,11 @@ def _dense_engine(candidate: Candidate, graph: Path) -> Path:
     if facts.precision != "float32":
         how = facts.lowered or {}
         choice = Choice("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
-        wishes = PrecisionConfig(facts.precision, io="float16" if facts.input == "float16" else "float32")
         images = open_calibration(None, facts.model, NOISE_IMAGES)
         noise = CalibrationConfig(allow_noise=True)
         ranges = (collect(graph, images, examine(images, allow_noise=True), noise)
                   if facts.precision in QUANTIZED else None)
-        lowered = Lowering(graph, choice, DeployConfig(precision=wishes, calibration=noise), images, ranges).lower()
+        lowered = Lowering(graph, choice, images, ranges, "float16" if facts.input == "float16" else "float32").lower()
         with atomic_write(graph) as temporary:
             require("onnx").save(lowered.proto, str(temporary))
     plan = graph.with_suffix(".plan")

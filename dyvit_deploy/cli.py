@@ -10,6 +10,7 @@ import click
 
 from .artifacts.facts import own_version
 from .calibration.config import CalibrationConfig, PrecisionConfig
+from .calibration.targets import FORMATS, REPOSITORY
 from .cli_production import export_triton, predict, serve
 from .cli_report import report_page, visualize
 from .cli_training import evaluate, train
@@ -35,7 +36,6 @@ from .options import (
 )
 from .serving.config import ServingConfig
 from .sweep.target import Target
-from .targets import FORMATS, REPOSITORY
 from .terminal import (
     TYPED,
     check_apart,

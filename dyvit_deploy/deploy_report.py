@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from .bench.report import Timing
+from .calibration.keep_layers import Drop
 from .data.images import Track, no_track
 from .engine.build import BuildReport
 from .engine.flavours import FLAVOURS
@@ -19,7 +20,6 @@ from .engine.monitor import Watch, unwatched
 from .export.onnx import ExportReport
 from .optional import installed
 from .parity.compare import ParityReport
-from .tuning import Drop
 
 
 class Progress(NamedTuple):

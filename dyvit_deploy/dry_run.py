@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .artifacts.files import is_timm, require_source, size_mib
 from .calibration.config import CalibrationConfig
+from .calibration.targets import ENGINES, FLAGS, Choice
 from .config import QUANTIZED, LoadConfig
 from .deploy.config import DeployConfig
 from .engine.build import BuildPlan, profile_words
@@ -14,7 +15,6 @@ from .engine.commands import polygraphy_line, trtexec_line
 from .engine.flavours import FLAVOURS
 from .engine.layers import WIDTH
 from .graph.read import Tensor
-from .targets import ENGINES, FLAGS, Choice
 
 
 def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,

@@ -14,8 +14,12 @@ from .bench.report import BenchConfig, Timing
 from .bench.run import benchmark
 from .calibration.collect import examine, ranges_for
 from .calibration.config import CalibrationConfig
+from .calibration.keep_layers import IMAGES, Drop, DropMeter, fewest_kept
+from .calibration.lowering import Lowered, Lowering
+from .calibration.modelopt import require_modelopt
 from .calibration.ranges import Ranges, image_notes
 from .calibration.sensitivity import LayerCost, percent, rank_layers
+from .calibration.targets import ENGINES, SUFFIXES, Choice, resolve
 from .config import LEARNED, QUANTIZED, LoadConfig
 from .data.open import check_source, gate_is_separate, open_calibration, open_gate
 from .deploy.config import DeployConfig
@@ -29,15 +33,11 @@ from .errors import ConfigError, DataError, ExportError
 from .export.onnx import ExportReport, export_onnx
 from .export.openvino import write_openvino
 from .graph.read import keep_outputs, load_graph, product_precisions, set_facts, summary
-from .lowering import Lowered, Lowering
 from .machine.openvino import cpu_has_bfloat16
-from .modelopt import require_modelopt
 from .optional import require
 from .parity.compare import CheckConfig, ParityReport, check_artifacts, compare
 from .runners.open import open_runner
 from .runners.openvino import OpenVINORunner
-from .targets import ENGINES, SUFFIXES, Choice, resolve
-from .tuning import IMAGES, Drop, DropMeter, fewest_kept
 
 BATCHES = (1, 8)                            # at which the gate compares
 TIMED_BATCH, TIMED_SECONDS = 8, 5.0
@@ -211,7 +211,8 @@ class _Delivery:
             self.say(f"reusing {calibration.ranges}" if calibration.ranges else f"calibrating on {images.name}")
             self.ranges = ranges_for(self.parent, images, hashes, calibration, self.track)
         self.say(f"lowering to {self.choice.precision} for {self.choice.target}")
-        lowering = Lowering(self.parent, self.choice, self.config, images, self.ranges, self.track)
+        lowering = Lowering(self.parent, self.choice, images, self.ranges, self.config.precision.io,
+                            self.config.calibration.attention, self.track)
         lowered, drop = self._lower(lowering)
         self.notes += [str(raised) for raised in lowering.raised]
         candidate = self.folder / f"candidate{SUFFIXES[self.choice.format]}"

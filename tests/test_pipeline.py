@@ -245,7 +245,7 @@ def test_options_of_a_lower_precision_are_not_ignored_in_float32(made, tmp_path,
 def test_a_failed_export_leaves_no_half_written_file(made, tmp_path, monkeypatch):
     def broken(*_):
         raise DataError("stopped on purpose; go on")
-    monkeypatch.setattr("dyvit_deploy.lowering.quantize_cpu", broken)
+    monkeypatch.setattr("dyvit_deploy.calibration.lowering.quantize_cpu", broken)
     with pytest.raises(DataError, match="on purpose"):
         export(made, tmp_path / "m.onnx", precision="int8")
     assert not list(tmp_path.iterdir())

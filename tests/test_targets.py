@@ -1,10 +1,10 @@
 import pytest
 
 from dyvit_deploy.calibration.config import PrecisionConfig
+from dyvit_deploy.calibration.targets import FLAGS, SUPPORT, Choice, resolve
 from dyvit_deploy.config import PRECISIONS
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.machine.hardware import LEAST_CAPABILITY
-from dyvit_deploy.targets import FLAGS, SUPPORT, Choice, resolve
 
 
 @pytest.mark.parametrize("format, options, native, expected", [

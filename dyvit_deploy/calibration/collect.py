@@ -15,8 +15,8 @@ from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..errors import DataError
 from ..graph.read import graph_facts, load_graph, weights_fingerprint
-from ..runners.activations import BATCH, stream_activations
 from ..runners.open import is_checkpoint
+from .activations import BATCH, stream_activations
 from .config import CalibrationConfig
 from .observers import Histogram, threshold
 from .policy import quantizable

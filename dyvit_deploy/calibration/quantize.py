@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..graph.read import CARRIERS, PRODUCTS, Product, element_types, load_graph
-from ..modelopt import require_modelopt, run
 from ..optional import require
+from .modelopt import require_modelopt, run
 from .observers import LEVELS
 from .ranges import Range, Ranges, tensor_key
 

@@ -88,7 +88,7 @@ class SensitivityReport:
 
     def chart(self, path: str | Path) -> None:
         """Draws the costliest layers as bars, to a .png or .svg file."""
-        from .chart import bar_chart
+        from ..artifacts.charts import bar_chart
 
         rows = [(layer.layer, 100 * layer.error) for layer in self.layers[:SHOWN] if layer.error is not None]
         bar_chart(path, [name for name, _ in rows], [cost for _, cost in rows],

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..artifacts.charts import write_figure
 from ..artifacts.files import atomic_write
-from ..calibration.chart import write_figure
 from ..data.reading import spread
 from ..evaluation.evaluate import keep_maps
 from .differences import stage_differences

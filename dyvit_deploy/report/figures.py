@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.chart import any_script
+from ..artifacts.charts import any_script
 from ..optional import require
 from .differences import StageDifference
 from .pixels import Pixels, coloured, differing, enlarged, faded, fitted, outlined

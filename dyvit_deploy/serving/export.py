@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import atomic_write, make_folder, require_source
+from ..calibration.targets import SUFFIXES
 from ..config import KeepRequest, LoadConfig
 from ..deploy.config import DeployConfig
 from ..deploy_report import DeployReport, Progress
@@ -22,7 +23,6 @@ from ..errors import ConfigError
 from ..optional import require
 from ..pipeline import export_artifact, plan_artifact
 from ..runners.open import is_checkpoint, is_engine
-from ..targets import SUFFIXES
 from .config import ServingConfig
 from .interface import Servable, check_same_model, read_servable
 from .pbtxt import to_pbtxt

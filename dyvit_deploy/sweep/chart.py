@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..calibration.chart import check_chart, write_figure
+from ..artifacts.charts import check_chart, write_figure
 from ..optional import require
 from .grid import short
 from .report import SweepReport

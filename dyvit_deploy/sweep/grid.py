@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from ..calibration.config import CalibrationConfig, PrecisionConfig
+from ..calibration.targets import ENGINES, FORMATS, SUFFIXES, SUPPORT
 from ..config import ALIASES, PRECISIONS, QUANTIZED, JsonConfig, LoadConfig, check_choice
 from ..deploy.config import DeployConfig
 from ..engine.config import BatchProfile, BuildConfig
 from ..errors import BackendError, ConfigError
 from ..export.config import ExportConfig
 from ..machine.hardware import gpu
-from ..targets import ENGINES, FORMATS, SUFFIXES, SUPPORT
 
 T = TypeVar("T", bound=JsonConfig)
 SHORT = {name: alias for alias, name in ALIASES.items()}                   # float32 -> fp32, in file names and tables

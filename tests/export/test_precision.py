@@ -4,9 +4,9 @@ import onnx
 import pytest
 from helpers import needs_modelopt, photo_folder, tiny_graph
 
+from dyvit_deploy.calibration.half import near_overflow, to_half
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError
-from dyvit_deploy.export.precision import near_overflow, to_half
 from dyvit_deploy.graph.read import element_types, load_graph, product_precisions
 from dyvit_deploy.runners.ort import OrtRunner
 

@@ -62,7 +62,7 @@ def test_graphs_of_one_model_and_other_selectors_are_told_apart(graphs):
 
 @needs_modelopt
 def test_attention_that_ranks_tokens_stays_float32(graphs, tmp_path):
-    from dyvit_deploy.export.precision import to_half
+    from dyvit_deploy.calibration.half import to_half
     from dyvit_deploy.runners.ort import OrtRunner
 
     graph = graphs[1]["fused"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dyvit_deploy.calibration.chart import write_figure
+from dyvit_deploy.artifacts.charts import write_figure
 from dyvit_deploy.report.differences import stage_differences
 from dyvit_deploy.report.figures import (
     DPI,

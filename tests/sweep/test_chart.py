@@ -3,10 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dyvit_deploy.calibration.targets import FORMATS
 from dyvit_deploy.config import PRECISIONS
 from dyvit_deploy.sweep.chart import COLOURS, MARKERS, QUALITY, _label
 from dyvit_deploy.sweep.target import QUALITIES
-from dyvit_deploy.targets import FORMATS
 
 
 def test_every_precision_has_its_colour_every_backend_its_marker_and_every_quality_its_axis():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..data.images import Batch, ImageSet, Track, no_track
 from ..errors import DataError
 from ..graph.read import load_graph
-from .ort import OrtRunner
+from ..runners.ort import OrtRunner
 
 BATCH = 4                                   # images in memory at a time, with all that is watched of them
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .errors import ExportError, reason
-from .optional import require
+from ..errors import ExportError, reason
+from ..optional import require
 
 EXTRA = "calib"
 PATCHED = ("calibrate", "base_quantizer", "qdq_quantizer")

@@ -5,18 +5,17 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .calibration.policy import quantizable
-from .calibration.quantize import quantize_cpu, quantize_tensorrt
-from .calibration.ranges import Ranges
-from .config import HALF, QUANTIZED
-from .data.images import ImageSet, Track, no_track
-from .deploy.config import DeployConfig
-from .errors import ExportError, reason
-from .export.precision import Raised, near_overflow, to_half
-from .graph.names import on_score_path
-from .graph.read import load_graph, product_precisions
-from .optional import require
-from .runners.ort import OrtRunner
+from ..config import HALF, QUANTIZED
+from ..data.images import ImageSet, Track, no_track
+from ..errors import ExportError, reason
+from ..graph.names import on_score_path
+from ..graph.read import load_graph, product_precisions
+from ..optional import require
+from ..runners.ort import OrtRunner
+from .half import Raised, near_overflow, to_half
+from .policy import quantizable
+from .quantize import quantize_cpu, quantize_tensorrt
+from .ranges import Ranges
 from .targets import Choice
 
 
@@ -34,12 +33,14 @@ class Lowering:
         path: the float32 file; drafts go beside it.
         images: real ones, for overflow and for ModelOpt to look at.
         ranges: for int8 and float8.
+        io: "float16" makes float images and logits float16.
+        attention: also quantize the products inside attention.
     """
 
-    def __init__(self, path: Path, choice: Choice, config: DeployConfig, images: ImageSet, ranges: Ranges | None,
-                 track: Track[Any] = no_track) -> None:
+    def __init__(self, path: Path, choice: Choice, images: ImageSet, ranges: Ranges | None, io: str = "float32",
+                 attention: bool = False, track: Track[Any] = no_track) -> None:
         self._path, self._choice, self._images, self._ranges = path, choice, images, ranges
-        self._io, self._attention = config.precision.io, config.calibration.attention
+        self._io, self._attention = io, attention
         self.raised: tuple[Raised, ...] = ()
         self._base = path
         quantized = choice.precision in QUANTIZED

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .data.images import ImageSet
-from .errors import DataError
-from .evaluation.evaluate import evaluate
-from .runners.base import Runner, run_in_batches
+from ..data.images import ImageSet
+from ..errors import DataError
+from ..evaluation.evaluate import evaluate
+from ..runners.base import Runner, run_in_batches
 
 BATCH = 8
 IMAGES = 1000                               # at most, that a drop is measured on

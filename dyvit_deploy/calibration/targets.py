@@ -4,10 +4,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .calibration.config import PrecisionConfig
-from .config import QUANTIZED
-from .errors import ConfigError, did_you_mean
-from .machine.hardware import LEAST_CAPABILITY
+from ..config import QUANTIZED
+from ..errors import ConfigError, did_you_mean
+from ..machine.hardware import LEAST_CAPABILITY
+from .config import PrecisionConfig
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
 FORMATS = tuple(SUFFIXES)

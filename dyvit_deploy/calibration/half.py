@@ -18,10 +18,10 @@ from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError
 from ..graph.names import SCORE_PATH, on_score_path
 from ..graph.read import PRODUCTS, element_types, load_graph
-from ..modelopt import require_modelopt, run
 from ..optional import require
-from ..runners.activations import stream_activations
 from ..runners.ort import OrtRunner
+from .activations import stream_activations
+from .modelopt import require_modelopt, run
 
 # A quarter of 65504: images that were not looked at may go further than those that were.
 FLOAT16_LIMIT = 65504 / 4

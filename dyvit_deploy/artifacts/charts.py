@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.files import atomic_write
 from ..errors import ConfigError
 from ..optional import require
+from .files import atomic_write
 
 SUFFIXES = (".png", ".svg")
 
