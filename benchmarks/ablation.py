@@ -35,7 +35,7 @@ from dyvit_deploy.evaluation.evaluate import EvalConfig, evaluate_artifact
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.model.vit import resolve
-from dyvit_deploy.training.loop import train
+from dyvit_deploy.training.command import train
 from dyvit_deploy.training.plan import TrainConfig
 
 RATIO, SPAN, RATIOS = 0.7, (0.5, 0.9), (0.5, 0.7, 0.9)

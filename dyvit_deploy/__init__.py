@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .serving.export import export_repository
     from .sweep.grid import SweepConfig
     from .sweep.run import run_sweep
-    from .training.loop import train
+    from .training.command import train
     from .training.plan import TrainConfig
 
 _NAMES = {

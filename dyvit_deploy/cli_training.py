@@ -27,7 +27,7 @@ def train(json_file: str | None, **options: Any) -> None:
     Ctrl-C and SIGTERM save; --resume goes on. The last options, from --epochs on, override single values of the recipe.
     """
     from .progress import TrainingBar
-    from .training.loop import train as run
+    from .training.command import train as run
     from .training.plan import TrainConfig
 
     with TrainingBar(options["out"]) as bar:

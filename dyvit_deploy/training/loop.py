@@ -1,168 +1,306 @@
-"""Trains a dense backbone, or a pruned student beside its dense teacher: what is trained, and in which order."""
+"""One training run: epochs of steps, validation at the inference path, checkpoints that can be gone on from."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..artifacts.facts import ArtifactFacts
-from ..artifacts.files import make_folder
-from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
-from ..data.labels import class_numbers, require_labels
+from ..artifacts.facts import library_versions
+from ..artifacts.reports import save_report
 from ..data.open import open_images
-from ..errors import ConfigError, TrainingError
-from ..evaluation.evaluate import evaluate
-from ..machine.processes import claim_share
+from ..errors import BackendError, ConfigError, TrainingError
+from ..evaluation.evaluate import evaluate_all
+from ..machine.processes import barrier, broadcast_tensors, gather_over_ranks, is_first, rank, world_size
 from ..model import vit
-from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
+from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
-from ..runners.pytorch import PyTorchRunner, torch_device
-from .plan import Plan, TrainConfig
-from .recipe import Recipe, make_recipe, read_recipe
-from .report import TrainReport, Watch
-from .run import VAL_BATCH, Run
-from .setup import device_names
+from ..runners.pytorch import PyTorchRunner
+from .data import Part, Share, TrainLoader, make_mixup, seed_everything, to_device, worker_deaths
+from .logs import Logs
+from .losses import LossParts, LossWeights, total_loss
+from .plan import Plan
+from .report import EpochReport, Started, Step, TrainReport, Watch
+from .setup import FABRIC_DISTRIBUTIONS, device_names, make_fabric, make_optimizer, make_scheduler
+from .state import StopRequest, restore, resume_tensors
+from .step import Draws, TrainingStep, draw
 
-DEFAULT_RATIO, DEFAULT_RECIPE = 0.7, "small"
-STUDENTS_OWN = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
-
-
-def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
-    """Trains, writing `best`, `best-ema` and `last.safetensors` under `config.out` after every epoch.
-
-    Started by torchrun, all its processes share the work. SIGTERM and Ctrl-C save and raise KeyboardInterrupt.
-
-    Raises:
-        TrainingError: a loss became NaN, a process or worker died, or there is nothing to resume.
-        ConfigError, DataError, CheckpointError: the request cannot be met.
-    """
-    config = _with_file(config)
-    if config.eval_only:                                                   # what trains for 0 epochs needs a value
-        config = dataclasses.replace(config, overrides=tuple(v for v in config.overrides
-                                                             if v[0] != "epochs" or str(v[1]) != "0"))
-    model, classes, prune = _resolve(config)
-    kind = "student" if prune else "dense" if config.backbone is None else "tune"
-    recipe = make_recipe(config.recipe or DEFAULT_RECIPE, model.name, kind, dict(config.overrides))
-    _check_options(config, recipe, model, prune)
-    facts = ArtifactFacts(model, prune, class_names=classes)
-    torch.manual_seed(recipe.seed)                                         # a new head is drawn
-    if config.eval_only:
-        return _measure(config, recipe, facts)
-    out = Path(config.out)
-    _check_folder(config, out, prune)
-    if prune:                                                              # before an hour goes into its teacher
-        DynamicViT(model, prune).forward_masked(torch.zeros(1, 3, *model.image_size))
-    backbone = _open_backbone(config.backbone, facts) if config.backbone is not None else None
-    if prune and backbone and not backbone.new_head and config.dense_epochs is not None:
-        raise ConfigError(f"{config.backbone} is the teacher as it is; leave out --dense-epochs.")
-    if prune and (backbone is None or backbone.new_head):
-        backbone = _open_backbone(_train_teacher(config, out / "dense", watch), facts)
-        if backbone.new_head:
-            raise TrainingError(f"The teacher in {out / 'dense'} was trained on other classes; choose another folder.")
-    run = Run(Plan(config, recipe, facts), backbone, watch)
-    make_folder(out)
-    return run.run()
+VAL_BATCH = 100
+WORKERS = 2                                 # that load images, per process
+Sums = dict[str, float]
 
 
-def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
-    """The dense weights, whose head counts as new where it was trained on other classes."""
-    backbone = load_backbone(source, facts.model)
-    names = backbone.facts.class_names
-    same = names is None or names == facts.class_names
-    return backbone if same else backbone._replace(new_head=True)
+class Run:
+    """The models, the optimizer and where they stand."""
 
+    def __init__(self, plan: Plan, backbone: Backbone | None, watch: Watch) -> None:
+        config, self.recipe, self.facts = plan.config, plan.recipe, plan.facts
+        self.config, self.phase, self.watch, self.out = config, plan.phase, watch, Path(config.out)
+        self._last = self.out / "last.safetensors"
+        self.fabric = make_fabric(config.device, self.recipe)
+        self.devices = device_names(self.fabric.device)
+        self.share = Share(self.recipe.batch, rank(), world_size(), config.accumulate)
+        train_set: Any = open_images(config.data, self.facts.model, "train")
+        self.val_set = open_images(config.data, self.facts.model, "val")
+        workers = WORKERS if config.workers is None else config.workers
+        self.loader = TrainLoader(train_set, self.facts.model, self.recipe, self.share, workers,
+                                  pinned=self.fabric.device.type == "cuda")
+        self.mixup = make_mixup(self.recipe, self.facts.model.classes)
+        if self.mixup and self.share.size % 2:
+            raise ConfigError(f"Mixup pairs images, and {self.share.size} is odd; change --batch or --accumulate.")
+        torch.manual_seed(self.recipe.seed)
+        self.model = DynamicViT(self.facts.model, self.facts.prune)
+        if backbone:                                                       # the student starts as its teacher
+            self.model.backbone.load_state_dict(backbone.model.backbone.state_dict())
+        needed = self.facts.prune and (self.recipe.kl_weight or self.recipe.distill_weight)
+        self.teacher = backbone.model if backbone and needed else None
+        if self.teacher:
+            self.teacher.requires_grad_(False).eval().to(self.fabric.device)
+        vit.set_drop_path(self.model.backbone, self.recipe.drop_path)
+        self.model.to(self.fabric.device)
+        self._set_up(config.compile)
+        self.epoch = self.step = 0                                         # whole epochs, and steps of the next
+        self.sums: Sums = {}                                               # of the running epoch
+        self.images_per_sec = self.seconds = 0.0
+        self.best, self.best_ema = -1.0, -1.0
+        self.reports: list[EpochReport] = []
+        self.skipped: list[str] = []
+        self.training: dict[str, Any] = {
+            "data": config.data, "recipe": self.recipe.to_dict(), "parent": backbone.facts.parent if backbone else None,
+            "versions": library_versions("torch", "timm", *FABRIC_DISTRIBUTIONS, "numpy")}
+        self._other_data: str | None = None
+        self.resumed = config.resume and self._last.exists()
+        if self.resumed:
+            self._resume()
 
-def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneConfig | None]:
-    """Model, class names and schedule; None where no token is dropped."""
-    model = vit.resolve(config.model)
-    if config.image_size:
-        model = model.with_image_size(config.image_size)
-    names = require_labels(open_images(config.data, model, "train"))
-    class_numbers(open_images(config.data, model, "val"), names, owner="training split")
-    model = dataclasses.replace(model, classes=len(names))
-    default = PruneConfig.from_ratio(DEFAULT_RATIO, config.keep.stages or default_stages(model.depth))
-    prune = config.keep.resolve(model.depth, default)
-    return model, names, None if prune is None or prune.is_dense(model.patches) else prune
+    def _set_up(self, compiled: bool) -> None:
+        """Optimizer, schedule and moving average, and the module that processes share."""
+        recipe = self.recipe
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.scheduler = make_scheduler(self.optimizer, recipe, self.loader.steps)
+        self.ema = None if recipe.ema is None else ModelEmaV3(self.model, recipe.ema)
+        module: Any = TrainingStep(self.model, self.teacher, recipe.label_smoothing)
+        self.module, self.shared_optimizer = self.fabric.setup(torch.compile(module) if compiled else module,
+                                                               self.optimizer)
+        self.weights = LossWeights(1.0, recipe.ratio_weight, recipe.kl_weight, recipe.distill_weight)
 
+    def run(self) -> TrainReport:
+        """Trains to the end."""
+        logs = Logs(self.out, self.recipe, self.config.tensorboard)
+        if self.epoch < self.recipe.epochs:
+            self.watch(Started(self.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
+                               self.resumed, self._other_data))
+        stop = StopRequest()
+        with stop.listening(), contextlib.closing(logs), worker_deaths(), self._translated():
+            while self.epoch < self.recipe.epochs:
+                stopped = self._train(stop, logs)
+                self._check_weights()
+                self._save()                                               # validation may take its time, or fail
+                if stopped or self._finish(stop, logs):
+                    raise KeyboardInterrupt
+        return self._report()
 
-def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:
-    """Validation of the model that training would start with, or go on with."""
-    claim_share()
-    last = Path(config.out) / "last.safetensors"
-    if config.resume:
-        model, facts = load_model(last)
-    elif config.backbone is None:
-        raise ConfigError("There is nothing to measure yet; pass --backbone FILE, or --resume for the run in "
-                          f"{config.out}.")
-    else:
-        backbone = _open_backbone(config.backbone, facts)
-        if backbone.new_head:
-            raise ConfigError(f"{config.backbone} does not know the classes of {config.data}; train it on them first.")
-        model = DynamicViT(facts.model, facts.prune)
-        model.backbone.load_state_dict(backbone.model.backbone.state_dict())
-    device = torch_device(config.device)
-    runner = PyTorchRunner(model.eval().to(device), facts)
-    found = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
-    what = str(last if config.resume else config.backbone)
-    if facts.prune and not config.resume:
-        what += f", {facts.prune.selector} untrained, keeping {model.keep_counts}"
-    if not found:
-        raise TrainingError(found.failures[0])
-    return TrainReport(None, None, str(last) if config.resume else None, found.top1, None, (), recipe, found.skipped,
-                       device_names(device), what)
+    def _train(self, stop: StopRequest, logs: Logs) -> bool:
+        """Trains an epoch, or what is left of it; True when any process was asked to stop."""
+        self.model.train()
+        # Only a selector that learns can train while the backbone stands still.
+        frozen = self.epoch < self.recipe.freeze_epochs and any(True for _ in self.model.score_predictor.parameters())
+        self.model.backbone.requires_grad_(not frozen).train(not frozen)   # batch norms stand still too
+        started, first = time.perf_counter(), self.step
+        for parts in self.loader.steps_of(self.epoch, self.step):
+            update = self.epoch * self.loader.steps + self.step
+            self.scheduler.step_update(update)
+            values = self._optimize(parts, stop)
+            if self.ema:
+                self.ema.update(self.model, step=update + 1)
+            self.step += 1
+            self.seconds = time.perf_counter() - started
+            self.images_per_sec = (self.step - first) * self.recipe.batch / self.seconds
+            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+            event = self._event(values)
+            logs.step(event, update + 1, self._lr)
+            self.watch(event)
+            if values["stop"]:
+                return True
+        return False
 
+    def _optimize(self, parts: list[Part], stop: StopRequest) -> Sums:
+        """One optimizer step; its losses, averaged over all processes."""
+        total = torch.zeros(0)
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(parts):
+            self.skipped += part.broken
+            with self.fabric.no_backward_sync(self.module, enabled=number + 1 < len(parts)):
+                losses, kept = self._losses(part)
+                loss = total_loss(LossParts(*losses), self.weights)
+                self.fabric.backward(loss / len(parts))
+            # `new_full` fills on the device; `new_tensor` would copy a number to it and wait.
+            asked = kept.new_full((1,), float(bool(stop)))
+            values = torch.cat([loss.detach()[None], losses.detach(), kept, asked])
+            total = values if number == 0 else total + values
+        total = self.fabric.all_reduce(total / len(parts), reduce_op="mean")
+        norm = self.fabric.clip_gradients(self.module, self.shared_optimizer,
+                                          max_norm=self.recipe.clip_grad or math.inf, error_if_nonfinite=False)
+        names = ("loss", *LossParts._fields, *(f"kept_{s}" for s in range(len(total) - 6)), "stop")
+        values = dict(zip(names, total.tolist()))
+        gradient = 0.0 if norm is None or self.recipe.precision == "fp16" else norm.item()   # fp16 skips such steps
+        self._check_finite({name: values[name] for name in LossParts._fields} | {"gradient": gradient})
+        self.shared_optimizer.step()
+        if self._scaler is not None and self._scaler.get_scale() < 1:      # it halves with every step that overflows
+            raise TrainingError("The gradients overflow in fp16, step after step; start in another folder with "
+                                f"--precision bf16 or fp32{self._intact}.")
+        return values
 
-def _with_file(config: TrainConfig) -> TrainConfig:
-    """The recipe file as overrides, under those that are given anyway."""
-    if config.recipe_file is None:
-        return config
-    values, typed = read_recipe(config.recipe_file), dict(config.overrides)
-    base = values.pop("recipe", None)
-    if "lr" in typed:                                                      # meant as it is, whatever the file scales
-        values.pop("lr_batch", None)
-    return dataclasses.replace(config, recipe_file=None, recipe=config.recipe or base,
-                               overrides=tuple((values | typed).items()))
+    def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
+        device, recipe = self.fabric.device, self.recipe
+        seed_everything(recipe.seed, self.epoch, self.step, part.first)
+        images, labels = to_device(part.images, device), to_device(part.labels, device)
+        if self.mixup:
+            images, labels = self.mixup(images, labels)
+        draws = Draws()
+        if self.facts.prune:
+            rows = slice(part.first, part.first + len(images))
+            noise, keep = draw(recipe, self.facts.prune, self.facts.model.patches, (self.epoch, self.step), rows)
+            draws = Draws(noise and tuple(to_device(stage, device) for stage in noise),
+                          None if keep is None else to_device(keep, device))
+        with self._attention():
+            losses, kept = self.module(images, labels, draws.noise, draws.keep)
+        return losses, kept
 
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        # PyTorch's fused attention takes 45 % of a training step on a CPU, in its backward; plain products do not.
+        plain = self.fabric.device.type == "cpu"
+        return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
-def _check_options(config: TrainConfig, recipe: Recipe, model: ModelConfig, prune: PruneConfig | None) -> None:
-    """Raises ConfigError for options that would have no effect, and for an elastic range that cannot be had."""
-    if prune is None:
-        if recipe.elastic or config.keep.selector or config.keep.fuse or config.dense_epochs is not None:
-            raise ConfigError("A dense model drops no tokens and has no teacher; leave out --elastic, --selector, "
-                              "--fuse and --dense-epochs, or give a keep ratio below 1.")
-        return
-    if recipe.elastic is None:
-        return
-    (low, high), first = recipe.elastic, prune.ratios(model.patches)[0]
-    if prune.selector == "structural" or prune != PruneConfig.from_ratio(first, prune.stages, prune.selector):
-        raise ConfigError("Elastic training needs one keep ratio for all stages; give --keep-ratio or nothing.")
-    if not low <= first <= high:
-        raise ConfigError(f"The keep ratio {first:g}, which an export takes by default, lies outside the elastic "
-                          f"range {low:g}:{high:g}; choose one within it.")
-    PruneConfig.from_ratio(low, prune.stages).counts(model.patches)        # refuses what leaves no token
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Errors of PyTorch that a user can act on, as sentences."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise TrainingError("The GPU's memory is full; add --accumulate 2 (or more), or lower --batch.") from error
+        except RuntimeError as error:
+            if "allocate memory" in str(error):
+                raise TrainingError("The memory is full; add --accumulate 2 (or more), or lower --batch.") from error
+            if world_size() == 1 or not any(w in str(error) for w in ("onnection", "peer", "NCCL", "gloo", "imed out")):
+                raise
+            raise BackendError("Another process of this run failed or was killed; its own error, if it had one, stands "
+                               "above.") from error
 
+    def _check_finite(self, values: Sums) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                what = name if name == "gradient" else f"{name} loss"
+                raise TrainingError(f"The {what} became {value} at epoch {self.epoch + 1}, step {self.step + 1}; start "
+                                    f"with a lower --lr in another folder{self._intact}.")
 
-def _check_folder(config: TrainConfig, out: Path, prune: PruneConfig | None) -> None:
-    if (out / "last.safetensors").exists() and not config.resume:
-        raise TrainingError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder.")
-    if config.resume and not any((folder / "last.safetensors").exists() for folder in (out, out / "dense")):
-        raise TrainingError(f"There is nothing to resume in {out}; check the folder or leave out --resume.")
-    if prune and config.backbone is None and (out / "last.safetensors").exists() and not (out / "dense").exists():
-        raise TrainingError(f"The run in {out} started from a backbone; pass the same --backbone.")
+    def _check_weights(self) -> None:
+        """Raises TrainingError for weights that give no numbers, before they take the place of better ones."""
+        images = torch.zeros(1, 3, *self.facts.model.image_size, device=self.fabric.device)
+        with torch.inference_mode():
+            logits = self.model.eval()(images)
+        if not logits.isfinite().all():
+            raise TrainingError(f"The weights give {logits.flatten()[0].item()} after epoch {self.epoch + 1}, step "
+                                f"{self.step}; start with a lower --lr in another folder{self._intact}.")
 
+    @property
+    def _intact(self) -> str:
+        return f" (finished epochs in {self.out} are intact)" if self.epoch else ""
 
-def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:
-    """Trains the dense backbone in `folder`, or goes on with it, or finds it finished."""
-    last = folder / "last.safetensors"
-    started = config.resume and last.exists()
-    facts = read_checkpoint(last).facts if started else None
-    if facts and facts.training and facts.training["epoch"] >= facts.training["recipe"]["epochs"]:
-        return folder / "best.safetensors"
-    overrides = {k: v for k, v in config.overrides if k not in STUDENTS_OWN}
-    if config.dense_epochs is not None:
-        overrides["epochs"] = config.dense_epochs
-    train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=started, dense_epochs=None,
-                              overrides=tuple(overrides.items())), watch)
-    return folder / "best.safetensors"
+    @property
+    def _lr(self) -> float:
+        """Of the predictors, or of a dense backbone."""
+        return float(self.optimizer.param_groups[-1]["lr"])
 
+    def _event(self, values: Sums) -> Step:
+        kept = tuple(value for name, value in values.items() if name.startswith("kept_"))
+        return Step(self.phase, self.epoch + 1, self.recipe.epochs, self.step, self.loader.steps, values["loss"],
+                    {name: values[name] for name in LossParts._fields}, kept, self.images_per_sec)
+
+    def _validate(self) -> tuple[float, float | None]:
+        """Top-1 of the weights and of their moving average, if there is one."""
+        models = [self.model, *([self.ema.module] if self.ema else [])]
+        # The batch norms of each process saw other images.
+        broadcast_tensors(buffer for model in models for buffer in model.buffers())
+        names = ("The model", "Its moving average")
+        reports = evaluate_all([PyTorchRunner(model, self.facts, name) for model, name in zip(models, names)],
+                               self.val_set, VAL_BATCH)
+        for report in reports:
+            if not report:
+                raise TrainingError(f"{report.failures[0]} Start with a lower --lr in another folder{self._intact}.")
+        return reports[0].top1, reports[1].top1 if self.ema else None
+
+    def _finish(self, stop: StopRequest, logs: Logs) -> bool:
+        """Validates, saves and tells an epoch; True when any process was asked to stop meanwhile."""
+        event = self._event({name: value / self.loader.steps for name, value in self.sums.items()})
+        top1, ema_top1 = self._validate()
+        report = EpochReport(self.phase, self.epoch + 1, event.loss, event.parts, event.kept, top1, ema_top1, self._lr,
+                             self.images_per_sec, self.seconds)
+        better, better_ema = top1 > self.best, (ema_top1 or -1.0) > self.best_ema
+        self.best, self.best_ema = max(self.best, top1), max(self.best_ema, ema_top1 or -1.0)
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.reports.append(report)
+        told = gather_over_ranks((self.skipped, bool(stop)))
+        self.skipped = sorted({line for lines, _ in told for line in lines})
+        self._save(better, better_ema)
+        logs.epoch(report)
+        self.watch(report)
+        return any(asked for _, asked in told)
+
+    def _save(self, better: bool = False, better_ema: bool = False) -> None:
+        if is_first():
+            training = self.training | {"epoch": self.epoch, "step": self.step, "sums": self.sums,
+                                        "best_val_top1": self.best, "best_val_ema_top1": self.best_ema}
+            facts = dataclasses.replace(self.facts, training=training)
+            if better:
+                save_checkpoint(self.out / "best.safetensors", self.model, facts)
+            if better_ema and self.ema:
+                save_checkpoint(self.out / "best-ema.safetensors", self.ema.module, facts)
+            save_checkpoint(self._last, self.model, facts, resume=resume_tensors(
+                self.model, self.optimizer, self.ema and self.ema.module, self._scaler))
+            save_report(self.out / "train.json", self._report(), self.config.command)
+        barrier()                                                          # others read what was written here
+
+    @property
+    def _scaler(self) -> Any:
+        return getattr(self.fabric.strategy.precision, "scaler", None)
+
+    def _report(self) -> TrainReport:
+        best, best_ema = ((str(self.out / f"{name}.safetensors"), score) if score >= 0 else (None, None)
+                          for name, score in (("best", self.best), ("best-ema", self.best_ema)))
+        return TrainReport(best[0], best_ema[0], str(self._last), best[1], best_ema[1], tuple(self.reports),
+                           self.recipe, tuple(sorted({*self.skipped, *self.val_set.skipped})), self.devices)
+
+    def _resume(self) -> None:
+        restored, facts = load_model(self._last)
+        mine, theirs = ((f.model, f.prune, f.class_names) for f in (self.facts, facts))
+        if mine != theirs or not facts.training:
+            raise TrainingError(f"{self._last} belongs to a run with another model, selector, keep ratio or other "
+                                "classes; choose another folder or the same options.")
+        parents = [(training["parent"] or {}).get("sha256") for training in (self.training, facts.training)]
+        if parents[0] != parents[1]:
+            raise TrainingError(f"{self._last} was trained from another backbone; pass the same --backbone.")
+        values, trained = json.loads(json.dumps(self.recipe.to_dict())), facts.training["recipe"]
+        changed = [name for name in values if trained.get(name) != values[name]]
+        if changed:
+            raise TrainingError(f"{self._last} was trained with other values for {', '.join(changed)}; "
+                                "resume with the same.")
+        self.model.load_state_dict(restored.state_dict())
+        restore(read_resume(self._last), self.model, self.optimizer, self.ema and self.ema.module, self._scaler)
+        saved = facts.training
+        self._other_data = saved.get("data") if saved.get("data") != self.config.data else None
+        self.epoch, self.step, self.sums = saved["epoch"], saved.get("step", 0), saved.get("sums", {})
+        self.best, self.best_ema = saved["best_val_top1"], saved.get("best_val_ema_top1", -1.0)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):    # the history is a convenience
+            history = json.loads((self.out / "train.json").read_text())
+            self.reports = [EpochReport(**epoch) for epoch in history["epochs"] if epoch["epoch"] <= self.epoch]
+            self.skipped = list(history["skipped"])

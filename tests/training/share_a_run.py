@@ -12,7 +12,7 @@ from helpers import tiny_config
 from dyvit_deploy.config import KeepRequest
 from dyvit_deploy.machine.processes import rank
 from dyvit_deploy.model import zoo
-from dyvit_deploy.training.loop import train
+from dyvit_deploy.training.command import train
 from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.training.report import Step
 

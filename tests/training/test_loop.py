@@ -15,10 +15,10 @@ from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
 from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.training import step
-from dyvit_deploy.training.loop import train
+from dyvit_deploy.training.command import train
+from dyvit_deploy.training.loop import Run
 from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.training.report import EpochReport, Started, Step
-from dyvit_deploy.training.run import Run
 
 SHORT = (("epochs", 2), ("batch", 8), ("images", 24), ("precision", "fp32"))
 

@@ -16,11 +16,11 @@ from dyvit_deploy.config import KeepRequest
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import read_checkpoint
 from dyvit_deploy.training import run, setup
+from dyvit_deploy.training.command import train
 from dyvit_deploy.training.data import Part
-from dyvit_deploy.training.loop import train
+from dyvit_deploy.training.loop import Run
 from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.training.recipe import make_recipe
-from dyvit_deploy.training.run import Run
 
 CUDA = torch.device("cuda")
 

@@ -1,0 +1,168 @@
+"""Trains a dense backbone, or a pruned student beside its dense teacher: what is trained, and in which order."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import make_folder
+from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
+from ..data.labels import class_numbers, require_labels
+from ..data.open import open_images
+from ..errors import ConfigError, TrainingError
+from ..evaluation.evaluate import evaluate
+from ..machine.processes import claim_share
+from ..model import vit
+from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
+from ..model.dynamicvit import DynamicViT
+from ..runners.pytorch import PyTorchRunner, torch_device
+from .loop import VAL_BATCH, Run
+from .plan import Plan, TrainConfig
+from .recipe import Recipe, make_recipe, read_recipe
+from .report import TrainReport, Watch
+from .setup import device_names
+
+DEFAULT_RATIO, DEFAULT_RECIPE = 0.7, "small"
+STUDENTS_OWN = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
+
+
+def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
+    """Trains, writing `best`, `best-ema` and `last.safetensors` under `config.out` after every epoch.
+
+    Started by torchrun, all its processes share the work. SIGTERM and Ctrl-C save and raise KeyboardInterrupt.
+
+    Raises:
+        TrainingError: a loss became NaN, a process or worker died, or there is nothing to resume.
+        ConfigError, DataError, CheckpointError: the request cannot be met.
+    """
+    config = _with_file(config)
+    if config.eval_only:                                                   # what trains for 0 epochs needs a value
+        config = dataclasses.replace(config, overrides=tuple(v for v in config.overrides
+                                                             if v[0] != "epochs" or str(v[1]) != "0"))
+    model, classes, prune = _resolve(config)
+    kind = "student" if prune else "dense" if config.backbone is None else "tune"
+    recipe = make_recipe(config.recipe or DEFAULT_RECIPE, model.name, kind, dict(config.overrides))
+    _check_options(config, recipe, model, prune)
+    facts = ArtifactFacts(model, prune, class_names=classes)
+    torch.manual_seed(recipe.seed)                                         # a new head is drawn
+    if config.eval_only:
+        return _measure(config, recipe, facts)
+    out = Path(config.out)
+    _check_folder(config, out, prune)
+    if prune:                                                              # before an hour goes into its teacher
+        DynamicViT(model, prune).forward_masked(torch.zeros(1, 3, *model.image_size))
+    backbone = _open_backbone(config.backbone, facts) if config.backbone is not None else None
+    if prune and backbone and not backbone.new_head and config.dense_epochs is not None:
+        raise ConfigError(f"{config.backbone} is the teacher as it is; leave out --dense-epochs.")
+    if prune and (backbone is None or backbone.new_head):
+        backbone = _open_backbone(_train_teacher(config, out / "dense", watch), facts)
+        if backbone.new_head:
+            raise TrainingError(f"The teacher in {out / 'dense'} was trained on other classes; choose another folder.")
+    run = Run(Plan(config, recipe, facts), backbone, watch)
+    make_folder(out)
+    return run.run()
+
+
+def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
+    """The dense weights, whose head counts as new where it was trained on other classes."""
+    backbone = load_backbone(source, facts.model)
+    names = backbone.facts.class_names
+    same = names is None or names == facts.class_names
+    return backbone if same else backbone._replace(new_head=True)
+
+
+def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneConfig | None]:
+    """Model, class names and schedule; None where no token is dropped."""
+    model = vit.resolve(config.model)
+    if config.image_size:
+        model = model.with_image_size(config.image_size)
+    names = require_labels(open_images(config.data, model, "train"))
+    class_numbers(open_images(config.data, model, "val"), names, owner="training split")
+    model = dataclasses.replace(model, classes=len(names))
+    default = PruneConfig.from_ratio(DEFAULT_RATIO, config.keep.stages or default_stages(model.depth))
+    prune = config.keep.resolve(model.depth, default)
+    return model, names, None if prune is None or prune.is_dense(model.patches) else prune
+
+
+def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:
+    """Validation of the model that training would start with, or go on with."""
+    claim_share()
+    last = Path(config.out) / "last.safetensors"
+    if config.resume:
+        model, facts = load_model(last)
+    elif config.backbone is None:
+        raise ConfigError("There is nothing to measure yet; pass --backbone FILE, or --resume for the run in "
+                          f"{config.out}.")
+    else:
+        backbone = _open_backbone(config.backbone, facts)
+        if backbone.new_head:
+            raise ConfigError(f"{config.backbone} does not know the classes of {config.data}; train it on them first.")
+        model = DynamicViT(facts.model, facts.prune)
+        model.backbone.load_state_dict(backbone.model.backbone.state_dict())
+    device = torch_device(config.device)
+    runner = PyTorchRunner(model.eval().to(device), facts)
+    found = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
+    what = str(last if config.resume else config.backbone)
+    if facts.prune and not config.resume:
+        what += f", {facts.prune.selector} untrained, keeping {model.keep_counts}"
+    if not found:
+        raise TrainingError(found.failures[0])
+    return TrainReport(None, None, str(last) if config.resume else None, found.top1, None, (), recipe, found.skipped,
+                       device_names(device), what)
+
+
+def _with_file(config: TrainConfig) -> TrainConfig:
+    """The recipe file as overrides, under those that are given anyway."""
+    if config.recipe_file is None:
+        return config
+    values, typed = read_recipe(config.recipe_file), dict(config.overrides)
+    base = values.pop("recipe", None)
+    if "lr" in typed:                                                      # meant as it is, whatever the file scales
+        values.pop("lr_batch", None)
+    return dataclasses.replace(config, recipe_file=None, recipe=config.recipe or base,
+                               overrides=tuple((values | typed).items()))
+
+
+def _check_options(config: TrainConfig, recipe: Recipe, model: ModelConfig, prune: PruneConfig | None) -> None:
+    """Raises ConfigError for options that would have no effect, and for an elastic range that cannot be had."""
+    if prune is None:
+        if recipe.elastic or config.keep.selector or config.keep.fuse or config.dense_epochs is not None:
+            raise ConfigError("A dense model drops no tokens and has no teacher; leave out --elastic, --selector, "
+                              "--fuse and --dense-epochs, or give a keep ratio below 1.")
+        return
+    if recipe.elastic is None:
+        return
+    (low, high), first = recipe.elastic, prune.ratios(model.patches)[0]
+    if prune.selector == "structural" or prune != PruneConfig.from_ratio(first, prune.stages, prune.selector):
+        raise ConfigError("Elastic training needs one keep ratio for all stages; give --keep-ratio or nothing.")
+    if not low <= first <= high:
+        raise ConfigError(f"The keep ratio {first:g}, which an export takes by default, lies outside the elastic "
+                          f"range {low:g}:{high:g}; choose one within it.")
+    PruneConfig.from_ratio(low, prune.stages).counts(model.patches)        # refuses what leaves no token
+
+
+def _check_folder(config: TrainConfig, out: Path, prune: PruneConfig | None) -> None:
+    if (out / "last.safetensors").exists() and not config.resume:
+        raise TrainingError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder.")
+    if config.resume and not any((folder / "last.safetensors").exists() for folder in (out, out / "dense")):
+        raise TrainingError(f"There is nothing to resume in {out}; check the folder or leave out --resume.")
+    if prune and config.backbone is None and (out / "last.safetensors").exists() and not (out / "dense").exists():
+        raise TrainingError(f"The run in {out} started from a backbone; pass the same --backbone.")
+
+
+def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:
+    """Trains the dense backbone in `folder`, or goes on with it, or finds it finished."""
+    last = folder / "last.safetensors"
+    started = config.resume and last.exists()
+    facts = read_checkpoint(last).facts if started else None
+    if facts and facts.training and facts.training["epoch"] >= facts.training["recipe"]["epochs"]:
+        return folder / "best.safetensors"
+    overrides = {k: v for k, v in config.overrides if k not in STUDENTS_OWN}
+    if config.dense_epochs is not None:
+        overrides["epochs"] = config.dense_epochs
+    train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=started, dense_epochs=None,
+                              overrides=tuple(overrides.items())), watch)
+    return folder / "best.safetensors"
+
