@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from .model.checkpoint import load_model
     from .parity.compare import CheckConfig, Tolerance, check_artifacts, compare
     from .pipeline import export_artifact, plan_artifact
-    from .prediction.report import PredictConfig
-    from .prediction.run import predict_images
+    from .predict.report import PredictConfig
+    from .predict.run import predict_images
     from .quickstart import run_quickstart
     from .report.page import ReportConfig, write_report
     from .report.request import VisualizeConfig

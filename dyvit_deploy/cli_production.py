@@ -87,8 +87,8 @@ def predict(artifact: str, sources: tuple[str, ...], load: LoadConfig, json_file
     Stopped by Ctrl-C or a crash, the same command goes on from FILE.partial, and predicts images that were added, too.
     A finished FILE is written over. What cannot be read is a row with its error: exit 1 only when that is every image.
     """
-    from .prediction.report import PredictConfig, RowText
-    from .prediction.run import predict_images
+    from .predict.report import PredictConfig, RowText
+    from .predict.run import predict_images
 
     config, text = PredictConfig(**options), RowText(options["top"])
     config.check_apart(json_file)

@@ -249,10 +249,10 @@ def test_every_command_explains_its_options(command):
 
 def test_training_is_told_what_was_typed(monkeypatch):
     from dyvit_deploy.errors import ConfigError
-    from dyvit_deploy.training import loop
+    from dyvit_deploy.training import command
 
     def refuse(config, watch):
         raise ConfigError(config.command)
-    monkeypatch.setattr(loop, "train", refuse)
+    monkeypatch.setattr(command, "train", refuse)
     assert dyvit("train", "--model", "tiny", "--data", "my data").output.strip() == (
         "dyvit: dyvit train --model tiny --data 'my data'")

@@ -6,8 +6,8 @@ import pytest
 
 from dyvit_deploy.config import LoadConfig
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.prediction.cluster import ALONE, predict_on_ray
-from dyvit_deploy.prediction.report import PredictConfig
+from dyvit_deploy.predict.cluster import ALONE, predict_on_ray
+from dyvit_deploy.predict.report import PredictConfig
 
 [SWITCH] = ALONE
 

@@ -10,7 +10,7 @@ from helpers import ROOT, dyvit, photo_folder, tiny_graph
 
 import dyvit_deploy as dv
 from dyvit_deploy.errors import ArtifactError, ConfigError
-from dyvit_deploy.prediction.partial import PartialFile
+from dyvit_deploy.predict.partial import PartialFile
 
 SLOWLY = """
 import sys, time
@@ -112,7 +112,7 @@ def test_images_that_came_went_or_changed_meanwhile_are_predicted_as_they_are(tm
 
 
 def test_files_that_could_not_be_written_at_the_end_cost_no_work(tmp_path, monkeypatch, graph, photos):
-    from dyvit_deploy.prediction import predictor, run
+    from dyvit_deploy.predict import predictor, run
     out = tmp_path / "out.csv"
     monkeypatch.setattr(run, "write_csv", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -148,7 +148,7 @@ def test_another_artifact_is_refused_by_its_content_not_its_name(tmp_path, graph
 
 def test_another_description_of_a_plan_is_another_artifact(tmp_path):
     from dyvit_deploy.config import LoadConfig
-    from dyvit_deploy.prediction.run import _identity
+    from dyvit_deploy.predict.run import _identity
     plan, sidecar, seen = tmp_path / "engine.plan", tmp_path / "engine.plan.json", []
     plan.write_bytes(b"plan")
     for text in (None, '{"class_names": ["ant"]}', '{"class_names": ["bee"]}'):

@@ -13,7 +13,7 @@ import dyvit_deploy as dv
 from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.data.reading import decode
 from dyvit_deploy.evaluation.metrics import softmax
-from dyvit_deploy.prediction import predictor
+from dyvit_deploy.predict import predictor
 from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs, run_in_batches
 from dyvit_deploy.runners.open import open_runner
 
@@ -134,7 +134,7 @@ def test_rows_are_shown_as_they_come_with_the_same_data_where_no_file_is_named(t
 
 def test_parquet_has_the_rows_of_the_csv_in_row_groups(tmp_path, monkeypatch, graph, photos):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is missing: pip install 'dyvit-deploy[predict]'")
-    from dyvit_deploy.prediction import outputs
+    from dyvit_deploy.predict import outputs
     monkeypatch.setattr(outputs, "GROUP", 4)
     (photos / "broken.png").write_bytes(b"x")
     config = dv.PredictConfig(top=2, batch=5, csv=str(tmp_path / "o.csv"), parquet=str(tmp_path / "o.parquet"))

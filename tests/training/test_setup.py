@@ -15,7 +15,7 @@ from helpers import ROOT, tiny_config, tiny_model, two_classes
 from dyvit_deploy.config import KeepRequest
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import read_checkpoint
-from dyvit_deploy.training import run, setup
+from dyvit_deploy.training import loop, setup
 from dyvit_deploy.training.command import train
 from dyvit_deploy.training.data import Part
 from dyvit_deploy.training.loop import Run
@@ -66,8 +66,8 @@ def test_a_run_loads_into_pinned_memory_where_it_trains_on_a_gpu(tmp_path, monke
     def loader(*_, pinned=None):
         raise Seen(pinned)
     monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config())
-    monkeypatch.setattr(run, "make_fabric", lambda *_: Thing(device=torch.device(device)))
-    monkeypatch.setattr(run, "TrainLoader", loader)
+    monkeypatch.setattr(loop, "make_fabric", lambda *_: Thing(device=torch.device(device)))
+    monkeypatch.setattr(loop, "TrainLoader", loader)
     with pytest.raises(Seen) as seen:
         train(TrainConfig("tiny", str(two_classes(tmp_path / "data")), tmp_path / "run", KeepRequest(ratio=1.0)))
     assert seen.value.args == (device == "cuda",)
@@ -123,7 +123,7 @@ def test_without_either_train_names_the_pip_command(tmp_path):
 def test_a_checkpoint_records_the_distribution_that_trained_it(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config())
     there = {"torch", "timm", "lightning", "numpy"}                        # whose wheel has `lightning_fabric`, too
-    monkeypatch.setattr(run, "library_versions", lambda *names: dict.fromkeys(there & set(names), "1.0"))
+    monkeypatch.setattr(loop, "library_versions", lambda *names: dict.fromkeys(there & set(names), "1.0"))
     overrides = (("epochs", 1), ("batch", 8), ("images", 8), ("precision", "fp32"))
     train(TrainConfig("tiny", str(two_classes(tmp_path / "data")), tmp_path / "run", KeepRequest(ratio=1.0),
                       overrides=overrides, device="cpu", workers=0))

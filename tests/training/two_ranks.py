@@ -14,7 +14,7 @@ from torch import nn
 
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.machine.processes import broadcast_tensors, rank
-from dyvit_deploy.training import run
+from dyvit_deploy.training import loop
 from dyvit_deploy.training.setup import device_names
 
 
@@ -40,9 +40,9 @@ def validate():
 
     pickled = mock.Mock(side_effect=AssertionError("tensors are not broadcast as pickled objects"))
     running = Thing(model=model, ema=Thing(module=average), facts=None, val_set=None, fabric=Thing(broadcast=pickled))
-    with mock.patch.object(run, "evaluate_all", evaluate_all), \
-            mock.patch.object(run, "PyTorchRunner", lambda model, *_: model):
-        run.Run._validate(running)
+    with mock.patch.object(loop, "evaluate_all", evaluate_all), \
+            mock.patch.object(loop, "PyTorchRunner", lambda model, *_: model):
+        loop.Run._validate(running)
     return evaluated
 
 
