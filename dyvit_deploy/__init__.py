@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from .predict.run import predict_images
     from .quickstart import run_quickstart
     from .report.page import ReportConfig, write_report
-    from .report.request import VisualizeConfig
-    from .report.visualize import visualize
     from .runners.open import open_runner
     from .serving.check import ServeConfig, check_serving
     from .serving.config import ServingConfig
@@ -53,6 +51,8 @@ if TYPE_CHECKING:
     from .sweep.run import run_sweep
     from .training.command import train
     from .training.plan import TrainConfig
+    from .visualize.config import VisualizeConfig
+    from .visualize.run import visualize
 
 _NAMES = {
     "bench.report": ("BenchConfig",),

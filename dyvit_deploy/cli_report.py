@@ -35,8 +35,8 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
 
     IMAGES are files, folders, .tar shards or wds/FOLDER, shown as the model gets them, resized and cropped.
     """
-    from .report.request import ANIMATIONS, VisualizeConfig
-    from .report.visualize import visualize as run
+    from .visualize.config import ANIMATIONS, VisualizeConfig
+    from .visualize.run import visualize as run
 
     artifacts = 1 + options["diff"]
     config = VisualizeConfig(format=file_format or (ANIMATIONS[0] if animate else "png"), **options)

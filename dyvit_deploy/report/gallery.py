@@ -22,8 +22,8 @@ from ..data.reading import Found
 from ..errors import DataError, DyvitError
 from ..runners.base import Runner
 from ..runners.open import open_runner
+from ..visualize.views import ImageView, pruned_facts, view_images
 from .collect import Entry
-from .views import ImageView, pruned_facts, view_images
 
 SMALL = 128                                 # pixels of a side up to which an image is stored and shown pixel by pixel
 QUALITY = 85                                # of JPEG

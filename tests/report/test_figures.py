@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from dyvit_deploy.artifacts.charts import write_figure
-from dyvit_deploy.report.differences import stage_differences
-from dyvit_deploy.report.figures import (
+from dyvit_deploy.visualize.config import STYLES
+from dyvit_deploy.visualize.differences import stage_differences
+from dyvit_deploy.visualize.figures import (
     DPI,
     PAINTS,
     animation_frames,
@@ -16,8 +17,7 @@ from dyvit_deploy.report.figures import (
     image_strip,
     strips_figure,
 )
-from dyvit_deploy.report.request import STYLES
-from dyvit_deploy.report.views import ImageView
+from dyvit_deploy.visualize.views import ImageView
 
 pytest.importorskip("matplotlib", reason="pip install 'dyvit-deploy[report]'")
 

@@ -14,6 +14,7 @@ from ..artifacts.charts import write_figure
 from ..artifacts.files import atomic_write
 from ..data.reading import spread
 from ..evaluation.evaluate import keep_maps
+from .config import ANIMATIONS, Drawn, StageDrawn, VisualizeConfig
 from .differences import stage_differences
 from .figures import (
     COLUMNS,
@@ -29,7 +30,6 @@ from .figures import (
     strips_figure,
 )
 from .pixels import Pixels
-from .request import ANIMATIONS, Drawn, StageDrawn, VisualizeConfig
 from .views import ImageView
 
 SHEET, HEAT_MAP = "contact-sheet", "heatmap"

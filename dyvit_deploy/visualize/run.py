@@ -19,8 +19,8 @@ from ..optional import require
 from ..parity.compare import open_pair
 from ..runners.base import Runner
 from ..runners.open import ENGINES, GRAPHS, is_checkpoint, open_runner
+from .config import DATA_IMAGES, VisualizeConfig, VisualizeReport
 from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing
-from .request import DATA_IMAGES, VisualizeConfig, VisualizeReport
 from .views import pruned_facts, require_scores, view_images
 
 

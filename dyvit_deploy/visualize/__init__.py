@@ -1,0 +1,1 @@
+"""Figures of which patches a model drops."""
