@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .deploy.config import DeployConfig
     from .deploy.on_device import build_artifact, refit_artifact
     from .deploy_report import Progress
-    from .doctor import diagnose
     from .engine.build import build_engine, plan_build
     from .engine.config import BatchProfile, BuildConfig
     from .engine.preflight import preflight
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import EvalConfig, evaluate, evaluate_artifact
     from .export.config import ExportConfig
     from .export.onnx import export_onnx
-    from .inspection import inspect_artifact
+    from .inspect.artifact import inspect_artifact
+    from .inspect.doctor import diagnose
     from .model.catalog import list_models
     from .model.checkpoint import load_model
     from .parity.compare import CheckConfig, Tolerance, check_artifacts, compare

@@ -356,7 +356,7 @@ def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadCon
 @json_option
 def inspect(artifact: str, json_file: str | None) -> None:
     """Show what an artifact is: model, pruning, origin."""
-    from .inspection import inspect_artifact
+    from .inspect.artifact import inspect_artifact
 
     show(inspect_artifact(artifact), json_file)
 
@@ -366,8 +366,8 @@ def inspect(artifact: str, json_file: str | None) -> None:
 @json_option
 def doctor(target: str | None, json_file: str | None) -> None:
     """Show which backends work here, and how to get the others."""
-    from .doctor import diagnose
     from .engine.preflight import preflight
+    from .inspect.doctor import diagnose
 
     if target:
         found = preflight(target)

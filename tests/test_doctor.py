@@ -5,8 +5,8 @@ from types import ModuleType
 
 from helpers import needs_rtx
 
-from dyvit_deploy import doctor
-from dyvit_deploy.doctor import MISSING, READY, UNUSABLE, diagnose
+from dyvit_deploy.inspect import doctor
+from dyvit_deploy.inspect.doctor import MISSING, READY, UNUSABLE, diagnose
 from dyvit_deploy.machine.hardware import Gpu
 
 

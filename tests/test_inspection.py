@@ -10,7 +10,7 @@ from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.inspection import inspect_artifact
+from dyvit_deploy.inspect.artifact import inspect_artifact
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import published_name
 from dyvit_deploy.model.dynamicvit import DynamicViT

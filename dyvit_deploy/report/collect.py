@@ -12,7 +12,7 @@ from ..data.images import Track
 from ..engine.sidecar import read_sidecar
 from ..errors import ArtifactError, DyvitError
 from ..graph.read import load_graph, product_precisions
-from ..inspection import InspectReport, inspect_artifact
+from ..inspect.artifact import InspectReport, inspect_artifact
 from ..runners.open import CHECKPOINTS, ENGINES, GRAPHS
 from ..sweep.store import NAME as SWEEP
 from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep

@@ -9,7 +9,7 @@ from helpers import dyvit
 from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.engine.sidecar import read_sidecar
 from dyvit_deploy.errors import ConfigError, ExportError
-from dyvit_deploy.inspection import inspect_artifact
+from dyvit_deploy.inspect.artifact import inspect_artifact
 
 FLOAT16 = 10                                # of ONNX
 ALLOWED = BuildConfig(allow_precision_fallback=True)

@@ -10,7 +10,7 @@ from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.preflight import preflight, read_plan_header, require_loadable
 from dyvit_deploy.engine.sidecar import sidecar_path
 from dyvit_deploy.errors import ArtifactError, BackendError
-from dyvit_deploy.inspection import inspect_artifact
+from dyvit_deploy.inspect.artifact import inspect_artifact
 from dyvit_deploy.machine.hardware import Gpu
 
 pytestmark = needs_rtx

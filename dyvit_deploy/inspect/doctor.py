@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts.facts import library_versions
-from .engine.flavours import FLAVOURS, PORTABLE, gpu_problem, open_door
-from .engine.preflight import OTHER_LIBRARY
-from .errors import BackendError, DyvitError, reason
-from .machine.hardware import gpu
-from .optional import installed, require
+from ..artifacts.facts import library_versions
+from ..engine.flavours import FLAVOURS, PORTABLE, gpu_problem, open_door
+from ..engine.preflight import OTHER_LIBRARY
+from ..errors import BackendError, DyvitError, reason
+from ..machine.hardware import gpu
+from ..optional import installed, require
 
 READY, MISSING, UNUSABLE = "ready", "not installed", "installed, not usable"
 
@@ -62,7 +62,7 @@ def _torch_devices() -> str:
 
 
 def _ort_devices() -> str:
-    from .runners.ort import cuda_works
+    from ..runners.ort import cuda_works
 
     if {"onnxruntime", "onnxruntime-gpu"} <= {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}:
         raise RuntimeError("onnxruntime and onnxruntime-gpu overwrite each other; uninstall both, then install one")
@@ -70,7 +70,7 @@ def _ort_devices() -> str:
 
 
 def _openvino_devices() -> str:
-    from .machine.openvino import core, cpu_has_bfloat16
+    from ..machine.openvino import core, cpu_has_bfloat16
 
     return ", ".join(core().available_devices).lower() + (" with bfloat16" if cpu_has_bfloat16() else "")
 

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts.facts import ArtifactFacts
-from .artifacts.files import require_file, sha256, size_mib
-from .config import PruneConfig
-from .engine.build import describe
-from .engine.layers import to_rows
-from .engine.preflight import preflight
-from .engine.sidecar import EngineFacts, read_sidecar, sidecar_path
-from .errors import ArtifactError, BackendError, CheckpointError, reason
-from .graph.read import graph_facts, load_graph, product_precisions, summary
-from .optional import require
-from .runners.fusions import onnxruntime_fusions
-from .runners.open import ENGINES, is_checkpoint, unknown_kind
-from .runners.ort import failures
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import require_file, sha256, size_mib
+from ..config import PruneConfig
+from ..engine.build import describe
+from ..engine.layers import to_rows
+from ..engine.preflight import preflight
+from ..engine.sidecar import EngineFacts, read_sidecar, sidecar_path
+from ..errors import ArtifactError, BackendError, CheckpointError, reason
+from ..graph.read import graph_facts, load_graph, product_precisions, summary
+from ..optional import require
+from ..runners.fusions import onnxruntime_fusions
+from ..runners.open import ENGINES, is_checkpoint, unknown_kind
+from ..runners.ort import failures
 
 if TYPE_CHECKING:
-    from .model.macs import Cost
+    from ..model.macs import Cost
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def inspect_artifact(path: str | Path) -> InspectReport:
 
 
 def _inspect_checkpoint(path: Path) -> InspectReport:
-    from .model import checkpoint
+    from ..model import checkpoint
 
     raw = checkpoint.read_checkpoint(path)
     details: dict[str, Any] = {"tensors": len(raw.state), "weights taken": raw.weights,
@@ -171,7 +171,7 @@ def _inspect_onnx(path: Path) -> InspectReport:
 
 
 def _inspect_openvino(path: Path) -> InspectReport:
-    from .runners.openvino import OpenVINORunner, read_openvino
+    from ..runners.openvino import OpenVINORunner, read_openvino
 
     _, facts = read_openvino(path)
     try:
@@ -215,7 +215,7 @@ def _value(value: Any) -> str:
 
 
 def _cost(facts: ArtifactFacts) -> Cost:
-    from .model.macs import count_costs
+    from ..model.macs import count_costs
 
     return count_costs(facts.model, [facts.prune], facts.forms)[0]
 

@@ -1,0 +1,1 @@
+"""What an artifact is, and what this machine can run."""
