@@ -18,8 +18,8 @@ from standins import HostCuda
 
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts.facts import ArtifactFacts
-from dyvit_deploy.baselines import count_gmacs
 from dyvit_deploy.bench import timing
+from dyvit_deploy.bench.baselines import count_gmacs
 from dyvit_deploy.calibration.half import to_half
 from dyvit_deploy.config import default_stages
 from dyvit_deploy.errors import MissingDependency

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
-from dyvit_deploy.baselines import count_gmacs
+from dyvit_deploy.bench.baselines import count_gmacs
 from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable
 from dyvit_deploy.errors import ExportError, MissingDependency

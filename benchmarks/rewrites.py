@@ -23,7 +23,7 @@ from speed import RESULTS, random_checkpoint
 
 from dyvit_deploy import quickstart
 from dyvit_deploy.artifacts.facts import library_versions
-from dyvit_deploy.baselines import count_gmacs
+from dyvit_deploy.bench.baselines import count_gmacs
 from dyvit_deploy.bench.process import make_feed
 from dyvit_deploy.bench.profile import profile
 from dyvit_deploy.bench.report import BenchConfig

@@ -29,7 +29,7 @@ from speed import RESULTS
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
-from dyvit_deploy.baselines import count_gmacs
+from dyvit_deploy.bench.baselines import count_gmacs
 from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate
 from dyvit_deploy.errors import ConfigError

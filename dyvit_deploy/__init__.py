@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bench.report import BenchConfig
-    from .bench.run import benchmark
     from .calibration.collect import calibrate
     from .calibration.config import CalibrationConfig, PrecisionConfig
     from .calibration.ranges import Ranges
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     )
     from .data.open import open_images
     from .deploy.config import DeployConfig
+    from .deploy.dense import benchmark
     from .deploy.on_device import build_artifact, refit_artifact
     from .deploy_report import Progress
     from .engine.build import build_engine, plan_build

@@ -300,7 +300,7 @@ def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | 
           device: str | None, json_file: str | None) -> None:
     """Time artifacts against the dense backbone, in one run."""
     from .bench.report import BenchConfig
-    from .bench.run import benchmark
+    from .deploy.dense import benchmark
 
     config = BenchConfig(batches=batches, seconds=seconds, stable=stable, baseline=baseline, device=device,
                          threads=threads, cpus=cpus, peak=peak, profile=profile, transfers=transfers)

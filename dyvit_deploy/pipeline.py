@@ -11,7 +11,6 @@ from typing import Any
 from .artifacts.facts import ArtifactFacts, library_versions
 from .artifacts.files import atomic_write, check_target, require_source, size_mib
 from .bench.report import BenchConfig, Timing
-from .bench.run import benchmark
 from .calibration.collect import examine, ranges_for
 from .calibration.config import CalibrationConfig
 from .calibration.keep_layers import IMAGES, Drop, DropMeter, fewest_kept
@@ -23,6 +22,7 @@ from .calibration.targets import ENGINES, SUFFIXES, Choice, resolve
 from .config import LEARNED, QUANTIZED, LoadConfig
 from .data.open import check_source, gate_is_separate, open_calibration, open_gate
 from .deploy.config import DeployConfig
+from .deploy.dense import benchmark
 from .deploy.on_device import place_engine
 from .deploy_report import DeployReport, Progress
 from .dry_run import export_command, plan_export

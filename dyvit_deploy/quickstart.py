@@ -15,10 +15,10 @@ from rich.text import Text
 from .artifacts.files import atomic_write, hash_files, make_folder, size_mib
 from .artifacts.reports import save_report
 from .bench.report import BenchConfig, BenchReport
-from .bench.run import benchmark
 from .calibration.config import CalibrationConfig, PrecisionConfig
 from .data.images import Track, no_track
 from .deploy.config import DeployConfig
+from .deploy.dense import benchmark
 from .deploy_report import Progress
 from .errors import ExportError
 from .evaluation.evaluate import EvalReport, evaluate_artifact

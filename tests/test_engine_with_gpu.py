@@ -12,12 +12,14 @@ from fake_gpu import NEW, OLD, RTX, agrees, engine, images, opened, prepared, sp
 from helpers import tiny_checkpoint
 from rich.console import Console
 
-from dyvit_deploy import baselines, pipeline, progress
+from dyvit_deploy import pipeline, progress
 from dyvit_deploy.bench import run as bench
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.cli import main
 from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.deploy import dense
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.dry_run import export_command
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.monitor import BuildStep
@@ -170,13 +172,13 @@ def test_an_engine_without_a_baseline_is_timed_and_the_baseline_is_built_for_thi
         asked.append((format, config))
         raise MissingDependency("TensorRT is not installed.")
 
-    monkeypatch.setattr(baselines, "build_engine", fail)
+    monkeypatch.setattr(dense, "build_engine", fail)
     monkeypatch.setattr(bench, "gpu_facts", lambda precisions: {"matmul_peak_tflops": {}, "clocks": []})
     path = engine(tmp_path, BuildConfig(timing_cache=str(tmp_path / "cache"), optimization_level=2))
     facts = json.loads(sidecar_path(path).read_text())
     facts["config"] |= {"strip_weights": True, "refittable": True}
     sidecar_path(path).write_text(json.dumps(facts))
-    report = bench.benchmark([path], bench.BenchConfig((2,), seconds=0.01, warmup=1, min_runs=3, memory=False))
+    report = benchmark([path], bench.BenchConfig((2,), seconds=0.01, warmup=1, min_runs=3, memory=False))
     assert asked == [("trt", BuildConfig(optimization_level=2))]
     assert [(t.artifact, t.speedup) for t in report.timings] == [("tiny.plan", None)]
     assert any("no dense baseline here (TensorRT is not installed); pass --baseline" in note for note in report.notes)

@@ -11,12 +11,12 @@ from PIL import Image
 from dyvit_deploy import pipeline
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.bench.report import BenchConfig
-from dyvit_deploy.bench.run import benchmark
 from dyvit_deploy.calibration.collect import calibrate
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.open import gate_is_separate, open_calibration, open_gate
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import graph_facts, load_graph, product_precisions

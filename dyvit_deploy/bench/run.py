@@ -21,7 +21,6 @@ import numpy as np
 
 from ..artifacts.facts import library_versions
 from ..artifacts.files import require_source
-from ..baselines import Candidate, count_gmacs, with_baselines
 from ..config import EngineRunConfig, LoadConfig
 from ..data.images import Track, no_track
 from ..errors import BackendError, ConfigError
@@ -29,6 +28,7 @@ from ..machine.cpu_peak import matmul_gflops
 from ..machine.gpu_peak import ClockSampler, cross_check, gpu_facts, gpu_notes
 from ..machine.hardware import machine, on_cpus
 from ..runners.open import is_checkpoint, is_engine, load_for, open_runner
+from .baselines import Candidate, DenseMaker, count_gmacs, with_baselines
 from .process import make_feed, measure_start
 from .profile import ProfileReport, profile
 from .report import BenchConfig, BenchReport, Timing
@@ -38,9 +38,11 @@ LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 GPU_RUNS = 50                               # timed by events, beside those timed by the clock
 
 
-def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(), load: LoadConfig = LoadConfig(),
-              track: Track[Any] = no_track) -> BenchReport:
-    """Times `artifacts` and their dense baselines alternately, at each batch size.
+def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(),
+                   load: LoadConfig = LoadConfig(), track: Track[Any] = no_track,
+                   make_dense: DenseMaker | None = None) -> BenchReport:
+    """Times `artifacts` and their dense baselines alternately, at each batch size; `make_dense` makes those that are
+    missing.
 
     Raises:
         ArtifactError, BackendError: an artifact cannot be opened or run.
@@ -64,7 +66,7 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
 
         _check_request(artifacts, config, load)
         given, left_out = _timeable([opened(path) for path in artifacts])
-        candidates, notes = with_baselines(given, config.baseline, folder, opened)
+        candidates, notes = with_baselines(given, config.baseline, folder, opened, make_dense)
         notes += left_out
         on_gpu = [c.runner for c in candidates if c.runner.device == "cuda"]
         gpu = gpu_facts({runner.precision for runner in on_gpu}) if on_gpu else None

@@ -11,11 +11,12 @@ from ..artifacts.facts import library_versions
 from ..artifacts.files import make_folder, sha256, size_mib
 from ..bench.process import make_feed
 from ..bench.report import BenchConfig, Timing
-from ..bench.run import LIBRARIES, benchmark
+from ..bench.run import LIBRARIES
 from ..config import KeepRequest, LoadConfig
 from ..data.labels import class_numbers
 from ..data.open import check_source, open_images
 from ..deploy.config import DeployConfig
+from ..deploy.dense import benchmark
 from ..deploy_report import Progress
 from ..dry_run import export_command
 from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency

@@ -4,7 +4,7 @@ import pytest
 from helpers import needs_openvino, tiny_checkpoint
 
 from dyvit_deploy.bench.report import BenchConfig
-from dyvit_deploy.bench.run import benchmark
+from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.machine.cpu_peak import PRECISIONS, matmul_gflops
 from dyvit_deploy.machine.hardware import on_cpus

@@ -7,10 +7,11 @@ from helpers import fake_runner, needs_openvino, tiny_checkpoint
 from dyvit_deploy.bench import run as bench_module
 from dyvit_deploy.bench.process import make_feed, measure_start
 from dyvit_deploy.bench.report import BenchConfig, Timing
-from dyvit_deploy.bench.run import benchmark, faster_here
+from dyvit_deploy.bench.run import faster_here, time_artifacts
 from dyvit_deploy.bench.timing import TURN, alternate, is_stable
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
@@ -164,3 +165,9 @@ def test_rows_that_did_not_settle_are_marked(files, monkeypatch):
     monkeypatch.setattr(bench_module, "is_stable", lambda *_: False)
     report = benchmark([files[1]], BenchConfig(batches=(1,), **QUICK))
     assert all(not t.stable for t in report.timings) and any("did not settle" in note for note in report.notes)
+
+
+def test_without_a_maker_of_dense_models_a_pruned_artifact_has_no_baseline(files):
+    report = time_artifacts([files[1]], BenchConfig(batches=(1,), **QUICK))
+    assert [t.speedup for t in report.timings] == [None]
+    assert any("has no dense baseline" in note for note in report.notes)

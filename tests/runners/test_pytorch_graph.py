@@ -7,10 +7,11 @@ import torch
 from fake_gpu import HostCuda
 from helpers import ROOT, dyvit, tiny_checkpoint, tiny_images, tiny_model
 
-from dyvit_deploy.baselines import Candidate, with_baselines
 from dyvit_deploy.bench import run as bench
+from dyvit_deploy.bench.baselines import Candidate, with_baselines
 from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.config import EngineRunConfig, KeepRequest, LoadConfig
+from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.errors import BackendError, ConfigError
 from dyvit_deploy.model.forms import inference_form
 from dyvit_deploy.runners import pytorch
@@ -147,12 +148,12 @@ QUICK = BenchConfig((1, 2), seconds=0.01, warmup=1, min_runs=3, memory=False, de
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_bench_times_a_checkpoint_as_a_graph_against_the_plain_dense_model(gpu, tmp_path, precision):
     load = LoadConfig(engine=EngineRunConfig(cuda_graph=True), precision=precision)
-    report = bench.benchmark([tiny_checkpoint(tmp_path)], QUICK, load)
+    report = benchmark([tiny_checkpoint(tmp_path)], QUICK, load)
     dense, pruned, *rest = report.timings
     assert (dense.artifact, pruned.artifact, len(rest)) == ("dense tiny", "tiny.safetensors", 2)
     assert {t.precision for t in report.timings} == {precision} and {t.cuda_graph for t in report.timings} == {True}
     assert set(pruned.gpu_ms_p50) == {"upload", "compute", "download"} and pruned.tflops > 0
-    eager = bench.benchmark([tiny_checkpoint(tmp_path)], QUICK).timings
+    eager = benchmark([tiny_checkpoint(tmp_path)], QUICK).timings
     # The dense model is the plain one; the pruned one has the rewrites, and its operations are counted with them.
     assert dense.gmacs == eager[0].gmacs and pruned.gmacs < eager[1].gmacs and eager[1].cuda_graph is None
     assert report.gpu["clocks"] == [None, None]
@@ -161,7 +162,7 @@ def test_bench_times_a_checkpoint_as_a_graph_against_the_plain_dense_model(gpu, 
 def test_a_failed_capture_is_in_the_report_and_in_the_table(gpu, tmp_path, monkeypatch):
     from rich.console import Console
     monkeypatch.setattr(HostCuda, "capture", fail)
-    report = bench.benchmark([tiny_checkpoint(tmp_path)], QUICK, LoadConfig(engine=EngineRunConfig(cuda_graph=True)))
+    report = benchmark([tiny_checkpoint(tmp_path)], QUICK, LoadConfig(engine=EngineRunConfig(cuda_graph=True)))
     assert {t.cuda_graph for t in report.timings} == {False}
     assert sum("ran without a CUDA graph, which could not be captured (operation not permitted" in note
                for note in report.notes) == 4
@@ -173,22 +174,22 @@ def test_a_failed_capture_is_in_the_report_and_in_the_table(gpu, tmp_path, monke
 @pytest.mark.parametrize("keep", [KeepRequest(ratio=0.5), KeepRequest(ratio=0.5, stages=(1, 2, 3))])
 def test_the_dense_baseline_is_dense_whatever_schedule_was_asked_for(tmp_path, keep):
     cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,))
-    dense, pruned = bench.benchmark([tiny_checkpoint(tmp_path)], cpu, LoadConfig(keep=keep)).timings
+    dense, pruned = benchmark([tiny_checkpoint(tmp_path)], cpu, LoadConfig(keep=keep)).timings
     assert dense.gmacs > pruned.gmacs and pruned.ceiling > 1
     attention = LoadConfig(keep=dataclasses.replace(keep, selector="attention"), precision="bfloat16")
-    dense, dropping = bench.benchmark([tiny_checkpoint(tmp_path, None)], cpu, attention).timings
+    dense, dropping = benchmark([tiny_checkpoint(tmp_path, None)], cpu, attention).timings
     assert dense.gmacs > dropping.gmacs and dropping.precision == "bfloat16"
 
 
 def test_the_start_of_the_dense_baseline_is_measured_under_any_schedule(tmp_path):
     cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,), memory=True)
-    timings = bench.benchmark([tiny_checkpoint(tmp_path)], cpu, LoadConfig(keep=KeepRequest(ratio=0.7))).timings
+    timings = benchmark([tiny_checkpoint(tmp_path)], cpu, LoadConfig(keep=KeepRequest(ratio=0.7))).timings
     assert all(t.load_ms and t.first_ms for t in timings)
 
 
 def test_transfers_without_a_gpu_are_said_to_have_no_effect(tmp_path):
     cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,), transfers=True)
-    assert any("--transfers has no effect" in note for note in bench.benchmark([tiny_checkpoint(tmp_path)], cpu).notes)
+    assert any("--transfers has no effect" in note for note in benchmark([tiny_checkpoint(tmp_path)], cpu).notes)
 
 
 def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
@@ -196,7 +197,7 @@ def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
     pruned, more = tiny_model()
     lower = [PyTorchRunner(model.half(), found) for model, found in ((dense, facts), (pruned, more))]
     candidates = [Candidate(runner, f"{i}.safetensors", 1.0) for i, runner in enumerate(lower)]
-    found, _ = with_baselines(candidates, None, ROOT, lambda path, plain=False: pytest.fail("built one"))
+    found, _ = with_baselines(candidates, None, ROOT, lambda path, plain=False: pytest.fail("built one"), None)
     assert found[1].baseline is found[0]
 
 

@@ -28,6 +28,7 @@ from onnx import TensorProto as T
 
 from dyvit_deploy.bench import run as bench
 from dyvit_deploy.config import EngineRunConfig, LoadConfig
+from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.engine import build, preflight
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.sidecar import BY_GRAPH, ON_DEVICE, read_sidecar, sidecar_path
@@ -321,7 +322,7 @@ def test_bench_counts_streams_and_compares_engines(trt, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ClockSampler", lambda: contextlib.nullcontext(Thing(summary=lambda: BUSY)))
     ours, other = engine(tmp_path), engine(tmp_path, facts=False, name="other")
     sidecar_path(other).unlink()
-    report = bench.benchmark(
+    report = benchmark(
         [ours], bench.BenchConfig(batches=(2, 3), seconds=0.01, warmup=1, min_runs=3, memory=False, baseline=other),
         LoadConfig(engine=EngineRunConfig(streams=2)))
     theirs, timing, *rest = report.timings

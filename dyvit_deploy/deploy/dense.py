@@ -1,0 +1,96 @@
+"""bench with the dense backbone of each pruned artifact, made for the same runtime where none is given."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.files import atomic_write
+from ..bench import run
+from ..bench.baselines import Candidate
+from ..bench.report import BenchConfig, BenchReport
+from ..calibration.collect import collect, examine
+from ..calibration.config import CalibrationConfig
+from ..calibration.lowering import Lowering
+from ..calibration.targets import Choice
+from ..config import QUANTIZED, LoadConfig
+from ..data.images import Track, no_track
+from ..data.open import open_calibration
+from ..engine.build import build_engine
+from ..engine.sidecar import read_sidecar
+from ..export.config import ExportConfig
+from ..optional import require
+from ..runners.open import is_engine
+
+# Enough to lower a graph whose results nobody reads.
+NOISE_IMAGES = 8
+
+
+def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(), load: LoadConfig = LoadConfig(),
+              track: Track[Any] = no_track) -> BenchReport:
+    """Times `artifacts` and their dense baselines alternately, at each batch size; see `bench.run.time_artifacts`.
+
+    Raises:
+        ArtifactError, BackendError: an artifact cannot be opened or run.
+        ConfigError: values outside their range.
+    """
+    return run.time_artifacts(artifacts, config, load, track, make_dense)
+
+
+
+def make_dense(candidate: Candidate, path: Path) -> Path:
+    """Writes the dense backbone of the candidate's model, with random weights, for the same backend.
+
+    Args:
+        path: where to write it; the suffix is replaced by that of the backend.
+
+    Returns:
+        The file.
+
+    Raises:
+        BackendError, ExportError, MissingDependency: it cannot be made here.
+    """
+    from ..export.onnx import export_model
+    from ..export.openvino import write_openvino
+    from ..model.checkpoint import save_checkpoint
+    from ..model.dynamicvit import DynamicViT
+
+    runner = candidate.runner
+    assert runner.facts is not None
+    facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None,
+                                precision="float32", lowered=None, forms=())
+    model = DynamicViT(facts.model, None).eval()
+    if runner.backend == "PyTorch":
+        path = path.with_suffix(".safetensors")
+        save_checkpoint(path, model, facts)
+        return path
+    graph = path.with_suffix(".onnx")
+    # The plain backbone: what a user would run instead has none of our rewrites.
+    wishes = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32", without=("all",))
+    facts = export_model(model, facts, graph, wishes).facts
+    if runner.backend == "OpenVINO":
+        write_openvino(graph, path.with_suffix(".xml"), facts)
+        return path.with_suffix(".xml")
+    return _dense_engine(candidate, graph) if is_engine(candidate.path) else graph
+
+
+def _dense_engine(candidate: Candidate, graph: Path) -> Path:
+    """The engine of the dense float32 `graph`, in the candidate's precision and built as it was."""
+    facts, sidecar = candidate.runner.facts, read_sidecar(Path(candidate.path))
+    assert facts is not None and sidecar is not None
+    if facts.precision != "float32":
+        how = facts.lowered or {}
+        choice = Choice("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
+        images = open_calibration(None, facts.model, NOISE_IMAGES)
+        noise = CalibrationConfig(allow_noise=True)
+        ranges = (collect(graph, images, examine(images, allow_noise=True), noise)
+                  if facts.precision in QUANTIZED else None)
+        lowered = Lowering(graph, choice, images, ranges, "float16" if facts.input == "float16" else "float32").lower()
+        with atomic_write(graph) as temporary:
+            require("onnx").save(lowered.proto, str(temporary))
+    plan = graph.with_suffix(".plan")
+    # Where its timings were kept is the business of the machine that built it, and a baseline needs its weights.
+    settings = dataclasses.replace(sidecar.config, timing_cache=None, strip_weights=False, refittable=False)
+    build_engine(graph, plan, sidecar.builder["format"], settings)
+    return plan
