@@ -28,9 +28,9 @@ os.environ["OMP_NUM_THREADS"] = "1"         # one run per core is faster than on
 
 from precision import write
 
-from dyvit_deploy import quickstart
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.config import KeepRequest, LoadConfig, ModelConfig, PruneConfig, default_stages
+from dyvit_deploy.demo import quickstart
 from dyvit_deploy.evaluation.evaluate import EvalConfig, evaluate_artifact
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.model.macs import count_costs

@@ -25,9 +25,9 @@ from speed import RESULTS, random_checkpoint
 
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
+from dyvit_deploy.demo.quickstart import STUDENT
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.machine.hardware import machine
-from dyvit_deploy.quickstart import STUDENT
 from dyvit_deploy.runners.ort import OrtRunner
 
 MODEL, RATIO = "deit-s", 0.7

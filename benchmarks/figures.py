@@ -21,10 +21,10 @@ from speed import RESULTS
 
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
+from dyvit_deploy.demo.quickstart import STUDENT
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.machine.hardware import machine
-from dyvit_deploy.quickstart import STUDENT
 
 COUNTS = (200, 1000)
 

@@ -23,7 +23,7 @@ from subprocess import Popen
 
 from speed import RESULTS, random_checkpoint
 
-from dyvit_deploy import quickstart
+from dyvit_deploy.demo import quickstart
 from dyvit_deploy.evaluation.evaluate import evaluate_artifact
 from dyvit_deploy.parity.compare import CheckConfig, check_artifacts
 

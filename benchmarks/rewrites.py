@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from speed import RESULTS, random_checkpoint
 
-from dyvit_deploy import quickstart
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.bench.baselines import count_gmacs
 from dyvit_deploy.bench.process import make_feed
@@ -30,13 +29,14 @@ from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.bench.run import LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable, quantile_interval
 from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.demo import quickstart
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.evaluation.evaluate import evaluate_artifact
 from dyvit_deploy.export.config import FORMS, ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.export.openvino import write_openvino
 from dyvit_deploy.machine.hardware import machine
-from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.open import open_runner
 
 ALIGN = 8

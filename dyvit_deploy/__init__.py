@@ -21,10 +21,12 @@ if TYPE_CHECKING:
         PruneConfig,
     )
     from .data.open import open_images
+    from .demo.quickstart import run_quickstart
     from .deploy.config import DeployConfig
     from .deploy.dense import benchmark
     from .deploy.on_device import build_artifact, refit_artifact
-    from .deploy_report import Progress
+    from .deploy.pipeline import export_artifact, plan_artifact
+    from .deploy.report import Progress
     from .engine.build import build_engine, plan_build
     from .engine.config import BatchProfile, BuildConfig
     from .engine.preflight import preflight
@@ -38,10 +40,8 @@ if TYPE_CHECKING:
     from .model.catalog import list_models
     from .model.checkpoint import load_model
     from .parity.compare import CheckConfig, Tolerance, check_artifacts, compare
-    from .pipeline import export_artifact, plan_artifact
     from .predict.report import PredictConfig
     from .predict.run import predict_images
-    from .quickstart import run_quickstart
     from .report.page import ReportConfig, write_report
     from .runners.open import open_runner
     from .serving.check import ServeConfig, check_serving
@@ -56,41 +56,44 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "bench.report": ("BenchConfig",),
-    "bench.run": ("benchmark",),
-    "catalog": ("list_models",),
     "calibration.collect": ("calibrate",),
+    "calibration.config": ("CalibrationConfig", "PrecisionConfig"),
     "calibration.ranges": ("Ranges",),
     "calibration.sensitivity": ("measure_sensitivity",),
     "config": ("EngineRunConfig", "KeepRequest", "LoadConfig", "ModelConfig", "PruneConfig"),
     "data.open": ("open_images",),
-    "deploy_config": ("BatchProfile", "BuildConfig", "CalibrationConfig", "DeployConfig", "ExportConfig",
-                      "PrecisionConfig", "ServingConfig"),
-    "deploy_report": ("Progress",),
-    "doctor": ("diagnose",),
+    "demo.quickstart": ("run_quickstart",),
+    "deploy.config": ("DeployConfig",),
+    "deploy.dense": ("benchmark",),
+    "deploy.on_device": ("build_artifact", "refit_artifact"),
+    "deploy.pipeline": ("export_artifact", "plan_artifact"),
+    "deploy.report": ("Progress",),
     "engine.build": ("build_engine", "plan_build"),
+    "engine.config": ("BatchProfile", "BuildConfig"),
     "engine.preflight": ("preflight",),
     "engine.refit": ("refit_engine",),
     "errors": ("DyvitError",),
+    "evaluation.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
+    "export.config": ("ExportConfig",),
     "export.onnx": ("export_onnx",),
-    "inspection": ("inspect_artifact",),
+    "inspect.artifact": ("inspect_artifact",),
+    "inspect.doctor": ("diagnose",),
+    "model.catalog": ("list_models",),
     "model.checkpoint": ("load_model",),
-    "deploy.on_device": ("build_artifact", "refit_artifact"),
-    "parity": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
-    "pipeline": ("export_artifact", "plan_artifact"),
-    "prediction.report": ("PredictConfig",),
-    "prediction.run": ("predict_images",),
-    "quickstart": ("run_quickstart",),
+    "parity.compare": ("CheckConfig", "Tolerance", "check_artifacts", "compare"),
+    "predict.report": ("PredictConfig",),
+    "predict.run": ("predict_images",),
     "report.page": ("ReportConfig", "write_report"),
-    "report.request": ("VisualizeConfig",),
-    "report.visualize": ("visualize",),
-    "runners.evaluate": ("EvalConfig", "evaluate", "evaluate_artifact"),
     "runners.open": ("open_runner",),
     "serving.check": ("ServeConfig", "check_serving"),
+    "serving.config": ("ServingConfig",),
     "serving.export": ("export_repository",),
     "sweep.grid": ("SweepConfig",),
     "sweep.run": ("run_sweep",),
-    "training.loop": ("train",),
+    "training.command": ("train",),
     "training.plan": ("TrainConfig",),
+    "visualize.config": ("VisualizeConfig",),
+    "visualize.run": ("visualize",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [*_HOME, "__version__"]

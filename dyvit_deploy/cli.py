@@ -99,7 +99,7 @@ for command in (train, evaluate, predict, serve, visualize, report_page):
 @json_option
 def quickstart(out: str, json_file: str | None) -> None:
     """Run the main job on the shipped demo checkpoint."""
-    from .quickstart import run_quickstart
+    from .demo.quickstart import run_quickstart
 
     report = run_quickstart(out, say=note, track=progress)
     show(report, json_file, files=report.files)
@@ -142,8 +142,8 @@ def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, d
     A lower precision is compared with float32 on real images: exit 1 and NAME.rejected.onnx when it differs too much.
     With --format triton, --keep-ratios 0.9,0.7,0.5 are models side by side, each R keeping R, R**2, ..., with a router.
     """
-    from .deploy_report import Progress
-    from .pipeline import export_artifact, plan_artifact
+    from .deploy.pipeline import export_artifact, plan_artifact
+    from .deploy.report import Progress
     from .progress import BuildBar
 
     config = DeployConfig(target_format, graph, precision, calibration, build)
@@ -174,7 +174,7 @@ def build_command(model: str, target_format: str, out: str, dry_run: bool, build
                   json_file: str | None) -> None:
     """Build a TensorRT engine of an ONNX file, ours or any with one free batch dimension."""
     from .deploy.on_device import build_artifact
-    from .deploy_report import Progress
+    from .deploy.report import Progress
     from .engine.build import plan_build
     from .progress import BuildBar
 
@@ -206,7 +206,7 @@ def refit(plan: str, model: str, out: str, data: str | None, json_file: str | No
     it differs.
     """
     from .deploy.on_device import refit_artifact
-    from .deploy_report import Progress
+    from .deploy.report import Progress
 
     check_apart(out, json_file)
     report = refit_artifact(plan, model, out, data, Progress(step, progress))
@@ -336,7 +336,7 @@ def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadCon
     goes on, and with nothing but --target in a folder that is complete it only reads. The checkpoint may be left out,
     too, where one was swept.
     """
-    from .deploy_report import Progress
+    from .deploy.report import Progress
     from .progress import BuildBar
     from .sweep.run import run_sweep
     from .sweep.store import recall

@@ -28,7 +28,7 @@ from .terminal import (
 def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: DeployConfig, load: LoadConfig,
                   dry_run: bool, json_file: str | None) -> None:
     """`dyvit export --format triton`."""
-    from .deploy_report import Progress
+    from .deploy.report import Progress
     from .serving.export import export_repository, plan_repository
 
     if dry_run:

@@ -1,7 +1,7 @@
 import pytest
 from helpers import cached_export
 
-from dyvit_deploy import pipeline
+from dyvit_deploy.deploy import pipeline
 
 
 @pytest.fixture

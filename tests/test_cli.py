@@ -82,7 +82,7 @@ def gentle(monkeypatch):
     """Tiny random models have tiny margins, and nothing here is about time."""
     wide = PrecisionTolerance(0.0, 1.0, 0.0)
     monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", {"int8": wide})
-    monkeypatch.setattr("dyvit_deploy.pipeline.TIMED_SECONDS", 0.1)
+    monkeypatch.setattr("dyvit_deploy.deploy.pipeline.TIMED_SECONDS", 0.1)
 
 
 def test_int8_is_calibrated_compared_timed_and_written(files, tmp_path, gentle):

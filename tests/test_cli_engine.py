@@ -101,7 +101,7 @@ def test_wrong_usage_of_engine_options_exits_with_2_in_one_sentence(tmp_path, op
 
 
 def test_a_full_disk_in_a_temporary_folder_is_one_sentence(tmp_path, monkeypatch):
-    from dyvit_deploy import pipeline
+    from dyvit_deploy.deploy import pipeline
 
     def full(*_):
         raise OSError(28, "No space left on device", "/tmp/x")

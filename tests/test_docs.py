@@ -13,9 +13,9 @@ from helpers import ROOT, dyvit, needs, needs_triton
 from PIL import Image
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.demo.quickstart import STUDENT
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.quickstart import STUDENT
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.repository import VERSION_COMPATIBLE
 from dyvit_deploy.serving.server import Ports, Server, find_triton

@@ -12,15 +12,15 @@ from fake_gpu import NEW, OLD, RTX, agrees, engine, images, opened, prepared, sp
 from helpers import tiny_checkpoint
 from rich.console import Console
 
-from dyvit_deploy import pipeline, progress
+from dyvit_deploy import progress
 from dyvit_deploy.bench import run as bench
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.cli import main
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy import dense
+from dyvit_deploy.deploy import dense, pipeline
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.dense import benchmark
-from dyvit_deploy.dry_run import export_command
+from dyvit_deploy.deploy.plan import export_command
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.monitor import BuildStep
 from dyvit_deploy.engine.refit import refit_engine

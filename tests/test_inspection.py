@@ -7,6 +7,7 @@ from helpers import needs_openvino, tiny_checkpoint
 
 from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
@@ -14,7 +15,6 @@ from dyvit_deploy.inspect.artifact import inspect_artifact
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import published_name
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.pipeline import export_artifact
 
 
 def shown(report) -> str:

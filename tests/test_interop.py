@@ -6,9 +6,9 @@ from helpers import needs_modelopt, photo_folder, tiny_checkpoint, tiny_images, 
 
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.pipeline import export_artifact
 
 
 @pytest.fixture(scope="module", params=["float32", "uint8"])

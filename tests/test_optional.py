@@ -6,10 +6,10 @@ from helpers import tiny_checkpoint
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.calibration.targets import SUFFIXES
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.machine.openvino import core
 from dyvit_deploy.optional import installed, require
-from dyvit_deploy.pipeline import export_artifact
 
 
 def test_an_absent_library_names_its_extra(monkeypatch):

@@ -8,22 +8,22 @@ import pytest
 from helpers import needs_modelopt, needs_openvino, photo_folder, tiny_checkpoint
 from PIL import Image
 
-from dyvit_deploy import pipeline
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.calibration.collect import calibrate
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.open import gate_is_separate, open_calibration, open_gate
+from dyvit_deploy.deploy import pipeline
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.dense import benchmark
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import graph_facts, load_graph, product_precisions
 from dyvit_deploy.parity import tolerance as agreement
 from dyvit_deploy.parity.compare import check_artifacts
 from dyvit_deploy.parity.tolerance import PrecisionTolerance
-from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.base import ForeignImages
 from dyvit_deploy.runners.open import open_runner
 

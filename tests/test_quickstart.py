@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import dyvit
 
-from dyvit_deploy import quickstart
-from dyvit_deploy.quickstart import STUDENT, TEACHER, run_quickstart
+from dyvit_deploy.demo import quickstart
+from dyvit_deploy.demo.quickstart import STUDENT, TEACHER, run_quickstart
 
 pytest.importorskip("sklearn", reason="the demo data need scikit-learn: pip install 'dyvit-deploy[demo]'")
 

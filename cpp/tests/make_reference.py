@@ -104,10 +104,10 @@ def add_digits(reference: Reference) -> None:
     from PIL import Image
 
     from dyvit_deploy.data.digits import DigitScenes
+    from dyvit_deploy.demo.quickstart import STUDENT
     from dyvit_deploy.export.config import ExportConfig
     from dyvit_deploy.export.onnx import export_onnx
     from dyvit_deploy.model import zoo
-    from dyvit_deploy.quickstart import STUDENT
 
     images = next(DigitScenes(zoo.get("digits-s"), limit=SCENES).batches(SCENES)).images
     files = [f"scene{i}.png" for i in range(SCENES)]
@@ -199,10 +199,10 @@ def add_plan(reference: Reference) -> None:
     """An engine of TensorRT for RTX, which builds without a GPU, where the library is."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         return
+    from dyvit_deploy.demo.quickstart import STUDENT
     from dyvit_deploy.deploy.config import DeployConfig
+    from dyvit_deploy.deploy.pipeline import export_artifact
     from dyvit_deploy.export.config import ExportConfig
-    from dyvit_deploy.pipeline import export_artifact
-    from dyvit_deploy.quickstart import STUDENT
 
     config = DeployConfig(format="rtx", export=ExportConfig(with_tokens=True))
     assert export_artifact(STUDENT, reference.folder / "engine.plan", config)

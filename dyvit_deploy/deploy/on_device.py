@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..artifacts.files import require_file
 from ..data.open import check_source, open_images
-from ..deploy_report import EngineReport, Progress
 from ..engine.build import (
     BuildReport,
     build_command,
@@ -28,6 +27,7 @@ from ..machine.hardware import gpu
 from ..parity.compare import CheckConfig, ParityReport, compare
 from ..parity.tolerance import TOLERANCES, PrecisionTolerance
 from ..runners.open import open_runner
+from .report import EngineReport, Progress
 
 
 def build_artifact(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig(),

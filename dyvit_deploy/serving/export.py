@@ -16,12 +16,12 @@ from ..artifacts.files import atomic_write, make_folder, require_source
 from ..calibration.targets import SUFFIXES
 from ..config import KeepRequest, LoadConfig
 from ..deploy.config import DeployConfig
-from ..deploy_report import DeployReport, Progress
+from ..deploy.pipeline import export_artifact, plan_artifact
+from ..deploy.report import DeployReport, Progress
 from ..engine.build import BuildPlan
 from ..engine.config import BuildConfig
 from ..errors import ConfigError
 from ..optional import require
-from ..pipeline import export_artifact, plan_artifact
 from ..runners.open import is_checkpoint, is_engine
 from .config import ServingConfig
 from .interface import Servable, check_same_model, read_servable

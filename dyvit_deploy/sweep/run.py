@@ -17,14 +17,14 @@ from ..data.labels import class_numbers
 from ..data.open import check_source, open_images
 from ..deploy.config import DeployConfig
 from ..deploy.dense import benchmark
-from ..deploy_report import Progress
-from ..dry_run import export_command
+from ..deploy.pipeline import export_artifact
+from ..deploy.plan import export_command
+from ..deploy.report import Progress
 from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency
 from ..evaluation.evaluate import EvalConfig, evaluate_artifact
 from ..export.config import ExportConfig
 from ..machine.hardware import machine
 from ..parity.compare import CheckConfig, ParityReport, check_artifacts
-from ..pipeline import export_artifact
 from ..runners.open import open_runner
 from .chart import draw_charts
 from .grid import Candidate, SweepConfig, at_ratio, check_runnable

@@ -7,9 +7,9 @@ from dyvit_deploy.bench.profile import OVERHEAD, locate, place_times, profile
 from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.dense import benchmark
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import BackendError
 from dyvit_deploy.export.config import ExportConfig
-from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.open import open_runner
 from dyvit_deploy.runners.profiling import LayerTime, medians, onnxruntime_layers
 

@@ -12,10 +12,10 @@ from dyvit_deploy.bench.timing import TURN, alternate, is_stable
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.dense import benchmark
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.open import open_runner
 
 QUICK = dict(seconds=0.2, warmup=1, min_runs=3, memory=False)

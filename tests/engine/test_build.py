@@ -18,6 +18,7 @@ from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.engine import build as build_module
 from dyvit_deploy.engine.build import build_engine, plan_build
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
@@ -31,7 +32,6 @@ from dyvit_deploy.graph.read import computed_operands, load_graph, product_preci
 from dyvit_deploy.machine.hardware import gpu
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.pipeline import export_artifact
 
 DEMO = ROOT / "dyvit_deploy" / "demo" / "digits-s.safetensors"
 TWO = (BatchProfile(1, 1, 1, "latency"), BatchProfile(8, 32, 64, "throughput"))
@@ -285,7 +285,7 @@ def test_a_checkpoint_becomes_an_engine_in_one_call(tmp_path, precision):
 @needs_modelopt
 @pytest.mark.usefixtures("quick_export")
 def test_a_rejected_graph_is_kept_and_no_engine_is_built(tmp_path, monkeypatch):
-    from dyvit_deploy import pipeline
+    from dyvit_deploy.deploy import pipeline
     compare = pipeline.compare
 
     def failing(*arguments):

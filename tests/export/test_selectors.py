@@ -7,13 +7,13 @@ from helpers import cached_export, needs_modelopt, photo_folder, tiny_checkpoint
 
 from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.open import open_images
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import load_graph, product_precisions, weights_fingerprint
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.parity.compare import CheckConfig, check_artifacts
-from dyvit_deploy.pipeline import export_artifact
 
 FREE = {
     "fused": KeepRequest(ratio=0.5, stages=(1, 2), selector="attention", fuse=True),

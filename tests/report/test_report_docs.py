@@ -5,7 +5,7 @@ import shlex
 import pytest
 from helpers import ROOT, dyvit, photo_folder
 
-from dyvit_deploy.quickstart import STUDENT
+from dyvit_deploy.demo.quickstart import STUDENT
 
 pytest.importorskip("sklearn", reason="the page uses the digit scenes")
 pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-deploy[report]'")

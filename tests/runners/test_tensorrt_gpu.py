@@ -9,13 +9,13 @@ from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.config import EngineRunConfig, LoadConfig
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.flavours import FLAVOURS
 from dyvit_deploy.engine.sidecar import ON_DEVICE, read_sidecar
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.machine.hardware import gpu
 from dyvit_deploy.parity.kept_tokens import stage_overlaps
-from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.runners.base import run_in_batches
 from dyvit_deploy.runners.open import open_runner
 

@@ -22,7 +22,7 @@ def gentle(monkeypatch, quick_export):
     """Tiny random models have tiny margins."""
     wide = PrecisionTolerance(0.0, 1.0, 0.0)
     monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", dict.fromkeys(("int8", "float16", "bfloat16"), wide))
-    monkeypatch.setattr("dyvit_deploy.pipeline.TIMED_SECONDS", 0.1)
+    monkeypatch.setattr("dyvit_deploy.deploy.pipeline.TIMED_SECONDS", 0.1)
 
 
 @needs_openvino

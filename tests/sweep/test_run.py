@@ -12,7 +12,7 @@ from rich.console import Console
 from dyvit_deploy.bench.report import Timing
 from dyvit_deploy.calibration.config import CalibrationConfig
 from dyvit_deploy.config import KeepRequest, LoadConfig
-from dyvit_deploy.deploy_report import Progress
+from dyvit_deploy.deploy.report import Progress
 from dyvit_deploy.errors import (
     ArtifactError,
     BackendError,

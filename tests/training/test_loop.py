@@ -9,11 +9,11 @@ from helpers import tiny_checkpoint, tiny_config, tiny_model, two_classes
 from safetensors import safe_open
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
+from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError, DataError, DyvitError, TrainingError
 from dyvit_deploy.inspect.artifact import inspect_artifact
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
-from dyvit_deploy.pipeline import export_artifact
 from dyvit_deploy.training import step
 from dyvit_deploy.training.command import train
 from dyvit_deploy.training.loop import Run

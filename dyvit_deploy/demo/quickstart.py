@@ -12,23 +12,23 @@ from typing import Any, ClassVar
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts.files import atomic_write, hash_files, make_folder, size_mib
-from .artifacts.reports import save_report
-from .bench.report import BenchConfig, BenchReport
-from .calibration.config import CalibrationConfig, PrecisionConfig
-from .data.images import Track, no_track
-from .deploy.config import DeployConfig
-from .deploy.dense import benchmark
-from .deploy_report import Progress
-from .errors import ExportError
-from .evaluation.evaluate import EvalReport, evaluate_artifact
-from .export.config import ExportConfig
-from .optional import installed, require
-from .parity.compare import CheckConfig, ParityReport, check_artifacts
-from .pipeline import export_artifact
-from .report.page import write_report
+from ..artifacts.files import atomic_write, hash_files, make_folder, size_mib
+from ..artifacts.reports import save_report
+from ..bench.report import BenchConfig, BenchReport
+from ..calibration.config import CalibrationConfig, PrecisionConfig
+from ..data.images import Track, no_track
+from ..deploy.config import DeployConfig
+from ..deploy.dense import benchmark
+from ..deploy.pipeline import export_artifact
+from ..deploy.report import Progress
+from ..errors import ExportError
+from ..evaluation.evaluate import EvalReport, evaluate_artifact
+from ..export.config import ExportConfig
+from ..optional import installed, require
+from ..parity.compare import CheckConfig, ParityReport, check_artifacts
+from ..report.page import write_report
 
-DEMO = Path(__file__).parent / "demo"
+DEMO = Path(__file__).parent
 STUDENT, TEACHER = DEMO / "digits-s.safetensors", DEMO / "digits-s-dense.safetensors"
 TABLE_BATCH = 32
 CHECK_IMAGES = 256

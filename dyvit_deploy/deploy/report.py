@@ -11,15 +11,15 @@ from typing import Any, ClassVar, NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .bench.report import Timing
-from .calibration.keep_layers import Drop
-from .data.images import Track, no_track
-from .engine.build import BuildReport
-from .engine.flavours import FLAVOURS
-from .engine.monitor import Watch, unwatched
-from .export.onnx import ExportReport
-from .optional import installed
-from .parity.compare import ParityReport
+from ..bench.report import Timing
+from ..calibration.keep_layers import Drop
+from ..data.images import Track, no_track
+from ..engine.build import BuildReport
+from ..engine.flavours import FLAVOURS
+from ..engine.monitor import Watch, unwatched
+from ..export.onnx import ExportReport
+from ..optional import installed
+from ..parity.compare import ParityReport
 
 
 class Progress(NamedTuple):

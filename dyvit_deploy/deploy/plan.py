@@ -5,16 +5,16 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from .artifacts.files import is_timm, require_source, size_mib
-from .calibration.config import CalibrationConfig
-from .calibration.targets import ENGINES, FLAGS, Choice
-from .config import QUANTIZED, LoadConfig
-from .deploy.config import DeployConfig
-from .engine.build import BuildPlan, profile_words
-from .engine.commands import polygraphy_line, trtexec_line
-from .engine.flavours import FLAVOURS
-from .engine.layers import WIDTH
-from .graph.read import Tensor
+from ..artifacts.files import is_timm, require_source, size_mib
+from ..calibration.config import CalibrationConfig
+from ..calibration.targets import ENGINES, FLAGS, Choice
+from ..config import QUANTIZED, LoadConfig
+from ..engine.build import BuildPlan, profile_words
+from ..engine.commands import polygraphy_line, trtexec_line
+from ..engine.flavours import FLAVOURS
+from ..engine.layers import WIDTH
+from ..graph.read import Tensor
+from .config import DeployConfig
 
 
 def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,
@@ -24,7 +24,7 @@ def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be opened as asked.
     """
-    from .model.checkpoint import load_model
+    from ..model.checkpoint import load_model
 
     checkpoint, path = require_source(checkpoint), Path(path)
     model, facts = load_model(checkpoint, load)

@@ -8,36 +8,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifacts.facts import ArtifactFacts, library_versions
-from .artifacts.files import atomic_write, check_target, require_source, size_mib
-from .bench.report import BenchConfig, Timing
-from .calibration.collect import examine, ranges_for
-from .calibration.config import CalibrationConfig
-from .calibration.keep_layers import IMAGES, Drop, DropMeter, fewest_kept
-from .calibration.lowering import Lowered, Lowering
-from .calibration.modelopt import require_modelopt
-from .calibration.ranges import Ranges, image_notes
-from .calibration.sensitivity import LayerCost, percent, rank_layers
-from .calibration.targets import ENGINES, SUFFIXES, Choice, resolve
-from .config import LEARNED, QUANTIZED, LoadConfig
-from .data.open import check_source, gate_is_separate, open_calibration, open_gate
-from .deploy.config import DeployConfig
-from .deploy.dense import benchmark
-from .deploy.on_device import place_engine
-from .deploy_report import DeployReport, Progress
-from .dry_run import export_command, plan_export
-from .engine.build import BuildPlan, build_engine, refit_warning, require_builder
-from .engine.config import BuildConfig
-from .engine.flavours import check_settings, flavour_of
-from .errors import ConfigError, DataError, ExportError
-from .export.onnx import ExportReport, export_onnx
-from .export.openvino import write_openvino
-from .graph.read import keep_outputs, load_graph, product_precisions, set_facts, summary
-from .machine.openvino import cpu_has_bfloat16
-from .optional import require
-from .parity.compare import CheckConfig, ParityReport, check_artifacts, compare
-from .runners.open import open_runner
-from .runners.openvino import OpenVINORunner
+from ..artifacts.facts import ArtifactFacts, library_versions
+from ..artifacts.files import atomic_write, check_target, require_source, size_mib
+from ..bench.report import BenchConfig, Timing
+from ..calibration.collect import examine, ranges_for
+from ..calibration.config import CalibrationConfig
+from ..calibration.keep_layers import IMAGES, Drop, DropMeter, fewest_kept
+from ..calibration.lowering import Lowered, Lowering
+from ..calibration.modelopt import require_modelopt
+from ..calibration.ranges import Ranges, image_notes
+from ..calibration.sensitivity import LayerCost, percent, rank_layers
+from ..calibration.targets import ENGINES, SUFFIXES, Choice, resolve
+from ..config import LEARNED, QUANTIZED, LoadConfig
+from ..data.open import check_source, gate_is_separate, open_calibration, open_gate
+from ..engine.build import BuildPlan, build_engine, refit_warning, require_builder
+from ..engine.config import BuildConfig
+from ..engine.flavours import check_settings, flavour_of
+from ..errors import ConfigError, DataError, ExportError
+from ..export.onnx import ExportReport, export_onnx
+from ..export.openvino import write_openvino
+from ..graph.read import keep_outputs, load_graph, product_precisions, set_facts, summary
+from ..machine.openvino import cpu_has_bfloat16
+from ..optional import require
+from ..parity.compare import CheckConfig, ParityReport, check_artifacts, compare
+from ..runners.open import open_runner
+from ..runners.openvino import OpenVINORunner
+from .config import DeployConfig
+from .dense import benchmark
+from .on_device import place_engine
+from .plan import export_command, plan_export
+from .report import DeployReport, Progress
 
 BATCHES = (1, 8)                            # at which the gate compares
 TIMED_BATCH, TIMED_SECONDS = 8, 5.0
@@ -136,7 +136,7 @@ def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, lo
 
 def _tells_tokens(checkpoint: str | Path, load: LoadConfig) -> bool:
     """False for models whose selector keeps no patch of the image."""
-    from .model.checkpoint import load_facts
+    from ..model.checkpoint import load_facts
 
     prune = load_facts(checkpoint, load).prune
     return prune is None or prune.tells_tokens

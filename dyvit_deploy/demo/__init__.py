@@ -1,0 +1,1 @@
+"""The demo: checkpoints that come with the package, and the pipeline on them."""
