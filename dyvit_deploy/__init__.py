@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from .sweep.run import run_sweep
     from .training.command import train
     from .training.plan import TrainConfig
-    from .visualize.config import VisualizeConfig
-    from .visualize.run import visualize
+    from .visualization.config import VisualizeConfig
+    from .visualization.run import visualize
 
 _NAMES = {
     "bench.report": ("BenchConfig",),
@@ -92,8 +92,8 @@ _NAMES = {
     "sweep.run": ("run_sweep",),
     "training.command": ("train",),
     "training.plan": ("TrainConfig",),
-    "visualize.config": ("VisualizeConfig",),
-    "visualize.run": ("visualize",),
+    "visualization.config": ("VisualizeConfig",),
+    "visualization.run": ("visualize",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [*_HOME, "__version__"]

@@ -1,4 +1,4 @@
 """`python -m dyvit_deploy`, which `torchrun -m dyvit_deploy` needs."""
-from .cli import main
+from .cli.main import main
 
 main(prog_name="dyvit")

@@ -165,7 +165,7 @@ def dyvit(*arguments):
     """The command line, as a user types it: no traceback, whatever it is given."""
     from click.testing import CliRunner
 
-    from dyvit_deploy.cli import main
+    from dyvit_deploy.cli.main import main
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output

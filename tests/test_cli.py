@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT, dyvit, photo_folder, tiny_checkpoint
 from PIL import Image
 
-from dyvit_deploy.cli import main
+from dyvit_deploy.cli.main import main
 from dyvit_deploy.parity.tolerance import PrecisionTolerance
 
 

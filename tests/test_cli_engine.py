@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import needs_rtx, tiny_checkpoint, tiny_graph
 
-from dyvit_deploy.cli import main
+from dyvit_deploy.cli.main import main
 from dyvit_deploy.machine.hardware import gpu
 
 pytestmark = needs_rtx

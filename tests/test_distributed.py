@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import ROOT, photo_folder, tiny_checkpoint
 
-from dyvit_deploy.cli import main
+from dyvit_deploy.cli.main import main
 from dyvit_deploy.errors import BackendError
 from dyvit_deploy.machine import processes as distributed
 from dyvit_deploy.machine.hardware import Gpu, gpu, machine

@@ -12,10 +12,10 @@ from fake_gpu import NEW, OLD, RTX, agrees, engine, images, opened, prepared, sp
 from helpers import tiny_checkpoint
 from rich.console import Console
 
-from dyvit_deploy import progress
 from dyvit_deploy.bench import run as bench
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
-from dyvit_deploy.cli import main
+from dyvit_deploy.cli import progress
+from dyvit_deploy.cli.main import main
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.deploy import dense, pipeline
 from dyvit_deploy.deploy.config import DeployConfig

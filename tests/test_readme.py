@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 import dyvit_deploy as dv
-from dyvit_deploy.cli import main
+from dyvit_deploy.cli.main import main
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("#")[0] for line in re.findall(r"(?:^|[`&] ?)(dyvit [^`\n]+)", README, re.M)]

@@ -22,7 +22,7 @@ from ..data.reading import Found
 from ..errors import DataError, DyvitError
 from ..runners.base import Runner
 from ..runners.open import open_runner
-from ..visualize.views import ImageView, pruned_facts, view_images
+from ..visualization.views import ImageView, pruned_facts, view_images
 from .collect import Entry
 
 SMALL = 128                                 # pixels of a side up to which an image is stored and shown pixel by pixel

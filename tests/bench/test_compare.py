@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from dyvit_deploy.bench.compare import compare_runs
-from dyvit_deploy.cli import main
+from dyvit_deploy.cli.main import main
 from dyvit_deploy.errors import ArtifactError, ConfigError
 
 

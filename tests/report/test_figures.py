@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from dyvit_deploy.artifacts.charts import write_figure
-from dyvit_deploy.visualize.config import STYLES
-from dyvit_deploy.visualize.differences import stage_differences
-from dyvit_deploy.visualize.figures import (
+from dyvit_deploy.visualization.config import STYLES
+from dyvit_deploy.visualization.differences import stage_differences
+from dyvit_deploy.visualization.figures import (
     DPI,
     PAINTS,
     animation_frames,
@@ -17,7 +17,7 @@ from dyvit_deploy.visualize.figures import (
     image_strip,
     strips_figure,
 )
-from dyvit_deploy.visualize.views import ImageView
+from dyvit_deploy.visualization.views import ImageView
 
 pytest.importorskip("matplotlib", reason="pip install 'dyvit-deploy[report]'")
 

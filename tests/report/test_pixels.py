@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from dyvit_deploy.visualize.pixels import coloured, differing, enlarged, faded, outlined
+from dyvit_deploy.visualization.pixels import coloured, differing, enlarged, faded, outlined
 
 KEPT = np.array([[True, False], [False, True]])
 IMAGE = np.random.default_rng(0).integers(0, 200, (8, 12, 3), dtype=np.uint8)     # patches of 4 x 6 pixels

@@ -6,8 +6,8 @@ from PIL import Image, ImageSequence
 
 import dyvit_deploy as dv
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.visualize import drawings
-from dyvit_deploy.visualize.figures import Strip
+from dyvit_deploy.visualization import drawings
+from dyvit_deploy.visualization.figures import Strip
 
 pytest.importorskip("matplotlib", reason="pip install 'dyvit-deploy[report]'")
 
@@ -209,7 +209,7 @@ def test_ctrl_c_says_where_the_figures_are(tmp_path, graph, monkeypatch):
 
     def stop(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr("dyvit_deploy.visualize.run.view_images", stop)
+    monkeypatch.setattr("dyvit_deploy.visualization.run.view_images", stop)
     result = dyvit("visualize", graph, tmp_path / "photos", "-o", tmp_path / "m")
     assert result.exit_code == 130 and "has the figures that were done" in result.output
 

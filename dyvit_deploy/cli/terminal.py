@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .artifacts.files import hash_files
-from .artifacts.reports import save_report
-from .errors import ConfigError
-from .machine.processes import is_first, rank
+from ..artifacts.files import hash_files
+from ..artifacts.reports import save_report
+from ..errors import ConfigError
+from ..machine.processes import is_first, rank
 from .progress import console, errors, track
 
 if TYPE_CHECKING:
-    from .engine.build import BuildPlan
+    from ..engine.build import BuildPlan
 
 
 TYPED = "dyvit.typed"                       # where click keeps the command as it was typed

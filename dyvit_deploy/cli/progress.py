@@ -19,11 +19,11 @@ from rich.progress import (
     track as rich_track,
 )
 
-from .machine.processes import is_first
+from ..machine.processes import is_first
 
 if TYPE_CHECKING:
-    from .engine.monitor import BuildStep
-    from .training.report import Event, Started
+    from ..engine.monitor import BuildStep
+    from ..training.report import Event, Started
 
 QUIET = 60                                  # seconds without a line, where there is no bar
 TABLE_WIDTH = 130                           # columns that every table fits in
@@ -75,7 +75,7 @@ class TrainingBar:
 
     def update(self, event: Event) -> None:
         """Shows the start of a phase, one step, or one finished epoch."""
-        from .training.report import EpochReport, Started
+        from ..training.report import EpochReport, Started
 
         if not is_first():
             return

@@ -1,4 +1,4 @@
-"""The commands that show: what is pruned, and what is known of a set of artifacts. `cli.py` puts them into `dyvit`."""
+"""The commands that show: what is pruned, and what is known of a set of artifacts. """
 from __future__ import annotations
 
 import sys
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .config import LoadConfig
+from ..config import LoadConfig
 from .options import device_option, json_option, run_options
 from .terminal import note, progress, show, skipped_notes
 
@@ -35,8 +35,8 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
 
     IMAGES are files, folders, .tar shards or wds/FOLDER, shown as the model gets them, resized and cropped.
     """
-    from .visualize.config import ANIMATIONS, VisualizeConfig
-    from .visualize.run import visualize as run
+    from ..visualization.config import ANIMATIONS, VisualizeConfig
+    from ..visualization.run import visualize as run
 
     artifacts = 1 + options["diff"]
     config = VisualizeConfig(format=file_format or (ANIMATIONS[0] if animate else "png"), **options)
@@ -61,7 +61,7 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
 @click.option("--no-run", is_flag=True, help="Run no artifact: no galleries.")
 @click.option("--strict", is_flag=True, help="Exit 1 when a verdict is bad.")
 @json_option
-def report_page(folder: str, out: str | None, json_file: str | None, no_run: bool, strict: bool,
+def report(folder: str, out: str | None, json_file: str | None, no_run: bool, strict: bool,
                 **options: Any) -> None:
     """Write everything known of the artifacts in FOLDER on one page: verdicts, trade-offs, galleries, origin.
 
@@ -69,7 +69,7 @@ def report_page(folder: str, out: str | None, json_file: str | None, no_run: boo
     FOLDER/NAME.json), one folder deep. It describes: exit 0 whatever the verdicts are,
     without --strict.
     """
-    from .report.page import ReportConfig, write_report
+    from ..report.page import ReportConfig, write_report
 
     report = write_report(folder, out, ReportConfig(run=not no_run, **options), progress)
     show(report, json_file)
@@ -77,3 +77,41 @@ def report_page(folder: str, out: str | None, json_file: str | None, no_run: boo
     note(*(f"do not ship: {failure}" for failure in report.failures))
     note(f"Open {report.path} in a browser; it is one file and needs no network.")
     sys.exit(strict and not report)
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@json_option
+def models(names: tuple[str, ...], json_file: str | None) -> None:
+    """List the zoo, or NAMES (timm:NAME works too)."""
+    from ..model.catalog import list_models
+
+    show(list_models(names, track=progress), json_file)
+
+
+@click.command()
+@click.argument("artifact")
+@json_option
+def inspect(artifact: str, json_file: str | None) -> None:
+    """Show what an artifact is: model, pruning, origin."""
+    from ..inspect.artifact import inspect_artifact
+
+    show(inspect_artifact(artifact), json_file)
+
+
+@click.command()
+@click.option("--target", metavar="PLAN", help="Will this engine load here? If not, what differs.")
+@json_option
+def doctor(target: str | None, json_file: str | None) -> None:
+    """Show which backends work here, and how to get the others."""
+    from ..engine.preflight import preflight
+    from ..inspect.doctor import diagnose
+
+    if target:
+        found = preflight(target)
+        show(found, json_file)
+        note(*found.notes, *([found.advice] if found.advice else []))
+        sys.exit(not found)
+    report = diagnose()
+    show(report, json_file)
+    sys.exit(not report)

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 import click
 
-from .artifacts.files import check_target
-from .calibration.config import CalibrationConfig, PrecisionConfig
-from .calibration.targets import FLAGS, FORMATS
-from .config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
-from .engine.config import BatchProfile, BuildConfig
-from .errors import ConfigError
-from .export.config import FORMS, GATHERS, INPUTS, ExportConfig
-from .serving.config import ServingConfig
-from .sweep.target import parse_targets
-from .training.recipe import FIELDS, values_of
+from ..artifacts.files import check_target
+from ..calibration.config import CalibrationConfig, PrecisionConfig
+from ..calibration.targets import FLAGS, FORMATS
+from ..config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
+from ..engine.config import BatchProfile, BuildConfig
+from ..errors import ConfigError
+from ..export.config import FORMS, GATHERS, INPUTS, ExportConfig
+from ..serving.config import ServingConfig
+from ..sweep.target import parse_targets
+from ..training.recipe import FIELDS, values_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -348,7 +348,7 @@ def drawable(context: click.Context, parameter: click.Parameter, value: str | No
     """Refuses a chart that could not be drawn, likewise."""
     if value is None:
         return None
-    from .artifacts.charts import check_chart
+    from ..artifacts.charts import check_chart
     return str(check_target(check_chart(value)))
 
 

@@ -1,4 +1,4 @@
-"""The commands of production: predict, serve, and export to a Triton repository. `cli.py` puts them into `dyvit`."""
+"""The commands of production: predict, serve, and export to a Triton repository. """
 from __future__ import annotations
 
 import sys
@@ -6,39 +6,11 @@ from typing import Any
 
 import click
 
-from .config import LoadConfig
-from .data.images import no_track
-from .deploy.config import DeployConfig
-from .errors import ConfigError
+from ..config import LoadConfig
+from ..data.images import no_track
+from ..errors import ConfigError
 from .options import device_option, json_option, run_options
-from .serving.config import ServingConfig
-from .terminal import (
-    fail_notes,
-    failed_notes,
-    kept_when_stopped,
-    note,
-    progress,
-    show,
-    show_lines,
-    show_plan,
-    step,
-)
-
-
-def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: DeployConfig, load: LoadConfig,
-                  dry_run: bool, json_file: str | None) -> None:
-    """`dyvit export --format triton`."""
-    from .deploy.report import Progress
-    from .serving.export import export_repository, plan_repository
-
-    if dry_run:
-        return show_plan(plan_repository(checkpoint, out, serving, config, load), json_file)
-    report = export_repository(checkpoint, out, serving, config, load, Progress(step, progress))
-    show(report, json_file)
-    note(*report.notes)
-    fail_notes(report.failures, report.advice)
-    note(f"Next: {report.next_step(checkpoint)}")
-    sys.exit(not report)
+from .terminal import fail_notes, failed_notes, kept_when_stopped, note, progress, show, show_lines
 
 
 @click.command()
@@ -54,7 +26,7 @@ def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: Dep
 def serve(repository: str, check: bool, data: str, images: int, triton: str | None, port: int | None, url: str | None,
           json_file: str | None) -> None:
     """Start Triton on a repository, for this machine only, or --check what it answers; exit 1 when that is wrong."""
-    from .serving.check import ServeConfig, check_serving, serve_repository
+    from ..serving.check import ServeConfig, check_serving, serve_repository
 
     config = ServeConfig(data, images, url, triton, port)
     if not check and json_file:
@@ -87,8 +59,8 @@ def predict(artifact: str, sources: tuple[str, ...], load: LoadConfig, json_file
     Stopped by Ctrl-C or a crash, the same command goes on from FILE.partial, and predicts images that were added, too.
     A finished FILE is written over. What cannot be read is a row with its error: exit 1 only when that is every image.
     """
-    from .predict.report import PredictConfig, RowText
-    from .predict.run import predict_images
+    from ..predict.report import PredictConfig, RowText
+    from ..predict.run import predict_images
 
     config, text = PredictConfig(**options), RowText(options["top"])
     config.check_apart(json_file)

@@ -1,0 +1,60 @@
+"""The command line: parses, makes one library call, prints, exits."""
+from __future__ import annotations
+
+import errno
+import shlex
+from typing import Any
+
+import click
+
+from ..artifacts.facts import own_version
+from ..errors import DyvitError, did_you_mean
+from . import deploy, measure, serve, show, train
+from .terminal import (
+    TYPED,
+    complain,
+)
+
+
+class Commands(click.Group):
+    """Turns known errors into one sentence and an exit code, for every command."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DyvitError as error:
+            complain(str(error))
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            complain("interrupted")
+            ctx.exit(130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            complain(f"The disk is full ({error.filename or 'temporary files'}); free space, or set TMPDIR to a folder "
+                     "on another disk.")
+            ctx.exit(1)
+        except MemoryError:
+            complain("Not enough memory; use a smaller --batch or --images.")
+            ctx.exit(1)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[TYPED] = shlex.join(["dyvit", *args])                     # before click takes the list apart
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No command {args[0]!r}.{did_you_mean(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(own_version(), prog_name="dyvit")
+def main() -> None:
+    """DynamicViT from checkpoint to production: train, export, check, bench."""
+
+
+for command in (train.train, deploy.export, deploy.build, deploy.refit, deploy.calibrate, deploy.sensitivity,
+                deploy.quickstart, measure.evaluate, measure.check, measure.bench, measure.compare, measure.sweep,
+                serve.predict, serve.serve, show.models, show.visualize, show.report, show.inspect, show.doctor):
+    main.add_command(command)
