@@ -47,7 +47,7 @@ from speed import RESULTS
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, require_file, write_json
-from dyvit_deploy.engine.flavours import open_door
+from dyvit_deploy.engine.library import open_library
 from dyvit_deploy.errors import BackendError, MissingDependency, reason
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.machine.tf32 import require_full_float32
@@ -103,7 +103,7 @@ def jobs(quick: bool) -> list[Job]:
 def probe(part: str, device: str) -> None:
     """Raises MissingDependency or BackendError when a part cannot run here; asked when its turn comes."""
     if part in ("rtx", "trt"):
-        open_door(part)
+        open_library(part)
         if device == "cpu":
             raise BackendError("engines run on a GPU only")
     elif part == "ort":

@@ -37,7 +37,7 @@ import dyvit_deploy as dv
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.bench.baselines import count_gmacs
-from dyvit_deploy.bench.run import LIBRARIES
+from dyvit_deploy.bench.run import REPORTED_LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable
 from dyvit_deploy.errors import ExportError, MissingDependency
 from dyvit_deploy.machine.hardware import machine
@@ -290,7 +290,7 @@ def run(model: dv.ModelConfig, ratio: float, config: dv.BenchConfig, path: Path,
     """Measures, and writes what there is after every batch size."""
     result: dict[str, Any] = {
         "model": model.name, "keep_ratio": ratio, "machine": machine(),
-        "versions": library_versions(*LIBRARIES, *LIBRARIES_TOO),
+        "versions": library_versions(*REPORTED_LIBRARIES, *LIBRARIES_TOO),
         "config": {"batches": config.batches, "seconds": config.seconds, "stable": config.stable,
                    "image_size": model.image_size, "torch_threads": torch.get_num_threads()},
         "started": now(), "finished": None, "naive_relative_error": None, "rows": [], "missing": [], "failed": []}

@@ -26,14 +26,14 @@ from dyvit_deploy.bench.baselines import count_gmacs
 from dyvit_deploy.bench.process import make_feed
 from dyvit_deploy.bench.profile import profile
 from dyvit_deploy.bench.report import BenchConfig
-from dyvit_deploy.bench.run import LIBRARIES
+from dyvit_deploy.bench.run import REPORTED_LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable, quantile_interval
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.demo import quickstart
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.evaluation.evaluate import evaluate_artifact
-from dyvit_deploy.export.config import FORMS, ExportConfig
+from dyvit_deploy.export.config import FORM_NAMES, ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.export.openvino import write_openvino
 from dyvit_deploy.machine.hardware import machine
@@ -46,9 +46,9 @@ def variants(ratio: float) -> dict[str, tuple[ExportConfig, LoadConfig]]:
     """Name, graph and keep ratio of each row: dense, plain, then one form more each time."""
     plain, pruned = ExportConfig(without=("all",), gather="elements"), LoadConfig(keep=KeepRequest(ratio=ratio))
     rows = {"dense": (plain, LoadConfig(keep=KeepRequest(ratio=1.0))), "plain": (plain, pruned)}
-    for count, name in enumerate(FORMS, 1):
+    for count, name in enumerate(FORM_NAMES, 1):
         if name != "fold-batch-norm":                       # these models have none
-            rows[name] = (ExportConfig(without=FORMS[count:], gather="elements"), pruned)
+            rows[name] = (ExportConfig(without=FORM_NAMES[count:], gather="elements"), pruned)
     rows["gather-nd"] = (ExportConfig(gather="nd"), pruned)
     rows[f"align {ALIGN}"] = (ExportConfig(gather="nd"), LoadConfig(keep=KeepRequest(ratio=ratio, align=ALIGN)))
     return rows
@@ -111,7 +111,8 @@ def main() -> None:
             with open_runner(path) as runner:
                 profiles += [profile(runner, batch).to_json() for batch in batches]
         result = {"model": options.model, "keep_ratio": options.keep_ratio, "rows": rows, "profiles": profiles,
-                  "align": align_accuracy(folder), "machine": machine(), "versions": library_versions(*LIBRARIES)}
+                  "align": align_accuracy(folder), "machine": machine(),
+                  "versions": library_versions(*REPORTED_LIBRARIES)}
     path = RESULTS / f"{options.model}-{options.keep_ratio}-rewrites.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path)

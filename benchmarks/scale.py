@@ -30,7 +30,7 @@ import dyvit_deploy as dv
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.bench.baselines import count_gmacs
-from dyvit_deploy.bench.run import LIBRARIES
+from dyvit_deploy.bench.run import REPORTED_LIBRARIES
 from dyvit_deploy.bench.timing import alternate
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.machine.hardware import machine
@@ -96,7 +96,8 @@ def run(model: dv.ModelConfig, ratio: float, config: dv.BenchConfig, sizes: Sequ
     """Measures, and writes what there is after every series."""
     wanted = points(model.image_size[0], sizes, config.batches, os.cpu_count() or 1)
     result: dict[str, Any] = {
-        "model": model.name, "keep_ratio": ratio, "machine": machine(), "versions": library_versions(*LIBRARIES),
+        "model": model.name, "keep_ratio": ratio, "machine": machine(),
+        "versions": library_versions(*REPORTED_LIBRARIES),
         "config": {"sizes": sizes, "batches": config.batches, "seconds": config.seconds, "stable": config.stable},
         "started": now(), "finished": None, "rows": []}
     with tempfile.TemporaryDirectory(prefix="dyvit-scale-") as name, contextlib.ExitStack() as stack:

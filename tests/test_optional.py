@@ -4,7 +4,7 @@ import pytest
 from helpers import tiny_checkpoint
 
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
-from dyvit_deploy.calibration.targets import SUFFIXES
+from dyvit_deploy.calibration.targets import FORMAT_SUFFIXES
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import MissingDependency
@@ -44,5 +44,5 @@ def test_an_export_without_its_library_names_the_pip_line_and_writes_nothing(tmp
     config = DeployConfig(format, precision=PrecisionConfig(**precision),
                           calibration=CalibrationConfig(allow_noise=True) if precision else CalibrationConfig())
     with pytest.raises(MissingDependency, match=rf"{module} is not installed. .*pip install 'dyvit-deploy\["):
-        export_artifact(tiny_checkpoint(tmp_path), tmp_path / f"m{SUFFIXES[format]}", config)
+        export_artifact(tiny_checkpoint(tmp_path), tmp_path / f"m{FORMAT_SUFFIXES[format]}", config)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]

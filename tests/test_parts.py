@@ -1,6 +1,6 @@
 import pytest
 
-from dyvit_deploy.graph.names import OTHER, part_name, part_names
+from dyvit_deploy.graph.names import OTHER, node_label, node_labels
 
 
 @pytest.mark.parametrize("node, part", [
@@ -11,9 +11,9 @@ from dyvit_deploy.graph.names import OTHER, part_name, part_names
     ("node_Shape_0", OTHER), ("headline", OTHER),
 ])
 def test_a_node_is_called_by_the_part_of_the_model_it_belongs_to(node, part):
-    assert part_name(node) == part
+    assert node_label(node) == part
 
 
 def test_parts_are_listed_once_and_unknown_nodes_by_their_own_name():
     nodes = ["blocks.1.attn.qkv/MatMul", "blocks.1.attn/MatMul", "MatMul_7", "head/Gemm"]
-    assert part_names(nodes) == ["block 1 attention", "MatMul_7", "head"]
+    assert node_labels(nodes) == ["block 1 attention", "MatMul_7", "head"]

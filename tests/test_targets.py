@@ -1,7 +1,7 @@
 import pytest
 
 from dyvit_deploy.calibration.config import PrecisionConfig
-from dyvit_deploy.calibration.targets import FLAGS, SUPPORT, Choice, resolve
+from dyvit_deploy.calibration.targets import FLAGS, SUPPORT, ResolvedTarget, resolve
 from dyvit_deploy.config import PRECISIONS
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.machine.hardware import LEAST_CAPABILITY
@@ -22,7 +22,7 @@ from dyvit_deploy.machine.hardware import LEAST_CAPABILITY
     ("openvino", {"precision": "bfloat16"}, True, ("cpu", "bfloat16", "bfloat16")),
 ])
 def test_a_request_leads_to_a_runtime_that_can(format, options, native, expected):
-    assert resolve(format, PrecisionConfig(**options), native) == Choice(format, *expected)
+    assert resolve(format, PrecisionConfig(**options), native) == ResolvedTarget(format, *expected)
 
 
 @pytest.mark.parametrize("format, options, words", [

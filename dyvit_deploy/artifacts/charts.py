@@ -11,14 +11,14 @@ from ..errors import ConfigError
 from ..optional import require
 from .files import atomic_write
 
-SUFFIXES = (".png", ".svg")
+CHART_SUFFIXES = (".png", ".svg")
 
 
 def check_chart(path: str | Path) -> Path:
     """`path` when a chart can be written under that name; ConfigError otherwise."""
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"A chart is written as {' or '.join(SUFFIXES)}, not as {path.name!r}.")
+    if path.suffix.lower() not in CHART_SUFFIXES:
+        raise ConfigError(f"A chart is written as {' or '.join(CHART_SUFFIXES)}, not as {path.name!r}.")
     require("matplotlib", extra="calib")
     return path
 

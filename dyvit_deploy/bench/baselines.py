@@ -14,25 +14,25 @@ from ..runners.open import is_engine
 
 
 @dataclass
-class Candidate:
+class TimedArtifact:
     """One artifact in a run of bench. `gmacs` are of one image; `baseline` is what it is compared with;
     `stand_in` marks a dense backbone with random weights; `load` is how it was opened."""
 
     runner: Runner
     path: str
     gmacs: float | None
-    baseline: Candidate | None = None
+    baseline: TimedArtifact | None = None
     stand_in: bool = False
     load: LoadConfig = LoadConfig()
 
 
 # Writes the dense backbone of a candidate's model for the same backend; takes the path without its suffix.
-DenseMaker = Callable[[Candidate, Path], Path]
+DenseMaker = Callable[[TimedArtifact, Path], Path]
 
 
-def with_baselines(candidates: list[Candidate], given: str | Path | None, folder: Path,
-                   opened: Callable[..., Candidate],
-                   make_dense: DenseMaker | None) -> tuple[list[Candidate], list[str]]:
+def with_baselines(candidates: list[TimedArtifact], given: str | Path | None, folder: Path,
+                   opened: Callable[..., TimedArtifact],
+                   make_dense: DenseMaker | None) -> tuple[list[TimedArtifact], list[str]]:
     """The baselines first, then the artifacts, each knowing its own; and notes about those that have none.
 
     `opened` opens a path; with `plain`, a checkpoint without rewrites. `make_dense` None makes none. One baseline is
@@ -45,7 +45,7 @@ def with_baselines(candidates: list[Candidate], given: str | Path | None, folder
             candidate.baseline = baseline
         return [baseline, *candidates], []
     notes: list[str] = []
-    built: list[Candidate] = []
+    built: list[TimedArtifact] = []
     dense = {_kind(c): c for c in candidates if c.runner.facts and _serves(c)}
     for candidate in candidates:
         runner, kind = candidate.runner, _kind(candidate)
@@ -74,19 +74,19 @@ def with_baselines(candidates: list[Candidate], given: str | Path | None, folder
     return [*built, *candidates], notes
 
 
-def _serves(candidate: Candidate) -> bool:
+def _serves(candidate: TimedArtifact) -> bool:
     """True for a dense artifact that others are compared with."""
     runner = candidate.runner
     return bool(runner.facts and runner.facts.dense) and (_keeps_precision(candidate) or runner.precision == "float32")
 
 
-def _keeps_precision(candidate: Candidate) -> bool:
+def _keeps_precision(candidate: TimedArtifact) -> bool:
     """True where the baseline has the candidate's own precision: engines, and checkpoints, which are lowered when they
     are opened."""
     return is_engine(candidate.path) or candidate.runner.backend == "PyTorch"
 
 
-def _kind(candidate: Candidate) -> tuple[Any, ...]:
+def _kind(candidate: TimedArtifact) -> tuple[Any, ...]:
     """What two artifacts must share for their times to be compared as dense and pruned."""
     runner = candidate.runner
     precision = runner.precision if _keeps_precision(candidate) else "float32"

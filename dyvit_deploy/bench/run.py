@@ -28,13 +28,13 @@ from ..machine.cpu_peak import matmul_gflops
 from ..machine.gpu_peak import ClockSampler, cross_check, gpu_facts, gpu_notes
 from ..machine.hardware import machine, on_cpus
 from ..runners.open import is_checkpoint, is_engine, load_for, open_runner
-from .baselines import Candidate, DenseMaker, count_gmacs, with_baselines
+from .baselines import DenseMaker, TimedArtifact, count_gmacs, with_baselines
 from .process import make_feed, measure_start
 from .profile import ProfileReport, profile
 from .report import BenchConfig, BenchReport, Timing
 from .timing import alternate, is_stable, quantile_interval
 
-LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+REPORTED_LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 GPU_RUNS = 50                               # timed by events, beside those timed by the clock
 
 
@@ -54,7 +54,7 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
         config = dataclasses.replace(config, threads=config.threads or len(config.cpus))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
 
-        def opened(path: str | Path, plain: bool = False) -> Candidate:
+        def opened(path: str | Path, plain: bool = False) -> TimedArtifact:
             asked = load_for(path, load)
             if plain:
                 # A schedule that was asked for is not for the dense model.
@@ -62,7 +62,7 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
                                                   engine=dataclasses.replace(load.engine, rewrites=False),
                                                   precision=load.precision))
             runner = stack.enter_context(open_runner(path, load=asked, device=config.device, threads=config.threads))
-            return Candidate(runner, str(path), count_gmacs(runner.facts), load=asked)
+            return TimedArtifact(runner, str(path), count_gmacs(runner.facts), load=asked)
 
         _check_request(artifacts, config, load)
         given, left_out = _timeable([opened(path) for path in artifacts])
@@ -95,7 +95,7 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
     if any(not t.stable for t in timings):
         notes.append(f"Rows marked ~ did not settle within {100 * config.stable:g}% in {config.seconds:g} s; "
                      "quiet the machine or raise --seconds.")
-    return BenchReport(tuple(timings), ran_on, library_versions(*LIBRARIES), config, tuple(notes), gpu, peaks,
+    return BenchReport(tuple(timings), ran_on, library_versions(*REPORTED_LIBRARIES), config, tuple(notes), gpu, peaks,
                        tuple(profiles))
 
 
@@ -124,7 +124,7 @@ def graph_notes(timings: Sequence[Timing]) -> list[str]:
             "its time includes the host's launches." for t in timings if t.cuda_graph is False]
 
 
-def _timeable(given: list[Candidate]) -> tuple[list[Candidate], list[str]]:
+def _timeable(given: list[TimedArtifact]) -> tuple[list[TimedArtifact], list[str]]:
     """Those that are not emulated, and a note about each of the others; BackendError when none is left."""
     emulated = [c.runner for c in given if c.runner.emulated]
     if len(emulated) == len(given):
@@ -146,7 +146,7 @@ def _peak_notes(timings: Sequence[Timing], config: BenchConfig, peaks: dict[str,
         [f"Matrix-product peaks of this machine, measured in this run: {found}."] if found else [])
 
 
-def _peaks(candidates: Sequence[Candidate], config: BenchConfig) -> dict[str, float]:
+def _peaks(candidates: Sequence[TimedArtifact], config: BenchConfig) -> dict[str, float]:
     """GFLOP/s of the machine's matrix products for every runtime and precision among `candidates`."""
     kinds = dict.fromkeys((c.runner.backend, c.runner.precision) for c in candidates if c.runner.device == "cpu")
     found = {f"{backend} {precision}": matmul_gflops(backend, precision, config.threads)
@@ -154,7 +154,7 @@ def _peaks(candidates: Sequence[Candidate], config: BenchConfig) -> dict[str, fl
     return {kind: gflops for kind, gflops in found.items() if gflops}
 
 
-def _profiles(candidates: Sequence[Candidate], batch: int, config: BenchConfig,
+def _profiles(candidates: Sequence[TimedArtifact], batch: int, config: BenchConfig,
               load: LoadConfig) -> tuple[list[ProfileReport], list[str]]:
     """Where the time of each artifact goes, and why some cannot tell."""
     reports, notes = [], []
@@ -192,7 +192,7 @@ def _who(timing: Timing) -> str:
     return f"{timing.artifact} ({timing.precision}, {timing.backend})"
 
 
-def _time_batch(candidates: Sequence[Candidate], batch: int, config: BenchConfig, load: LoadConfig,
+def _time_batch(candidates: Sequence[TimedArtifact], batch: int, config: BenchConfig, load: LoadConfig,
                 gpu: dict[str, Any] | None, peaks: dict[str, float]) -> list[Timing]:
     feeds = [make_feed(c.runner, batch, load.image_size) for c in candidates]
     calls = [c.runner.timed_call(f, config.transfers) for c, f in zip(candidates, feeds)]

@@ -20,7 +20,7 @@ from .activations import BATCH, stream_activations
 from .config import CalibrationConfig
 from .observers import Histogram, threshold
 from .policy import quantizable
-from .ranges import ENOUGH_IMAGES, Range, Ranges, tensor_key
+from .ranges import ENOUGH_IMAGES, Ranges, TensorRange, tensor_key
 
 LEAST_IMAGES = 4                            # fewer distinct ones are refused
 # Neighbouring pixels of photos correlate at 0.8 and more, those of noise at 0 (0.15 once it is made smaller).
@@ -78,7 +78,8 @@ def collect(path: str | Path, images: ImageSet, hashes: Sequence[str], config: C
     for _, found in stream_activations(path, images, list(histograms), track):
         for tensor, values in found.items():
             histograms[tensor].update(values)
-    ranges = {tensor: Range(h.minimum, h.maximum, threshold(h, config.method)) for tensor, h in histograms.items()}
+    ranges = {tensor: TensorRange(h.minimum, h.maximum, threshold(h, config.method))
+              for tensor, h in histograms.items()}
     return Ranges(config.method, weights_fingerprint(proto), facts.model.name, facts.model.image_size,
                   facts.model.preprocess, images.name, tuple(hashes),
                   {key: ranges[tensor] for key, tensor in watch.items()},

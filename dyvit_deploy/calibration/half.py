@@ -32,7 +32,7 @@ SAMPLE = 4                                  # images that AutoCast itself looks 
 
 
 @dataclass(frozen=True)
-class Raised:
+class KeptNode:
     """A node that was left in float32, and the largest |x| that it reads or writes."""
 
     node: str
@@ -42,7 +42,7 @@ class Raised:
         return f"{self.node} stays in float32: it reaches {self.largest:.3g} on these images"
 
 
-def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence[Raised] = (), io: str = "float32",
+def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence[KeptNode] = (), io: str = "float32",
             keep: Collection[str] = ()) -> Any:
     """The float32 file `path` in "float16" or "bfloat16".
 
@@ -72,7 +72,7 @@ def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence
     return result
 
 
-def near_overflow(path: str | Path, images: ImageSet, track: Track[Any] = no_track) -> tuple[Raised, ...]:
+def near_overflow(path: str | Path, images: ImageSet, track: Track[Any] = no_track) -> tuple[KeptNode, ...]:
     """Nodes of the float32 file `path` that float16 could not hold on `images`, which are streamed.
 
     Raises:
@@ -91,7 +91,7 @@ def near_overflow(path: str | Path, images: ImageSet, track: Track[Any] = no_tra
         reach = max((largest.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
         squared = node.op_type == "LayerNormalization" and largest.get(node.input[0], 0.0) > SQUARED_LIMIT
         if reach > FLOAT16_LIMIT or squared:
-            raised.append(Raised(node.name, reach))
+            raised.append(KeptNode(node.name, reach))
     return tuple(raised)
 
 

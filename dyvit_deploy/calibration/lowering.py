@@ -12,11 +12,11 @@ from ..graph.names import on_score_path
 from ..graph.read import load_graph, product_precisions
 from ..optional import require
 from ..runners.ort import OrtRunner
-from .half import Raised, near_overflow, to_half
+from .half import KeptNode, near_overflow, to_half
 from .policy import quantizable
 from .quantize import quantize_cpu, quantize_tensorrt
 from .ranges import Ranges
-from .targets import Choice
+from .targets import ResolvedTarget
 
 
 class Lowered(NamedTuple):
@@ -37,11 +37,11 @@ class Lowering:
         attention: also quantize the products inside attention.
     """
 
-    def __init__(self, path: Path, choice: Choice, images: ImageSet, ranges: Ranges | None, io: str = "float32",
+    def __init__(self, path: Path, choice: ResolvedTarget, images: ImageSet, ranges: Ranges | None, io: str = "float32",
                  attention: bool = False, track: Track[Any] = no_track) -> None:
         self._path, self._choice, self._images, self._ranges = path, choice, images, ranges
         self._io, self._attention = io, attention
-        self.raised: tuple[Raised, ...] = ()
+        self.raised: tuple[KeptNode, ...] = ()
         self._base = path
         quantized = choice.precision in QUANTIZED
         if "float16" in (choice.precision, choice.rest if quantized else None):

@@ -1,4 +1,4 @@
-"""The one door to NVIDIA ModelOpt, which places Q/DQ nodes and Casts for TensorRT."""
+"""The only importer of NVIDIA ModelOpt, which places Q/DQ nodes and Casts for TensorRT."""
 from __future__ import annotations
 
 import contextlib

@@ -1,6 +1,6 @@
 """From the values that a tensor takes to the threshold it is clipped at; pure functions on histograms.
 
-A tensor is quantized symmetrically: |x| up to the threshold is divided into LEVELS steps, anything
+A tensor is quantized symmetrically: |x| up to the threshold is divided into INT8_LEVELS steps, anything
 beyond is clipped. The histogram of |x| is collected in one pass over streamed batches.
 """
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
 BINS = 2048
-LEVELS = 127                                # steps of int8 on either side of zero
+INT8_LEVELS = 127                                # steps of int8 on either side of zero
 PERCENTILE = 99.99                          # per cent of the values that are not clipped
 CANDIDATES = 100                            # thresholds that mse tries
 
@@ -61,8 +61,8 @@ def by_mse(counts: Counts, limit: float, largest: float) -> float:
     """The threshold with the smallest mean squared error of rounding and clipping."""
     centres = (np.arange(len(counts)) + 0.5) * limit / len(counts)
     candidates = largest * np.arange(1, CANDIDATES + 1) / CANDIDATES       # [T]
-    step = candidates[:, None] / LEVELS                                    # [T, 1]
-    rounded = np.minimum(np.round(centres / step), LEVELS) * step          # [T, bins]
+    step = candidates[:, None] / INT8_LEVELS                                    # [T, 1]
+    rounded = np.minimum(np.round(centres / step), INT8_LEVELS) * step          # [T, bins]
     # Within a bin the values are spread: a step finer than a bin still leaves its own rounding error.
     error = np.maximum((rounded - centres) ** 2, np.where(centres <= candidates[:, None], step ** 2 / 12, 0))
     return float(candidates[(error * counts).sum(axis=1).argmin()])
@@ -75,7 +75,7 @@ def by_entropy(counts: Counts, limit: float, largest: float) -> float:
     tail is added to the last bin, the bins are merged into 128 levels and spread out again. The first
     bin counts as the second: zeros, of which activations are full, cost nothing at any threshold.
     """
-    levels = LEVELS + 1
+    levels = INT8_LEVELS + 1
     counts = np.concatenate([counts[1:2], counts[1:]])
     if not counts.any():
         return largest

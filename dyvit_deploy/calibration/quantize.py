@@ -17,8 +17,8 @@ from ..errors import DataError
 from ..graph.read import CARRIERS, PRODUCTS, Product, element_types, load_graph
 from ..optional import require
 from .modelopt import require_modelopt, run
-from .observers import LEVELS
-from .ranges import Range, Ranges, tensor_key
+from .observers import INT8_LEVELS
+from .ranges import Ranges, TensorRange, tensor_key
 
 FLOAT8_MAX = 448.0                          # of e4m3fn
 # A tensor that was always zero needs a threshold and a scale too; float16 has no smaller number.
@@ -76,7 +76,7 @@ def quantize_tensorrt(path: str | Path, precision: str, ranges: Ranges, products
 def replace_scales(proto: Any, precision: str, ranges: Ranges, types: dict[str, int]) -> None:
     """Sets the scale of every quantized activation from `ranges`, in place.
 
-    int8 divides the clipped range into LEVELS steps; float8 scales the largest value to its own largest.
+    int8 divides the clipped range into INT8_LEVELS steps; float8 scales the largest value to its own largest.
     `types` are the element types before quantization: a scale has that of its tensor.
     """
     onnx = require("onnx")
@@ -89,7 +89,7 @@ def replace_scales(proto: Any, precision: str, ranges: Ranges, types: dict[str, 
         if node.op_type != "QuantizeLinear" or node.input[0] in initializers:
             continue
         found = [_range_of(ranges, product.name, index) for product, index in _products_below(node, consumers)]
-        limit = max(r.threshold / LEVELS if precision == "int8" else r.largest / FLOAT8_MAX for r in found)
+        limit = max(r.threshold / INT8_LEVELS if precision == "int8" else r.largest / FLOAT8_MAX for r in found)
         scale = initializers[node.input[1]]
         # ModelOpt takes tensors whose type it does not find for float32.
         dtype = onnx.helper.tensor_dtype_to_np_dtype(types.get(node.input[0], scale.data_type))
@@ -108,7 +108,7 @@ def _products_below(node: Any, consumers: dict[str, list[tuple[Any, int]]]) -> l
     return found
 
 
-def _range_of(ranges: Ranges, node: str, index: int) -> Range:
+def _range_of(ranges: Ranges, node: str, index: int) -> TensorRange:
     try:
         return ranges.tensors[tensor_key(node, index)]
     except KeyError as error:

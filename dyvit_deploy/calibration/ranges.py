@@ -20,12 +20,12 @@ from ..config import METHODS, JsonConfig, Preprocess
 from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
 
 FORMAT = 1
-KIND = "dyvit ranges"
+RANGES_KIND = "dyvit ranges"
 ENOUGH_IMAGES = 32                          # fewer are noted
 
 
 @dataclass(frozen=True)
-class Range(JsonConfig):
+class TensorRange(JsonConfig):
     """Least and greatest value seen, and the threshold that int8 clips |x| at."""
 
     minimum: float
@@ -58,7 +58,7 @@ class Ranges(JsonConfig):
     preprocess: Preprocess
     source: str
     images: tuple[str, ...]
-    tensors: dict[str, Range]
+    tensors: dict[str, TensorRange]
     versions: dict[str, str]
     skipped: tuple[str, ...] = ()
 
@@ -67,8 +67,9 @@ class Ranges(JsonConfig):
             raise ConfigError(f"Unknown calibration method {self.method!r}.{did_you_mean(self.method, METHODS)}")
         if isinstance(self.preprocess, Mapping):
             object.__setattr__(self, "preprocess", Preprocess.from_dict(self.preprocess))
-        object.__setattr__(self, "tensors", {name: value if isinstance(value, Range) else Range.from_dict(value)
-                                             for name, value in self.tensors.items()})
+        object.__setattr__(self, "tensors", {
+            name: value if isinstance(value, TensorRange) else TensorRange.from_dict(value)
+            for name, value in self.tensors.items()})
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -83,14 +84,14 @@ class Ranges(JsonConfig):
 
     def save(self, path: str | Path) -> None:
         """Writes the ranges as JSON, atomically."""
-        write_json(path, {"kind": KIND, "format": FORMAT, **self.to_dict()})
+        write_json(path, {"kind": RANGES_KIND, "format": FORMAT, **self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> Ranges:
         """Raises ArtifactError when `path` holds no ranges."""
         try:
             values = json.loads(require_file(path).read_text())
-            if values.pop("kind", None) != KIND or values.pop("format", None) != FORMAT:
+            if values.pop("kind", None) != RANGES_KIND or values.pop("format", None) != FORMAT:
                 raise ArtifactError(f"{path} holds no ranges of this dyvit; make them with dyvit calibrate.")
             return cls.from_dict(values)
         except (ValueError, AttributeError, TypeError, ConfigError) as error:

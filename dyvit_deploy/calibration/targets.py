@@ -9,10 +9,10 @@ from ..errors import ConfigError, did_you_mean
 from ..machine.hardware import LEAST_CAPABILITY
 from .config import PrecisionConfig
 
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
-FORMATS = tuple(SUFFIXES)
+FORMAT_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
+FORMATS = tuple(FORMAT_SUFFIXES)
 REPOSITORY = "triton"                       # what `export` also writes: artifacts with all that a server needs
-ENGINES = ("trt", "rtx")                    # formats that a builder makes of an ONNX graph
+ENGINE_FORMATS = ("trt", "rtx")                    # formats that a builder makes of an ONNX graph
 FLAGS = {"float32": "float32 (no flag)", "float16": "--fp16", "bfloat16": "--bf16", "int8": "--int8", "float8": "--fp8"}
 
 
@@ -36,7 +36,7 @@ SUPPORT = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResolvedTarget:
     """A resolved request: every field is set."""
 
     format: str
@@ -45,7 +45,8 @@ class Choice:
     rest: str
 
 
-def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool, capabilities: Sequence[str] = ()) -> Choice:
+def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool,
+            capabilities: Sequence[str] = ()) -> ResolvedTarget:
     """Where a request leads to. `capabilities` are those of the GPUs that it is for, like "8.9".
 
     ONNX is for a CPU unless only TensorRT has the precision, or `config.target` says TensorRT.
@@ -75,7 +76,7 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool, capabi
                           f"of: {', '.join(rests)}.")
     if config.io == "float16" and "float16" not in (config.precision, rest if config.precision in QUANTIZED else None):
         raise ConfigError("float16 images and logits need float16 inside; add --fp16, or leave out --io.")
-    return Choice(format, target, config.precision, rest)
+    return ResolvedTarget(format, target, config.precision, rest)
 
 
 def _check_hardware(config: PrecisionConfig, target: str, support: Support, cpu_has_bfloat16: bool) -> None:

@@ -24,7 +24,7 @@ from .options import (
     serving_options,
     writable,
 )
-from .terminal import check_apart, fail_notes, note, progress, show, show_plan, skipped_notes, step
+from .terminal import check_apart, fail_notes, note, show, show_plan, show_progress, skipped_notes, step
 
 
 @click.command()
@@ -34,7 +34,7 @@ def quickstart(out: str, json_file: str | None) -> None:
     """Run the main job on the shipped demo checkpoint."""
     from ..demo.quickstart import run_quickstart
 
-    report = run_quickstart(out, say=note, track=progress)
+    report = run_quickstart(out, say=note, track=show_progress)
     show(report, json_file, files=report.files)
     for check in report.checks:
         fail_notes(check.failures)
@@ -77,7 +77,7 @@ def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, d
     if dry_run:
         return show_plan(plan_artifact(checkpoint, out, config, load), json_file)
     with BuildBar() as bar:
-        report = export_artifact(checkpoint, out, config, load, Progress(step, progress, bar.update))
+        report = export_artifact(checkpoint, out, config, load, Progress(step, show_progress, bar.update))
     show(report, json_file, files=(report.path,))
     note(*report.notes)
     fail_notes(report.failures, report.advice)
@@ -105,7 +105,7 @@ def build(model: str, target_format: str, out: str, dry_run: bool, build: BuildC
     if dry_run:
         return show_plan(plan_build(model, out, target_format, build), json_file)
     with BuildBar() as bar:
-        report = build_artifact(model, out, target_format, build, Progress(step, progress, bar.update))
+        report = build_artifact(model, out, target_format, build, Progress(step, show_progress, bar.update))
     show(report, json_file)
     note(*report.notes)
     fail_notes(report.failures, report.advice)
@@ -132,7 +132,7 @@ def refit(plan: str, model: str, out: str, data: str | None, json_file: str | No
     from ..deploy.report import Progress
 
     check_apart(out, json_file)
-    report = refit_artifact(plan, model, out, data, Progress(step, progress))
+    report = refit_artifact(plan, model, out, data, Progress(step, show_progress))
     show(report, json_file)
     note(*report.notes)
     fail_notes(report.failures, report.advice)
@@ -147,7 +147,7 @@ def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
     """Collect the ranges of a float32 ONNX file on real images, for dyvit export --ranges."""
     from ..calibration.collect import calibrate as run
 
-    ranges = run(model, calibration, progress)
+    ranges = run(model, calibration, show_progress)
     ranges.save(out)
     show(ranges, None)
     note(*ranges.notes)
@@ -166,7 +166,7 @@ def sensitivity(model: str, precision: str, chart: str | None, calibration: Cali
     """Show which layers of a float32 ONNX file cost accuracy, one at a time."""
     from ..calibration.sensitivity import measure_sensitivity
 
-    report = measure_sensitivity(model, precision, calibration, progress)
+    report = measure_sensitivity(model, precision, calibration, show_progress)
     show(report, json_file)
     skipped_notes(report.skipped)
     if chart:
@@ -182,7 +182,7 @@ def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: Dep
 
     if dry_run:
         return show_plan(plan_repository(checkpoint, out, serving, config, load), json_file)
-    report = export_repository(checkpoint, out, serving, config, load, Progress(step, progress))
+    report = export_repository(checkpoint, out, serving, config, load, Progress(step, show_progress))
     show(report, json_file)
     note(*report.notes)
     fail_notes(report.failures, report.advice)

@@ -9,7 +9,7 @@ import click
 from ..config import LoadConfig
 from ..sweep.target import Target
 from .options import Numbers, device_option, json_option, run_options, sweep_options
-from .terminal import fail_notes, hashed, note, progress, show, show_lines, skipped_notes, step
+from .terminal import fail_notes, hashed, note, show, show_lines, show_progress, skipped_notes, step
 
 
 @click.command("eval")
@@ -30,7 +30,7 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
     from ..evaluation.evaluate import EvalConfig, evaluate_artifact
 
     files = hashed(json_file, artifact)
-    report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, progress)
+    report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, show_progress)
     show(report, json_file, files=files)
     skipped_notes(report.skipped)
     note(*report.notes)
@@ -54,7 +54,7 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
     from ..parity.compare import CheckConfig, check_artifacts
 
     config, files = CheckConfig(images, batch, error=tolerance, device=device), hashed(json_file, reference, candidate)
-    report = check_artifacts(reference, candidate, data, config, load, progress)
+    report = check_artifacts(reference, candidate, data, config, load, show_progress)
     show(report, json_file, files=files)
     skipped_notes(report.skipped)
     note(*report.notes)
@@ -92,7 +92,7 @@ def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | 
     config = BenchConfig(batches=batches, seconds=seconds, stable=stable, baseline=baseline, device=device,
                          threads=threads, cpus=cpus, peak=peak, profile=profile, transfers=transfers)
     files = hashed(json_file, *artifacts, baseline)
-    report = benchmark(artifacts, config, load, progress)
+    report = benchmark(artifacts, config, load, show_progress)
     show(report, json_file, files=files)
     note(*report.notes)
 
@@ -129,7 +129,7 @@ def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadCon
     from .progress import BuildBar
 
     with BuildBar() as bar:
-        report = run_sweep(checkpoint, out, recall(out, given), load, Progress(step, progress, bar.update))
+        report = run_sweep(checkpoint, out, recall(out, given), load, Progress(step, show_progress, bar.update))
     report = report.aimed_at(targets)
     show(report, json_file, files=[row.artifact for row in report.rows])
     note(*report.left_out(), *report.notes, f"Artifacts, results and charts are in {out}/.")

@@ -15,7 +15,7 @@ from ..calibration.targets import FLAGS, FORMATS
 from ..config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
 from ..engine.config import BatchProfile, BuildConfig
 from ..errors import ConfigError
-from ..export.config import FORMS, GATHERS, INPUTS, ExportConfig
+from ..export.config import FORM_NAMES, GATHERS, INPUTS, ExportConfig
 from ..serving.config import ServingConfig
 from ..sweep.target import parse_targets
 from ..training.recipe import FIELDS, values_of
@@ -213,7 +213,7 @@ def graph_options(command: F) -> F:
                      help="uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph."),
         click.option("--allow-large-k", is_flag=True, help="Permit TopK beyond TensorRT's limit of 3840."),
         click.option("--without", type=Names(), default=(), metavar="NAME,...",
-                     help=f"Exact rewrites to leave out, or all: {', '.join(FORMS)}."),
+                     help=f"Exact rewrites to leave out, or all: {', '.join(FORM_NAMES)}."),
         click.option("--gather", default="auto", show_default=True, metavar=f"[{'|'.join(GATHERS)}]",
                      help="Operator that copies kept rows; auto: the faster one."),
     )

@@ -10,7 +10,7 @@ from ..config import LoadConfig
 from ..data.images import no_track
 from ..errors import ConfigError
 from .options import device_option, json_option, run_options
-from .terminal import fail_notes, failed_notes, kept_when_stopped, note, progress, show, show_lines
+from .terminal import fail_notes, failed_notes, kept_when_stopped, note, show, show_lines, show_progress
 
 
 @click.command()
@@ -33,7 +33,7 @@ def serve(repository: str, check: bool, data: str, images: int, triton: str | No
         raise ConfigError("--json writes the report of --check; add it, or leave --json out.")
     if not check:
         return serve_repository(repository, config, note)
-    report = check_serving(repository, config, progress)
+    report = check_serving(repository, config, show_progress)
     show(report, json_file)
     note(*report.notes)
     fail_notes(report.failures)
@@ -66,7 +66,7 @@ def predict(artifact: str, sources: tuple[str, ...], load: LoadConfig, json_file
     config.check_apart(json_file)
     watch = None if config.files else lambda rows: show_lines(text.lines(rows))
     with kept_when_stopped(config.partial):
-        report = predict_images(artifact, sources, config, load, progress if config.files else no_track, watch)
+        report = predict_images(artifact, sources, config, load, show_progress if config.files else no_track, watch)
     show(report, json_file, beside=not config.files)
     failed_notes(report.failed, report.failures)
     note(*report.notes)

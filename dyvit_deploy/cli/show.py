@@ -8,7 +8,7 @@ import click
 
 from ..config import LoadConfig
 from .options import device_option, json_option, run_options
-from .terminal import note, progress, show, skipped_notes
+from .terminal import note, show, show_progress, skipped_notes
 
 
 @click.command()
@@ -42,7 +42,7 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
     config = VisualizeConfig(format=file_format or (ANIMATIONS[0] if animate else "png"), **options)
     config.check_animated(animate)
     try:
-        report = run(paths[:artifacts], paths[artifacts:], out, config, load, progress)
+        report = run(paths[:artifacts], paths[artifacts:], out, config, load, show_progress)
     except KeyboardInterrupt:
         note(f"Stopped; {out} has the figures that were done, each of them whole.")
         raise
@@ -71,7 +71,7 @@ def report(folder: str, out: str | None, json_file: str | None, no_run: bool, st
     """
     from ..report.page import ReportConfig, write_report
 
-    report = write_report(folder, out, ReportConfig(run=not no_run, **options), progress)
+    report = write_report(folder, out, ReportConfig(run=not no_run, **options), show_progress)
     show(report, json_file)
     note(*report.notes)
     note(*(f"do not ship: {failure}" for failure in report.failures))
@@ -86,7 +86,7 @@ def models(names: tuple[str, ...], json_file: str | None) -> None:
     """List the zoo, or NAMES (timm:NAME works too)."""
     from ..model.catalog import list_models
 
-    show(list_models(names, track=progress), json_file)
+    show(list_models(names, track=show_progress), json_file)
 
 
 @click.command()

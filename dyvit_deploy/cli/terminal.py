@@ -101,7 +101,7 @@ def kept_when_stopped(partial: Path | None) -> Iterator[None]:
         raise
 
 
-def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+def show_progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """A rich progress bar around `items`, on standard error."""
     return track(items, description, total)
 

@@ -9,7 +9,7 @@ from ..config import ImageSpec
 from ..errors import DataError
 from .reading import SPLITS, IndexedImages, decode, split_names, spread
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class FolderImages(IndexedImages):
@@ -21,9 +21,9 @@ class FolderImages(IndexedImages):
 
     def __init__(self, folder: str | Path, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
         root = _split_folder(Path(folder), split)
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not paths:
-            raise DataError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}); name a folder that does.")
+            raise DataError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name a folder that does.")
         classes = sorted({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
         if classes:
             _check_classes(root, classes, any(p.parent == root for p in paths))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..errors import DataError
-from .folder import SUFFIXES
+from .folder import IMAGE_SUFFIXES
 from .reading import decode
 from .shards import IMAGES, Member, damage_line, no_image, shard_members
 
@@ -81,7 +81,7 @@ def _list_one(source: str, damage: list[str]) -> Iterator[ImagePlace]:
     shards = prefix == "wds" and bool(rest)
     path = rest if shards else source
     if os.path.isdir(path):
-        for entry in _walk(path, (SHARD,) if shards else SUFFIXES, ()):
+        for entry in _walk(path, (SHARD,) if shards else IMAGE_SUFFIXES, ()):
             yield from _members(entry, damage) if shards else [ImagePlace(_text(entry), entry, _stamp(entry))]
     elif not os.path.isfile(path):
         raise DataError(f"{source!r} is neither an image, a folder nor a .tar shard; check the path.")
@@ -157,4 +157,4 @@ def _nothing(source: str, damage: Sequence[str]) -> str:
     if (prefix == "wds" and rest) or source.lower().endswith(SHARD):
         return f"{source} holds no images in .tar shards; an image is a file like 000001.jpg in one."
     shards = f" For its shards, write wds/{source}." if any(_walk(source, (SHARD,), ())) else ""
-    return f"{source} holds no images ({', '.join(sorted(SUFFIXES))}); name a folder that does.{shards}"
+    return f"{source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name a folder that does.{shards}"

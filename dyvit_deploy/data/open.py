@@ -1,4 +1,4 @@
-"""The one door to images: a name or a folder in, an image set out."""
+"""The only importer of images: a name or a folder in, an image set out."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from .images import ImageSet, NoiseImages
 from .shards import ShardImages
 
 
-class Source(NamedTuple):
+class DataSource(NamedTuple):
     """How images are opened (path, spec, split, limit), and whether there is a split by that very name."""
 
     open: Callable[[str, ImageSpec, str, int | None], ImageSet]
     has_split: Callable[[str, str], bool]
 
 
-NAMED = {"digits": Source(lambda name, *rest: DigitScenes(*rest), DigitScenes.has_split)}
-PREFIXED = {"wds": Source(ShardImages, ShardImages.has_split), "hfds": Source(HubImages, HubImages.has_split)}
-FOLDER = Source(FolderImages, FolderImages.has_split)
+NAMED = {"digits": DataSource(lambda name, *rest: DigitScenes(*rest), DigitScenes.has_split)}
+PREFIXED = {"wds": DataSource(ShardImages, ShardImages.has_split), "hfds": DataSource(HubImages, HubImages.has_split)}
+FOLDER = DataSource(FolderImages, FolderImages.has_split)
 
 
-def _find(source: str) -> tuple[Source, str]:
+def _find(source: str) -> tuple[DataSource, str]:
     """Who opens `source`, and the path it opens; a folder called like a data set is ./digits."""
     prefix, _, path = source.partition("/")
     if path and prefix in PREFIXED:

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..artifacts.files import atomic_write
 from ..bench import run
-from ..bench.baselines import Candidate
+from ..bench.baselines import TimedArtifact
 from ..bench.report import BenchConfig, BenchReport
 from ..calibration.collect import collect, examine
 from ..calibration.config import CalibrationConfig
 from ..calibration.lowering import Lowering
-from ..calibration.targets import Choice
+from ..calibration.targets import ResolvedTarget
 from ..config import QUANTIZED, LoadConfig
 from ..data.images import Track, no_track
 from ..data.open import open_calibration
@@ -39,7 +39,7 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
 
 
 
-def make_dense(candidate: Candidate, path: Path) -> Path:
+def make_dense(candidate: TimedArtifact, path: Path) -> Path:
     """Writes the dense backbone of the candidate's model, with random weights, for the same backend.
 
     Args:
@@ -75,13 +75,13 @@ def make_dense(candidate: Candidate, path: Path) -> Path:
     return _dense_engine(candidate, graph) if is_engine(candidate.path) else graph
 
 
-def _dense_engine(candidate: Candidate, graph: Path) -> Path:
+def _dense_engine(candidate: TimedArtifact, graph: Path) -> Path:
     """The engine of the dense float32 `graph`, in the candidate's precision and built as it was."""
     facts, sidecar = candidate.runner.facts, read_sidecar(Path(candidate.path))
     assert facts is not None and sidecar is not None
     if facts.precision != "float32":
         how = facts.lowered or {}
-        choice = Choice("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
+        choice = ResolvedTarget("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
         images = open_calibration(None, facts.model, NOISE_IMAGES)
         noise = CalibrationConfig(allow_noise=True)
         ranges = (collect(graph, images, examine(images, allow_noise=True), noise)

@@ -18,7 +18,7 @@ from ..engine.build import (
     require_builder,
 )
 from ..engine.config import BuildConfig
-from ..engine.flavours import effective, refit_doubt
+from ..engine.library import effective, refit_doubt
 from ..engine.preflight import preflight
 from ..engine.refit import checked_refit, refit_command, refit_engine
 from ..engine.sidecar import EngineFacts
@@ -32,14 +32,14 @@ from .report import EngineReport, Progress
 
 def build_artifact(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig(),
                    progress: Progress = Progress()) -> EngineReport:
-    """`build_engine`; where its result may be wrong, see `engine.flavours.refit_doubt`, compared with the graph on
+    """`build_engine`; where its result may be wrong, see `engine.libraries.refit_doubt`, compared with the graph on
     this GPU, and written to NAME.rejected.plan when it differs.
 
     Raises: see `build_engine`.
     """
     onnx, path = require_file(onnx), checked_target(path)
-    door = require_builder(format, config)
-    if refit_doubt(format, door.version, effective(door.flavour, config)) is None:
+    library = require_builder(format, config)
+    if refit_doubt(format, library.version, effective(library.spec, config)) is None:
         built = build_engine(onnx, path, format, config, progress.watch)
         return EngineReport(built, notes=built.notes)
     with tempfile.TemporaryDirectory(prefix="dyvit-build-") as name:

@@ -18,12 +18,12 @@ from ..calibration.lowering import Lowered, Lowering
 from ..calibration.modelopt import require_modelopt
 from ..calibration.ranges import Ranges, image_notes
 from ..calibration.sensitivity import LayerCost, percent, rank_layers
-from ..calibration.targets import ENGINES, SUFFIXES, Choice, resolve
+from ..calibration.targets import ENGINE_FORMATS, FORMAT_SUFFIXES, ResolvedTarget, resolve
 from ..config import LEARNED, QUANTIZED, LoadConfig
 from ..data.open import check_source, gate_is_separate, open_calibration, open_gate
 from ..engine.build import BuildPlan, build_engine, refit_warning, require_builder
 from ..engine.config import BuildConfig
-from ..engine.flavours import check_settings, flavour_of
+from ..engine.library import check_settings, library_spec
 from ..errors import ConfigError, DataError, ExportError
 from ..export.onnx import ExportReport, export_onnx
 from ..export.openvino import write_openvino
@@ -59,7 +59,7 @@ def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConf
         MissingDependency, BackendError: a library or GPU that it takes is not here.
     """
     choice = _checked(Path(checkpoint), Path(path), config)
-    if config.format in ENGINES:
+    if config.format in ENGINE_FORMATS:
         return _export_engine(Path(checkpoint), Path(path), config, load, progress)
     progress.say(f"exporting {checkpoint}")
     config = dataclasses.replace(config, export=config.export.for_target(choice.target))
@@ -79,16 +79,16 @@ def plan_artifact(checkpoint: str | Path, path: str | Path, config: DeployConfig
     return plan_export(checkpoint, path, config, load, _checked(Path(checkpoint), Path(path), config, build=False))
 
 
-def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = True) -> Choice:
+def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = True) -> ResolvedTarget:
     """The resolved request, after what can be refused before the work; `build` asks for the builder too."""
     choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16(),
                      config.build.compute_capabilities)
     require_source(checkpoint)
     _check_target(checkpoint, path, choice, build)
-    if config.format in ENGINES and build:
+    if config.format in ENGINE_FORMATS and build:
         require_builder(config.format, config.build)
-    elif config.format in ENGINES:
-        check_settings(flavour_of(config.format), config.build, gpu=True)
+    elif config.format in ENGINE_FORMATS:
+        check_settings(library_spec(config.format), config.build, gpu=True)
     elif dataclasses.replace(config.build, compute_capabilities=()) != BuildConfig():
         flags = dataclasses.replace(config.build, compute_capabilities=()).flags()
         raise ConfigError(f"{flags[0].split()[0]} is for engines; add --format trt or --format rtx.")
@@ -109,10 +109,10 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = T
     return choice
 
 
-def _check_target(checkpoint: Path, path: Path, choice: Choice, write: bool) -> None:
+def _check_target(checkpoint: Path, path: Path, choice: ResolvedTarget, write: bool) -> None:
     """Raises ConfigError or ArtifactError when `path` cannot be the artifact; only `write` touches the disk."""
-    wanted = SUFFIXES[choice.format]
-    if path.suffix.lower() != wanted and (choice.format != "onnx" or path.suffix.lower() in SUFFIXES.values()):
+    wanted = FORMAT_SUFFIXES[choice.format]
+    if path.suffix.lower() != wanted and (choice.format != "onnx" or path.suffix.lower() in FORMAT_SUFFIXES.values()):
         raise ConfigError(f"--format {choice.format} writes {wanted} files, not {path.name}; change -o or --format.")
     if not write:
         return
@@ -190,7 +190,7 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
 class _Delivery:
     """One lowered artifact on its way from its float32 parent to its place."""
 
-    def __init__(self, parent: Path, report: ExportReport, choice: Choice, config: DeployConfig,
+    def __init__(self, parent: Path, report: ExportReport, choice: ResolvedTarget, config: DeployConfig,
                  progress: Progress) -> None:
         self.parent, self.report, self.choice, self.config = parent, report, choice, config
         self.say, self.track, self.folder = progress.say, progress.track, parent.parent
@@ -215,7 +215,7 @@ class _Delivery:
                             self.config.calibration.attention, self.track)
         lowered, drop = self._lower(lowering)
         self.notes += [str(raised) for raised in lowering.raised]
-        candidate = self.folder / f"candidate{SUFFIXES[self.choice.format]}"
+        candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.choice.format]}"
         self._write(lowered, candidate, "not run", tokens=True)
         products = self._compiled(candidate) or summary(product_precisions(lowered.proto).values())
         gate = self._gate(candidate) if self.config.precision.gate else None
@@ -259,7 +259,7 @@ class _Delivery:
         ranked = self._ranked()
 
         def measure(keep: Sequence[str]) -> float:
-            trial = self.folder / f"trial{SUFFIXES[self.choice.format]}"
+            trial = self.folder / f"trial{FORMAT_SUFFIXES[self.choice.format]}"
             self._write(lowering.lower(keep), trial, "not run", tokens=True)
             with open_runner(trial, device="cpu") as runner:
                 points = meter.points(runner)

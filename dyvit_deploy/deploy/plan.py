@@ -7,18 +7,18 @@ from pathlib import Path
 
 from ..artifacts.files import is_timm, require_source, size_mib
 from ..calibration.config import CalibrationConfig
-from ..calibration.targets import ENGINES, FLAGS, Choice
+from ..calibration.targets import ENGINE_FORMATS, FLAGS, ResolvedTarget
 from ..config import QUANTIZED, LoadConfig
 from ..engine.build import BuildPlan, profile_words
 from ..engine.commands import polygraphy_line, trtexec_line
-from ..engine.flavours import FLAVOURS
 from ..engine.layers import WIDTH
+from ..engine.library import LIBRARY_SPECS
 from ..graph.read import Tensor
 from .config import DeployConfig
 
 
 def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,
-                choice: Choice) -> BuildPlan:
+                choice: ResolvedTarget) -> BuildPlan:
     """The steps of `pipeline.export_artifact` with these arguments, without taking them.
 
     Raises:
@@ -36,24 +36,24 @@ def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, 
     if choice.precision != "float32":
         steps += _lowering_steps(config, choice, weights)
     commands: tuple[str, ...] = ()
-    if config.format in ENGINES:
+    if config.format in ENGINE_FORMATS:
         images = _images(config, model.config.image_size)
         steps += [*profile_words([images], config.build.profiles),
-                  f"build the engine with {FLAVOURS[config.format].name}",
+                  f"build the engine with {LIBRARY_SPECS[config.format].name}",
                   "compare the precision of every matrix product with the graph's"]
         graph = path.with_suffix(".onnx")
         wishes = dataclasses.replace(config.precision, target="tensorrt")
         to_graph = dataclasses.replace(config, format="onnx", precision=wishes, build=type(config.build)())
-        flavour = FLAVOURS[config.format]
+        spec = LIBRARY_SPECS[config.format]
         commands = (export_command(checkpoint, graph, to_graph, load),
-                    *(line(flavour, str(graph), str(path), [images], config.build)
+                    *(line(spec, str(graph), str(path), [images], config.build)
                       for line in (trtexec_line, polygraphy_line)))
     beside = {"openvino": path.with_suffix(".bin").name}.get(config.format)
-    beside = f"{path.name}.json" if config.format in ENGINES else beside
+    beside = f"{path.name}.json" if config.format in ENGINE_FORMATS else beside
     return BuildPlan((*steps, f"write {path}" + (f" and {beside}" if beside else "")), commands)
 
 
-def _lowering_steps(config: DeployConfig, choice: Choice, weights: float) -> list[str]:
+def _lowering_steps(config: DeployConfig, choice: ResolvedTarget, weights: float) -> list[str]:
     calibration = config.calibration
     steps = []
     if choice.precision in QUANTIZED:

@@ -15,8 +15,8 @@ from ..bench.report import Timing
 from ..calibration.keep_layers import Drop
 from ..data.images import Track, no_track
 from ..engine.build import BuildReport
-from ..engine.flavours import FLAVOURS
-from ..engine.monitor import Watch, unwatched
+from ..engine.library import LIBRARY_SPECS
+from ..engine.monitor import StepCallback, ignore_step
 from ..export.onnx import ExportReport
 from ..optional import installed
 from ..parity.compare import ParityReport
@@ -27,7 +27,7 @@ class Progress(NamedTuple):
 
     say: Callable[[str], None] = lambda _: None
     track: Track[Any] = no_track
-    watch: Watch = unwatched
+    watch: StepCallback = ignore_step
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class DeployReport:
             return f"dyvit inspect {path}, and on the machine with the GPU: dyvit bench {path}"
         if (self.export.facts.lowered or {}).get("target") == "tensorrt":
             plan = shlex.quote(str(Path(self.path).with_suffix(".plan")))
-            rtx = FLAVOURS["rtx"]
-            return (f"dyvit build {path} -o {plan}, on the machine with the GPU" if installed(FLAVOURS["trt"].module)
+            trt, rtx = LIBRARY_SPECS["trt"], LIBRARY_SPECS["rtx"]
+            return (f"dyvit build {path} -o {plan}, on the machine with the GPU" if installed(trt.module)
                     else f"dyvit build {path} --format rtx -o {plan}{rtx.runs_on}; for others leave out --format on "
                          "the machine with the GPU")
         return f"dyvit check {shlex.quote(str(checkpoint))} {path} --data YOUR_IMAGES"

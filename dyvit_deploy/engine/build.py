@@ -19,12 +19,11 @@ from rich.text import Text
 from ..artifacts.facts import library_versions
 from ..artifacts.files import check_target, require_file, sha256, size_mib
 from ..errors import ArtifactError, BackendError, ConfigError, ExportError
-from ..graph.names import part_names
+from ..graph.names import node_labels
 from ..graph.read import Tensor, computed_operands, graph_facts, graph_tensors, load_graph, product_precisions, summary
 from ..machine.hardware import gpu, system
 from .commands import polygraphy_line, trtexec_line
 from .config import BatchProfile, BuildConfig
-from .flavours import Door, check_settings, effective, flavour_of, open_door, refit_doubt
 from .layers import (
     EngineLayer,
     engine_precisions,
@@ -34,8 +33,9 @@ from .layers import (
     fused_attention,
     precision_fallbacks,
 )
+from .library import BuilderLibrary, check_settings, effective, library_spec, open_library, refit_doubt
 from .load import load_engine
-from .monitor import Cancel, Watch, progress_monitor, unwatched
+from .monitor import Cancel, StepCallback, ignore_step, progress_monitor
 from .network import add_profiles, build_failure, check_graph, parse, real_profiles, tensors
 from .sidecar import BY_BUILDER, BY_GRAPH, ON_DEVICE, EngineFacts, sidecar_path, write_plan
 from .timing_cache import load_timing_cache, save_timing_cache
@@ -74,7 +74,7 @@ def describe(facts: EngineFacts) -> dict[str, str]:
     built_for = ", ".join(target.get("compute_capabilities") or ())
     counted = summary(facts.products.values())
     rows = {
-        "builder": f"{flavour_of(facts.builder['format']).name} {facts.builder['version']}, on {built_on}, "
+        "builder": f"{library_spec(facts.builder['format']).name} {facts.builder['version']}, on {built_on}, "
                    f"{target['system']}",
         "for": f"compute capability {built_for}" if built_for else "",
         "profiles": ", ".join(f"{p.name}: batch {p.min} to {p.max}, tuned for {p.opt}" for p in facts.profiles),
@@ -120,19 +120,19 @@ def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildCon
     Raises:
         ArtifactError, ConfigError, ExportError: what can be refused before the work.
     """
-    onnx, path, flavour = require_file(onnx), check_suffix(path), flavour_of(format)
-    check_settings(flavour, config, gpu=True)
+    onnx, path, spec = require_file(onnx), check_suffix(path), library_spec(format)
+    check_settings(spec, config, gpu=True)
     check_graph(onnx)
     inputs = graph_tensors(load_graph(onnx).graph.input)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
-    steps = (f"read {onnx} ({size_mib(onnx):.1f} MiB) into a strongly typed network of {flavour.name}",
+    steps = (f"read {onnx} ({size_mib(onnx):.1f} MiB) into a strongly typed network of {spec.name}",
              *profile_words(inputs, profiles),
              f"build; the plan will hold about {size_mib(onnx):.0f} MiB of weights"
              + (", left out" if config.strip_weights else "") + ", and kernels",
              "compare the precision of every matrix product with the graph's",
              f"write {path} and {sidecar_path(path).name}")
     settings = dataclasses.replace(config, profiles=profiles)
-    return BuildPlan(steps, tuple(line(flavour, str(onnx), str(path), inputs, settings)
+    return BuildPlan(steps, tuple(line(spec, str(onnx), str(path), inputs, settings)
                                   for line in (trtexec_line, polygraphy_line)))
 
 
@@ -163,7 +163,7 @@ def checked_target(path: str | Path) -> Path:
 
 
 def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig(),
-                 watch: Watch = unwatched, rebuild: str | None = None) -> BuildReport:
+                 watch: StepCallback = ignore_step, rebuild: str | None = None) -> BuildReport:
     """Builds the engine of `onnx` and writes it to `path`, with its facts beside it.
 
     Args:
@@ -180,19 +180,19 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
         KeyboardInterrupt: Ctrl-C; nothing was written.
     """
     onnx, path = require_file(onnx), checked_target(path)
-    door = require_builder(format, config)
-    config = effective(door.flavour, config)
+    library = require_builder(format, config)
+    config = effective(library.spec, config)
     check_graph(onnx)
-    made = _compile(door, onnx, config, watch)
+    made = _compile(library, onnx, config, watch)
     proto = load_graph(onnx)
     wanted = product_precisions(proto)
-    layers, verified = _layers(door, made.plan, config)
+    layers, verified = _layers(library, made.plan, config)
     found = engine_precisions(layers, wanted, computed_operands(proto))
     fallbacks = precision_fallbacks(wanted, found)
     notes = _check_precisions(found, wanted, fallbacks, config.allow_precision_fallback)
     fused, apart = fused_attention(layers)
     facts = EngineFacts(
-        plan={}, builder={"format": format, "version": door.version}, config=config, target=_target(config),
+        plan={}, builder={"format": format, "version": library.version}, config=config, target=_target(config),
         profiles=made.profiles, inputs=_as_json(made.inputs), outputs=_as_json(made.outputs),
         products=wanted | {node: found[node] for node in fallbacks}, fallbacks=fallbacks,
         source={"file": onnx.name, "sha256": sha256(onnx)},
@@ -211,7 +211,7 @@ def build_command(onnx: Path, path: Path, format: str, config: BuildConfig) -> s
 
 
 def refit_warning(facts: EngineFacts) -> list[str]:
-    """The note of an engine that must be compared with its graph and was not, see `flavours.refit_doubt`."""
+    """The note of an engine that must be compared with its graph and was not, see `libraries.refit_doubt`."""
     doubt = refit_doubt(facts.builder["format"], facts.builder["version"], facts.config)
     return [f"{doubt}, and this one was not compared with its graph on a GPU: run dyvit check MODEL PLAN where it "
             "loads, or build it without --refittable."] if doubt else []
@@ -228,25 +228,25 @@ class _Compiled(NamedTuple):
     notes: list[str]
 
 
-def _compile(door: Door, onnx: Path, config: BuildConfig, watch: Watch) -> _Compiled:
+def _compile(library: BuilderLibrary, onnx: Path, config: BuildConfig, watch: StepCallback) -> _Compiled:
     """Runs the builder on `onnx`; see `build_engine` for what it raises."""
-    builder, network = parse(door, onnx)
-    inputs, outputs = tensors(door, network)
+    builder, network = parse(library, onnx)
+    inputs, outputs = tensors(library, network)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
-    notes = [f"{why}." for name, why in door.flavour.ignored.items() if getattr(config, name) is not None]
-    settings = _settings(door, builder, inputs, config)
-    ignored = "timing_cache" in door.flavour.ignored
+    notes = [f"{why}." for name, why in library.spec.ignored.items() if getattr(config, name) is not None]
+    settings = _settings(library, builder, inputs, config)
+    ignored = "timing_cache" in library.spec.ignored
     cache = None if config.timing_cache is None or ignored else Path(config.timing_cache)
-    if cache and (note := load_timing_cache(door, settings, cache)):
+    if cache and (note := load_timing_cache(library, settings, cache)):
         notes.append(note)
     cancel = Cancel()
-    settings.progress_monitor = progress_monitor(door, watch, cancel)
+    settings.progress_monitor = progress_monitor(library, watch, cancel)
     started = time.perf_counter()
     with cancel.on_interrupt():
         plan = builder.build_serialized_network(network, settings)
     seconds = time.perf_counter() - started
     if plan is None:
-        raise build_failure(door, onnx, config.workspace_mib)
+        raise build_failure(library, onnx, config.workspace_mib)
     if cache:
         try:
             save_timing_cache(settings, cache)
@@ -273,7 +273,7 @@ def _check_precisions(found: Mapping[str, str], wanted: Mapping[str, str], fallb
     silent = [node for node in wanted if node not in found]
     if silent:
         notes.append(f"The engine does not tell the precision of {len(silent)} of {len(wanted)} matrix products "
-                     f"({', '.join(part_names(silent)[:3])}); theirs are what the graph asks for.")
+                     f"({', '.join(node_labels(silent)[:3])}); theirs are what the graph asks for.")
     return notes
 
 
@@ -291,28 +291,28 @@ def install(report: BuildReport, path: Path) -> BuildReport:
     return save_engine(path, Path(report.path).read_bytes(), report.facts, report.seconds, list(report.notes))
 
 
-def require_builder(format: str, config: BuildConfig) -> Door:
+def require_builder(format: str, config: BuildConfig) -> BuilderLibrary:
     """The library that builds `format`, once nothing stands against building with it here.
 
     Raises:
         ConfigError: a setting that it does not have.
         MissingDependency, BackendError: it is not installed, or has no GPU to build on.
     """
-    flavour = flavour_of(format)
+    spec = library_spec(format)
     found = gpu()
-    check_settings(flavour, config, found is not None)
-    door = open_door(format)
+    check_settings(spec, config, found is not None)
+    library = open_library(format)
     for capability in config.compute_capabilities:
-        _capability(door, capability)
-    if found is None and not flavour.builds_without_gpu:
-        raise BackendError(f"{flavour.name} builds on the GPU that it builds for, and none with a driver works here; "
+        _capability(library, capability)
+    if found is None and not spec.builds_without_gpu:
+        raise BackendError(f"{spec.name} builds on the GPU that it builds for, and none with a driver works here; "
                            "build on that machine, or choose --format rtx, which needs no GPU to build.")
-    return door
+    return library
 
 
-def _settings(door: Door, builder: Any, inputs: list[Tensor], config: BuildConfig) -> Any:
+def _settings(library: BuilderLibrary, builder: Any, inputs: list[Tensor], config: BuildConfig) -> Any:
     """The library's builder config of ours. Precision is no setting: it lies in the graph."""
-    trt = door.trt
+    trt = library.trt
     settings = builder.create_builder_config()
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED          # else layers do not tell their origin
     add_profiles(builder, settings, inputs, config.profiles)
@@ -331,44 +331,44 @@ def _settings(door: Door, builder: Any, inputs: list[Tensor], config: BuildConfi
     if config.compute_capabilities:
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for i, capability in enumerate(config.compute_capabilities):
-            settings.set_compute_capability(_capability(door, capability), i)
+            settings.set_compute_capability(_capability(library, capability), i)
     return settings
 
 
-def _capability(door: Door, text: str) -> Any:
+def _capability(library: BuilderLibrary, text: str) -> Any:
     name = f"SM{text.replace('.', '')}"
-    known = [n for n in dir(door.trt.ComputeCapability) if n.startswith("SM")]
+    known = [n for n in dir(library.trt.ComputeCapability) if n.startswith("SM")]
     if name not in known:
         usable = sorted((n for n in known if n != "SM75"), key=lambda n: int(n[2:]))
         listed = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in usable)
-        raise ConfigError(f"{door.flavour.name} {door.version} builds for compute capability {listed}, not {text}.")
-    return getattr(door.trt.ComputeCapability, name)
+        raise ConfigError(f"{library.spec.name} {library.version} builds for compute capability {listed}, not {text}.")
+    return getattr(library.trt.ComputeCapability, name)
 
 
-def _layers(door: Door, plan: Any, config: BuildConfig) -> tuple[list[EngineLayer], str]:
+def _layers(library: BuilderLibrary, plan: Any, config: BuildConfig) -> tuple[list[EngineLayer], str]:
     """The engine's layers, from the engine itself where a GPU can load it, else from the builder's log."""
     if gpu() is not None:
         with contextlib.suppress(BackendError):                            # of another GPU than this one, say
-            loaded = load_engine(door, plan, "the engine", config.version_compatible)
-            layers = from_inspector(_inspected(door, loaded.engine))
+            loaded = load_engine(library, plan, "the engine", config.version_compatible)
+            layers = from_inspector(_inspected(library, loaded.engine))
             if layers:
                 return layers, ON_DEVICE
-    layers = from_log(door.logger.layers)
+    layers = from_log(library.logger.layers)
     return layers, BY_BUILDER if layers else BY_GRAPH
 
 
-def _inspected(door: Door, engine: Any) -> str:
+def _inspected(library: BuilderLibrary, engine: Any) -> str:
     """The inspector's JSON. TensorRT tells the types of some layers only for known shapes; a context of
     TensorRT for RTX would compile kernels, and its inspector needs none."""
     inspector = engine.create_engine_inspector()
-    context = engine.create_execution_context() if door.flavour.format == "trt" else None
+    context = engine.create_execution_context() if library.spec.format == "trt" else None
     if context is not None:
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
-            if engine.get_tensor_mode(name) == door.trt.TensorIOMode.INPUT:
+            if engine.get_tensor_mode(name) == library.trt.TensorIOMode.INPUT:
                 context.set_input_shape(name, tuple(engine.get_tensor_profile_shape(name, 0)[1]))
         inspector.execution_context = context
-    text: str = inspector.get_engine_information(door.trt.LayerInformationFormat.JSON)
+    text: str = inspector.get_engine_information(library.trt.LayerInformationFormat.JSON)
     return text
 
 

@@ -5,14 +5,14 @@ import shlex
 
 from ..graph.read import Tensor
 from .config import BatchProfile, BuildConfig
-from .flavours import Flavour, effective
+from .library import LibrarySpec, effective
 
 
-def trtexec_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:
+def trtexec_line(spec: LibrarySpec, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:
     """The trtexec command that builds the same engine; `tensorrt_rtx` is its name for RTX."""
-    config = effective(flavour, config)
-    words = ["trtexec" if flavour.format == "trt" else "tensorrt_rtx", f"--onnx={onnx}", f"--saveEngine={plan}"]
-    words += ["--stronglyTyped"] if flavour.format == "trt" else []
+    config = effective(spec, config)
+    words = ["trtexec" if spec.format == "trt" else "tensorrt_rtx", f"--onnx={onnx}", f"--saveEngine={plan}"]
+    words += ["--stronglyTyped"] if spec.format == "trt" else []
     for i, profile in enumerate(config.profiles):
         words += [f"--profile={i}"] if len(config.profiles) > 1 else []
         words += [f"--{name}Shapes={_shapes(inputs, batch)}" for name, batch in _sizes(profile)]
@@ -32,9 +32,9 @@ def trtexec_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], c
     return shlex.join([*words, "--profilingVerbosity=detailed"])
 
 
-def polygraphy_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:
+def polygraphy_line(spec: LibrarySpec, onnx: str, plan: str, inputs: list[Tensor], config: BuildConfig) -> str:
     """The polygraphy command that builds the same engine."""
-    config = effective(flavour, config)
+    config = effective(spec, config)
     words = ["polygraphy", "convert", onnx, "--convert-to", "trt", "-o", plan, "--strongly-typed",
              "--profiling-verbosity", "detailed"]
     for profile in config.profiles:
@@ -49,11 +49,11 @@ def polygraphy_line(flavour: Flavour, onnx: str, plan: str, inputs: list[Tensor]
     for wish, option in ((config.version_compatible, "--version-compatible"),
                          (config.hardware_compatible, "--hardware-compatibility-level=AMPERE_PLUS"),
                          (config.refittable, "--refittable"), (config.strip_weights, "--strip-plan"),
-                         (config.tf32 and flavour.format == "trt", "--tf32")):
+                         (config.tf32 and spec.format == "trt", "--tf32")):
         words += [option] if wish else []
     if config.compute_capabilities:
         words += ["--compute-capabilities", *config.compute_capabilities]
-    if flavour.format == "trt":
+    if spec.format == "trt":
         return shlex.join(words)
     # Polygraphy has no option for it there, and the library's default is on.
     return f"POLYGRAPHY_USE_TENSORRT_RTX=1 {shlex.join(words)}" + ("" if config.tf32 else "  # leaves TF32 on")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..config import JsonConfig
 from ..errors import ConfigError
 
-LEVELS = range(6)                           # builder optimization levels of TensorRT
+OPTIMIZATION_LEVELS = range(6)                           # builder optimization levels of TensorRT
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class BuildConfig(JsonConfig):
                               f"{', '.join(names) or 'none'}.")
         if self.workspace_mib is not None and not self.workspace_mib > 0:
             raise ConfigError(f"The workspace must be more than 0 MiB, not {self.workspace_mib}.")
-        if self.optimization_level is not None and self.optimization_level not in LEVELS:
+        if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
             raise ConfigError(f"The builder's optimization level is 0 to 5, not {self.optimization_level}.")
         capabilities = tuple(dict.fromkeys(parse_capability(text) for text in self.compute_capabilities))
         object.__setattr__(self, "compute_capabilities", capabilities)

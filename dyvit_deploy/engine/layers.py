@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..config import JsonConfig
-from ..graph.names import part_name
+from ..graph.names import node_label
 from .network import where
 
 # As the inspector spells data types; formats of TensorRT 10 follow them, as in "Half:linear".
@@ -179,7 +179,7 @@ def to_rows(precisions: Mapping[str, str], fused: Sequence[str]) -> dict[str, st
         module = node.split("/")[0]
         words = f"{re.sub(r'^([a-z_]+[.][0-9]+[.]|patch_embed[.])', '', module)} {precision}"
         words += " fused" if module in fused else ""
-        row = rows.setdefault(re.sub(r" (attention|MLP)$", "", part_name(node)), [])
+        row = rows.setdefault(re.sub(r" (attention|MLP)$", "", node_label(node)), [])
         if words not in row:
             row.append(words)
     return {part: ", ".join(words) for part, words in rows.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..errors import BackendError
-from .flavours import Door
+from .library import BuilderLibrary
 from .network import last
 
 
@@ -15,7 +15,8 @@ class Loaded(NamedTuple):
     engine: Any
 
 
-def load_engine(door: Door, plan: Any, name: str, host_code: bool = False, rebuild: str | None = None) -> Loaded:
+def load_engine(library: BuilderLibrary, plan: Any, name: str, host_code: bool = False,
+                rebuild: str | None = None) -> Loaded:
     """Deserializes the bytes `plan` of the file called `name`.
 
     Args:
@@ -25,17 +26,17 @@ def load_engine(door: Door, plan: Any, name: str, host_code: bool = False, rebui
     Raises:
         BackendError: the library refuses it, or memory does not suffice.
     """
-    runtime = door.trt.Runtime(door.logger)
+    runtime = library.trt.Runtime(library.logger)
     if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        said = last(door.logger.errors)
+        said = last(library.logger.errors)
         if "out of memory" in said.lower() or "outofmemory" in said.lower():
             raise BackendError(f"The GPU's memory does not suffice to load {name} ({said}); free some, or build it "
                                "with a smaller largest batch.")
         again = f": {rebuild}" if rebuild else (
             ", or pass --trust when it is version-compatible and you know where it comes from")
-        raise BackendError(f"{door.flavour.name} {door.version} cannot load {name} ({said}); build it again on this "
+        raise BackendError(f"{library.spec.name} {library.version} cannot load {name} ({said}); build it again on this "
                            f"machine{again}.")
     return Loaded(runtime, engine)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from .flavours import Door
+from .library import BuilderLibrary
 
 
 class BuildStep(NamedTuple):
@@ -19,10 +19,10 @@ class BuildStep(NamedTuple):
     steps: int
 
 
-Watch = Callable[[BuildStep], None]
+StepCallback = Callable[[BuildStep], None]
 
 
-def unwatched(step: BuildStep) -> None:
+def ignore_step(step: BuildStep) -> None:
     """Shows nothing."""
 
 
@@ -56,9 +56,9 @@ class Cancel:
             raise KeyboardInterrupt
 
 
-def progress_monitor(door: Door, watch: Watch, cancel: Cancel) -> Any:
+def progress_monitor(library: BuilderLibrary, watch: StepCallback, cancel: Cancel) -> Any:
     """A monitor that tells `watch` of every step and stops the build once `cancel` is asked for."""
-    trt: Any = door.trt
+    trt: Any = library.trt
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ConfigError, ExportError
-from ..graph.names import OTHER, part_name
+from ..graph.names import OTHER, node_label
 from ..graph.read import Tensor, load_graph
 from ..optional import require
 from .config import BatchProfile
-from .flavours import Door
+from .library import BuilderLibrary
 
 MAX_K = 3840                                # of TopK, in every version so far
 DATA_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "FP8": "float8",
@@ -30,7 +30,7 @@ def check_graph(path: Path) -> None:
                                   f"most {MAX_K}; export it again with a lower keep ratio or a smaller image.")
 
 
-def parse(door: Door, path: Path) -> tuple[Any, Any]:
+def parse(library: BuilderLibrary, path: Path) -> tuple[Any, Any]:
     """The builder and the network of the ONNX file `path`.
 
     Strongly typed always: the graph's own types are the engine's, nothing is lowered behind our back.
@@ -38,37 +38,37 @@ def parse(door: Door, path: Path) -> tuple[Any, Any]:
     Raises:
         ExportError: an operator or a type that TensorRT does not take; the part of the model is named.
     """
-    trt = door.trt
-    builder = trt.Builder(door.logger)
+    trt = library.trt
+    builder = trt.Builder(library.logger)
     # The flag's number differs between 10 and 11.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, door.logger)
+    parser = trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(path)):
-        raise _complaint(door, path, [parser.get_error(i) for i in range(parser.num_errors)])
+        raise _complaint(library, path, [parser.get_error(i) for i in range(parser.num_errors)])
     return builder, network
 
 
-def _complaint(door: Door, path: Path, errors: list[Any]) -> ExportError:
+def _complaint(library: BuilderLibrary, path: Path, errors: list[Any]) -> ExportError:
     if not errors:
-        said = last(door.logger.errors)
-        return ExportError(f"{door.flavour.name} cannot read {path.name} ({said}); export it again.")
+        said = last(library.logger.errors)
+        return ExportError(f"{library.spec.name} cannot read {path.name} ({said}); export it again.")
     error = next((e for e in errors if e.node_name()), errors[0])
     said, operator = str(error.desc()), error.node_operator()
     if not operator:
-        return ExportError(f"{door.flavour.name} {door.version} does not take the inputs or types of {path.name} "
+        return ExportError(f"{library.spec.name} {library.version} does not take the inputs or types of {path.name} "
                            f"({short(said)}); export it with image and float tensors.")
     place = f"{where(error.node_name())} of {path.name}"
     if "same input types" in said or "must have type" in said.lower():
         types = next((part for part in said.splitlines() if "type" in part.lower()), said)
         return ExportError(f"The types in {place} do not fit together ({short(types)}); TensorRT takes the graph's "
                            "types as they are: lower a float32 graph with dyvit export --fp16, or insert casts.")
-    return ExportError(f"{door.flavour.name} {door.version} does not take the operator {operator} of {place} "
+    return ExportError(f"{library.spec.name} {library.version} does not take the operator {operator} of {place} "
                        f"({short(said)}); replace it, or leave that model to ONNX Runtime.")
 
 
 def where(node: str) -> str:
     """A graph node in the model's words and by its own name."""
-    part = part_name(node)
+    part = node_label(node)
     return f"node {node!r}" if part == OTHER else f"{part} ({node})"
 
 
@@ -85,7 +85,7 @@ def last(messages: list[str]) -> str:
     return short(telling[-1]) if telling else "no reason given"
 
 
-def tensors(door: Door, network: Any) -> tuple[list[Tensor], list[Tensor]]:
+def tensors(library: BuilderLibrary, network: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs of the network."""
     def read(tensor: Any) -> Tensor:
         kind = str(tensor.dtype).rsplit(".", 1)[-1]
@@ -132,28 +132,29 @@ def _sides(tensor: Tensor) -> str:
     return str(["any" if side is None else side for side in tensor.shape])
 
 
-def build_failure(door: Door, path: Path, workspace_mib: float | None) -> Exception:
+def build_failure(library: BuilderLibrary, path: Path, workspace_mib: float | None) -> Exception:
     """TensorRT's refusal to build, as one sentence."""
-    said = " ".join(door.logger.errors)
+    said = " ".join(library.logger.errors)
     low = said.lower()
     if "within workspace limit" in low:
         given = f"--workspace {workspace_mib:g}" if workspace_mib else "the workspace limit"
         return ConfigError(f"No implementation fits into {given} MiB; raise it, or leave it out.")
     if "could not find any implementation" in low:
         place = _blamed(said) or "a part of the graph: "
-        return BackendError(f"{door.flavour.name} finds no implementation for {place}{last(door.logger.errors)}; raise "
+        why = last(library.logger.errors)
+        return BackendError(f"{library.spec.name} finds no implementation for {place}{why}; raise "
                             "--workspace or leave it out, free GPU memory, or choose a smaller largest batch.")
     if "out of memory" in low or "outofmemory" in low:
         return BackendError("The GPU's memory does not suffice to build this engine; choose a smaller largest batch "
                             "(--batch 1:8:8), bound the scratch memory (--workspace 1024), or free the GPU.")
     if "hw-specific datatypes" in low or "cannot compile for target" in low:
-        return ConfigError(f"A GPU that was asked for lacks a data type of this graph ({last(door.logger.errors)}); "
+        return ConfigError(f"A GPU that was asked for lacks a data type of this graph ({last(library.logger.errors)}); "
                            "change --compute-capability or the precision.")
     if "CUDA driver version is insufficient" in said or "no CUDA-capable device" in said:
-        return BackendError(f"{door.flavour.name} needs a GPU and its driver to build this, and none works here "
-                            f"({last(door.logger.errors)}); build on the machine with the GPU.")
-    return ExportError(f"{door.flavour.name} {door.version} cannot build {path.name}: {_blamed(said)}"
-                       f"{last(door.logger.errors)}; report this to us with the model's name.")
+        return BackendError(f"{library.spec.name} needs a GPU and its driver to build this, and none works here "
+                            f"({last(library.logger.errors)}); build on the machine with the GPU.")
+    return ExportError(f"{library.spec.name} {library.version} cannot build {path.name}: {_blamed(said)}"
+                       f"{last(library.logger.errors)}; report this to us with the model's name.")
 
 
 def _blamed(said: str) -> str:

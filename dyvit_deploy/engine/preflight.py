@@ -15,7 +15,7 @@ from rich.text import Text
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
 from ..machine.hardware import LEAST_CAPABILITY, Gpu, gpu, system
-from .flavours import FLAVOURS, PORTABLE, Flavour, Version, gpu_problem, open_door, parse_version
+from .library import LIBRARY_SPECS, PORTABLE, LibrarySpec, Version, gpu_problem, open_library, parse_version
 from .sidecar import EngineFacts, is_altered, read_sidecar
 
 HEADER = struct.Struct("<4s12xQ4B")         # of TensorRT for RTX 1.4 to 1.7: magic, size of the file, version
@@ -84,7 +84,7 @@ class Preflight:
         return table
 
 
-def read_plan_header(path: Path) -> tuple[Flavour, Version] | None:
+def read_plan_header(path: Path) -> tuple[LibrarySpec, Version] | None:
     """The library and version in a plan's first bytes; None where they do not tell.
 
     Raises:
@@ -98,14 +98,14 @@ def read_plan_header(path: Path) -> tuple[Flavour, Version] | None:
     if head[1:4] != b"trt":                 # TensorRT for RTX writes vtrt, TensorRT ftrt, as Torch-TensorRT checks too
         raise ArtifactError(f"{path} is not an engine plan; if another tool put its own data before the plan, cut that "
                             "off, else build it again.")
-    flavour = next((f for f in FLAVOURS.values() if f.magic == head[:4]), None)
-    if flavour is None or len(head) < HEADER.size:
+    spec = next((f for f in LIBRARY_SPECS.values() if f.magic == head[:4]), None)
+    if spec is None or len(head) < HEADER.size:
         return None
     _, size, *version = HEADER.unpack(head)
     if size != path.stat().st_size:
         raise ArtifactError(f"{path} has {path.stat().st_size} of the {size} bytes of its plan: it was not copied to "
                             "the end, or changed; copy or build it again.")
-    return flavour, tuple(version)
+    return spec, tuple(version)
 
 
 def preflight(path: str | Path) -> Preflight:
@@ -121,22 +121,22 @@ def preflight(path: str | Path) -> Preflight:
         raise ArtifactError(f"{path} has {path.stat().st_size} of the {facts.plan['bytes']} bytes of its plan: it was "
                             "not copied to the end; copy or build it again.")
     header = read_plan_header(path) if facts is None or altered else None
-    flavour = FLAVOURS[facts.builder["format"]] if facts else header[0] if header else FLAVOURS["trt"]
-    built, found = _built(facts, flavour, header), gpu()
+    spec = LIBRARY_SPECS[facts.builder["format"]] if facts else header[0] if header else LIBRARY_SPECS["trt"]
+    built, found = _built(facts, spec, header), gpu()
     here = {"graphics card": _describe(found), "system": system()}
     problems: list[str] = []
     notes: list[str] = []
     try:
-        version = open_door(flavour.format).version
-        here["library"] = f"{flavour.name} {version}"
-        problems += _versions(flavour, facts, header, version)
+        version = open_library(spec.format).version
+        here["library"] = f"{spec.name} {version}"
+        problems += _versions(spec, facts, header, version)
     except DyvitError as error:
-        here["library"] = f"{flavour.name} is not usable"
+        here["library"] = f"{spec.name} is not usable"
         problems.append(str(error).rstrip("."))
     remedy = None
     if found is None:
         problems.append(NO_GPU)
-    elif (wrong := gpu_problem(flavour, found)) is not None:
+    elif (wrong := gpu_problem(spec, found)) is not None:
         problems.append(wrong)
         remedy = OTHER_LIBRARY
     elif facts:
@@ -155,7 +155,7 @@ def preflight(path: str | Path) -> Preflight:
     return Preflight(str(path), built, here, tuple(problems), tuple(notes), altered, rebuild, remedy)
 
 
-def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[Flavour, EngineFacts | None]:
+def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[LibrarySpec, EngineFacts | None]:
     """The library of a plan and its facts, once nothing is known to stand against loading it; `stripped` permits one
     without weights.
 
@@ -173,9 +173,9 @@ def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[F
     if rest:
         raise BackendError(dataclasses.replace(report, problems=rest).sentence)
     if facts:
-        return FLAVOURS[facts.builder["format"]], None if report.altered else facts
+        return LIBRARY_SPECS[facts.builder["format"]], None if report.altered else facts
     header = read_plan_header(path)
-    return header[0] if header else FLAVOURS["trt"], None
+    return header[0] if header else LIBRARY_SPECS["trt"], None
 
 
 def read_trusted(path: Path, facts: EngineFacts | None) -> bytes:
@@ -190,10 +190,11 @@ def read_trusted(path: Path, facts: EngineFacts | None) -> bytes:
     return content
 
 
-def _built(facts: EngineFacts | None, flavour: Flavour, header: tuple[Flavour, Version] | None) -> dict[str, str]:
+def _built(facts: EngineFacts | None, spec: LibrarySpec,
+           header: tuple[LibrarySpec, Version] | None) -> dict[str, str]:
     if facts is None:
         version = " " + ".".join(map(str, header[1])) if header else ""
-        return {"library": f"{flavour.name}{version}"}
+        return {"library": f"{spec.name}{version}"}
     target = facts.target
     asked = ", ".join(target.get("compute_capabilities") or ())
     card = f"any of compute capability {PORTABLE}"
@@ -201,7 +202,7 @@ def _built(facts: EngineFacts | None, flavour: Flavour, header: tuple[Flavour, V
         card = f"compute capability {asked}"
     elif target.get("gpu"):
         card = f"{target['gpu']} (compute capability {target['compute_capability']})"
-    return {"library": f"{flavour.name} {facts.builder['version']}", "graphics card": card,
+    return {"library": f"{spec.name} {facts.builder['version']}", "graphics card": card,
             "system": str(target.get("system"))}
 
 
@@ -209,7 +210,7 @@ def _describe(found: Gpu | None) -> str:
     return f"{found.name} (compute capability {found.compute_capability})" if found else "none that works"
 
 
-def _versions(flavour: Flavour, facts: EngineFacts | None, header: tuple[Flavour, Version] | None,
+def _versions(spec: LibrarySpec, facts: EngineFacts | None, header: tuple[LibrarySpec, Version] | None,
               here: str) -> list[str]:
     built, now = parse_version(facts.builder["version"]) if facts else None, parse_version(here)
     if header and not facts:
@@ -218,7 +219,7 @@ def _versions(flavour: Flavour, facts: EngineFacts | None, header: tuple[Flavour
         return []
     if facts and facts.config.version_compatible and built <= now:
         return []
-    return [f"it was built by {flavour.name} {'.'.join(map(str, built))}, and {here} is installed"]
+    return [f"it was built by {spec.name} {'.'.join(map(str, built))}, and {here} is installed"]
 
 
 def _gpus(facts: EngineFacts, found: Gpu) -> list[str]:

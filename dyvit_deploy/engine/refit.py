@@ -11,7 +11,7 @@ from ..artifacts.files import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError
 from ..graph.read import graph_facts, load_graph
 from .build import BuildReport, checked_target, refit_warning, save_engine
-from .flavours import Door, open_door
+from .library import BuilderLibrary, open_library
 from .load import load_engine
 from .network import last
 from .preflight import read_trusted, require_loadable
@@ -36,20 +36,20 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, rebuild: 
     source = {"file": onnx.name, "sha256": sha256(onnx)}
     if known:
         _check_weights(plan, known, source)
-    flavour, facts = require_loadable(plan, trust=False, stripped=True)
+    spec, facts = require_loadable(plan, trust=False, stripped=True)
     if facts is None:
         raise ArtifactError(f"{plan} has no {sidecar_path(plan).name} of its own, which says what it holds; refit the "
                             "plan that dyvit wrote, with that file beside it.")
-    door = open_door(flavour.format)
+    library = open_library(spec.format)
     started = time.perf_counter()
-    loaded = load_engine(door, read_trusted(plan, facts), str(plan), facts.config.version_compatible, facts.rebuild)
-    _refit(door, loaded.engine, onnx)
-    content, refittable = _serialized(door, loaded.engine, facts.config.refittable)
+    loaded = load_engine(library, read_trusted(plan, facts), str(plan), facts.config.version_compatible, facts.rebuild)
+    _refit(library, loaded.engine, onnx)
+    content, refittable = _serialized(library, loaded.engine, facts.config.refittable)
     found = dataclasses.replace(
         facts, stripped=False, source=source,
         config=dataclasses.replace(facts.config, strip_weights=False, refittable=refittable),
         rebuild=rebuild or refit_command(plan, onnx, path), model=graph_facts(load_graph(onnx), str(onnx)))
-    notes = [*_weight_notes(door, plan, facts, found), *refit_warning(facts)]
+    notes = [*_weight_notes(library, plan, facts, found), *refit_warning(facts)]
     return save_engine(path, content, found, time.perf_counter() - started, notes)
 
 
@@ -85,18 +85,18 @@ def _check_weights(plan: Path, facts: EngineFacts, source: dict[str, str]) -> No
                           "or build the plan with --refittable.")
 
 
-def _refit(door: Door, engine: Any, onnx: Path) -> None:
-    refitter = door.trt.Refitter(engine, door.logger)
-    parser = door.trt.OnnxParserRefitter(refitter, door.logger)
+def _refit(library: BuilderLibrary, engine: Any, onnx: Path) -> None:
+    refitter = library.trt.Refitter(engine, library.logger)
+    parser = library.trt.OnnxParserRefitter(refitter, library.logger)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-        raise BackendError(f"The engine does not take the weights of {onnx.name} ({last(door.logger.errors)}); give "
+        raise BackendError(f"The engine does not take the weights of {onnx.name} ({last(library.logger.errors)}); give "
                            "the graph that it was built of, and build it with --refittable or --strip-weights.")
 
 
-def _serialized(door: Door, engine: Any, refittable: bool) -> tuple[Any, bool]:
+def _serialized(library: BuilderLibrary, engine: Any, refittable: bool) -> tuple[Any, bool]:
     """The plan of `engine` with its weights, and whether other weights can be put into it again; BackendError when
     the library cannot write it."""
-    flags = door.trt.SerializationFlag
+    flags = library.trt.SerializationFlag
     # Since TensorRT 10.14; without it a plan that holds its weights takes no others.
     keep = getattr(flags, "INCLUDE_REFIT", None) if refittable else None
     settings = engine.create_serialization_config()
@@ -105,19 +105,19 @@ def _serialized(door: Door, engine: Any, refittable: bool) -> tuple[Any, bool]:
         settings.set_flag(keep)
     content = engine.serialize_with_config(settings)
     if content is None:
-        raise BackendError(f"{door.flavour.name} could not write the engine ({last(door.logger.errors)}); build it "
+        raise BackendError(f"{library.spec.name} could not write the engine ({last(library.logger.errors)}); build it "
                            "again without --strip-weights.")
     return content, keep is not None
 
 
-def _weight_notes(door: Door, plan: Path, before: EngineFacts, after: EngineFacts) -> list[str]:
+def _weight_notes(library: BuilderLibrary, plan: Path, before: EngineFacts, after: EngineFacts) -> list[str]:
     """Whose weights the result holds, and whether it takes others."""
     notes = []
     file = after.source["file"]
     if before.source.get("sha256") != after.source["sha256"]:
         notes.append(f"{file} is not the file that {plan.name} was built of, so its weights may be others.")
     if not after.config.refittable:
-        why = (f"{door.flavour.name} {door.version} cannot keep it refittable, TensorRT 10.14 can; keep {plan.name} "
+        why = (f"{library.spec.name} {library.version} cannot keep it refittable, TensorRT 10.14 can; keep {plan.name} "
                "for the next refit" if before.config.refittable
                else f"{plan.name} was built with --strip-weights alone")
         notes.append(f"The new plan takes no other weights than those of {file}: {why}.")

@@ -12,8 +12,8 @@ from ..artifacts.files import atomic_write, sha256, write_json
 from ..config import JsonConfig
 from ..errors import ArtifactError, ConfigError
 from .config import BatchProfile, BuildConfig
-from .flavours import flavour_of
 from .layers import EngineLayer
+from .library import library_spec
 
 FORMAT = 1
 # Where the precisions of `products` are from, the surest first.
@@ -115,7 +115,7 @@ def read_sidecar(plan: Path) -> EngineFacts | None:
         facts = EngineFacts.from_dict(values)
         if missing := NEEDED["plan"] - facts.plan.keys():
             raise ValueError(f"plan lacks {', '.join(sorted(missing))}")
-        flavour_of(facts.builder["format"])
+        library_spec(facts.builder["format"])
     except (ValueError, KeyError, AttributeError, TypeError, OSError, ConfigError) as error:
         raise ArtifactError(f"{path} is no description of an engine that dyvit wrote ({error}); build the engine "
                             "again, or remove that file.") from error

@@ -8,7 +8,7 @@ from typing import Any
 from ..artifacts.files import atomic_write, check_target
 from ..errors import ArtifactError
 from ..optional import require
-from .flavours import Door
+from .library import BuilderLibrary
 
 DAMAGED = "Failed to deserialize timing cache"
 
@@ -17,7 +17,7 @@ def _lock(path: Path) -> Any:
     return require("filelock").FileLock(f"{path}.lock")
 
 
-def load_timing_cache(door: Door, config: Any, path: Path) -> str | None:
+def load_timing_cache(library: BuilderLibrary, config: Any, path: Path) -> str | None:
     """Gives the builder's `config` the cache in `path`, an empty one where there is none.
 
     Returns:
@@ -30,9 +30,9 @@ def load_timing_cache(door: Door, config: Any, path: Path) -> str | None:
     except OSError as error:
         raise ArtifactError(f"The timing cache {path} cannot be read ({error.strerror or error}); choose another file."
                             ) from error
-    before = len(door.logger.warnings)
+    before = len(library.logger.warnings)
     cache = config.create_timing_cache(content)
-    damaged = cache is None or any(DAMAGED in message for message in door.logger.warnings[before:])
+    damaged = cache is None or any(DAMAGED in message for message in library.logger.warnings[before:])
     if damaged:
         cache = config.create_timing_cache(b"")
     fits = config.set_timing_cache(cache, False)

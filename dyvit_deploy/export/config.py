@@ -9,7 +9,7 @@ from ..config import JsonConfig, check_choice
 INPUTS = ("float32", "uint8")
 GATHERS = ("auto", "elements", "nd")
 # Exact rewrites of the inference graph, see model.forms; "all" leaves out every one.
-FORMS = ("split-predictor", "one-gather", "read-block", "fold-scale", "fold-batch-norm")
+FORM_NAMES = ("split-predictor", "one-gather", "read-block", "fold-scale", "fold-batch-norm")
 FASTER_GATHER = {"cpu": "nd", "tensorrt": "elements"}  # per target; measured on CPUs only
 
 
@@ -18,7 +18,7 @@ class ExportConfig(JsonConfig):
     """What the exported graph offers besides `logits`, and how it is written.
 
     `with_tokens` adds `kept_0` .. `kept_{S-1}`; `input` "uint8" takes raw RGB [B, height, width, 3]
-    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit of 3840 on TopK. `without` names FORMS
+    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit of 3840 on TopK. `without` names FORM_NAMES
     to leave out; `gather` is the operator that copies kept rows, "auto" the one that is faster on the target.
     """
 
@@ -34,12 +34,12 @@ class ExportConfig(JsonConfig):
         check_choice("gather", self.gather, GATHERS)
         object.__setattr__(self, "without", tuple(self.without))
         for name in self.without:
-            check_choice("rewrite", name, (*FORMS, "all"))
+            check_choice("rewrite", name, (*FORM_NAMES, "all"))
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The FORMS that are not applied."""
-        return FORMS if "all" in self.without else self.without
+        """The FORM_NAMES that are not applied."""
+        return FORM_NAMES if "all" in self.without else self.without
 
     def for_target(self, target: str) -> ExportConfig:
         """With the gather that is faster there, where it is left open."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-PARTS = (
+LABEL_PATTERNS = (
     (r"blocks\.(\d+)\.attn\b", "block {} attention"),
     (r"blocks\.(\d+)\.mlp\b", "block {} MLP"),
     (r"blocks\.(\d+)\b", "block {}"),
@@ -19,18 +19,18 @@ OTHER = "between the blocks"
 SCORE_PATH = (r"score_predictor\.\d+\.score/.*", r"selector\.\d+/TopK")
 
 
-def part_name(node: str) -> str:
+def node_label(node: str) -> str:
     """The part of the model that the graph node `node` belongs to; OTHER where its name does not tell."""
-    for pattern, words in PARTS:
+    for pattern, words in LABEL_PATTERNS:
         match = re.match(pattern, node)
         if match:
             return words.format(*match.groups())
     return OTHER
 
 
-def part_names(nodes: Iterable[str]) -> list[str]:
+def node_labels(nodes: Iterable[str]) -> list[str]:
     """Every part once, in the order of `nodes`; nodes that do not tell are called by their own name."""
-    names = ((part_name(node), node) for node in nodes)
+    names = ((node_label(node), node) for node in nodes)
     return list(dict.fromkeys(node if part == OTHER else part for part, node in names))
 
 

@@ -22,7 +22,7 @@ from ..errors import ArtifactError, BackendError, CheckpointError, reason
 from ..graph.read import graph_facts, load_graph, product_precisions, summary
 from ..optional import require
 from ..runners.fusions import onnxruntime_fusions
-from ..runners.open import ENGINES, is_checkpoint, unknown_kind
+from ..runners.open import ENGINE_SUFFIXES, is_checkpoint, unknown_kind
 from ..runners.ort import failures
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def inspect_artifact(path: str | Path) -> InspectReport:
     path = require_file(path)
     if is_checkpoint(path):
         return _inspect_checkpoint(path)
-    readers = {".onnx": _inspect_onnx, ".xml": _inspect_openvino} | dict.fromkeys(ENGINES, _inspect_engine)
+    readers = {".onnx": _inspect_onnx, ".xml": _inspect_openvino} | dict.fromkeys(ENGINE_SUFFIXES, _inspect_engine)
     if path.suffix.lower() not in readers:
         raise unknown_kind(path)
     return readers[path.suffix.lower()](path)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import library_versions
-from ..engine.flavours import FLAVOURS, PORTABLE, gpu_problem, open_door
+from ..engine.library import LIBRARY_SPECS, PORTABLE, gpu_problem, open_library
 from ..engine.preflight import OTHER_LIBRARY
 from ..errors import BackendError, DyvitError, reason
 from ..machine.hardware import gpu
@@ -76,13 +76,13 @@ def _openvino_devices() -> str:
 
 
 def _engine_devices(format: str) -> str:
-    open_door(format)
+    open_library(format)
     found = gpu()
-    if found is None and not FLAVOURS[format].builds_without_gpu:
+    if found is None and not LIBRARY_SPECS[format].builds_without_gpu:
         raise BackendError("no GPU with a driver works here, which it needs to build and to run")
     if found is None:
         return "builds only: no GPU works here"
-    wrong = gpu_problem(FLAVOURS[format], found)
+    wrong = gpu_problem(LIBRARY_SPECS[format], found)
     return (f"builds only: {wrong}; {OTHER_LIBRARY}" if wrong
             else f"{found.name} (compute capability {found.compute_capability})")
 
@@ -115,8 +115,8 @@ PROBES = (
            "pip install 'dyvit-deploy[calib]'"),
     _Probe("TensorRT for RTX", "tensorrt_rtx", ("tensorrt-rtx",),
            f"engines; builds without a GPU, runs on those of compute capability {PORTABLE}",
-           FLAVOURS["rtx"].get_it, lambda: _engine_devices("rtx")),
-    _Probe("TensorRT", "tensorrt", ("tensorrt",), "engines; builds and runs on a GPU", FLAVOURS["trt"].get_it,
+           LIBRARY_SPECS["rtx"].get_it, lambda: _engine_devices("rtx")),
+    _Probe("TensorRT", "tensorrt", ("tensorrt",), "engines; builds and runs on a GPU", LIBRARY_SPECS["trt"].get_it,
            lambda: _engine_devices("trt")),
 )
 

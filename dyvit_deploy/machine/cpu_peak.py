@@ -12,17 +12,17 @@ from ..optional import require
 from .openvino import HINTS, core, cpu_has_bfloat16
 
 SIDE, RUNS = 2048, 10                       # of the square matrices; products timed
-PRECISIONS = {"ONNX Runtime": ("float32", "int8"), "OpenVINO": ("float32", "bfloat16", "int8")}
+PEAK_PRECISIONS = {"ONNX Runtime": ("float32", "int8"), "OpenVINO": ("float32", "bfloat16", "int8")}
 
 
 def matmul_gflops(backend: str, precision: str, threads: int = 0, side: int = SIDE) -> float | None:
     """GFLOP/s (two operations a multiply-accumulate) of a product of two `side` x `side` matrices, one of them
-    constant, as in a linear layer: the best of RUNS. None for a `backend` and `precision` not in PRECISIONS.
+    constant, as in a linear layer: the best of RUNS. None for a `backend` and `precision` not in PEAK_PRECISIONS.
 
     The best, not the median: it is a bound. int8 counts the rounding of its input and the scaling of its result,
     which no product goes without.
     """
-    if precision not in PRECISIONS.get(backend, ()):
+    if precision not in PEAK_PRECISIONS.get(backend, ()):
         return None
     open_product = {"ONNX Runtime": _in_onnxruntime, "OpenVINO": _in_openvino}[backend]
     call = open_product(_product(precision == "int8", side), precision, threads, side)

@@ -120,7 +120,7 @@ class DynamicViT(nn.Module):
                     score = tokens.new_zeros(before.shape) if score is None else score  # [B, N_s]
                     # Attention scores are float32 in every precision.
                     scores.append(score.new_full((batch, patches), -torch.inf).scatter(1, before, score))
-            tokens, attended = self._watched(index, partial(block, tokens))
+            tokens, attended = self._observed(index, partial(block, tokens))
         logits = self.backbone.forward_head(self.backbone.norm(tokens))
         return PrunedOutput(logits, tuple(kept), tuple(scores))
 
@@ -140,11 +140,11 @@ class DynamicViT(nn.Module):
         rest = self.fuser[stage](left, score / self.config.patches, chosen + fused)  # [B, 1, C]
         return torch.cat([tokens[:, :self.prefix], rest, patches], dim=1), chosen, score[:, fused:]
 
-    def _watched(self, index: int, run: Callable[[], Tensor], kept: Tensor | None = None,
+    def _observed(self, index: int, run: Callable[[], Tensor], kept: Tensor | None = None,
                  ) -> tuple[Tensor, Attended | None]:
         """`run`, which runs block `index`, and its attention where the next stage asks for it."""
         if self._attends and index + 1 in self.stage_of:
-            return vit.watch(self.backbone, self.backbone.blocks[index], run, kept)
+            return vit.observe_attention(self.backbone, self.backbone.blocks[index], run, kept)
         return run(), None
 
     def _pooled(self, images: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class DynamicViT(nn.Module):
                 decision = decision * drawn
                 decisions.append(decision)
             kept = torch.cat([always, decision], dim=1)                    # [B, P + N]
-            tokens, attended = self._watched(index, partial(vit.masked_block, block, tokens, kept, eps), kept)
+            tokens, attended = self._observed(index, partial(vit.masked_block, block, tokens, kept, eps), kept)
         tokens = self.backbone.norm(tokens)
         logits = vit.masked_head(self.backbone, tokens, decision)
         return MaskedOutput(logits, tokens[:, self.prefix:], tuple(decisions))

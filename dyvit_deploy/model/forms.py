@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .dynamicvit import DynamicViT
 from .lvvit import LVViT
 from .pruning import gather_tokens
-from .token_scorer import ScorePredictor
+from .token_scorer import TokenScorer
 
 
 class SplitLinear(nn.Module):
@@ -47,10 +47,10 @@ class SplitLinear(nn.Module):
         return joined
 
 
-class SplitPredictor(nn.Module):
-    """`ScorePredictor.scores` with `SplitLinear`, in place of one row of the mean for every patch."""
+class SplitTokenScorer(nn.Module):
+    """`TokenScorer.scores` with `SplitLinear`, in place of one row of the mean for every patch."""
 
-    def __init__(self, predictor: ScorePredictor) -> None:
+    def __init__(self, predictor: TokenScorer) -> None:
         super().__init__()
         first, *rest = predictor.out_conv
         self.in_conv, self.score = predictor.in_conv, predictor.score
@@ -145,8 +145,8 @@ def split_predictor(model: DynamicViT) -> bool:
     """Predictors compute the half of their first output layer that is alike for all patches once."""
     changed = False
     for stage, selector in enumerate(model.score_predictor):
-        if isinstance(selector, ScorePredictor):
-            model.score_predictor[stage], changed = SplitPredictor(selector), True
+        if isinstance(selector, TokenScorer):
+            model.score_predictor[stage], changed = SplitTokenScorer(selector), True
     return changed
 
 

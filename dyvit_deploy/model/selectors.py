@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig, PruneConfig
 from ..errors import ConfigError
 from .pruning import received_attention
-from .token_scorer import ScorePredictor
+from .token_scorer import TokenScorer
 from .vit import Attended
 
 
@@ -113,7 +113,7 @@ class StructuralSelector(nn.Module):
 
 
 SELECTORS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
-    "prediction": lambda config, stage: ScorePredictor(config.width),
+    "prediction": lambda config, stage: TokenScorer(config.width),
     "attention": AttentionSelector, "random": RandomSelector, "static": StaticSelector,
     "structural": StructuralSelector,
 }

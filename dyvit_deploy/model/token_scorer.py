@@ -17,7 +17,7 @@ class KeepScore(nn.Module):
         return F.linear(features, weight[:1] - weight[1:], bias[:1] - bias[1:]).squeeze(-1)
 
 
-class ScorePredictor(nn.Module):
+class TokenScorer(nn.Module):
     """Scores patch tokens from their own features and the mean of the others.
 
     Tensor names are those of published checkpoints. Output index 0 means KEEP, as in the

@@ -173,14 +173,14 @@ class Attended(NamedTuple):
 
 
 def check_attention(block: nn.Module) -> None:
-    """Raises ConfigError when the block's attention is of a kind that `watch` cannot see into."""
+    """Raises ConfigError when the block's attention is of a kind that `observe_attention` cannot see into."""
     attn = getattr(block, "attn", block)
     if type(attn) is not Attention:
         raise ConfigError(f"{type(attn).__name__} does not show its attention here; choose a timm ViT with the "
                           "standard block, or another --selector.")
 
 
-def watch(vit: VisionTransformer, block: Any, run: Callable[[], Tensor],
+def observe_attention(vit: VisionTransformer, block: Any, run: Callable[[], Tensor],
           kept: Tensor | None = None) -> tuple[Tensor, Attended]:
     """`run`, which runs `block`, and what its attention was made of.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .collect import Collection, Entry
+from .collect import Collection, PageArtifact
+from .formatting import format_images, format_percent
 from .lineage import ancestors, data_of, is_plain, of_one_checkpoint, source_of
 from .records import Eval
-from .states import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed
-from .words import format_images, format_percent
+from .status import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed
 
 NAME = "Accuracy"
 DENSE = "the dense model"
@@ -36,7 +36,7 @@ class Loss(NamedTuple):
         return f"{-self.drop:+.2f} points against {self.words}" if abs(self.drop) >= 0.005 else f"as {self.words}"
 
 
-def judge_accuracy(found: Collection, entry: Entry, max_drop: float) -> Verdict:
+def judge_accuracy(found: Collection, entry: PageArtifact, max_drop: float) -> Verdict:
     mine = max(found.current(entry, found.records.evals), key=_worth, default=None)
     if mine is None:
         command = typed("eval", entry.key, "--data", data_of(entry) or "IMAGES", "--json", f"{entry.key}.eval.json")
@@ -93,7 +93,7 @@ def _too_few(images: int, max_drop: float) -> str:
     return f"{words}: evaluate {math.ceil(100 / max_drop):,} images or more." if max_drop else f"{words}."
 
 
-def _losses(found: Collection, entry: Entry) -> list[Loss]:
+def _losses(found: Collection, entry: PageArtifact) -> list[Loss]:
     """Against the checkpoint that it stems from, and against the dense model; each on the most images that both saw,
     the one on the most images first. Of several dense ones that is one of the same checkpoint, then the best."""
     here = found.current(entry, found.records.evals)
@@ -107,7 +107,7 @@ def _losses(found: Collection, entry: Entry) -> list[Loss]:
     return sorted(losses, key=lambda loss: -loss.mine.images)
 
 
-def _dense(found: Collection, entry: Entry) -> list[Entry]:
+def _dense(found: Collection, entry: PageArtifact) -> list[PageArtifact]:
     """The dense models of its architecture; none for one of these."""
     return [] if is_plain(entry) else [e for e in found.entries if e.facts and entry.facts and is_plain(e)
                                        and e.facts.model.name == entry.facts.model.name]
@@ -121,7 +121,7 @@ def _command(mine: Eval, key: str) -> str:
                  *(["--images", str(mine.images)] if mine.images else []), "--json", f"{key}.eval.json")
 
 
-def _incomparable(found: Collection, entry: Entry, mine: Eval) -> Verdict:
+def _incomparable(found: Collection, entry: PageArtifact, mine: Eval) -> Verdict:
     """A figure alone says nothing, but of a model that is what others are compared with."""
     headline = f"{format_percent(mine.top1)} top-1"
     if is_plain(entry) or entry.about.kind == "checkpoint":

@@ -13,7 +13,7 @@ from ..engine.sidecar import read_sidecar
 from ..errors import ArtifactError, DyvitError
 from ..graph.read import load_graph, product_precisions
 from ..inspect.artifact import InspectReport, inspect_artifact
-from ..runners.open import CHECKPOINTS, ENGINES, GRAPHS
+from ..runners.open import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, GRAPH_RUNNERS
 from ..sweep.store import NAME as SWEEP
 from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep
 
@@ -23,7 +23,7 @@ COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
 
 
 @dataclass(frozen=True, eq=False)            # each file is itself, equal bytes or not
-class Entry:
+class PageArtifact:
     """One artifact: `key` is its path relative to the folder, `letter` its sign on the page, `rows` are its facts in
     words. `products` are the precisions of its matrix products by graph node, `told` who says so."""
 
@@ -55,25 +55,25 @@ class Collection:
     usable."""
 
     folder: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[PageArtifact, ...]
     records: Records
     skipped: tuple[str, ...]
 
-    def current(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+    def current(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
         """Those that were measured on the very file which lies here."""
         return [r for r in self._named(entry, records) if entry.about.sha256 in r.source.hashes(entry.name)]
 
-    def stale(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+    def stale(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
         """Those that were measured on another file, which then stood in the place of this one."""
         here = {e.about.sha256 for e in self.entries if e.name == entry.name}
         return [r for r in self._named(entry, records)
                 if (known := r.source.hashes(entry.name)) and not known & here]
 
-    def unsure(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+    def unsure(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
         """Those that do not say on which file of that name they were measured; they count for nothing."""
         return [r for r in self._named(entry, records) if not r.source.hashes(entry.name)]
 
-    def _named(self, entry: Entry, records: tuple[R, ...]) -> list[R]:
+    def _named(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
         twins = [e for e in self.entries if e.name == entry.name]
 
         def beside(record: R) -> bool:
@@ -101,7 +101,7 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
     skipped: list[str] = []
     files = list(_files(folder, skipped))
     sources = [path for path in files if _is_artifact(path)]
-    entries: list[Entry] = []
+    entries: list[PageArtifact] = []
     for path in track(sources, "reading artifacts", len(sources)):
         key = path.relative_to(folder).as_posix()
         try:
@@ -166,21 +166,21 @@ def _is_artifact(path: Path) -> bool:
         return False
     if suffix == ".tar":                                                   # of images, unless it says otherwise
         return path.name.lower().endswith(".pth.tar")
-    return suffix in (*CHECKPOINTS, *GRAPHS, *ENGINES)
+    return suffix in (*CHECKPOINT_SUFFIXES, *GRAPH_RUNNERS, *ENGINE_SUFFIXES)
 
 
 def _is_sidecar(path: Path, artifacts: list[Path]) -> bool:
-    return path.with_suffix("") in artifacts and path.with_suffix("").suffix.lower() in ENGINES
+    return path.with_suffix("") in artifacts and path.with_suffix("").suffix.lower() in ENGINE_SUFFIXES
 
 
-def _order(entry: Entry) -> tuple[int, bool, str]:
+def _order(entry: PageArtifact) -> tuple[int, bool, str]:
     """What is shipped before what it is made of, dense before pruned."""
     kinds = ["ONNX", "OpenVINO", "engine plan", "checkpoint"]
     dense = entry.facts is not None and entry.facts.dense
     return kinds.index(entry.about.kind), not dense, entry.key
 
 
-def _entry(path: Path, key: str) -> Entry:
+def _entry(path: Path, key: str) -> PageArtifact:
     about = inspect_artifact(path)
     rows = {name: str(value) for name, value in about.rows().items() if value not in (None, "", (), [], {})}
     if (facts := about.facts) and not all(isinstance(part or {}, Mapping) for part in
@@ -201,5 +201,5 @@ def _entry(path: Path, key: str) -> Entry:
             told = str(error)
     elif about.engine and (engine := read_sidecar(path)):
         products, told = dict(engine.products), engine.verified
-    return Entry("", key, path, about, rows, products, told)
+    return PageArtifact("", key, path, about, rows, products, told)
 

@@ -23,7 +23,7 @@ from ..errors import DataError, DyvitError
 from ..runners.base import Runner
 from ..runners.open import open_runner
 from ..visualization.views import ImageView, pruned_facts, view_images
-from .collect import Entry
+from .collect import PageArtifact
 
 SMALL = 128                                 # pixels of a side up to which an image is stored and shown pixel by pixel
 QUALITY = 85                                # of JPEG
@@ -54,7 +54,7 @@ class Shot(NamedTuple):
 class Gallery:
     """One artifact: `counts` are the patches that are left after each stage, of `grid` rows and columns."""
 
-    entry: Entry
+    entry: PageArtifact
     grid: tuple[int, int]
     counts: tuple[int, ...]
     shots: tuple[Shot, ...]
@@ -76,7 +76,7 @@ class Galleries(NamedTuple):
     notes: tuple[str, ...]
 
 
-def make_galleries(entries: Sequence[Entry], data: str, limit: int, track: Track[Entry]) -> Galleries:
+def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track: Track[PageArtifact]) -> Galleries:
     """Runs up to `limit` images of `data` through those of `entries` that prune.
 
     Raises:
@@ -121,7 +121,7 @@ def _classes(images: ImageSet, facts: ArtifactFacts) -> tuple[tuple[str, ...] | 
         return None, f"The galleries do not say which predictions are right: {error}"
 
 
-def _gallery(entry: Entry, runner: Runner, images: Sequence[Found], classes: tuple[str, ...] | None,
+def _gallery(entry: PageArtifact, runner: Runner, images: Sequence[Found], classes: tuple[str, ...] | None,
              pictures: dict[str, Picture]) -> Gallery:
     facts: ArtifactFacts = pruned_facts(runner)
     shots: list[Shot] = []

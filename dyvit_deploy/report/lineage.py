@@ -5,21 +5,21 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from .collect import Collection, Entry
+from .collect import Collection, PageArtifact
 from .records import Check
 
 
-def lowered(entry: Entry) -> Mapping[str, Any]:
+def lowered(entry: PageArtifact) -> Mapping[str, Any]:
     """How its precision was lowered; empty for float32, and for files of others."""
     return (entry.facts.lowered if entry.facts else None) or {}
 
 
-def is_plain(entry: Entry) -> bool:
+def is_plain(entry: PageArtifact) -> bool:
     """True for the dense float32 model, of which nothing was taken away."""
     return entry.facts is not None and entry.facts.dense and entry.facts.precision == "float32"
 
 
-def data_of(entry: Entry) -> str | None:
+def data_of(entry: PageArtifact) -> str | None:
     """What its model can be judged on without being told: the demo's scenes."""
     facts = entry.facts
     if facts is None:
@@ -28,19 +28,19 @@ def data_of(entry: Entry) -> str | None:
     return "digits" if trained_on == "digits" or facts.class_names == tuple("0123456789") else None
 
 
-def origin_of(entry: Entry) -> dict[str, str]:
+def origin_of(entry: PageArtifact) -> dict[str, str]:
     """The `file` and `sha256` that it says it was made of; empty where it does not say."""
     source = entry.about.engine.source if entry.about.engine else (entry.facts.parent if entry.facts else None)
     return {name: str(source[name]) for name in ("file", "sha256") if source and source.get(name)}
 
 
-def parent_of(found: Collection, entry: Entry) -> Entry | None:
+def parent_of(found: Collection, entry: PageArtifact) -> PageArtifact | None:
     """The artifact in the folder that it was made of."""
     digest = origin_of(entry).get("sha256")
     return next((e for e in found.entries if e.about.sha256 == digest and e is not entry), None)
 
 
-def ancestors(found: Collection, entry: Entry) -> list[Entry]:
+def ancestors(found: Collection, entry: PageArtifact) -> list[PageArtifact]:
     """What it was made of, the nearest first; a sidecar that was changed by hand may lead round in a circle."""
     line = [entry]
     while (parent := parent_of(found, line[-1])) and parent not in line:
@@ -48,7 +48,7 @@ def ancestors(found: Collection, entry: Entry) -> list[Entry]:
     return line[1:]
 
 
-def source_of(found: Collection, entry: Entry) -> str:
+def source_of(found: Collection, entry: PageArtifact) -> str:
     """The checkpoint that it stems from as it is typed in the folder; a word in capitals where nobody knows it."""
     line = [entry, *ancestors(found, entry)]
     known = dict(found.records.checkpoints)
@@ -56,19 +56,19 @@ def source_of(found: Collection, entry: Entry) -> str:
     return line[-1].key if line[1:] else swept
 
 
-def is_baseline(found: Collection, entry: Entry) -> bool:
+def is_baseline(found: Collection, entry: PageArtifact) -> bool:
     """True for a dense export where there are pruned ones of its architecture: what these are compared with."""
     return is_plain(entry) and entry.about.kind != "checkpoint" and any(
         e.facts and entry.facts and not e.facts.dense and e.facts.model.name == entry.facts.model.name
         for e in found.entries)
 
 
-def of_one_checkpoint(found: Collection, one: Entry, other: Entry) -> bool:
+def of_one_checkpoint(found: Collection, one: PageArtifact, other: PageArtifact) -> bool:
     """True when both stem from the same file, by its hash."""
     return bool(_line(found, one) & _line(found, other))
 
 
-def is_own_reference(found: Collection, entry: Entry, check: Check) -> bool:
+def is_own_reference(found: Collection, entry: PageArtifact, check: Check) -> bool:
     """True when what `entry` was compared with is what it was made of, or another float32 artifact of that."""
     if check.own:
         return True
@@ -81,7 +81,7 @@ def is_own_reference(found: Collection, entry: Entry, check: Check) -> bool:
     return bool(check.reference == _file_name(origin_of(entry).get("file", "")))  # it has changed since, or is not here
 
 
-def _line(found: Collection, entry: Entry) -> set[str]:
+def _line(found: Collection, entry: PageArtifact) -> set[str]:
     """The hashes of all that it stems from, itself included."""
     line = [entry, *ancestors(found, entry)]
     return {e.about.sha256 for e in line} | {o["sha256"] for e in line if "sha256" in (o := origin_of(e))}

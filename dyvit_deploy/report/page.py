@@ -23,7 +23,7 @@ from .collect import Collection, collect
 from .gallery import Galleries, make_galleries
 from .lineage import data_of
 from .sections import costs, environments, family, latency_charts, layer_maps, trade_charts
-from .states import FAIL, INFO, OPEN, PASS, WARN
+from .status import FAIL, INFO, OPEN, PASS, WARN
 from .verdicts import Judgement, judge
 
 NAME = "report.html"

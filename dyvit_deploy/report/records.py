@@ -11,10 +11,10 @@ from typing import Any
 
 from ..artifacts.facts import METADATA_KEY
 from ..artifacts.reports import REPORT_FORMAT
-from ..calibration.ranges import KIND as RANGES
+from ..calibration.ranges import RANGES_KIND as RANGES
 from ..data.reading import SPLITS
 from ..errors import ArtifactError
-from ..sweep.store import DENSE, Store, read_store
+from ..sweep.store import DENSE_FILE, Store, read_store
 
 LARGEST = 64 << 20                          # bytes of a report that is read
 HUGE = 1e12                                 # no time, rate or count is that large, nor any time that small inverted
@@ -22,7 +22,7 @@ BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError, Ar
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportFile:
     """A report: its `file` relative to the folder, the `command` that wrote it, and the sha256 of the artifacts it is
     about, by their path as typed then."""
 
@@ -42,7 +42,7 @@ class Check:
     `own` marks the gate of an export, which compares with the float32 graph of the same checkpoint."""
 
     artifact: str
-    source: Source
+    source: ReportFile
     reference: str
     data: str
     images: int
@@ -62,7 +62,7 @@ class Eval:
     """Accuracy on `images` labelled images of `data`, 0 where unknown; shares are 0..1."""
 
     artifact: str
-    source: Source
+    source: ReportFile
     data: str
     images: int
     top1: float
@@ -83,7 +83,7 @@ class Speed:
     report, or the call in it, are comparable. A sweep, `swept`, keeps no intervals."""
 
     artifact: str
-    source: Source
+    source: ReportFile
     backend: str
     precision: str
     batch: int
@@ -106,7 +106,7 @@ class Speed:
 class Environment:
     """A machine and the versions on it, as one report tells."""
 
-    source: Source
+    source: ReportFile
     machine: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -152,7 +152,7 @@ def read_report(path: Path, name: str) -> Records:
         raise ArtifactError(f"{name} is a report in format {str(stamp.get('format'))[:20]}, this dyvit reads format "
                             f"{REPORT_FORMAT}; measure again with --json.")
     try:
-        source = Source(name, _text(stamp["command"]), _text(stamp["version"]),
+        source = ReportFile(name, _text(stamp["command"]), _text(stamp["version"]),
                         {_text(file): _text(digest) for file, digest in stamp["files"].items()})
         commands = Records(commands=(source.command,) if source.command else ())
         read = READERS.get(stamp["report"])
@@ -161,7 +161,7 @@ def read_report(path: Path, name: str) -> Records:
         raise ArtifactError(f"{name} is damaged, or was changed by hand; measure again with --json.") from error
 
 
-def _check(values: Mapping[str, Any], source: Source, artifact: str | None = None) -> Records:
+def _check(values: Mapping[str, Any], source: ReportFile, artifact: str | None = None) -> Records:
     batches = values["batches"]
     failures = tuple(f"batch {_count(b['batch'])}: {_text(line)}" for b in batches for line in b["failures"])
     overlaps = [_share(share) for b in batches for share in (b["overlap_forgiven"] or b["overlap"])]
@@ -172,13 +172,13 @@ def _check(values: Mapping[str, Any], source: Source, artifact: str | None = Non
         None if None in errors else max(map(_number, errors)), min(overlaps, default=None), artifact is not None),))
 
 
-def _eval(values: Mapping[str, Any], source: Source) -> Records:
+def _eval(values: Mapping[str, Any], source: ReportFile) -> Records:
     return Records(evals=(Eval(_text(values["artifact"]), source, _text(values["data"]), _count(values["images"]),
                                _share(values["top1"]), _share(values["top5"]),
                                _number(values["calibration_error"]), tuple(map(_text, values["failures"]))),))
 
 
-def _bench(values: Mapping[str, Any], source: Source) -> Records:
+def _bench(values: Mapping[str, Any], source: ReportFile) -> Records:
     baseline = values["config"]["baseline"]
     against = Path(_text(baseline)).name if baseline else "the dense backbone"
     machine = _machine(values, source)
@@ -186,7 +186,7 @@ def _bench(values: Mapping[str, Any], source: Source) -> Records:
                    environments=(machine,), notes=tuple(map(_text, values["notes"])))
 
 
-def _speed(values: Mapping[str, Any], source: Source, baseline: str, run: str) -> Speed:
+def _speed(values: Mapping[str, Any], source: ReportFile, baseline: str, run: str) -> Speed:
     intervals = {_text(name): (_maybe(low), _maybe(high)) for name, (low, high) in (values["ci95_ms"] or {}).items()}
     return Speed(_text(values["artifact"]), source, _text(values["backend"]), _text(values["precision"]),
                  _count(values["batch"]), *_latencies(values), _positive(values["images_per_sec"]),
@@ -200,7 +200,7 @@ def _latencies(values: Mapping[str, Any]) -> tuple[float, float, float]:
             _positive(values["latency_ms_p99"]))
 
 
-def _quickstart(values: Mapping[str, Any], source: Source) -> Records:
+def _quickstart(values: Mapping[str, Any], source: ReportFile) -> Records:
     found = Records(commands=tuple(map(_text, values["commands"])))
     for check in values["checks"]:
         found += _check(check, source)
@@ -209,7 +209,7 @@ def _quickstart(values: Mapping[str, Any], source: Source) -> Records:
     return found + _bench(values["bench"], source)
 
 
-def _export(values: Mapping[str, Any], source: Source) -> Records:
+def _export(values: Mapping[str, Any], source: ReportFile) -> Records:
     """The gate of a lowered artifact, which compares it with its float32 graph."""
     [artifact] = source.files
     found = Records()
@@ -218,7 +218,7 @@ def _export(values: Mapping[str, Any], source: Source) -> Records:
     return found
 
 
-def _sweep(values: Mapping[str, Any], source: Source) -> Records:
+def _sweep(values: Mapping[str, Any], source: ReportFile) -> Records:
     """The rows of `dyvit sweep --json`; sweep.json itself has them all, see `read_sweep`."""
     runs = {_count(run["run"]): _machine(run, source) for run in values["runs"]}
     speeds = tuple(_swept({**row, "artifact": Path(_text(row["artifact"])).name}, source, runs)
@@ -227,20 +227,21 @@ def _sweep(values: Mapping[str, Any], source: Source) -> Records:
     return Records(speeds=speeds, environments=tuple(runs.values()), commands=tuple(commands))
 
 
-def _machine(values: Mapping[str, Any], source: Source) -> Environment:
+def _machine(values: Mapping[str, Any], source: ReportFile) -> Environment:
     return Environment(source, _texts(values["machine"]), _texts(values["versions"]))
 
 
-def _swept(row: Mapping[str, Any], source: Source, machines: Mapping[int, Environment]) -> Speed:
+def _swept(row: Mapping[str, Any], source: ReportFile, machines: Mapping[int, Environment]) -> Speed:
     """A timing of a sweep; it says by number in which call it was measured."""
     number = _count(row["run"])
     if number not in machines:
         raise ValueError("a timing belongs to no run")
     label = source.file if len(machines) == 1 else f"{source.file}, run {number}"
-    return _speed({**row, "ci95_ms": None, "ceiling": None, "stand_in": False, "swept": True}, source, DENSE, label)
+    row = {**row, "ci95_ms": None, "ceiling": None, "stand_in": False, "swept": True}
+    return _speed(row, source, DENSE_FILE, label)
 
 
-READERS: dict[str, Callable[[Mapping[str, Any], Source], Records]] = {
+READERS: dict[str, Callable[[Mapping[str, Any], ReportFile], Records]] = {
     "check": _check, "eval": _eval, "bench": _bench, "quickstart": _quickstart, "export": _export, "sweep": _sweep,
 }
 
@@ -260,8 +261,8 @@ def read_sweep(folder: Path, name: str) -> Records:
 
 def _from_store(store: Store, folder: Path, name: str) -> Records:
     """As the same records; a file's hash is the one that was measured."""
-    dense = {DENSE: store.dense_sha256} if store.dense_sha256 else {}
-    source = Source(name, files={a.file: a.sha256 for a in store.artifacts} | dense)
+    dense = {DENSE_FILE: store.dense_sha256} if store.dense_sha256 else {}
+    source = ReportFile(name, files={a.file: a.sha256 for a in store.artifacts} | dense)
     of = {a.file: a for a in store.artifacts}
     checks, evals = [], []
     for a in store.artifacts:

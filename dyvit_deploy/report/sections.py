@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from ..sweep.target import pareto_front
 from .charts import Axis, Point, axis, label_points, percents, spans
-from .collect import Collection, Entry
+from .collect import Collection, PageArtifact
+from .formatting import format_images, format_ms, format_percent, format_rate, format_ratio, short_hash
 from .layers import LayerMap, MacChart, layer_map, mac_chart
 from .lineage import is_own_reference, lowered, origin_of, parent_of
 from .records import Check, Environment, Eval, Speed
 from .speed import Group, groups_of
-from .words import format_images, format_ms, format_percent, format_rate, format_ratio, short_hash
 
 
 class Line(NamedTuple):
@@ -27,7 +27,7 @@ class Line(NamedTuple):
 class Trade(NamedTuple):
     """One artifact in a Pareto chart."""
 
-    entry: Entry
+    entry: PageArtifact
     point: Point
     quality: str
     speed: Speed
@@ -47,10 +47,10 @@ class TradeChart(NamedTuple):
     y: Axis
     trades: tuple[Trade, ...]
     front: tuple[Line, ...]
-    missing: tuple[Entry, ...]
+    missing: tuple[PageArtifact, ...]
 
 
-class Range(NamedTuple):
+class LatencyMarks(NamedTuple):
     """One latency: percent along the axis, the 95 % intervals as pairs of such, and the figures."""
 
     name: str
@@ -68,7 +68,7 @@ class LatencyChart(NamedTuple):
 
     title: str
     x: Axis
-    rows: tuple[Range, ...]
+    rows: tuple[LatencyMarks, ...]
 
 
 class Branch(NamedTuple):
@@ -76,7 +76,7 @@ class Branch(NamedTuple):
 
     name: str
     digest: str
-    entry: Entry | None
+    entry: PageArtifact | None
     note: str
     children: tuple[Any, ...]
 
@@ -84,14 +84,14 @@ class Branch(NamedTuple):
 class Cost(NamedTuple):
     """The block costs of the artifacts that share a schedule and graph."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PageArtifact, ...]
     chart: MacChart
     share: str
 
 
 def trade_charts(found: Collection) -> list[TradeChart]:
     """One per batch size and group of comparable timings, as far as two of them were judged on the same images."""
-    timed: dict[tuple[int, Group], list[tuple[Entry, Speed]]] = {}
+    timed: dict[tuple[int, Group], list[tuple[PageArtifact, Speed]]] = {}
     for entry in found.entries:
         for group, speeds in groups_of(found, entry).items() if lowered(entry).get("target") != "tensorrt" else ():
             for speed in speeds:
@@ -117,7 +117,7 @@ def _titles(keys: Sequence[tuple[int, Group]]) -> list[str]:
     return titles
 
 
-def _quality(found: Collection, entries: Sequence[Entry]) -> tuple[str, str, dict[Entry, float]]:
+def _quality(found: Collection, entries: Sequence[PageArtifact]) -> tuple[str, str, dict[PageArtifact, float]]:
     """What the most of `entries` were judged by, on which images, and its values: top-1 if possible, else the share of
     images with the class of the reference."""
     top1 = _on_same_images((e, result, result.top1) for e in entries
@@ -130,20 +130,21 @@ def _quality(found: Collection, entries: Sequence[Entry]) -> tuple[str, str, dic
     return "same class as its reference", *agreement
 
 
-def _on_same_images(results: Iterable[tuple[Entry, Eval | Check, float]]) -> tuple[str, dict[Entry, float]]:
+def _on_same_images(
+        results: Iterable[tuple[PageArtifact, Eval | Check, float]]) -> tuple[str, dict[PageArtifact, float]]:
     """The images that most artifacts saw, and for each artifact the lowest share on them."""
     known = list(results)
     counts = Counter(seen for _, seen in {(entry, result.seen) for entry, result, _ in known})
     data, images = max(counts, key=lambda seen: (counts[seen], seen[1], seen[0]), default=("", 0))
-    values: dict[Entry, float] = {}
+    values: dict[PageArtifact, float] = {}
     for entry, result, share in known:
         if result.seen == (data, images):
             values[entry] = min(share, values.get(entry, 1.0))
     return format_images(images, data), values
 
 
-def _trade_chart(metric: str, images: str, shown: Sequence[tuple[Entry, Speed, float]],
-                 missing: tuple[Entry, ...]) -> TradeChart:
+def _trade_chart(metric: str, images: str, shown: Sequence[tuple[PageArtifact, Speed, float]],
+                 missing: tuple[PageArtifact, ...]) -> TradeChart:
     x = axis([speed.images_per_sec for _, speed, _ in shown], count=4)
     y = percents([share for _, _, share in shown], count=4)
     points = label_points([(x.at(s.images_per_sec), y.at(100 * share)) for _, s, share in shown])
@@ -183,7 +184,7 @@ def _latency_chart(title: str, rows: Sequence[tuple[str, str, Speed]]) -> Latenc
     for name, letter, s in rows:
         known = tuple((x.at(low), x.at(high)) for low, high in s.intervals.values()
                       if low is not None and high is not None)
-        ranges.append(Range(name, letter, s, x.at(s.p50), x.at(s.p90), x.at(s.p99), known,
+        ranges.append(LatencyMarks(name, letter, s, x.at(s.p50), x.at(s.p90), x.at(s.p99), known,
                             (format_ms(s.p50), format_ms(s.p90), format_ms(s.p99))))
     return LatencyChart(title, x, tuple(ranges))
 
@@ -191,8 +192,8 @@ def _latency_chart(title: str, rows: Sequence[tuple[str, str, Speed]]) -> Latenc
 def family(found: Collection) -> tuple[Branch, ...]:
     """Checkpoints, what was made of them, and what of that. A parent that is not here stands as a file of its own,
     with the reason."""
-    children: dict[str, list[Entry]] = {}
-    roots, lost = [], dict[tuple[str, str], list[Entry]]()
+    children: dict[str, list[PageArtifact]] = {}
+    roots, lost = [], dict[tuple[str, str], list[PageArtifact]]()
     for entry in found.entries:
         parent, origin = parent_of(found, entry), origin_of(entry)
         if parent:
@@ -204,7 +205,7 @@ def family(found: Collection) -> tuple[Branch, ...]:
             roots.append(entry)
     seen: set[str] = set()
 
-    def branch(entry: Entry) -> Branch:
+    def branch(entry: PageArtifact) -> Branch:
         seen.add(entry.key)
         made = [branch(child) for child in children.get(entry.key, []) if child.key not in seen]
         return Branch(entry.key, short_hash(entry.about.sha256), entry, "", tuple(made))
@@ -223,7 +224,7 @@ def _why_lost(found: Collection, name: str) -> str:
     return f"changed since: {same.key} here has sha256 {short_hash(same.about.sha256)}"
 
 
-def layer_maps(found: Collection) -> list[tuple[Entry, LayerMap]]:
+def layer_maps(found: Collection) -> list[tuple[PageArtifact, LayerMap]]:
     """Of every artifact whose products are known."""
     maps = ((entry, layer_map(entry.products, entry.facts)) for entry in found.entries)
     return [(entry, known) for entry, known in maps if known]
@@ -231,7 +232,7 @@ def layer_maps(found: Collection) -> list[tuple[Entry, LayerMap]]:
 
 def costs(found: Collection) -> list[Cost]:
     """One chart per schedule and form of the graph, of models that drop patches."""
-    groups: dict[Any, list[Entry]] = {}
+    groups: dict[Any, list[PageArtifact]] = {}
     for entry in found.entries:
         if entry.facts and not entry.facts.dense:
             groups.setdefault((entry.facts.model, entry.facts.prune, entry.facts.forms), []).append(entry)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from .collect import Collection, Entry
+from .collect import Collection, PageArtifact
+from .formatting import format_rate, format_ratio
 from .lineage import is_plain, lowered
 from .records import Speed
-from .states import FAIL, INFO, PASS, WARN, Verdict, missing, typed, worst
-from .words import format_rate, format_ratio
+from .status import FAIL, INFO, PASS, WARN, Verdict, missing, typed, worst
 
 NAME = "Speed"
 UNSURE = "not sure, "
@@ -24,7 +24,7 @@ class Group(NamedTuple):
     baseline: str
 
 
-def groups_of(found: Collection, entry: Entry) -> dict[Group, list[Speed]]:
+def groups_of(found: Collection, entry: PageArtifact) -> dict[Group, list[Speed]]:
     """Per group one timing for each batch size, that with the most runs, by batch size."""
     groups: dict[Group, dict[int, Speed]] = {}
     for speed in found.current(entry, found.records.speeds):
@@ -34,7 +34,7 @@ def groups_of(found: Collection, entry: Entry) -> dict[Group, list[Speed]]:
     return {group: [chosen[batch] for batch in sorted(chosen)] for group, chosen in sorted(groups.items())}
 
 
-def judge_speed(found: Collection, entry: Entry) -> Verdict:
+def judge_speed(found: Collection, entry: PageArtifact) -> Verdict:
     """The worst of the verdicts against each baseline; where there are several, all are told. What is not sure gives
     way to another run against the same baseline that is."""
     groups = groups_of(found, entry)
@@ -54,7 +54,7 @@ def judge_speed(found: Collection, entry: Entry) -> Verdict:
     return Verdict(NAME, state, shown.headline, tuple(lines), ", ".join(sources), shown.command)
 
 
-def _judge(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> Verdict:
+def _judge(found: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> Verdict:
     """Of timings that are comparable."""
     source = speeds[0].source.file
     lines = [f"batch {s.batch}: {format_rate(s.images_per_sec)} images/s" + ("" if s.speedup is None else
@@ -85,7 +85,7 @@ def _judge(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> Verdict:
     return Verdict(NAME, state, words[state] + headline, tuple(lines), source, command)
 
 
-def _bench_command(found: Collection, entry: Entry, speeds: Sequence[Speed]) -> str:
+def _bench_command(found: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> str:
     """What times the same again, longer, with intervals."""
     folder = PurePosixPath(speeds[0].source.file).parent
     bases = sorted((e for e in found.entries if e.name == speeds[0].baseline),

@@ -9,12 +9,12 @@ from ..config import QUANTIZED
 from ..engine.sidecar import BY_GRAPH
 from ..graph.names import on_score_path
 from .accuracy import judge_accuracy
-from .collect import IN_GRAPH, Collection, Entry
+from .collect import IN_GRAPH, Collection, PageArtifact
+from .formatting import format_error, format_images, format_percent
 from .lineage import data_of, is_baseline, is_own_reference, lowered, parent_of, source_of
 from .records import Check
 from .speed import judge_speed
-from .states import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed, worst
-from .words import format_error, format_images, format_percent
+from .status import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed, worst
 
 NOISE = "noise"                             # as what is compared without images says
 IN_RUNTIME = "in ONNX Runtime"              # as what an inspection calls what the runtime makes of a graph
@@ -24,7 +24,7 @@ IN_RUNTIME = "in ONNX Runtime"              # as what an inspection calls what t
 class Judgement:
     """The verdicts on one artifact, and what they come to; `baseline` marks a dense one beside its pruned ones."""
 
-    entry: Entry
+    entry: PageArtifact
     verdicts: tuple[Verdict, ...]
     baseline: bool = False
 
@@ -49,7 +49,7 @@ def judge(found: Collection, max_drop: float) -> tuple[Judgement, ...]:
                  for entry in found.entries)
 
 
-def _parity(found: Collection, entry: Entry) -> Verdict:
+def _parity(found: Collection, entry: PageArtifact) -> Verdict:
     name = "Parity"
     checks = [check for check in found.current(entry, found.records.checks)  # agreeing with itself says nothing
               if check.source.hashes(check.reference) != {entry.about.sha256}]
@@ -70,7 +70,7 @@ def _parity(found: Collection, entry: Entry) -> Verdict:
     return verdict
 
 
-def _agreement(found: Collection, entry: Entry, checks: list[Check]) -> Verdict:
+def _agreement(found: Collection, entry: PageArtifact, checks: list[Check]) -> Verdict:
     """Of checks that all passed: green on real images, against what the artifact was made of."""
     own = [c for c in checks if is_own_reference(found, entry, c)]
     real = [c for c in own if c.data != NOISE]
@@ -86,7 +86,7 @@ def _agreement(found: Collection, entry: Entry, checks: list[Check]) -> Verdict:
                    _check_command(found, entry))
 
 
-def _figures(entry: Entry, check: Check) -> tuple[str, ...]:
+def _figures(entry: PageArtifact, check: Check) -> tuple[str, ...]:
     """The figures of a comparison, in short sentences."""
     lines = [f"against {check.reference}"]
     if check.agreement is not None:
@@ -98,14 +98,14 @@ def _figures(entry: Entry, check: Check) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _check_command(found: Collection, entry: Entry) -> str:
+def _check_command(found: Collection, entry: PageArtifact) -> str:
     parent = parent_of(found, entry)
     reference = parent.key if parent else source_of(found, entry)
     return typed("check", reference, entry.key, "--data", data_of(entry) or "IMAGES", "--json",
                  f"{entry.key}.check.json")
 
 
-def precision_truth(entry: Entry) -> Verdict:
+def precision_truth(entry: PageArtifact) -> Verdict:
     """What its products really compute in, against what it claims."""
     name, facts = "Precision", entry.facts
     if facts is None and "described by" in entry.about.details:            # an engine without its own sidecar
@@ -131,7 +131,7 @@ def precision_truth(entry: Entry) -> Verdict:
     return Verdict(name, PASS, f"{facts.precision}, as claimed", lines, entry.key)
 
 
-def wider(entry: Entry) -> Mapping[str, str]:
+def wider(entry: PageArtifact) -> Mapping[str, str]:
     """Products that should be in the claimed precision and are not: node to what it is in.
 
     Scores stay float32 by design, quantization leaves predictors and the products inside attention, and `kept` are

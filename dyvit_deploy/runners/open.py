@@ -1,4 +1,4 @@
-"""The one door to runners: a path in, the runner that can run it out."""
+"""The only importer of runners: a path in, the runner that can run it out."""
 from __future__ import annotations
 
 import dataclasses
@@ -11,19 +11,19 @@ from ..config import EngineRunConfig, KeepRequest, LoadConfig
 from ..errors import ArtifactError, ConfigError
 from .base import Runner
 
-CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin")
-GRAPHS = {".onnx": ("ort", "OrtRunner"), ".xml": ("openvino", "OpenVINORunner")}  # suffix: module and class
-ENGINES = (".plan", ".engine", ".trt")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
+GRAPH_RUNNERS = {".onnx": ("ort", "OrtRunner"), ".xml": ("openvino", "OpenVINORunner")}  # suffix: module and class
+ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """True when `path` is named like a PyTorch checkpoint, or is `timm:NAME`."""
-    return is_timm(path) or Path(path).suffix.lower() in CHECKPOINTS
+    return is_timm(path) or Path(path).suffix.lower() in CHECKPOINT_SUFFIXES
 
 
 def is_engine(path: str | Path) -> bool:
     """True when `path` is named like an engine plan."""
-    return Path(path).suffix.lower() in ENGINES
+    return Path(path).suffix.lower() in ENGINE_SUFFIXES
 
 
 def check_engine_device(path: str | Path, device: str | None) -> None:
@@ -79,9 +79,9 @@ def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) 
         check_engine_device(path, device)
         from .tensorrt import TensorRTRunner
         return TensorRTRunner(path, load.engine)
-    if path.suffix.lower() not in GRAPHS:
+    if path.suffix.lower() not in GRAPH_RUNNERS:
         raise unknown_kind(path)
-    module, name = GRAPHS[path.suffix.lower()]
+    module, name = GRAPH_RUNNERS[path.suffix.lower()]
     runner: Runner = getattr(importlib.import_module(f".{module}", __package__), name)(path, device, threads)
     return runner
 
@@ -89,4 +89,4 @@ def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) 
 def unknown_kind(path: Path) -> ArtifactError:
     """The error for a file that is named like nothing known here."""
     return ArtifactError(f"{path} is neither an ONNX file (.onnx), an OpenVINO model (.xml), an engine plan (.plan) "
-                         f"nor a checkpoint ({', '.join(CHECKPOINTS)}); rename it if it is one.")
+                         f"nor a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}); rename it if it is one.")

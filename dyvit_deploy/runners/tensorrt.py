@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..artifacts.files import atomic_write, check_target, require_file
 from ..config import EngineRunConfig
 from ..engine.config import BatchProfile
-from ..engine.flavours import Door, open_door
+from ..engine.library import BuilderLibrary, open_library
 from ..engine.load import load_engine
 from ..engine.network import DATA_TYPES, last
 from ..engine.preflight import read_trusted, require_loadable
@@ -42,16 +42,16 @@ class TensorRTRunner(Runner):
 
     def __init__(self, path: str | Path, run: EngineRunConfig = EngineRunConfig(), cuda: Cuda | None = None) -> None:
         path = require_file(path)
-        flavour, sidecar = require_loadable(path, run.trust)
+        spec, sidecar = require_loadable(path, run.trust)
         self._run, self._cuda = run, cuda or Cuda()
-        self.backend, self.name = flavour.name, path.name
-        door = open_door(flavour.format)
+        self.backend, self.name = spec.name, path.name
+        library = open_library(spec.format)
         host_code = run.trust or bool(sidecar and sidecar.config.version_compatible)
-        self._runtime, self._engine = load_engine(door, read_trusted(path, sidecar), str(path), host_code,
+        self._runtime, self._engine = load_engine(library, read_trusted(path, sidecar), str(path), host_code,
                                                   sidecar.rebuild if sidecar else None)
-        self._door = door
+        self._library = library
         self.facts = sidecar.model if sidecar else None
-        inputs, self._outputs = _tensors(door, self._engine)
+        inputs, self._outputs = _tensors(library, self._engine)
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].dtype not in IMAGE_TYPES:
             found = "; ".join(f"{i.name} {i.dtype} {list(i.shape)}" for i in inputs)
             raise ArtifactError(f"{path} takes {found or 'no input'}; only engines with one float or uint8 image input "
@@ -89,17 +89,17 @@ class TensorRTRunner(Runner):
                                f"or build it with --batch 1:{max(1, fits // 2)}:{max(1, fits)}.")
 
     def _runtime_settings(self) -> Any:
-        """The flavour's own run-time settings: TensorRT for RTX caches kernels and captures graphs itself."""
-        if self._door.flavour.format != "rtx":
+        """The library's own run-time settings: TensorRT for RTX caches kernels and captures graphs itself."""
+        if self._library.spec.format != "rtx":
             if self._run.runtime_cache:
                 raise ConfigError("TensorRT has no runtime cache; --runtime-cache is for engines of --format rtx.")
             return None
         settings = self._engine.create_runtime_config()
         # By default kernels for a shape are compiled in the background, and a slower one runs, and is timed, meanwhile.
-        strategy = self._door.trt.DynamicShapesKernelSpecializationStrategy
+        strategy = self._library.trt.DynamicShapesKernelSpecializationStrategy
         settings.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
         if self._run.cuda_graph:
-            settings.cuda_graph_strategy = self._door.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            settings.cuda_graph_strategy = self._library.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._run.runtime_cache:
             self._cache = settings.create_runtime_cache()
             if (content := _cache_content(self._run.runtime_cache)) and not self._cache.deserialize(content):
@@ -112,7 +112,7 @@ class TensorRTRunner(Runner):
         make = self._engine.create_execution_context
         context = make() if self._settings is None else make(self._settings)
         if context is None:
-            raise BackendError(f"{self.backend} cannot prepare {self.name} ({last(self._door.logger.errors)}); free "
+            raise BackendError(f"{self.backend} cannot prepare {self.name} ({last(self._library.logger.errors)}); free "
                                "GPU memory, or build it with a smaller largest batch.")
         return context
 
@@ -170,14 +170,14 @@ class TensorRTRunner(Runner):
 
     @contextlib.contextmanager
     def _failures(self, batch: int) -> Any:
-        before = len(self._door.logger.errors)
+        before = len(self._library.logger.errors)
         try:
             yield
         except self._cuda.out_of_memory() as error:
             raise BackendError(f"The GPU's memory does not suffice for {self.name} at batch {batch}; choose a smaller "
                                "batch, or free the GPU.") from error
         except RuntimeError as error:
-            fresh = self._door.logger.errors[before:]
+            fresh = self._library.logger.errors[before:]
             said = last(fresh) if fresh else reason(error)
             raise BackendError(f"{self.backend} could not run {self.name} at batch {batch} ({said}); build it again, "
                                "or run dyvit doctor --target PLAN.") from error
@@ -256,7 +256,7 @@ def _cache_content(path: str) -> bytes:
                             ) from error
 
 
-def _tensors(door: Door, engine: Any) -> tuple[list[InputSpec], list[InputSpec]]:
+def _tensors(library: BuilderLibrary, engine: Any) -> tuple[list[InputSpec], list[InputSpec]]:
     """Inputs and outputs of the engine."""
     inputs: list[InputSpec] = []
     outputs: list[InputSpec] = []
@@ -265,5 +265,5 @@ def _tensors(door: Door, engine: Any) -> tuple[list[InputSpec], list[InputSpec]]
         kind = str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
         shape = tuple(None if side < 0 else int(side) for side in engine.get_tensor_shape(name))
         spec = InputSpec(name, DATA_TYPES.get(kind, kind.lower()), shape)
-        (inputs if engine.get_tensor_mode(name) == door.trt.TensorIOMode.INPUT else outputs).append(spec)
+        (inputs if engine.get_tensor_mode(name) == library.trt.TensorIOMode.INPUT else outputs).append(spec)
     return inputs, outputs

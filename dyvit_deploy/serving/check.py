@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ..data.folder import SUFFIXES
+from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import UNREADABLE, Track, no_track
 from ..data.open import open_images
 from ..data.preprocess import resize_and_crop
@@ -171,7 +171,7 @@ class Encoded(NamedTuple):
 def _encoded(source: str, model: ServedModel, limit: int) -> list[Encoded]:
     """Files of a folder as they are; images of a data set as PNG."""
     if Path(source).is_dir():
-        paths = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        paths = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         found = [Encoded(str(path), path.read_bytes()) for path in paths[:limit]]
         return [image for image in found if _readable(image)] or _no_images(source)
     images = open_images(source, model.servable.facts.model, limit=limit)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import atomic_write, make_folder, require_source
-from ..calibration.targets import SUFFIXES
+from ..calibration.targets import FORMAT_SUFFIXES
 from ..config import KeepRequest, LoadConfig
 from ..deploy.config import DeployConfig
 from ..deploy.pipeline import export_artifact, plan_artifact
@@ -97,7 +97,7 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
                 progress.say(f"keep ratio {ratio:g}")
             artifact: Path | str = serving.engine or source
             if not serving.engine and is_checkpoint(source):
-                artifact = Path(name) / f"{ratio:g}" / f"model{SUFFIXES[serving.graph]}"
+                artifact = Path(name) / f"{ratio:g}" / f"model{FORMAT_SUFFIXES[serving.graph]}"
                 exports.append(export_artifact(source, artifact, dataclasses.replace(config, format=serving.graph), one,
                                                progress))
                 if not exports[-1]:
@@ -127,7 +127,7 @@ def plan_repository(source: str | Path, folder: str | Path, serving: ServingConf
             servable = read_servable(serving.engine or source)
             steps.append(f"read {servable.path}, which {servable.backend} runs")
         else:
-            plan = plan_artifact(source, f"model{SUFFIXES[serving.graph]}",
+            plan = plan_artifact(source, f"model{FORMAT_SUFFIXES[serving.graph]}",
                                  dataclasses.replace(config, format=serving.graph), one)
             steps += [f"keep ratio {ratio:g}: {step}" if len(_loads(load)) > 1 else step for step in plan.steps]
             commands += plan.commands

@@ -12,7 +12,7 @@ from ..engine.config import BatchProfile
 from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
 from ..errors import ArtifactError, ConfigError
 from ..graph.read import Tensor, graph_facts, graph_tensors, load_graph
-from ..runners.open import ENGINES
+from ..runners.open import ENGINE_SUFFIXES
 
 NUMPY_TYPES = {"f32": "float32", "f16": "float16", "u8": "uint8", "i64": "int64"}  # OpenVINO's names
 
@@ -128,7 +128,7 @@ def _ours(facts: ArtifactFacts | None, path: Path) -> ArtifactFacts:
 
 
 READERS: dict[str, Callable[[Path], Servable]] = {
-    ".onnx": _read_onnx, ".xml": _read_openvino, **dict.fromkeys(ENGINES, _read_engine)}
+    ".onnx": _read_onnx, ".xml": _read_openvino, **dict.fromkeys(ENGINE_SUFFIXES, _read_engine)}
 
 
 def check_same_model(servable: Servable, facts: ArtifactFacts, checkpoint: str | Path) -> None:

@@ -46,7 +46,7 @@ README_MARK = "Written by dyvit from the artifacts themselves"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelFolder:
     """One model folder to write: its config, and its files by their place in it; text is written, paths are copied."""
 
     config: Config
@@ -95,7 +95,7 @@ def taken(folder: Path, name: str, version: int) -> ConfigError:
                        f"{max(_versions(folder / name)) + 1} to put a new one beside it, or --name for another name.")
 
 
-def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[Entry]:
+def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[ModelFolder]:
     """The model folders for one artifact, or for several keep ratios and a router, the highest first.
 
     Raises:
@@ -113,14 +113,15 @@ def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[E
     for ratio, core in cores.items():
         servable = served[ratio]
         files: dict[str, str | Path] = {f"{settings.version}/{file}": path for path, file in servable.files}
-        found.append(Entry(core_config(core, servable, batch, settings.instances), {LABELS: labels, **files}, servable))
-    found.append(Entry(preprocess_config(prepare, first, batch), {
+        found.append(ModelFolder(core_config(core, servable, batch, settings.instances), {LABELS: labels, **files},
+                                 servable))
+    found.append(ModelFolder(preprocess_config(prepare, first, batch), {
         "1/model.py": HERE / "models" / "preprocess.py", "1/preprocess.py": Path(preprocessing.__file__)}))
-    found += [Entry(ensemble_config(f"{core}{ENSEMBLE}", prepare, core, served[ratio], batch),
+    found += [ModelFolder(ensemble_config(f"{core}{ENSEMBLE}", prepare, core, served[ratio], batch),
                     {LABELS: labels, "1/README": "Triton wants a version folder of an ensemble, too.\n"})
               for ratio, core in cores.items()]
     if len(ratios) > 1:
-        found.append(Entry(router_config(name, cores, [served[ratio] for ratio in ratios], batch),
+        found.append(ModelFolder(router_config(name, cores, [served[ratio] for ratio in ratios], batch),
                            {LABELS: labels, "1/model.py": HERE / "models" / "router.py"}))
     return found
 
@@ -134,7 +135,7 @@ def _max_batch(servables: Any, wanted: int | None) -> int:
     return wanted or min(limits.values(), default=MAX_BATCH)
 
 
-def write_entries(folder: Path, models: Sequence[Entry], version: int) -> None:
+def write_entries(folder: Path, models: Sequence[ModelFolder], version: int) -> None:
     """Writes all model folders, or none: they are made beside the repository, moved into it at the end, and taken
     back when that fails.
 
@@ -171,7 +172,7 @@ def _staging(folder: Path) -> Path:
     return beside if beside.stat().st_dev == folder.stat().st_dev and os.access(beside, os.W_OK) else folder
 
 
-def _is_there(folder: Path, entry: Entry, version: int) -> bool:
+def _is_there(folder: Path, entry: ModelFolder, version: int) -> bool:
     """True for a model around the artifacts that is in the repository as it is, and needs no new version."""
     place = folder / entry.name
     if not place.exists():
@@ -191,7 +192,7 @@ def _content(content: str | Path) -> bytes:
     return content.encode() if isinstance(content, str) else content.read_bytes()
 
 
-def _write(place: Path, entry: Entry) -> None:
+def _write(place: Path, entry: ModelFolder) -> None:
     for file, content in entry.files.items():
         target = place / file
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from ..calibration.config import CalibrationConfig, PrecisionConfig
-from ..calibration.targets import ENGINES, FORMATS, SUFFIXES, SUPPORT
+from ..calibration.targets import ENGINE_FORMATS, FORMAT_SUFFIXES, FORMATS, SUPPORT
 from ..config import ALIASES, PRECISIONS, QUANTIZED, JsonConfig, LoadConfig, check_choice
 from ..deploy.config import DeployConfig
 from ..engine.config import BatchProfile, BuildConfig
@@ -75,13 +75,13 @@ class SweepConfig(JsonConfig):
         usual = BuildConfig().profiles[0]
         return BuildConfig((BatchProfile(usual.min, usual.opt, max(usual.max, *self.batches)),))
 
-    def candidates(self) -> list[Candidate]:
+    def candidates(self) -> list[GridPoint]:
         """Every combination, in the order given."""
-        return [Candidate(ratio, precision, backend) for ratio in self.keep_ratios for precision in self.precisions
+        return [GridPoint(ratio, precision, backend) for ratio in self.keep_ratios for precision in self.precisions
                 for backend in self.backends]
 
 
-class Candidate(NamedTuple):
+class GridPoint(NamedTuple):
     """One artifact that might be made."""
 
     keep_ratio: float
@@ -91,14 +91,14 @@ class Candidate(NamedTuple):
     @property
     def file(self) -> str:
         """Its file name, which says what it is."""
-        return f"keep{self.keep_ratio!r}-{short(self.precision)}-{self.backend}{SUFFIXES[self.backend]}"
+        return f"keep{self.keep_ratio!r}-{short(self.precision)}-{self.backend}{FORMAT_SUFFIXES[self.backend]}"
 
     def deploy(self, config: SweepConfig) -> DeployConfig:
         """How it is exported. The sweep times it itself, beside the others."""
         plain = self.precision == "float32"
         return DeployConfig(self.backend, ExportConfig(with_tokens=True), PrecisionConfig(self.precision),
                             CalibrationConfig() if plain else config.calibration,
-                            config.build if self.backend in ENGINES else BuildConfig(), timed=False)
+                            config.build if self.backend in ENGINE_FORMATS else BuildConfig(), timed=False)
 
 
 def short(precision: str) -> str:
@@ -111,21 +111,21 @@ def at_ratio(load: LoadConfig, ratio: float) -> LoadConfig:
     return dataclasses.replace(load, keep=dataclasses.replace(load.keep, ratio=ratio))
 
 
-def check_runnable(candidate: Candidate, config: SweepConfig = SweepConfig()) -> None:
+def check_runnable(candidate: GridPoint, config: SweepConfig = SweepConfig()) -> None:
     """Refuses what a backend or this machine does not have, or what these settings do not allow, before any work.
 
     Raises:
         BackendError: with the reason.
     """
     # An ONNX graph could be for TensorRT too, but what is swept must run, and `trt` and `rtx` are backends themselves.
-    target = "tensorrt" if candidate.backend in ENGINES else "cpu"
+    target = "tensorrt" if candidate.backend in ENGINE_FORMATS else "cpu"
     support = SUPPORT[candidate.backend, target]
     if candidate.precision not in support.precisions:
         has = ", ".join(map(short, support.precisions))
         raise BackendError(f"{support.runtime} has no {short(candidate.precision)}; it has {has}.")
     if candidate.precision in QUANTIZED and not (config.calibration.data or config.calibration.allow_noise):
         raise BackendError(f"{short(candidate.precision)} is calibrated on images; pass --data or --calib FOLDER.")
-    if candidate.backend in ENGINES and gpu() is None:
+    if candidate.backend in ENGINE_FORMATS and gpu() is None:
         raise BackendError(f"Engines of {support.runtime} are timed on a GPU, and none works here; see dyvit doctor.")
 
 

@@ -11,7 +11,7 @@ from ..artifacts.facts import library_versions
 from ..artifacts.files import make_folder, sha256, size_mib
 from ..bench.process import make_feed
 from ..bench.report import BenchConfig, Timing
-from ..bench.run import LIBRARIES
+from ..bench.run import REPORTED_LIBRARIES
 from ..config import KeepRequest, LoadConfig
 from ..data.labels import class_numbers
 from ..data.open import check_source, open_images
@@ -27,9 +27,9 @@ from ..machine.hardware import machine
 from ..parity.compare import CheckConfig, ParityReport, check_artifacts
 from ..runners.open import open_runner
 from .chart import draw_charts
-from .grid import Candidate, SweepConfig, at_ratio, check_runnable
+from .grid import GridPoint, SweepConfig, at_ratio, check_runnable
 from .report import Skipped, SweepReport, with_front
-from .store import DENSE, Artifact, Latency, Store, machine_name, open_store, read_store
+from .store import DENSE_FILE, Artifact, Latency, Store, machine_name, open_store, read_store
 from .target import SweepRow
 
 COMPARED_IMAGES = 256                       # at most: a comparison holds its images in memory
@@ -97,7 +97,7 @@ class _Sweep:
             raise ExportError(f"Nothing could be timed: {self.skipped[-1].reason}")
         return report
 
-    def _runnable(self, candidate: Candidate) -> bool:
+    def _runnable(self, candidate: GridPoint) -> bool:
         try:
             check_runnable(candidate, self.config)
         except DyvitError as error:
@@ -109,13 +109,13 @@ class _Sweep:
         self.store = store
         store.save(self.out)
 
-    def _on_disk(self, candidate: Candidate) -> Artifact | None:
+    def _on_disk(self, candidate: GridPoint) -> Artifact | None:
         """The artifact, when the file is still the one that was made."""
         artifact = self.store.find(candidate)
         path = self.out / artifact.file if artifact else None
         return artifact if artifact and path and path.is_file() and sha256(path) == artifact.sha256 else None
 
-    def _done(self, candidate: Candidate) -> bool:
+    def _done(self, candidate: GridPoint) -> bool:
         artifact = self._on_disk(candidate)
         return artifact is not None and (_fell_at_the_gate(artifact) or artifact.judged == self.judged)
 
@@ -135,7 +135,7 @@ class _Sweep:
                 raise DataError(f"{images.name} has {known} classes, the model {facts.model.classes}; sweep it on the "
                                 "data that it was trained for.")
 
-    def _complete(self, candidate: Candidate) -> None:
+    def _complete(self, candidate: GridPoint) -> None:
         """Exports unless the file is there, judges, writes down."""
         artifact = self._on_disk(candidate)
         if artifact is None:
@@ -144,7 +144,7 @@ class _Sweep:
         if not _fell_at_the_gate(artifact):
             self._keep(self.store.with_artifact(self._judge(artifact)))
 
-    def _export(self, candidate: Candidate) -> Artifact:
+    def _export(self, candidate: GridPoint) -> Artifact:
         path = self.out / candidate.file
         report = export_artifact(self.checkpoint, path, candidate.deploy(self.config),
                                  at_ratio(self.load, candidate.keep_ratio), self.quiet)
@@ -177,7 +177,7 @@ class _Sweep:
 
     def _dense(self) -> Path:
         """The dense float32 model as a user would run it instead: none of our rewrites."""
-        path = self.out / DENSE
+        path = self.out / DENSE_FILE
         if not (self.store.dense_sha256 and path.is_file() and sha256(path) == self.store.dense_sha256):
             config = DeployConfig(export=ExportConfig(without=("all",)))
             export_artifact(self.checkpoint, path, config, at_ratio(self.load, 1.0), self.quiet)
@@ -197,7 +197,7 @@ class _Sweep:
         if self.number is None:
             self.number = len(runs)
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            runs = (*runs, {"at": now, "machine": machine(), "versions": library_versions(*LIBRARIES)})
+            runs = (*runs, {"at": now, "machine": machine(), "versions": library_versions(*REPORTED_LIBRARIES)})
         self._keep(dataclasses.replace(self.store, runs=runs).with_latencies(
             [_latency(file, self.number, self.how, timing) for file, timing in timings.items()]))
         return True

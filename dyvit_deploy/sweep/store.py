@@ -12,11 +12,11 @@ from ..artifacts.files import is_timm, require_source, sha256, write_json
 from ..calibration.config import CalibrationConfig
 from ..config import JsonConfig, LoadConfig
 from ..errors import ArtifactError, ConfigError
-from .grid import Candidate, SweepConfig, changed, filled
+from .grid import GridPoint, SweepConfig, changed, filled
 
 FORMAT = 1
 NAME = "sweep.json"
-DENSE = "dense-float32.onnx"                # what speed-ups are over
+DENSE_FILE = "dense-float32.onnx"                # what speed-ups are over
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Artifact(JsonConfig):
         _check_numbers(self, "top1", "agreement", "overlap", "dense_agreement", optional=True)
 
     @property
-    def candidate(self) -> Candidate:
-        return Candidate(self.keep_ratio, self.precision, self.backend)
+    def candidate(self) -> GridPoint:
+        return GridPoint(self.keep_ratio, self.precision, self.backend)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Store:
     def save(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT, **dataclasses.asdict(self)})
 
-    def find(self, candidate: Candidate) -> Artifact | None:
+    def find(self, candidate: GridPoint) -> Artifact | None:
         return next((a for a in self.artifacts if a.candidate == candidate), None)
 
     def latency(self, artifact: Artifact, batch: int, how: Mapping[str, Any]) -> Latency | None:

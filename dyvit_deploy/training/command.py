@@ -21,14 +21,14 @@ from ..runners.pytorch import PyTorchRunner, torch_device
 from .loop import VAL_BATCH, Run
 from .plan import Plan, TrainConfig
 from .recipe import Recipe, make_recipe, read_recipe
-from .report import TrainReport, Watch
+from .report import EventCallback, TrainReport
 from .setup import device_names
 
 DEFAULT_RATIO, DEFAULT_RECIPE = 0.7, "small"
 STUDENTS_OWN = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
 
 
-def train(config: TrainConfig, watch: Watch = lambda _: None) -> TrainReport:
+def train(config: TrainConfig, watch: EventCallback = lambda _: None) -> TrainReport:
     """Trains, writing `best`, `best-ema` and `last.safetensors` under `config.out` after every epoch.
 
     Started by torchrun, all its processes share the work. SIGTERM and Ctrl-C save and raise KeyboardInterrupt.
@@ -152,7 +152,7 @@ def _check_folder(config: TrainConfig, out: Path, prune: PruneConfig | None) -> 
         raise TrainingError(f"The run in {out} started from a backbone; pass the same --backbone.")
 
 
-def _train_teacher(config: TrainConfig, folder: Path, watch: Watch) -> Path:
+def _train_teacher(config: TrainConfig, folder: Path, watch: EventCallback) -> Path:
     """Trains the dense backbone in `folder`, or goes on with it, or finds it finished."""
     last = folder / "last.safetensors"
     started = config.resume and last.exists()

@@ -29,7 +29,7 @@ from .data import Part, Share, TrainLoader, make_mixup, seed_everything, to_devi
 from .logs import Logs
 from .losses import LossParts, LossWeights, total_loss
 from .plan import Plan
-from .report import EpochReport, Started, Step, TrainReport, Watch
+from .report import EpochReport, EventCallback, Started, Step, TrainReport
 from .setup import FABRIC_DISTRIBUTIONS, device_names, make_fabric, make_optimizer, make_scheduler
 from .state import StopRequest, restore, resume_tensors
 from .step import Draws, TrainingStep, draw
@@ -42,7 +42,7 @@ Sums = dict[str, float]
 class Run:
     """The models, the optimizer and where they stand."""
 
-    def __init__(self, plan: Plan, backbone: Backbone | None, watch: Watch) -> None:
+    def __init__(self, plan: Plan, backbone: Backbone | None, watch: EventCallback) -> None:
         config, self.recipe, self.facts = plan.config, plan.recipe, plan.facts
         self.config, self.phase, self.watch, self.out = config, plan.phase, watch, Path(config.out)
         self._last = self.out / "last.safetensors"

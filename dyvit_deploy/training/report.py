@@ -116,4 +116,4 @@ class TrainReport:
 
 
 Event = Started | Step | EpochReport
-Watch = Callable[[Event], None]
+EventCallback = Callable[[Event], None]

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..optional import require
 from ..parity.compare import open_pair
 from ..runners.base import Runner
-from ..runners.open import ENGINES, GRAPHS, is_checkpoint, open_runner
+from ..runners.open import ENGINE_SUFFIXES, GRAPH_RUNNERS, is_checkpoint, open_runner
 from .config import DATA_IMAGES, VisualizeConfig, VisualizeReport
 from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing
 from .views import pruned_facts, require_scores, view_images
@@ -80,7 +80,7 @@ def _check_request(artifacts: Sequence[str | Path], sources: Sequence[str], fold
         raise ConfigError("--diff takes two artifacts and images: A B IMAGES..." if config.diff else
                           f"One artifact is drawn at a time, not {len(artifacts)}; two are compared with --diff.")
     for source in sources:
-        if source.lower().endswith((*GRAPHS, *ENGINES, ".safetensors", ".pth", ".pt")):
+        if source.lower().endswith((*GRAPH_RUNNERS, *ENGINE_SUFFIXES, ".safetensors", ".pth", ".pt")):
             raise ConfigError(f"{source} is an artifact, not an image; two artifacts are compared with --diff.")
     if bool(sources) == bool(config.data):
         raise ConfigError("Name the images to draw: files and folders, or a data set with --data, but not both.")

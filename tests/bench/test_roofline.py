@@ -6,11 +6,11 @@ from helpers import needs_openvino, tiny_checkpoint
 from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.machine.cpu_peak import PRECISIONS, matmul_gflops
+from dyvit_deploy.machine.cpu_peak import PEAK_PRECISIONS, matmul_gflops
 from dyvit_deploy.machine.hardware import on_cpus
 
 KINDS = [pytest.param(backend, precision, marks=[needs_openvino] if backend == "OpenVINO" else [])
-         for backend, precisions in PRECISIONS.items() for precision in precisions]
+         for backend, precisions in PEAK_PRECISIONS.items() for precision in precisions]
 
 
 @pytest.mark.parametrize("backend, precision", KINDS)

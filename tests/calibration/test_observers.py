@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dyvit_deploy.calibration import observers
-from dyvit_deploy.calibration.observers import BINS, LEVELS, METHODS, Histogram, threshold
+from dyvit_deploy.calibration.observers import BINS, INT8_LEVELS, METHODS, Histogram, threshold
 
 
 def histogram(values) -> Histogram:
@@ -73,7 +73,7 @@ def test_mse_of_a_normal_distribution_is_the_known_optimum():
     grid = np.linspace(2, 6, 4001)
     tail = np.exp(-grid**2 / 2) / np.sqrt(2 * np.pi)
     beyond = np.array([0.5 * math.erfc(t / np.sqrt(2)) for t in grid])
-    error = (grid / LEVELS) ** 2 / 12 + 2 * ((1 + grid**2) * beyond - grid * tail)
+    error = (grid / INT8_LEVELS) ** 2 / 12 + 2 * ((1 + grid**2) * beyond - grid * tail)
     best = grid[error.argmin()]
     assert 3.8 < best < 4.1
     assert threshold(histogram(normal()), "mse") == pytest.approx(best, abs=0.15)

@@ -72,8 +72,8 @@ def test_an_engine_is_what_its_graph_asked_for(graphs, tmp_path, precision, prof
     assert facts == report.facts and facts.config == config and facts.profiles == profiles
     assert facts.plan == {"sha256": sha256(tmp_path / "e.plan"), "bytes": (tmp_path / "e.plan").stat().st_size}
     assert facts.target["compute_capabilities"] == list(capabilities)
-    flavour, version = read_plan_header(tmp_path / "e.plan")               # from the plan itself
-    assert flavour.format == "rtx" and ".".join(map(str, version)) == facts.builder["version"]
+    spec, version = read_plan_header(tmp_path / "e.plan")               # from the plan itself
+    assert spec.format == "rtx" and ".".join(map(str, version)) == facts.builder["version"]
     assert facts.inputs == {"images": ["float32", [None, 3, 64, 64]]}
     kept = {f"kept_{s}": ["int64", [None, k]] for s, k in enumerate(facts.model.keep_counts)}
     assert facts.outputs == {"logits": ["float32", [None, 10]]} | kept

@@ -42,8 +42,8 @@ def test_where_everything_fits_nothing_stands_against_loading(plan, monkeypatch)
     see(monkeypatch, ADA)
     report = preflight(plan)
     assert report and not report.problems and report.advice == "" and report.to_json()["will_load"]
-    flavour, facts = require_loadable(plan, trust=False)
-    assert flavour.format == "rtx" and facts.model is not None
+    spec, facts = require_loadable(plan, trust=False)
+    assert spec.format == "rtx" and facts.model is not None
 
 
 def test_without_a_gpu_the_advice_is_another_machine_not_another_build(plan, monkeypatch):
@@ -111,8 +111,8 @@ def test_a_changed_plan_is_loaded_only_on_trust(plan, monkeypatch):
     plan.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"not the file that e\.plan\.json describes; .*native code.*--trust"):
         require_loadable(plan, trust=False)
-    flavour, facts = require_loadable(plan, trust=True)
-    assert flavour.format == "rtx" and facts is None                       # what they say is of another plan
+    spec, facts = require_loadable(plan, trust=True)
+    assert spec.format == "rtx" and facts is None                       # what they say is of another plan
 
 
 def test_a_plan_without_its_sidecar_tells_its_library_and_version(plan, monkeypatch):

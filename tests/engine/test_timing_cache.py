@@ -24,12 +24,12 @@ class Cache:
 
 
 class Config:
-    def __init__(self, door, rest=b""):
-        self.door, self.cache = door, None
+    def __init__(self, library, rest=b""):
+        self.library, self.cache = library, None
 
     def create_timing_cache(self, content):
         if b"garbage" in content:
-            self.door.logger.warnings.append(f"{DAMAGED}. Returning an empty timing cache.")
+            self.library.logger.warnings.append(f"{DAMAGED}. Returning an empty timing cache.")
             return Cache(b"")
         return Cache(content)
 
@@ -45,27 +45,27 @@ class Config:
 
 
 @pytest.fixture
-def door():
+def library():
     return SimpleNamespace(logger=SimpleNamespace(warnings=[]))
 
 
-def build(door, path, timed=b""):
-    config = Config(door)
-    note = load_timing_cache(door, config, path)
+def build(library, path, timed=b""):
+    config = Config(library)
+    note = load_timing_cache(library, config, path)
     config.cache.entries |= set(timed)
     save_timing_cache(config, path)
     return note
 
 
-def test_the_next_build_finds_what_the_last_one_timed(door, tmp_path):
+def test_the_next_build_finds_what_the_last_one_timed(library, tmp_path):
     path = tmp_path / "cache"
-    assert build(door, path, b"ab") is None and path.read_bytes() == b"ab"
-    config = Config(door)
-    assert load_timing_cache(door, config, path) is None and config.cache.entries == set(b"ab")
+    assert build(library, path, b"ab") is None and path.read_bytes() == b"ab"
+    config = Config(library)
+    assert load_timing_cache(library, config, path) is None and config.cache.entries == set(b"ab")
 
 
-def test_builds_at_once_lose_nothing_of_one_another(door, tmp_path):
-    threads = [threading.Thread(target=build, args=(door, tmp_path / "cache", bytes([i]))) for i in range(12)]
+def test_builds_at_once_lose_nothing_of_one_another(library, tmp_path):
+    threads = [threading.Thread(target=build, args=(library, tmp_path / "cache", bytes([i]))) for i in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -74,15 +74,15 @@ def test_builds_at_once_lose_nothing_of_one_another(door, tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [(b"garbage", "is damaged"), (b"X", "is of another GPU or version")])
-def test_a_cache_that_does_not_serve_is_made_anew_and_that_is_said(door, tmp_path, content, words):
+def test_a_cache_that_does_not_serve_is_made_anew_and_that_is_said(library, tmp_path, content, words):
     path = tmp_path / "cache"
     path.write_bytes(content)
-    note = build(door, path, b"new")
+    note = build(library, path, b"new")
     assert f"{path} {words}; it is made anew" in note
     assert set(path.read_bytes()) == set(b"new") and path.with_name("cache.old").read_bytes() == content
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_build(door, tmp_path):
+def test_a_place_that_cannot_be_written_is_refused_before_the_build(library, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="choose another"):
-        load_timing_cache(door, Config(door), tmp_path / "file" / "cache")
+        load_timing_cache(library, Config(library), tmp_path / "file" / "cache")

@@ -14,7 +14,7 @@ from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.data.preprocess import normalise, scale_and_shift
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export import onnx as export_module
-from dyvit_deploy.export.config import FORMS, ExportConfig
+from dyvit_deploy.export.config import FORM_NAMES, ExportConfig
 from dyvit_deploy.export.onnx import check_k, export_model, export_onnx
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.vit import resolve
@@ -73,7 +73,7 @@ def test_rewrites_can_be_left_out(exported, tmp_path):
                                                                         gather="elements"))
     found = operators(report.path)
     assert report.facts.forms == () and (found["GatherND"], found["GatherElements"]) == (0, 6)
-    assert set(exported[2].facts.forms) == set(FORMS) - {"fold-batch-norm"}  # a linear stem has none
+    assert set(exported[2].facts.forms) == set(FORM_NAMES) - {"fold-batch-norm"}  # a linear stem has none
     with open_runner(exported[1]) as ours, open_runner(report.path) as plain:
         images = tiny_images(3).numpy()
         assert np.allclose(ours.infer(images).logits, plain.infer(images).logits, atol=1e-5)

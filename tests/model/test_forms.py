@@ -5,7 +5,7 @@ from helpers import tiny_images, tiny_model
 
 from dyvit_deploy.config import PruneConfig, default_stages
 from dyvit_deploy.errors import ArtifactError
-from dyvit_deploy.export.config import FORMS as NAMES, ExportConfig
+from dyvit_deploy.export.config import FORM_NAMES, ExportConfig
 from dyvit_deploy.model import zoo
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.forms import FORMS, ReadAttention, inference_form
@@ -13,9 +13,9 @@ from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.model.vit import resolve
 
 MODELS = {
-    "vit": (dict(), set(NAMES) - {"fold-batch-norm"}),
-    "conv stem": (dict(stem="conv"), set(NAMES)),
-    "lvvit": (dict(builder="lvvit"), set(NAMES) - {"read-block"}),
+    "vit": (dict(), set(FORM_NAMES) - {"fold-batch-norm"}),
+    "conv stem": (dict(stem="conv"), set(FORM_NAMES)),
+    "lvvit": (dict(builder="lvvit"), set(FORM_NAMES) - {"read-block"}),
 }
 
 
@@ -33,11 +33,11 @@ def lively(model):
 
 
 @pytest.mark.parametrize("changes, applies", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("name", [*NAMES, "all"])
+@pytest.mark.parametrize("name", [*FORM_NAMES, "all"])
 def test_results_are_equal_to_rounding_and_the_model_stays_as_it_was(changes, applies, name):
     model = lively(tiny_model(0.5, **changes)[0])
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    form, applied = inference_form(model, [] if name == "all" else [other for other in NAMES if other != name])
+    form, applied = inference_form(model, [] if name == "all" else [other for other in FORM_NAMES if other != name])
     assert set(applied) == (applies if name == "all" else applies & {name})
     images = tiny_images(3)
     with torch.inference_mode():
@@ -117,12 +117,12 @@ def test_a_rewrite_of_another_version_is_refused():
 
 
 def test_the_command_line_names_every_form():
-    assert tuple(FORMS) == NAMES and ExportConfig(without=("all",)).left_out == NAMES
+    assert tuple(FORMS) == FORM_NAMES and ExportConfig(without=("all",)).left_out == FORM_NAMES
 
 
 def test_the_ceiling_of_deit_s_rises_with_the_forms():
     config = zoo.get("deit-s")
     prune = PruneConfig.from_ratio(0.7, default_stages(config.depth))
-    [dense, plain], [fast] = count_costs(config, [None, prune]), count_costs(config, [prune], NAMES)
+    [dense, plain], [fast] = count_costs(config, [None, prune]), count_costs(config, [prune], FORM_NAMES)
     assert dense.gmacs / plain.gmacs == pytest.approx(1.543, abs=1e-3)
     assert dense.gmacs / fast.gmacs > 1.6

@@ -6,7 +6,7 @@ from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.pruning import gumbel_noise, received_attention
-from dyvit_deploy.model.vit import embed, resolve, watch
+from dyvit_deploy.model.vit import embed, observe_attention, resolve
 
 CHOOSING = ("prediction", "attention", "random", "static")
 
@@ -94,7 +94,7 @@ def test_attention_is_the_models_own_whether_it_has_a_class_token_or_not(pool):
     attn = block.attn
     query, key, _ = attn.qkv(block.norm1(tokens)).reshape(2, 17, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
     weights = (query @ key.transpose(-2, -1) * attn.scale).softmax(dim=-1).mean(dim=1)   # [B, T, T]
-    after, attended = watch(model.backbone, block, lambda: block(tokens))
+    after, attended = observe_attention(model.backbone, block, lambda: block(tokens))
     received = received_attention(*attended)
     assert torch.equal(after, block(tokens))
     assert torch.allclose(received, weights[:, 0] if pool == "token" else weights.mean(dim=1), atol=1e-6)

@@ -8,7 +8,7 @@ from fake_gpu import HostCuda
 from helpers import ROOT, dyvit, tiny_checkpoint, tiny_images, tiny_model
 
 from dyvit_deploy.bench import run as bench
-from dyvit_deploy.bench.baselines import Candidate, with_baselines
+from dyvit_deploy.bench.baselines import TimedArtifact, with_baselines
 from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.config import EngineRunConfig, KeepRequest, LoadConfig
 from dyvit_deploy.deploy.dense import benchmark
@@ -196,7 +196,7 @@ def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
     dense, facts = tiny_model(None)
     pruned, more = tiny_model()
     lower = [PyTorchRunner(model.half(), found) for model, found in ((dense, facts), (pruned, more))]
-    candidates = [Candidate(runner, f"{i}.safetensors", 1.0) for i, runner in enumerate(lower)]
+    candidates = [TimedArtifact(runner, f"{i}.safetensors", 1.0) for i, runner in enumerate(lower)]
     found, _ = with_baselines(candidates, None, ROOT, lambda path, plain=False: pytest.fail("built one"), None)
     assert found[1].baseline is found[0]
 

@@ -11,7 +11,7 @@ from dyvit_deploy.data.open import open_images
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
-from dyvit_deploy.engine.flavours import FLAVOURS
+from dyvit_deploy.engine.library import LIBRARY_SPECS
 from dyvit_deploy.engine.sidecar import ON_DEVICE, read_sidecar
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.machine.hardware import gpu
@@ -25,11 +25,11 @@ PROFILES = (BatchProfile(1, 1, 1, "latency"), BatchProfile(2, 32, 64, "throughpu
 BOUNDS = {"float32": (1e-3, 0.99), "float16": (2e-2, 0.97)}   # logit error, kept-token overlap
 
 
-@pytest.fixture(scope="module", params=sorted(FLAVOURS))
+@pytest.fixture(scope="module", params=sorted(LIBRARY_SPECS))
 def plans(request, tmp_path_factory):
-    flavour, folder = FLAVOURS[request.param], tmp_path_factory.mktemp(request.param)
-    if importlib.util.find_spec(flavour.module) is None:
-        pytest.skip(f"{flavour.name} is missing: {flavour.get_it}")
+    spec, folder = LIBRARY_SPECS[request.param], tmp_path_factory.mktemp(request.param)
+    if importlib.util.find_spec(spec.module) is None:
+        pytest.skip(f"{spec.name} is missing: {spec.get_it}")
 
     def plan(precision):
         if precision == "float16":

@@ -24,7 +24,7 @@ from dyvit_deploy.errors import (
 )
 from dyvit_deploy.sweep import run as run_module
 from dyvit_deploy.sweep.chart import draw_charts
-from dyvit_deploy.sweep.grid import Candidate, SweepConfig, check_runnable
+from dyvit_deploy.sweep.grid import GridPoint, SweepConfig, check_runnable
 from dyvit_deploy.sweep.run import run_sweep
 from dyvit_deploy.sweep.store import read_store, recall
 from dyvit_deploy.sweep.target import parse_targets
@@ -213,16 +213,16 @@ def test_when_nothing_is_left_the_first_reason_is_the_error(made, fake, tmp_path
                                                 ("float16", "openvino")])
 def test_what_a_backend_does_not_have_is_refused_before_the_work(precision, backend):
     with pytest.raises(BackendError, match="has no"):
-        check_runnable(Candidate(0.7, precision, backend))
+        check_runnable(GridPoint(0.7, precision, backend))
 
 
 @pytest.mark.parametrize("backend", ["trt", "rtx"])
 def test_engines_need_a_gpu(backend, monkeypatch):
     monkeypatch.setattr("dyvit_deploy.sweep.grid.gpu", lambda: None)
     with pytest.raises(BackendError, match="none works here"):
-        check_runnable(Candidate(0.7, "float16", backend))
+        check_runnable(GridPoint(0.7, "float16", backend))
     monkeypatch.setattr("dyvit_deploy.sweep.grid.gpu", lambda: object())
-    check_runnable(Candidate(0.7, "float16", backend))
+    check_runnable(GridPoint(0.7, "float16", backend))
 
 
 def test_another_checkpoint_and_other_options_are_refused(made, fake, tmp_path):

@@ -1,4 +1,4 @@
-"""The one door to TensorRT: two libraries of one interface, and what they do not share, as data.
+"""TensorRT and TensorRT for RTX: two libraries of one interface, and what they do not share, as data.
 
 `--format trt` is TensorRT, `--format rtx` is TensorRT for RTX; neither ever stands in for the other.
 Polygraphy is not used to build: it serves one of the two per process, and it asks the library for names
@@ -24,7 +24,7 @@ PORTABLE = "8.0, 8.6, 8.9, 12.0 or later"
 
 
 @dataclass(frozen=True)
-class Flavour:
+class LibrarySpec:
     """One library. `magic` are the first bytes of its plans, None where that was never seen.
 
     `lacks` says why a setting of BuildConfig does not exist there; `ignored` why one has no effect;
@@ -52,15 +52,15 @@ class Flavour:
     wrong_refit: tuple[Version, ...] = ()
 
 
-FLAVOURS = {
-    "trt": Flavour(
+LIBRARY_SPECS = {
+    "trt": LibrarySpec(
         "trt", "tensorrt", "TensorRT", "trt",
         "pip install 'dyvit-deploy[trt]', with NVIDIA's own package index, where full TensorRT comes from, as "
         "NVIDIA's installation guide says", (10, 12), None, False,
         lacks={"compute_capabilities": "TensorRT builds for the GPU at hand"},
         # Its documentation of 11.3, "Refitting an Engine": REFIT can drop the bias of a product, refitted or not.
         wrong_refit=((11, 3),)),
-    "rtx": Flavour(
+    "rtx": LibrarySpec(
         "rtx", "tensorrt_rtx", "TensorRT for RTX", "rtx", "pip install 'dyvit-deploy[rtx]'", (1, 7), b"vtrt", True,
         lacks={"version_compatible": "TensorRT for RTX has no lean runtime",
                "hardware_compatible": "its engines already run on several GPUs"},
@@ -76,84 +76,84 @@ FLAVOURS = {
 }
 
 
-def flavour_of(format: str) -> Flavour:
+def library_spec(format: str) -> LibrarySpec:
     """Raises ConfigError when `format` is neither "trt" nor "rtx"."""
-    if format not in FLAVOURS:
-        raise ConfigError(f"Unknown engine format {format!r}.{did_you_mean(format, FLAVOURS)}")
-    return FLAVOURS[format]
+    if format not in LIBRARY_SPECS:
+        raise ConfigError(f"Unknown engine format {format!r}.{did_you_mean(format, LIBRARY_SPECS)}")
+    return LIBRARY_SPECS[format]
 
 
-def effective(flavour: Flavour, config: BuildConfig) -> BuildConfig:
+def effective(spec: LibrarySpec, config: BuildConfig) -> BuildConfig:
     """`config` with the settings that others switch on in that library."""
-    implied: dict[str, Any] = {other: True for name, other in flavour.implies.items() if getattr(config, name)}
+    implied: dict[str, Any] = {other: True for name, other in spec.implies.items() if getattr(config, name)}
     return dataclasses.replace(config, **implied)
 
 
-def gpu_problem(flavour: Flavour, found: Gpu) -> str | None:
+def gpu_problem(spec: LibrarySpec, found: Gpu) -> str | None:
     """Why engines of that library do not run on this GPU, whatever they were built for; None where they can."""
     capability = float(found.compute_capability)
-    return next((f"{flavour.name} {why} {found.name} (compute capability {found.compute_capability})"
-                 for least, above, why in flavour.unsupported if least <= capability < above), None)
+    return next((f"{spec.name} {why} {found.name} (compute capability {found.compute_capability})"
+                 for least, above, why in spec.unsupported if least <= capability < above), None)
 
 
 def refit_doubt(format: str, version: str, config: BuildConfig) -> str | None:
     """Why an engine of that library, version and settings must be compared with its graph; None where there is no
     such reason."""
-    flavour, numbers = flavour_of(format), parse_version(version)
-    if config.refittable and any(numbers[:len(wrong)] == wrong for wrong in flavour.wrong_refit):
-        return (f"{flavour.name} {version} can drop the bias of a matrix product in an engine that is built with "
+    spec, numbers = library_spec(format), parse_version(version)
+    if config.refittable and any(numbers[:len(wrong)] == wrong for wrong in spec.wrong_refit):
+        return (f"{spec.name} {version} can drop the bias of a matrix product in an engine that is built with "
                 "--refittable")
     return None
 
 
-def check_settings(flavour: Flavour, config: BuildConfig, gpu: bool) -> None:
-    """Raises ConfigError when `flavour` cannot build as `config` says, on a machine with or without a GPU."""
+def check_settings(spec: LibrarySpec, config: BuildConfig, gpu: bool) -> None:
+    """Raises ConfigError when `spec` cannot build as `config` says, on a machine with or without a GPU."""
     default = BuildConfig()
-    if flavour.format == "rtx" and "7.5" in config.compute_capabilities:
+    if spec.format == "rtx" and "7.5" in config.compute_capabilities:
         raise ConfigError("GPUs of compute capability 7.5 have no float32 matrix products in TensorRT for RTX, and "
                           "keep scores are float32; leave 7.5 out of --compute-capability.")
-    asked = [name for name in (*flavour.lacks, *flavour.needs_gpu) if getattr(config, name) != getattr(default, name)]
+    asked = [name for name in (*spec.lacks, *spec.needs_gpu) if getattr(config, name) != getattr(default, name)]
     for name in asked:
         option = f"--{name.replace('_', '-').replace('capabilities', 'capability')}"
-        if name in flavour.lacks:
-            raise ConfigError(f"{flavour.name} has no {option}: {flavour.lacks[name]}; leave it out.")
+        if name in spec.lacks:
+            raise ConfigError(f"{spec.name} has no {option}: {spec.lacks[name]}; leave it out.")
         if not gpu:
-            raise ConfigError(f"{flavour.name} needs a GPU to build with {option}, and none works here; leave it out, "
+            raise ConfigError(f"{spec.name} needs a GPU to build with {option}, and none works here; leave it out, "
                               "or build on the machine with the GPU.")
 
 
-class Door:
+class BuilderLibrary:
     """An opened library: `trt` is the module, `logger` collects what it says."""
 
-    def __init__(self, flavour: Flavour, module: Any) -> None:
-        self.flavour, self.trt = flavour, module
+    def __init__(self, spec: LibrarySpec, module: Any) -> None:
+        self.spec, self.trt = spec, module
         self.version: str = module.__version__
         self.logger = _collector(module)
         self.logger.clear()
 
 
-def open_door(format: str) -> Door:
+def open_library(format: str) -> BuilderLibrary:
     """The library behind `format`.
 
     Raises:
         MissingDependency: it is not installed; the message says where it comes from.
         BackendError: it is too old, or does not start.
     """
-    flavour = flavour_of(format)
+    spec = library_spec(format)
     try:
-        module = require(flavour.module, flavour.extra)
+        module = require(spec.module, spec.extra)
         version = parse_version(module.__version__)
     except MissingDependency as error:
-        other = next(f for f in FLAVOURS.values() if f is not flavour)
-        raise MissingDependency(f"{flavour.name} is not installed. Install it with: {flavour.get_it}; or choose "
+        other = next(f for f in LIBRARY_SPECS.values() if f is not spec)
+        raise MissingDependency(f"{spec.name} is not installed. Install it with: {spec.get_it}; or choose "
                                 f"--format {other.format} ({other.name}{other.runs_on}).") from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a wheel without its libraries, say
-        raise BackendError(f"{flavour.name} is installed but does not start ({reason(error)}); install it again: "
-                           f"{flavour.get_it}.") from error
-    if version < flavour.least:
-        least = ".".join(map(str, flavour.least))
-        raise BackendError(f"{flavour.name} {module.__version__} is too old; install {least} or later.")
-    return Door(flavour, module)
+        raise BackendError(f"{spec.name} is installed but does not start ({reason(error)}); install it again: "
+                           f"{spec.get_it}.") from error
+    if version < spec.least:
+        least = ".".join(map(str, spec.least))
+        raise BackendError(f"{spec.name} {module.__version__} is too old; install {least} or later.")
+    return BuilderLibrary(spec, module)
 
 
 def parse_version(text: str) -> Version:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .collect import Collection, Entry, R
+from .collect import Collection, PageArtifact, R
 
 PASS, WARN, FAIL, OPEN, INFO = "pass", "warn", "fail", "open", "info"
 SIGNS = {PASS: "✓", WARN: "!", FAIL: "✗", OPEN: "?", INFO: "–"}  # noqa: RUF001  a dash, on purpose
@@ -38,7 +38,8 @@ def worst(states: Iterable[str]) -> str:
     return min(states, key=(FAIL, OPEN, WARN, PASS, INFO).index)
 
 
-def missing(name: str, found: Collection, entry: Entry, records: tuple[R, ...], verb: str, command: str) -> Verdict:
+def missing(name: str, found: Collection, entry: PageArtifact, records: tuple[R, ...], verb: str,
+            command: str) -> Verdict:
     """None of the `records` is of the file that lies here."""
     if stale := found.stale(entry, records):
         why = f"{entry.name} has changed since {stale[0].source.file} was written."
