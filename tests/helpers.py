@@ -25,6 +25,8 @@ from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 REFERENCE, PHOTOS = SHARED / "reference", SHARED / "images"
+# Seconds after which what a test waits for will never come; no machine is so slow.
+HANGS = 600
 
 
 def needs(module: str, extra: str) -> pytest.MarkDecorator:
