@@ -1,5 +1,11 @@
 """What all tests share. Heavy imports are within the fixtures: the process that only hands out tests needs none."""
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: several processes share the cores, and tiny models only lose time to a second thread.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +24,24 @@ def traces(session_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter, "_trace", found := Traces(session_folder / "traces"))
         yield found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_each():
+    """ONNX Runtime's threads wait by spinning, on cores that another process of the tests has work for."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    import onnxruntime as ort
+    opened = ort.InferenceSession.__init__
+
+    def open_with_one(session, model, sess_options=None, *more, **options):
+        sess_options = sess_options or ort.SessionOptions()
+        sess_options.intra_op_num_threads = sess_options.intra_op_num_threads or 1
+        opened(session, model, sess_options, *more, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ort.InferenceSession, "__init__", open_with_one)
+        yield
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """Tiny models and where the reference numbers lie."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +18,13 @@ from PIL import Image
 
 from dyvit_deploy.artifacts import ArtifactFacts, sha256
 from dyvit_deploy.config import LoadConfig, ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.data import digits
 from dyvit_deploy.deploy_config import BatchProfile, BuildConfig, ExportConfig
 from dyvit_deploy.engine.sidecar import EngineFacts, write_plan
 from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.quickstart import STUDENT
 from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +90,20 @@ def two_classes(folder: Path, train: int = 12, val: int = 4) -> Path:
     return folder
 
 
+FEW_SCENES = 200
+# A test of the demo data set with few scenes, and the same with all of them in a job of its own.
+SCENES = [pytest.param(FEW_SCENES, id="200-scenes"), pytest.param(None, id="all-scenes", marks=pytest.mark.slow)]
+
+
+@contextlib.contextmanager
+def digit_scenes(count: int | None) -> Iterator[None]:
+    """The digits with so many scenes in each split; None leaves them whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        if count is not None:
+            patch.setattr(digits, "COUNTS", dict.fromkeys(digits.COUNTS, count))
+        yield
+
+
 def fake_runner(logits, kept=(), scores=(), batch: int | None = None, facts: ArtifactFacts | None = None,
                 name: str = "fake") -> FakeRunner:
     """Answers with the first rows of fixed arrays, whatever it is fed; 4 x 4 px images."""
@@ -144,6 +163,23 @@ def photo_folder(folder: Path, count: int = 8, side: int = 40, classes: int = 0,
         place.mkdir(parents=True, exist_ok=True)
         clouds = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         clouds.resize((side, side), Image.Resampling.BICUBIC).save(place / f"{i:03d}.png")
+    return folder
+
+
+def code_blocks(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: their kind and text."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.S | re.M)
+
+
+def digits_shop(folder: Path) -> Path:
+    """What the pages of docs/ take as there: a checkpoint, its graph, photos."""
+    pytest.importorskip("sklearn", reason="the pages use the digit scenes")
+    (folder / "ckpt.safetensors").write_bytes(STUDENT.read_bytes())
+    export_onnx(STUDENT, folder / "model.onnx", ExportConfig(with_tokens=True))
+    (folder / "photos").mkdir()
+    for name in ("photo.jpg", "another.png", "photos/1.jpg", "photos/2.png"):
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
     return folder
 
 

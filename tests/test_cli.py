@@ -7,7 +7,7 @@ import sys
 import click
 import pytest
 import torch
-from helpers import ROOT, dyvit, photo_folder, tiny_checkpoint
+from helpers import ROOT, digit_scenes, dyvit, photo_folder, tiny_checkpoint
 from PIL import Image
 
 from dyvit_deploy.agreement import PrecisionTolerance
@@ -70,8 +70,9 @@ def test_inspect_models_and_doctor_answer(files, tmp_path):
 def test_train_and_eval_on_digits(tmp_path):
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
     run = tmp_path / "run"
-    result = dyvit("train", "--model", "digits-s", "--data", "digits", "-o", run, "--epochs", 1, "--dense-epochs", 1,
-                   "--images", 32, "--batch", 16, "--precision", "fp32")
+    with digit_scenes(40):
+        result = dyvit("train", "--model", "digits-s", "--data", "digits", "-o", run, "--epochs", 1,
+                       "--dense-epochs", 1, "--images", 32, "--batch", 16, "--precision", "fp32")
     assert result.exit_code == 0, result.output
     assert (run / "best.safetensors").exists() and (run / "dense" / "best.safetensors").exists()
     result = dyvit("eval", run / "best.safetensors", "--data", "digits", "--images", 40, "--json", tmp_path / "e.json")
