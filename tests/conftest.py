@@ -1,10 +1,53 @@
-import pytest
-from helpers import cached_export
+"""What all tests share. Heavy imports are within the fixtures: the process that only hands out tests needs none."""
+import os
 
-from dyvit_deploy.deploy import pipeline
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: several processes share the cores, and tiny models only lose time to a second thread.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory):
+    """A folder that is one for all processes of this run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if base.name.startswith("popen-") else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(session_folder):
+    """Every equal export of a session is traced once; the tests of the exporter itself switch that off."""
+    from traces import Traces
+
+    from dyvit_deploy.export import onnx as exporter
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "_trace", found := Traces(session_folder / "traces"))
+        yield found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_each():
+    """ONNX Runtime's threads wait by spinning, on cores that another process of the tests has work for."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    import onnxruntime as ort
+    opened = ort.InferenceSession.__init__
+
+    def open_with_one(session, model, sess_options=None, *more, **options):
+        sess_options = sess_options or ort.SessionOptions()
+        sess_options.intra_op_num_threads = sess_options.intra_op_num_threads or 1
+        opened(session, model, sess_options, *more, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ort.InferenceSession, "__init__", open_with_one)
+        yield
 
 
 @pytest.fixture
 def quick_export(monkeypatch):
-    """Exports each tiny model once: torch takes two seconds for it, and these tests are about what comes after."""
+    """Exports each tiny model once, reading of the checkpoint included."""
+    from helpers import cached_export
+
+    from dyvit_deploy.deploy import pipeline
     monkeypatch.setattr(pipeline, "export_onnx", cached_export)

@@ -1,10 +1,13 @@
 """Tiny models and where the reference numbers lie."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +19,8 @@ from PIL import Image
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.config import LoadConfig, ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.data import digits
+from dyvit_deploy.demo.quickstart import STUDENT
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.sidecar import EngineFacts, write_plan
 from dyvit_deploy.export.config import ExportConfig
@@ -27,6 +32,8 @@ from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 REFERENCE, PHOTOS = SHARED / "reference", SHARED / "images"
+# Seconds after which what a test waits for will never come; no machine is so slow.
+HANGS = 600
 
 
 def needs(module: str, extra: str) -> pytest.MarkDecorator:
@@ -83,6 +90,20 @@ def two_classes(folder: Path, train: int = 12, val: int = 4) -> Path:
             for i in range(count):
                 Image.fromarray((base + rng.integers(-30, 30, (32, 32, 3))).astype(np.uint8)).save(place / f"{i}.png")
     return folder
+
+
+FEW_SCENES = 200
+# A test of the demo data set with few scenes, and the same with all of them in a job of its own.
+SCENES = [pytest.param(FEW_SCENES, id="200-scenes"), pytest.param(None, id="all-scenes", marks=pytest.mark.slow)]
+
+
+@contextlib.contextmanager
+def digit_scenes(count: int | None) -> Iterator[None]:
+    """The digits with so many scenes in each split; None leaves them whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        if count is not None:
+            patch.setattr(digits, "COUNTS", dict.fromkeys(digits.COUNTS, count))
+        yield
 
 
 def fake_runner(logits, kept=(), scores=(), batch: int | None = None, facts: ArtifactFacts | None = None,
@@ -144,6 +165,23 @@ def photo_folder(folder: Path, count: int = 8, side: int = 40, classes: int = 0,
         place.mkdir(parents=True, exist_ok=True)
         clouds = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         clouds.resize((side, side), Image.Resampling.BICUBIC).save(place / f"{i:03d}.png")
+    return folder
+
+
+def code_blocks(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: their kind and text."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.S | re.M)
+
+
+def digits_shop(folder: Path) -> Path:
+    """What the pages of docs/ take as there: a checkpoint, its graph, photos."""
+    pytest.importorskip("sklearn", reason="the pages use the digit scenes")
+    (folder / "ckpt.safetensors").write_bytes(STUDENT.read_bytes())
+    export_onnx(STUDENT, folder / "model.onnx", ExportConfig(with_tokens=True))
+    (folder / "photos").mkdir()
+    for name in ("photo.jpg", "another.png", "photos/1.jpg", "photos/2.png"):
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
     return folder
 
 

@@ -1,13 +1,13 @@
 """Every command as it is typed: what it prints, what it writes, its exit code."""
+import ast
 import json
 import subprocess
 import sys
-import time
 
 import click
 import pytest
 import torch
-from helpers import ROOT, dyvit, photo_folder, tiny_checkpoint
+from helpers import ROOT, digit_scenes, dyvit, photo_folder, tiny_checkpoint
 from PIL import Image
 
 from dyvit_deploy.cli.main import main
@@ -60,16 +60,19 @@ def test_bench_prints_speed_up_and_ceiling(files, tmp_path):
 
 def test_inspect_models_and_doctor_answer(files, tmp_path):
     assert "before blocks 1, 2, 3" in dyvit("inspect", files / "tiny.onnx").output
-    assert "64" in dyvit("models", "digits-s", "--json", tmp_path / "m.json").output
-    assert json.loads((tmp_path / "m.json").read_text())["entries"][0]["patches"] == 64
-    assert dyvit("doctor").exit_code == 0
+    told = dyvit("models", "digits-s", "--json", tmp_path / "m.json").output
+    [entry] = json.loads((tmp_path / "m.json").read_text())["entries"]
+    assert entry["patches"] == 64 and "digits-s" in told and f" {entry['patches']} " in told
+    doctor = dyvit("doctor")
+    assert doctor.exit_code == 0 and "ONNX Runtime" in doctor.output
 
 
 def test_train_and_eval_on_digits(tmp_path):
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
     run = tmp_path / "run"
-    result = dyvit("train", "--model", "digits-s", "--data", "digits", "-o", run, "--epochs", 1, "--dense-epochs", 1,
-                   "--images", 32, "--batch", 16, "--precision", "fp32")
+    with digit_scenes(40):
+        result = dyvit("train", "--model", "digits-s", "--data", "digits", "-o", run, "--epochs", 1,
+                       "--dense-epochs", 1, "--images", 32, "--batch", 16, "--precision", "fp32")
     assert result.exit_code == 0, result.output
     assert (run / "best.safetensors").exists() and (run / "dense" / "best.safetensors").exists()
     result = dyvit("eval", run / "best.safetensors", "--data", "digits", "--images", 40, "--json", tmp_path / "e.json")
@@ -234,11 +237,13 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(files, tmp_path):
 
 
 def test_help_is_fast():
-    def once():
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dyvit_deploy", "--help"], capture_output=True, check=True, cwd=ROOT)
-        return time.perf_counter() - started
-    assert min(once() for _ in range(3)) < 0.5
+    """What its time goes into is imports, and those can be counted on any machine."""
+    code = "import sys; from dyvit_deploy.cli.main import main; main(standalone_mode=False); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, check=True, cwd=ROOT, text=True)
+    loaded = ast.literal_eval(done.stdout.splitlines()[-1])
+    outside = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names) - {"__main__", "_distutils_hack"}
+    assert "Usage:" in done.stdout and outside <= {"dyvit_deploy", "click", "rich", "numpy", "PIL"}
+    assert len(loaded) < 500
 
 
 @pytest.mark.parametrize("command", main.commands)

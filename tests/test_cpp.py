@@ -74,18 +74,21 @@ def project(tmp_path_factory):
     return project
 
 
+@pytest.mark.cpp
 def test_the_cpp_tests_pass_with_sanitizers(project):
     [line] = lines_with("SANITIZE")
     reference = f"-DDYVIT_REFERENCE={project.folder}/build/tests/reference"  # the same data
     project.build_and_test(line.replace("-DDYVIT_SANITIZE=ON", f"-DDYVIT_SANITIZE=ON {reference}"))
 
 
+@pytest.mark.cpp
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("./build/")])
 def test_the_programs_run_as_the_page_says(project, line):
     code, text = project.type(line.replace("--seconds 5", "--seconds 0.1"))
     assert code == 0 and len(text.splitlines()) > 3, text
 
 
+@pytest.mark.cpp
 def test_the_example_builds_against_the_installed_library_and_within_a_project(project):
     example = project.folder / "classify"
     example.mkdir()
@@ -108,6 +111,7 @@ def test_the_example_builds_against_the_installed_library_and_within_a_project(p
     assert project.type(run.replace("classify/build", "within")) == (0, installed)
 
 
+@pytest.mark.cpp
 def test_a_fixed_batch_leaves_no_arithmetic_on_shapes(project, tmp_path):
     """dyvit-bench relies on it: what ONNX Runtime then still places on the CPU has no CUDA kernel."""
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -123,6 +127,7 @@ def test_a_fixed_batch_leaves_no_arithmetic_on_shapes(project, tmp_path):
     assert "Shape" in operators[None] and "Shape" not in operators[1]
 
 
+@pytest.mark.cpp
 def test_the_installed_programs_find_their_library(project):
     for line in lines_with("--install"):
         assert project.type(line)[0] == 0
@@ -149,6 +154,7 @@ def test_the_resize_graphs_are_those_of_their_script():
     subprocess.run([sys.executable, ROOT / "cpp" / "tools" / "make_resize_graphs.py", "--check"], check=True)
 
 
+@pytest.mark.cpp
 def test_the_sdk_script_makes_headers_and_library(tmp_path):
     """Reads the machine's own package mirror; where there is none, it says so in one sentence."""
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):

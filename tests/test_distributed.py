@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT, photo_folder, tiny_checkpoint
+from helpers import HANGS, ROOT, photo_folder, tiny_checkpoint
 
 from dyvit_deploy.cli.main import main
 from dyvit_deploy.errors import BackendError
@@ -59,7 +59,7 @@ def test_two_processes_evaluate_as_one_does(tmp_path):
     assert CliRunner().invoke(main, [*command, str(tmp_path / "one.json")]).exit_code == 0
     two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
                           "-m", "dyvit_deploy", *command, str(tmp_path / "two.json")],
-                         capture_output=True, text=True, cwd=ROOT, timeout=120)
+                         capture_output=True, text=True, cwd=ROOT, timeout=HANGS)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("top-1") == 1 and two.stderr.count("broken.png") == 1
     alone, shared = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))

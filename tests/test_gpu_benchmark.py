@@ -35,12 +35,21 @@ def typed(script, monkeypatch, capsys):
     return call
 
 
+@pytest.fixture
+def quick_rows(script, monkeypatch):
+    """Rows that cost nothing, for what is about the files that hold them."""
+    for part in ("lanes", "peaks"):
+        monkeypatch.setitem(script("gpu").MEASURES, part, lambda bench, job: {"passed": True})
+
+
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
-    """A run of every part on the CPU, in a process of its own, and what it said."""
+    """A run of every part on the CPU, in a process of its own, and what it said; no row is cut on a slow machine."""
     path = tmp_path_factory.mktemp("gpu") / "trial.json"
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--device", "cpu", "--quick", "-o", path],
-                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-c", "import gpu; gpu.PATIENCE = 1000; gpu.main()", "--device", "cpu", "--quick",
+               "--minutes", "600", "-o", path]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"})
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text()), done.stderr
 
@@ -49,6 +58,7 @@ def of(result, part):
     return [row for row in result["rows"] if row["part"] == part]
 
 
+@pytest.mark.slow
 def test_the_rehearsal_runs_every_part_or_names_it(rehearsal):
     result, said = rehearsal
     absent = {entry["part"]: entry["reason"] for kind in ("missing", "refused") for entry in result[kind]}
@@ -60,6 +70,7 @@ def test_the_rehearsal_runs_every_part_or_names_it(rehearsal):
     assert said.count("is the ceiling") == len([row for row in result["rows"] if "speedup" in row])
 
 
+@pytest.mark.slow
 def test_a_pruned_row_has_two_ratios_and_their_ceilings(rehearsal):
     for row in [row for row in rehearsal[0]["rows"] if "speedup" in row]:
         dense, pruned = row["dense"], row["pruned"]
@@ -73,6 +84,7 @@ def test_a_pruned_row_has_two_ratios_and_their_ceilings(rehearsal):
         assert (row["ceiling"] > row["ceiling_same_rewrites"] > 1) == rewritten
 
 
+@pytest.mark.slow
 def test_what_can_be_right_or_wrong_is_right(rehearsal):
     result = rehearsal[0]
     judged = [row for row in result["rows"] if row.get("passed") is not None]
@@ -141,7 +153,7 @@ def test_a_speed_up_with_one_graph_that_was_not_captured_is_marked(script, monke
     assert row["cuda_graph"] is False and row["capture_error"] == "no capture"
 
 
-def test_only_names_parts_and_resume_goes_on_with_what_is_missing(typed, script, tmp_path):
+def test_only_names_parts_and_resume_goes_on_with_what_is_missing(typed, quick_rows, tmp_path):
     path = tmp_path / "trial.json"
     words = "--device", "cpu", "--quick"
     assert typed(*words, "--only", "lanes", "-o", path)[0] == 0
@@ -163,7 +175,7 @@ def test_a_row_that_does_not_fit_is_not_begun(typed, tmp_path):
     assert all("were needed" in entry["reason"] for entry in result["left_out"])
 
 
-def test_a_row_that_overruns_is_cut_and_the_next_one_runs(script, monkeypatch, typed, tmp_path):
+def test_a_row_that_overruns_is_cut_and_the_next_one_runs(script, monkeypatch, typed, quick_rows, tmp_path):
     gpu = script("gpu")
 
     def forever(bench, job):
@@ -201,7 +213,7 @@ def test_wrong_usage_is_refused(typed, arguments, said):
     assert code == 2 and said in words
 
 
-def test_a_result_of_another_card_is_not_resumed_but_left_as_it_is(typed, tmp_path):
+def test_a_result_of_another_card_is_not_resumed_but_left_as_it_is(typed, quick_rows, tmp_path):
     named = {kind: [] for kind in ("missing", "refused", "failed", "cut", "left_out")}
     old = json.dumps({"device": "cuda", "machine": {"gpu": "NVIDIA X"}, "rows": [], "started": "2026", "versions": {},
                       "config": {"quick": True}, "float16_graph_by": None, **named})
@@ -213,7 +225,7 @@ def test_a_result_of_another_card_is_not_resumed_but_left_as_it_is(typed, tmp_pa
     assert len(json.loads((tmp_path / "new.json").read_text())["rows"]) == 5
 
 
-def test_a_rehearsal_is_not_mixed_into_a_real_result(typed, tmp_path):
+def test_a_rehearsal_is_not_mixed_into_a_real_result(typed, quick_rows, tmp_path):
     first, words = tmp_path / "quick.json", ("--device", "cpu", "--only", "peaks")
     typed(*words, "--quick", "-o", first)
     code, said = typed(*words, "--resume", first, "-o", tmp_path / "real.json")
@@ -225,7 +237,7 @@ def test_a_rehearsal_is_not_mixed_into_a_real_result(typed, tmp_path):
 
 @pytest.mark.parametrize("change", [{"rows": [{}]}, {"rows": "abc"}, {"rows": None}, {"missing": [{}]}, {"failed": 5},
                                     {"rows": [{"part": [1], "backend": "", "precision": "", "model": "", "batch": 0}]}])
-def test_a_damaged_result_is_not_resumed(typed, tmp_path, change):
+def test_a_damaged_result_is_not_resumed(typed, quick_rows, tmp_path, change):
     path, words = tmp_path / "r.json", ("--device", "cpu", "--quick", "--only", "lanes")
     typed(*words, "-o", path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

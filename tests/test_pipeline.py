@@ -21,14 +21,14 @@ from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import graph_facts, load_graph, product_precisions
-from dyvit_deploy.parity import tolerance as agreement
 from dyvit_deploy.parity.compare import check_artifacts
-from dyvit_deploy.parity.tolerance import PrecisionTolerance
+from dyvit_deploy.parity.tolerance import TOLERANCES, PrecisionTolerance
 from dyvit_deploy.runners.base import ForeignImages
 from dyvit_deploy.runners.open import open_runner
 
 pytestmark = pytest.mark.usefixtures("quick_export")
-WIDE = PrecisionTolerance(0.0, 1.0, 0.0)        # tiny random models have tiny margins
+# Of the gate's own tolerances a tiny random model misses one: its logits are off by 21 % in float8, 15 % are allowed.
+FLOAT8 = PrecisionTolerance(top1=0.90, error=0.25, overlap=0.90)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def lenient(monkeypatch):
-    monkeypatch.setattr(agreement, "TOLERANCES", dict.fromkeys(agreement.TOLERANCES, WIDE))
-    monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", agreement.TOLERANCES)
-    monkeypatch.setattr(pipeline, "TIMED_SECONDS", 0.2)
+def gate(monkeypatch):
+    monkeypatch.setattr("dyvit_deploy.parity.compare.TOLERANCES", TOLERANCES | {"float8": FLOAT8})
+    monkeypatch.setattr(pipeline, "TIMED_SECONDS", 0.05)
 
 
 def export(made, path, format="onnx", export=ExportConfig(), calibration=None, **precision):
@@ -136,7 +135,7 @@ def test_without_the_gate_nothing_is_compared_and_the_metadata_say_so(made, tmp_
 
 
 def test_the_costliest_layers_are_kept_until_the_drop_is_met(made, tmp_path, monkeypatch):
-    """A ruined layer changes classes until it is kept."""
+    """A ruined layer changes classes until it is kept, and it alone is."""
     export(made, tmp_path / "float.onnx")
     ranges = calibrate(tmp_path / "float.onnx", CalibrationConfig(made[1]))
     key = "blocks.0.attn.qkv/MatMul:0"
@@ -145,10 +144,11 @@ def test_the_costliest_layers_are_kept_until_the_drop_is_met(made, tmp_path, mon
     config = CalibrationConfig(made[1], str(tmp_path / "r.json"))
     plain = export(made, tmp_path / "plain.onnx", calibration=config, precision="int8")
     report = export(made, tmp_path / "m.onnx", calibration=config, precision="int8", max_drop=13)
-    assert "blocks.0.attn.qkv" in report.drop.kept or plain.gate.batches[0].top1_agreement >= 0.87
+    assert not plain and plain.gate.batches[0].top1_agreement < 0.5
+    assert report and report.drop.kept == ("blocks.0.attn.qkv",)
     assert report.drop.points <= 13 and set(report.drop.kept) <= set(report.kept)
     found = product_precisions(load_graph(tmp_path / "m.onnx"))
-    assert all(found[f"{name}/MatMul"] == "float32" for name in report.drop.kept if name.startswith("blocks"))
+    assert found["blocks.0.attn.qkv/MatMul"] == "float32" and found["blocks.0.mlp.fc1/MatMul"] == "int8"
 
 
 @pytest.mark.parametrize("options, words", [

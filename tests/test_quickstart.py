@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers import dyvit
+from helpers import FEW_SCENES, SCENES, digit_scenes, dyvit
 
 from dyvit_deploy.demo import quickstart
 from dyvit_deploy.demo.quickstart import STUDENT, TEACHER, run_quickstart
@@ -15,13 +15,20 @@ pytest.importorskip("sklearn", reason="the demo data need scikit-learn: pip inst
 OPENVINO = importlib.util.find_spec("openvino") is not None
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
+@pytest.fixture(scope="module", params=SCENES)
+def report(request, tmp_path_factory):
     lines = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quickstart, "SECONDS", 0.5)                          # the figures are not tested
+    with digit_scenes(request.param), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "SECONDS", 0.1)                          # the figures are not tested
         result = run_quickstart(tmp_path_factory.mktemp("quick") / "my start", say=lines.append)
+    assert result.evals[0].images == request.param or request.param is None
     return result, lines
+
+
+def one_of(report):
+    """The share of one image more or less, where there are few of them."""
+    images = report[0].evals[0].images
+    return 1 / images if images == FEW_SCENES else 0
 
 
 def test_every_artifact_computes_what_its_checkpoint_does(report):
@@ -36,12 +43,13 @@ def test_int8_costs_at_most_three_tenths_of_a_point(report):
     student, int8 = report[0].rows[1], report[0].rows[5:]
     assert [row.artifact for row in int8] == ["digits-s-int8.onnx", *(["digits-s-int8.xml"] if OPENVINO else [])]
     for row in int8:
-        assert row.top1 >= student.top1 - 0.003 and row.overlap >= 0.95 and row.size_mib < student.size_mib / 2
+        assert row.top1 >= student.top1 - 0.003 - one_of(report) and row.overlap >= 0.95
+        assert row.size_mib < student.size_mib / 2
 
 
 def test_the_shipped_checkpoints_are_as_good_as_the_readme_says(report):
     dense, student = report[0].rows[:2]
-    assert dense.top1 >= 0.96 and student.top1 >= dense.top1 - 0.01
+    assert dense.top1 >= 0.96 and student.top1 >= dense.top1 - 0.01 - one_of(report)
     coverage = report[0].evals[1].coverage
     assert [stage.kept for stage in coverage] == [44, 31, 21]
     assert all(stage.box_coverage > stage.chance + 0.15 for stage in coverage)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import fake_runner, needs_openvino, tiny_checkpoint
 
-from dyvit_deploy.bench import run as bench_module
+from dyvit_deploy.bench import run as bench_module, timing as timing_module
 from dyvit_deploy.bench.process import make_feed, measure_start
 from dyvit_deploy.bench.report import BenchConfig, Timing
 from dyvit_deploy.bench.run import faster_here, time_artifacts
@@ -71,9 +71,30 @@ def test_candidates_take_turns_in_alternating_order():
     assert order == a + b + b + a and [len(s) for s in samples] == [2 * TURN] * 2
 
 
-def test_timing_goes_on_until_stable_and_stops_then():
-    samples = alternate([lambda: None], BenchConfig(seconds=5, min_runs=10, stable=10.0))
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes by itself only when a call lets it."""
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+    monkeypatch.setattr(timing_module, "time", found := Clock())
+    return found
+
+
+def test_timing_goes_on_until_stable_and_stops_then(clock):
+    def call():
+        clock.now += 1e-3
+    samples = alternate([call], BenchConfig(seconds=5, min_runs=10, stable=0.01))
     assert len(samples[0]) == 12                                           # the first turn that ends at 10 or more
+
+
+def test_timing_of_what_never_settles_ends_with_its_time(clock):
+    def call():
+        clock.now += 0.01 + clock.now / 2                                  # slower and slower
+    samples = alternate([call], BenchConfig(warmup=0, seconds=5, min_runs=3, stable=0.01))
+    assert clock.now >= 5 and len(samples[0]) == 12                        # four rounds, the last of which passes 5 s
 
 
 def test_stability_is_about_the_median_not_the_tail():

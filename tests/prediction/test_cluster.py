@@ -31,6 +31,7 @@ def typed(*arguments):
                           cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.ray
 @needs_ray
 def test_two_workers_give_the_same_file_and_print_nothing_else(tmp_path):
     graph, photos = tiny_graph(tmp_path), photo_folder(tmp_path / "photos", 30)
@@ -50,6 +51,7 @@ def test_two_workers_give_the_same_file_and_print_nothing_else(tmp_path):
         str(out), "")
 
 
+@pytest.mark.ray
 @needs_ray
 def test_a_cluster_that_does_not_answer_is_one_sentence_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
@@ -58,6 +60,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence_at_once(tmp_path, monkey
         dv.predict_images(tiny_graph(tmp_path), tmp_path / "photos", dv.PredictConfig(1, runner="ray"))
 
 
+@pytest.mark.ray
 @needs_ray
 def test_what_a_worker_refuses_is_the_same_sentence(tmp_path):
     result = typed(tiny_graph(tmp_path), photo_folder(tmp_path / "photos", 2), "--top", 9, "--workers", 1)

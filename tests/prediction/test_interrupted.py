@@ -3,22 +3,28 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from helpers import ROOT, dyvit, photo_folder, tiny_graph
+from helpers import HANGS, ROOT, dyvit, photo_folder, tiny_graph
 
 import dyvit_deploy as dv
 from dyvit_deploy.errors import ArtifactError, ConfigError
 from dyvit_deploy.predict.partial import PartialFile
 
-SLOWLY = """
-import sys, time
+# Says so and waits to be stopped in the middle of a batch, after so many others.
+WAITING = """
+import sys, threading
 from dyvit_deploy.prediction.predictor import Predictor
-fast = Predictor.predict
-Predictor.predict = lambda self, images: (time.sleep(0.1), fast(self, images))[1]
-from dyvit_deploy.cli import main
-main(sys.argv[1:])
+was, left = Predictor.predict, [int(sys.argv[1])]
+def predict(self, images):
+    if not left[0]:
+        print("waiting", flush=True)
+        threading.Event().wait()
+    left[0] -= 1
+    return was(self, images)
+Predictor.predict = predict
+from dyvit_deploy.cli.main import main
+main(sys.argv[2:])
 """
 
 
@@ -50,31 +56,27 @@ def stopped_after(batches, graph, photos, out, **options):
         dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out), **options), watch=watch)
 
 
-def started(graph, photos, out):
-    return subprocess.Popen([sys.executable, "-c", SLOWLY, "predict", graph, photos, "--top", "2", "--batch", "4",
-                             "--csv", out], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(lines, partial):
-    end = time.monotonic() + 60
-    while not partial.exists() or partial.read_bytes().count(b"\n") < lines:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+def started(batches, graph, photos, out):
+    """A process that is in the middle of the batch after so many."""
+    command = [sys.executable, "-c", WAITING, str(batches), "predict", graph, photos, "--top", "2", "--batch", "4",
+               "--csv", out]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "waiting\n"
+    return process
 
 
 def test_ctrl_c_and_kill_9_cost_at_most_a_batch_and_change_no_byte(tmp_path, graph, photos):
     out, partial = tmp_path / "out.csv", tmp_path / "out.csv.partial"
-    for signal_number, lines in ((signal.SIGINT, 4), (signal.SIGKILL, 9)):
-        process = started(graph, photos, out)
-        wait_for(lines, partial)
+    for signal_number, batches in ((signal.SIGINT, 3), (signal.SIGKILL, 5)):
+        process = started(batches, graph, photos, out)
         process.send_signal(signal_number)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=HANGS)
         assert not out.exists() and partial.exists()
         assert process.returncode == (130 if signal_number == signal.SIGINT else -signal.SIGKILL)
         assert ("the same command goes on from there" in told) == (signal_number == signal.SIGINT)
         assert "Traceback" not in told
     report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
-    assert report.images == 90 and report.resumed >= 32 and not report.notes
+    assert report.images == 90 and report.resumed == 4 * (3 + 5) and not report.notes
     assert out.read_bytes() == whole(graph, photos, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "photos", "whole.csv"]
 

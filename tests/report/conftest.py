@@ -2,6 +2,7 @@
 import shutil
 
 import pytest
+from filelock import FileLock
 from helpers import cached_export, dyvit, photo_folder, tiny_checkpoint
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
@@ -9,11 +10,19 @@ from dyvit_deploy.export.config import ExportConfig
 
 
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory):
+def measured(session_folder):
     """Two checkpoints, two graphs of the pruned one (one tells its tokens) and one of the dense one, their reports,
-    and photos of five classes."""
-    folder = tmp_path_factory.mktemp("measured") / "shop window"
-    folder.mkdir()
+    and photos of five classes. All processes of a session share it: tests that change something take `copied`."""
+    folder, done = session_folder / "measured" / "shop window", session_folder / "measured.done"
+    with FileLock(session_folder / "measured.lock"):
+        if not done.exists():
+            measure(folder)
+            done.touch()
+    return folder
+
+
+def measure(folder):
+    folder.mkdir(parents=True)
     photo_folder(folder.parent / "photos", count=10, classes=5)
     pruned, dense = tiny_checkpoint(folder), tiny_checkpoint(folder, ratio=None)
     cached_export(pruned, folder / "tiny.onnx", ExportConfig(with_tokens=True))
@@ -27,7 +36,6 @@ def measured(tmp_path_factory):
         dyvit("eval", folder / name, "--data", photos, "--json", folder / f"{name}.eval.json")
     dyvit("bench", folder / "tiny.onnx", folder / "tiny.safetensors", "--baseline", folder / "dense.onnx",
           "--batch", "1,4", "--seconds", "0.3", "--json", folder / "bench.json")
-    return folder
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 import contextlib
 import sys
 import threading
-import time
 from types import SimpleNamespace as Thing
 
 import pytest
 import torch
+from helpers import HANGS
 
 from dyvit_deploy.errors import BackendError
 from dyvit_deploy.machine import gpu_peak
@@ -118,7 +118,8 @@ def test_a_failed_capture_gives_the_current_stream_back(monkeypatch):
 
 
 class Nvml(Thing):
-    """The part of pynvml that is used; its GPU is `busy` or idle, and tells no power."""
+    """The part of pynvml that is used; its GPU is `busy` or idle, and tells no power. `samples` counts what it is asked
+    for as the last thing of a sample."""
 
     class NVMLError(Exception): ...
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
@@ -129,12 +130,21 @@ class Nvml(Thing):
     def nvmlDeviceGetClockInfo(self, gpu, kind): return 1755 if self.busy else 345  # noqa: N802
     def nvmlDeviceGetTemperature(self, gpu, kind): return 70 if self.busy else 30  # noqa: N802
     def nvmlDeviceGetPowerUsage(self, gpu): raise self.NVMLError  # noqa: N802
-    def nvmlDeviceGetCurrentClocksEventReasons(self, gpu): return 0x4 if self.busy else 0x1  # noqa: N802
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, gpu):  # noqa: N802
+        self.samples.release()
+        return 0x4 if self.busy else 0x1
+
+    def wait_for(self, samples):
+        """Until so many more were taken, however slow the machine is."""
+        self.samples = threading.Semaphore(0)
+        for _ in range(samples):
+            assert self.samples.acquire(timeout=HANGS)
 
 
 @pytest.fixture
 def nvml(monkeypatch):
-    library = Nvml(busy=False, threads=set())
+    library = Nvml(busy=False, threads=set(), samples=threading.Semaphore(0))
     monkeypatch.setitem(sys.modules, "pynvml", library)
     monkeypatch.setattr(gpu_peak, "gpu_uuid", lambda: "GPU-1")
     return library
@@ -143,10 +153,10 @@ def nvml(monkeypatch):
 def test_clocks_are_those_of_the_busy_gpu_not_of_the_idle_one_after(nvml):
     nvml.busy = True
     with ClockSampler(every=0.001) as clocks:
-        time.sleep(0.05)
+        nvml.wait_for(6)
     nvml.busy = False
     found = clocks.summary()
-    assert found["samples"] > 5 and found["sm_mhz_median"] == found["sm_mhz_min"] == 1755
+    assert found["samples"] >= 6 and found["sm_mhz_median"] == found["sm_mhz_min"] == 1755
     assert (found["sm_mhz_highest_supported"], found["temperature_c_max"], found["power_w_median"]) == (1980, 70, None)
     assert found["held_back"] == {"power cap": 1.0} and threading.main_thread() not in nvml.threads
     assert not any(thread.is_alive() for thread in nvml.threads)
@@ -154,10 +164,10 @@ def test_clocks_are_those_of_the_busy_gpu_not_of_the_idle_one_after(nvml):
 
 def test_clocks_that_were_held_back_are_in_the_notes_and_idle_ones_are_not(nvml):
     with ClockSampler(every=0.001) as idle:
-        time.sleep(0.02)
+        nvml.wait_for(1)
     nvml.busy = True
     with ClockSampler(every=0.001) as busy:
-        time.sleep(0.02)
+        nvml.wait_for(1)
     peaks = {"float16": 800.0}
     notes = [gpu_notes({"matmul_peak_tflops": peaks, "clocks": [clocks]}, False, False)
              for clocks in (idle.summary(), busy.summary(), None)]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import PHOTOS, dyvit, needs_photos, needs_triton, photo_folder, plan_file, tiny_checkpoint
+from helpers import HANGS, PHOTOS, dyvit, needs_photos, needs_triton, photo_folder, plan_file, tiny_checkpoint
 from PIL import Image
 from rich.console import Console
 
@@ -38,7 +38,7 @@ from dyvit_deploy.serving.repository import VERSION_COMPATIBLE, read_repository
 from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, answers, find_triton
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
-pytestmark = needs_triton
+pytestmark = [pytest.mark.triton, needs_triton]
 EXACT = 1e-5                                # fp32, the same runtime on both sides
 
 
@@ -65,9 +65,9 @@ def repository(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(repository):
-    with serving(repository) as (server, address):
-        yield server, address
+def served(triton, repository):
+    with triton.loaded(repository):
+        yield triton.server, triton.address
 
 
 @pytest.fixture(scope="module")
@@ -162,18 +162,27 @@ def test_classes_come_by_name(served, images, name):
     assert number == label and float(value)
 
 
-def test_single_requests_share_batches_and_each_gets_its_own_answer(repository, served, images):
+def test_single_requests_share_batches_and_each_gets_its_own_answer(triton, checkpoint, images, tmp_path):
+    """The server waits for a batch to be full, as long as it takes: how fast the clients are does not matter."""
+    repository = tmp_path / "repository"
+    export_repository(checkpoint, repository, ServingConfig(name="queue", max_batch=16))
+    config = repository / "queue/config.pbtxt"
+    patient, changed = re.subn(r"(max_queue_delay_microseconds: )\d+", rf"\g<1>{HANGS * 10 ** 6}", config.read_text())
+    config.write_text(patient)
+    assert changed == 1
     pixels = [np.roll(images[0], shift, axis=1) for shift in range(32)]
-    expected, found, before = local(repository, "one", pixels).logits, {}, statistics(served[1], "one")
+    expected, found = local(repository, "queue", pixels).logits, {}
 
     def ask(start):
-        with Client(served[1]) as client:
+        with Client(triton.address) as client:
             for i in range(start, 32, 16):
-                found[i] = client.infer("one-images", files(encode(pixels[i])), ["logits"])["logits"][0]
-    together(*[lambda start=start: ask(start) for start in range(16)])
+                found[i] = client.infer("queue-images", files(encode(pixels[i])), ["logits"])["logits"][0]
+    with triton.loaded(repository):
+        before = statistics(triton.address, "queue")
+        together(*[lambda start=start: ask(start) for start in range(16)])
+        requests, executions = statistics(triton.address, "queue") - before
     np.testing.assert_allclose(np.stack([found[i] for i in range(32)]), expected, atol=EXACT)
-    requests, executions = statistics(served[1], "one") - before
-    assert requests == 32 and executions < 32
+    assert requests == 32 and executions == 2
 
 
 def together(*calls):
@@ -257,7 +266,7 @@ def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, i
             thread.start()
         export_repository(other, repository, ServingConfig(name="m", version=2))
         new = local(repository, "m", images[:1]).logits[0]
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + HANGS
         while time.monotonic() < ends and not (seen and np.allclose(seen[-1], new, atol=EXACT)):
             time.sleep(0.2)
         done.set()
@@ -279,7 +288,7 @@ def test_serve_goes_on_until_it_is_stopped_and_leaves_no_process(repository, end
         assert f"127.0.0.1:{port}" in line and "two-0.9-images" in line
         assert answers(f"http://127.0.0.1:{port}/v2/models/two/ready")
         process.send_signal(end)
-        assert process.wait(60) == 130
+        assert process.wait(HANGS) == 130
     assert not answers(f"http://127.0.0.1:{port}/v2/health/live")
     assert not [place for place in Path("/proc").glob("[0-9]*/cmdline") if _has(place, f"--http-port={port}")]
 
@@ -299,12 +308,14 @@ def _has(place, text):
         return False
 
 
-def test_wrong_preprocessing_in_the_server_is_noticed(checkpoint, tmp_path):
+def test_wrong_preprocessing_in_the_server_is_noticed(triton, checkpoint, tmp_path):
     repository = tmp_path / "repository"
     export_repository(checkpoint, repository, ServingConfig(name="m"))
     file = repository / "m-preprocess/1/preprocess.py"
     file.write_text(file.read_text().replace("np.float32(255)", "np.float32(200)"))
-    result = dyvit("serve", repository, "--check", "--data", photo_folder(tmp_path / "photos"), "--images", 4)
+    with triton.loaded(repository):
+        result = dyvit("serve", repository, "--check", "--url", triton.address.http, "--data",
+                       photo_folder(tmp_path / "photos"), "--images", 4)
     assert result.exit_code == 1 and "FAILED m, image files" in result.output
     assert "FAILED m, tensors" not in result.output
 
@@ -328,9 +339,9 @@ def test_an_engine_passes_the_servers_validation_and_lacks_only_its_backend(tmp_
         pass
 
 
-def test_a_server_takes_the_option_of_version_compatible_plans(repository):
-    with serving(repository, VERSION_COMPATIBLE) as (_, address):
-        assert answers(f"http://{address.http}/v2/health/ready")
+def test_a_server_takes_the_option_of_version_compatible_plans(served):
+    assert VERSION_COMPATIBLE.encode() in Path(f"/proc/{served[0].pid}/cmdline").read_bytes().split(b"\0")
+    assert answers(f"http://{served[1].http}/v2/health/ready")
 
 
 def test_openvino_models_are_served_too(checkpoint, tmp_path):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, tiny_config, two_classes
+from helpers import HANGS, ROOT, tiny_config, two_classes
 from PIL import Image
 
 from dyvit_deploy.data.folder import FolderImages
@@ -199,4 +199,4 @@ assert worker.is_alive()
 
 def test_workers_outlive_a_jobs_signal_but_never_keep_a_process_from_ending():
     script = LEFT_BEHIND.format(tests=str(ROOT / "tests"), here=str(ROOT / "tests/training"))
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=HANGS, cwd=ROOT)

@@ -1,15 +1,13 @@
 """Several processes, as torchrun starts them, with gloo on the CPU."""
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, tiny_checkpoint, two_classes
+from helpers import HANGS, ROOT, tiny_checkpoint, two_classes
 from safetensors import safe_open
 
 from dyvit_deploy.machine.hardware import machine
@@ -28,7 +26,7 @@ def start(processes: int, *arguments, script="share_a_run.py", **environment) ->
 def told(tmp_path_factory):
     """What `two_ranks.py` found in each of its two processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    output, _ = (process := start(2, folder, script="two_ranks.py")).communicate(timeout=120)
+    output, _ = (process := start(2, folder, script="two_ranks.py")).communicate(timeout=HANGS)
     assert process.returncode == 0, output
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -47,6 +45,21 @@ def test_each_process_reports_its_own_gpu_and_training_those_of_all(told):
     assert [rank["gpus"] for rank in told] == [[f"GPU {rank}", ["GPU 0", "GPU 1"]] for rank in range(2)]
 
 
+# A training that is sent SIGTERM at the end of its third step.
+STOPPED = """
+import os, signal
+from dyvit_deploy.training.loop import Run
+was = Run._event
+def event(self, values):
+    if self.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return was(self, values)
+Run._event = event
+from dyvit_deploy.cli.main import main
+main()
+"""
+
+
 @pytest.fixture
 def data(tmp_path):
     two_classes(tmp_path / "data")
@@ -59,7 +72,7 @@ def test_processes_and_accumulated_parts_give_the_loss_curve_of_one_process(data
     started = {name: start(processes, data / "data", data / name, data / f"{name}.json", ACCUMULATE=parts)
                for name, (processes, parts) in runs.items()}
     for name, process in started.items():
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=HANGS)
         assert process.returncode == 0, output
         curves[name] = json.loads((data / f"{name}.json").read_text())
     assert len(curves["one"]) >= 20 and curves["one"][-1] < curves["one"][0]
@@ -76,27 +89,24 @@ def test_processes_and_accumulated_parts_give_the_loss_curve_of_one_process(data
 
 def test_one_process_that_fails_ends_all_with_its_error(data):
     process = start(2, data / "data", data / "run", data / "losses.json", "1")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=HANGS)
     assert process.returncode != 0 and "this process was told to fail" in output
     assert not (data / "losses.json").exists()
 
 
 def test_sigterm_saves_within_the_epoch_and_the_run_goes_on_as_if_nothing_had_happened(data):
-    def command(name, *more):
-        options = "--keep-ratio 1.0 --epochs 1 --images 64 --batch 2 --precision fp32 --workers 0 --device cpu"
-        return [sys.executable, "-m", "dyvit_deploy", "train", "--model", "digits-s", "--data", "digits", "-o",
-                str(data / name), *options.split(), *more]
+    def run(program, name, *more):
+        options = "--keep-ratio 1.0 --epochs 1 --images 16 --batch 2 --precision fp32 --workers 0 --device cpu"
+        command = [sys.executable, *program, "train", "--model", "digits-s", "--data", "digits", "-o", data / name,
+                   *options.split(), *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
-    process = subprocess.Popen(command("cut"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    line = process.stderr.readline()                                       # said when the first step begins
-    assert line.startswith("dense: epochs 1, each 32 steps of 2 images"), line
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130 and "add --resume to go on" in rest, rest
-    resumed = subprocess.run(command("cut", "--resume"), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert " on\n" in resumed.stderr and "step" in resumed.stderr
-    subprocess.run(command("whole"), cwd=ROOT, capture_output=True, check=True)
+    cut = run(["-c", STOPPED], "cut")
+    assert cut.stderr.startswith("dense: epochs 1, each 8 steps of 2 images"), cut.stderr
+    assert cut.returncode == 130 and "add --resume to go on" in cut.stderr, cut.stderr
+    resumed = run(["-m", "dyvit_deploy"], "cut", "--resume")
+    assert resumed.returncode == 0 and "from epoch 1, step 5 on\n" in resumed.stderr, resumed.stderr
+    assert run(["-m", "dyvit_deploy"], "whole").returncode == 0
     tensors = []
     for name in ("cut", "whole"):
         with safe_open(data / name / "last.safetensors", "pt") as file:

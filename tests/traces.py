@@ -1,0 +1,52 @@
+"""Exports of one test session: torch.onnx takes seconds for a tiny model, and most tests are about what comes after."""
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from filelock import FileLock
+
+from dyvit_deploy.artifacts.facts import library_versions
+from dyvit_deploy.export import onnx as exporter
+
+PLAIN = (bool, int, float, str, tuple, frozenset, type(None))
+
+
+def fingerprint(model: torch.nn.Module, *options: Any) -> str:
+    """Equal for models that are exported to the same graph: their modules, settings, tensors, and the exporter."""
+    digest = hashlib.sha256(repr((library_versions("torch", "timm", "onnx", "onnxscript"), options)).encode())
+    for name, module in model.named_modules():
+        settings = sorted((key, value) for key, value in vars(module).items() if isinstance(value, PLAIN))
+        digest.update(repr((name, type(module).__qualname__, settings, module.extra_repr())).encode())
+    digest.update(repr((model.config, model.prune)).encode())
+    # Both, because a buffer need not be part of the state.
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape), str(tensor.device))).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Traces:
+    """What the exporter traces, kept in a folder that all processes of a session share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.trace, self.used = folder, exporter._trace, True
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, model: torch.nn.Module, names: list[str], config: Any) -> tuple[onnx.ModelProto, Any]:
+        if not self.used:
+            return self.trace(model, names, config)
+        place = self.folder / fingerprint(model, names, config)
+        # The other process waits for the one that has begun.
+        with FileLock(f"{place}.lock"):
+            if not place.exists():
+                proto, forms = self.trace(model, names, config)
+                place.with_suffix(".new").write_bytes(pickle.dumps((proto.SerializeToString(), forms)))
+                os.replace(place.with_suffix(".new"), place)
+        content, forms = pickle.loads(place.read_bytes())
+        return onnx.ModelProto.FromString(content), forms
