@@ -61,7 +61,7 @@ CASES = [
 
 @pytest.mark.parametrize("format, options, target", CASES)
 def test_a_lowered_artifact_runs_says_what_it_is_and_agrees(made, tmp_path, format, options, target):
-    path = tmp_path / f"m{pipeline.SUFFIXES[format]}"
+    path = tmp_path / f"m{pipeline.FORMAT_SUFFIXES[format]}"
     report = export(made, path, format, **options)
     assert report and path.is_file() and report.export.path == str(path)
     assert report.products[options["precision"]] > 10 and report.gate.batches[0].images == 8
