@@ -72,7 +72,7 @@ def rewrites_table() -> str:
     lines.append(f"\nFloat32; each row adds one rewrite to those above it. {machine['processor']}, "
                  f"{machine['logical_cores']} cores, medians of runs in which all rows take turns "
                  f"(`benchmarks/rewrites.py`); ~ marks timings that did not settle within 2 %. "
-                 f"With all rewrites but `align`, this is the time share of predictors and gathers: {', '.join(shares)}. "
+                 f"Time share of predictors and gathers, with all rewrites but `align`: {', '.join(shares)}. "
                  f"The demo student keeps {_kept(plain)} patches and classifies {plain['top1']:.2%} of the scenes "
                  f"correctly; aligned, {_kept(aligned)} patches and {aligned['top1']:.2%}.")
     return "\n".join(lines)
@@ -227,7 +227,7 @@ def gpu_rows() -> str:
             found.append(json.loads(path.read_text()))
             gpu_table(found[-1:])
         except (ValueError, KeyError, TypeError) as error:
-            sys.exit(f"{path} is not a result of benchmarks/gpu.py ({type(error).__name__}: {error}); remove it.")
+            sys.exit(f"{path} is no result of benchmarks/gpu.py ({type(error).__name__}: {error}); remove it.")
     return gpu_table(found)
 
 
