@@ -61,7 +61,7 @@ def resized(config: dv.ModelConfig, size: int) -> dv.ModelConfig:
     fitting = [patch for patch in (config.patch_size, OTHER_PATCH) if size % patch == 0]
     if not fitting:
         raise ConfigError(f"{size} pixels are not a multiple of {config.patch_size} or {OTHER_PATCH}; choose "
-                          "another value for --sizes.")
+                          "another of --sizes.")
     return dataclasses.replace(config, name=f"{config.name}-{size}px", image_size=(size, size), patch_size=fitting[0])
 
 

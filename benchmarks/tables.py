@@ -307,7 +307,7 @@ def scale_rows(result: dict) -> str:
     machine, versions = result["machine"], result["versions"]
     runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
     other = {row["size"]: row["patch_size"] for row in result["rows"] if row["patch_size"] != 16}
-    patch = "".join(f" Images of {size} pixels have patches of {side} pixels." for size, side in other.items())
+    patch = "".join(f" Images of {size} pixels have patches of {side}." for size, side in other.items())
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime}, float32, "
                  f"{result['started'][:10]}. Medians; the points of a series take turns in one run "
                  f"(`benchmarks/scale.py`), random weights; ~ marks timings that did not settle within 2 %.{patch}")
