@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Is the learned predictor worth it? The paper's ablations on the digit scenes, and one student for every budget.
+"""The paper's ablations on the digit scenes, and one elastic student against one per keep ratio.
 
-    python benchmarks/ablation.py               all of it
+    python benchmarks/ablation.py               everything
     python benchmarks/ablation.py tables34      selectors (Table 4), number of stages, losses (Table 3), at equal cost
     python benchmarks/ablation.py elastic       --elastic 0.5:0.9 against students trained for one keep ratio each
     python benchmarks/ablation.py untrained     the dense teacher, pruned without training
 
-Every student starts from the shipped dense teacher, which teaches it too, and is trained with the recipe `small`,
-shortened as the options say; its last weights are measured on all 2,000 held-out scenes. Runs of one seed see the
-same images in the same order. Finished runs are kept in --work, and a second call goes on. Raw JSON goes to
-benchmarks/results/.
+Every student starts from the shipped dense checkpoint, which is also its teacher, and is trained with the recipe
+`small`, shortened by --images and --epochs; its last weights are evaluated on all 2,000 held-out scenes. Runs of one
+seed see the same images in the same order. Finished runs are kept in --work, and a second call resumes. Raw JSON is
+written to benchmarks/results/.
 """
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"         # one run per core is faster than one run on all of them
+# One run per core is faster than one run on all cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from precision import write
 
@@ -44,12 +45,13 @@ MODEL, DATA = "digits-s", "digits"
 
 @dataclass(frozen=True)
 class Case:
-    """One student: what it keeps, what its recipe has otherwise, and at which keep ratios it is measured."""
+    """One student: its keep request, its changes to the recipe, and the keep ratios at which it is evaluated."""
 
     name: str
     keep: KeepRequest
     overrides: tuple[tuple[str, object], ...] = ()
-    measured_at: tuple[float | None, ...] = (None,)         # None: as it was trained
+    # None: the keep ratios of training.
+    measured_at: tuple[float | None, ...] = (None,)
 
 
 def equal_cost(config: ModelConfig, stages: tuple[int, ...], gmacs: float) -> float:
@@ -66,7 +68,8 @@ def paper_cases() -> list[Case]:
     config = resolve(MODEL)
     stages = default_stages(config.depth)
     gmacs = count_costs(config, [PruneConfig.from_ratio(RATIO, stages)])[0].gmacs
-    base = KeepRequest(ratio=RATIO, stages=stages)                         # attention would drop a block later
+    # Explicit stages, because by default attention drops tokens one block later.
+    base = KeepRequest(ratio=RATIO, stages=stages)
     selectors = [Case(name, dataclasses.replace(base, selector=name)) for name in ("prediction", "attention", "random",
                                                                                     "static")]
     return [
@@ -87,7 +90,7 @@ def elastic_cases() -> list[Case]:
 
 
 def run(case: Case, seed: int, images: int, epochs: int, work: Path) -> dict:
-    """Trains and measures one student."""
+    """Trains and evaluates one student; a finished one is read from `work`."""
     folder = work / f"{case.name.replace(' ', '-').replace(':', '-')}-{seed}"
     result = folder / "result.json"
     if result.exists():
@@ -109,7 +112,7 @@ def run(case: Case, seed: int, images: int, epochs: int, work: Path) -> dict:
 
 
 def untrained() -> None:
-    """Writes what is left of the dense teacher's accuracy when it drops tokens without training."""
+    """Writes the accuracy of the dense teacher when it drops tokens without training."""
     keeps = [KeepRequest(ratio=ratio, selector="attention", fuse=fuse) for ratio in (0.9, 0.7, 0.5, 0.4)
              for fuse in (False, True)]
     keeps += [KeepRequest(ratio=RATIO, selector="random"), KeepRequest(selector="structural")]
@@ -124,7 +127,7 @@ def untrained() -> None:
 
 
 def costs(cases: list[Case]) -> dict[str, float]:
-    """GMACs of each case as it was trained."""
+    """GMACs of each case at the keep ratio of its training."""
     config = resolve(MODEL)
     default = PruneConfig.from_ratio(RATIO, default_stages(config.depth))
     prunes = [case.keep.resolve(config.depth, default) for case in cases]
@@ -132,7 +135,7 @@ def costs(cases: list[Case]) -> dict[str, float]:
 
 
 def ablate(what: str, options: argparse.Namespace) -> None:
-    """Trains and measures the cases of one table, and writes it."""
+    """Trains and evaluates the cases of one table, and writes the result."""
     cases = paper_cases() if what == "tables34" else elastic_cases()
     work = options.work / f"{what}-{options.images}x{options.epochs}"
     teacher = evaluate_artifact(quickstart.TEACHER, DATA, EvalConfig(batch=100, device="cpu")).top1

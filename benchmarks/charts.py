@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draws the README's charts from benchmarks/results/*.json, and lays them beside the figures they show.
+"""Draws the README's charts from benchmarks/results/*.json, into the same folder.
 
-    python benchmarks/charts.py            peers.svg and scale.svg, of those results that are there
-    python benchmarks/charts.py --png      the same as .png too
+    python benchmarks/charts.py            writes peers.svg and scale.svg
+    python benchmarks/charts.py --png      also writes them as .png
 
-The same results and matplotlib give the same bytes. A result that is not there yet has no chart.
+The same results and the same matplotlib give the same bytes. A chart whose result does not exist is skipped.
 """
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from tables import PEERS, RESULTS, SCALE
 
 from dyvit_deploy.artifacts.files import atomic_write
 
-GREY, BLUE, ORANGE = "#999999", "#0072b2", "#e69f00"  # readable with any colour vision
+# Distinguishable with any colour vision.
+GREY, BLUE, ORANGE = "#999999", "#0072b2", "#e69f00"
 COLOURS = {"dense": GREY, "pruned here": BLUE, "pruned by other means": ORANGE}
 KINDS = {"dense": "dense", "pruned": "pruned here", "pruned, no rewrites": "pruned here"}
-TEXT = {"dense": "#666666", "pruned": BLUE}  # grey letters are too faint
+# Labels in the lighter grey of the lines would be too faint.
+TEXT = {"dense": "#666666", "pruned": BLUE}
 FAMILIES = ("PyTorch", "ONNX Runtime", "OpenVINO")
-# Text stays text: the file is a third as large, and can be searched.
+# Text is not converted to outlines: the file is a third as large, and can be searched.
 STYLE = {"svg.hashsalt": "dyvit", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False}
 
 
 def peers_chart(result: dict[str, Any]) -> Figure:
-    """Images/s at the largest batch as bars, a panel per runtime."""
+    """Images/s at the largest batch as bars, one panel per runtime."""
     batch = max(row["batch"] for row in result["rows"])
     rows = [row for row in result["rows"] if row["batch"] == batch]
     groups = {family: [row for row in rows if row["backend"].startswith(family)] for family in FAMILIES}
@@ -45,9 +47,10 @@ def peers_chart(result: dict[str, Any]) -> Figure:
     for axes, (family, found) in zip(panels, groups.items()):
         bars = axes.barh(range(len(found)), [row["images_per_sec"] for row in found], height=0.75,
                          color=[COLOURS[_kind(row)] for row in found])
-        axes.bar_label(bars, [_told(row) for row in found], padding=3)
+        axes.bar_label(bars, [_figure_text(row) for row in found], padding=3)
         axes.set_yticks(range(len(found)), [_label(row, family) for row in found])
-        axes.set_ylim(len(found) - 0.4, -0.6)                              # the first on top
+        # The first row is on top.
+        axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set_title(family, loc="left", fontweight="bold")
         axes.tick_params(axis="x", labelbottom=axes is panels[-1])
     panels[-1].set_xlim(0, 1.2 * max(row["images_per_sec"] for row in rows))
@@ -61,23 +64,23 @@ def peers_chart(result: dict[str, Any]) -> Figure:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """What the colour of a bar means."""
+    """The key in COLOURS of a row's bar."""
     return KINDS.get(row["what"], "pruned by other means")
 
 
 def _label(row: dict[str, Any], family: str) -> str:
-    """What stands beside a bar; the panel says which runtime it is, and eager or compiled stays."""
+    """The label of a bar: without the runtime, which is the panel's title, but with eager or compiled."""
     return ", ".join(filter(None, [row["model"], row["what"], row["backend"].removeprefix(family).strip(),
                                    row["precision"]]))
 
 
-def _told(row: dict[str, Any]) -> str:
+def _figure_text(row: dict[str, Any]) -> str:
     settled = "" if row["stable"] else "~"
     return f"{settled}{row['images_per_sec']:.1f}" + (f" ({row['speedup']:.2f}x)" if row["speedup"] else "")
 
 
 def scale_chart(result: dict[str, Any]) -> Figure:
-    """Latency against multiply-accumulates, and against threads, dense and pruned, with the ideal growth."""
+    """Latency of dense and pruned against multiply-accumulates and against threads, with ideal scaling."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     series = list(dict.fromkeys(row["series"] for row in result["rows"]))
     panels = figure.subplots(1, len(series), squeeze=False)[0]
@@ -89,7 +92,8 @@ def scale_chart(result: dict[str, Any]) -> Figure:
             line = sorted((row for row in rows if row["what"] == what), key=across)
             axes.plot([across(row) for row in line], [row["latency_ms_p50"] for row in line], "o-", color=colour,
                       markersize=4, label=what)
-            for row in [] if by_threads else line:                         # both follow one diagonal: a side each
+            # Both curves follow one diagonal, so each gets its labels on one side.
+            for row in [] if by_threads else line:
                 side, place = ("left", (5, -9)) if what == "dense" else ("right", (-5, 4))
                 axes.annotate(_at(row), (across(row), row["latency_ms_p50"]), fontsize=7, color=TEXT[what], ha=side,
                               textcoords="offset points", xytext=place)
@@ -136,7 +140,7 @@ CHARTS: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
 
 
 def draw(results: Path, suffixes: tuple[str, ...] = (".svg",)) -> list[Path]:
-    """Writes the charts of what lies in `results` beside it."""
+    """Writes the charts of the results in the folder `results` into the same folder."""
     written = []
     with matplotlib.rc_context(STYLE):
         for name, (source, make) in CHARTS.items():

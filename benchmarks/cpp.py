@@ -3,10 +3,10 @@
 
     python benchmarks/cpp.py build/dyvit-bench --threads 2 --seconds 5 --rounds 9
 
-Both take a batch in host memory and give logits in host memory, through ONNX Runtime sessions of the same settings. In
-each round C++ (`dyvit-bench`, a process of its own) and Python run for `--seconds` each, and every other round goes the
-other way round, so that a machine that drifts drifts for both; what counts is the median over rounds of each round's
-median. deit-s has random weights: time does not depend on them. The result is benchmarks/results/cpp-deit-s-0.7.json.
+Both take a batch in host memory and return logits in host memory, through ONNX Runtime sessions of the same settings.
+In each round C++ (`dyvit-bench`, a process of its own) and Python run for `--seconds` each, in reverse order every
+other round, so that drifting clocks affect both alike. The result is the median over rounds of each round's median.
+deit-s has random weights: time does not depend on them. It is written to benchmarks/results/cpp-deit-s-0.7.json.
 """
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.runners.ort import OrtRunner
 
 MODEL, RATIO = "deit-s", 0.7
-WARM_UP, LEAST_RUNS = 3, 10                 # those of dyvit-bench
+# As in dyvit-bench.
+WARM_UP, LEAST_RUNS = 3, 10
 
 
 def cpp_ms(program: Path, graph: Path, batch: int, threads: int, seconds: float) -> float:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What it costs to build engines without a GPU, and what their builder made of them: the README's engine table.
+"""Time and memory of engine builds without a GPU, and the precisions in the engines: the README's engine table.
 
     python benchmarks/engines.py deit-s --keep-ratio 0.7
 
-Each engine is built by TensorRT for RTX in a process of its own, as a user types it; seconds and peak memory are of
-the whole process, ONNX file in, plan and sidecar out. Weights and calibration images are random: neither changes what
-is built. The raw results are written to benchmarks/results/MODEL-RATIO-engines.json.
+TensorRT for RTX builds each engine in a process of its own, with the command of a user; seconds and peak memory are
+those of the whole process, from the ONNX file to plan and sidecar. Weights and calibration images are random: neither
+changes the structure of the engine. The raw results are written to benchmarks/results/MODEL-RATIO-engines.json.
 """
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MEASURED = ("import json, resource, subprocess, sys; code = subprocess.run(sys.a
 
 
 def build(graph: Path, plan: Path, dyvit: list[str]) -> dict:
-    """Builds one engine and reads back what is recorded of it."""
+    """Builds one engine and reads its report."""
     started = time.perf_counter()
-    # In a process between, because the peak of children is that of the largest one so far.
+    # In an intermediate process, because RUSAGE_CHILDREN reports the largest child so far.
     done = subprocess.run([sys.executable, "-c", MEASURED, *dyvit, "build", graph, "--format", "rtx", "-o", plan,
                            "--json", plan.with_suffix(".json")], check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - started

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long `dyvit visualize` takes: the sentence in docs/visualize.md.
+"""Time and memory of `dyvit visualize`: the table of docs/visualize.md.
 
     python benchmarks/figures.py --rounds 3
 
 The whole command is timed, from the start of Python to the last file, in a process of its own, on 200 and on 1,000
-digit scenes: memory must not grow with their number. What counts is the slowest round. The result is
+digit scenes: memory must not grow with their number. The table shows the slowest round. The result is written to
 benchmarks/results/figures-digits-s.json.
 """
 from __future__ import annotations
@@ -30,10 +30,11 @@ COUNTS = (200, 1000)
 
 
 def peak_mib(pid: int) -> float:
-    """The most memory that a process has had (Linux); what the kernel tells at its end counts its parent's, too."""
+    """The peak memory of a running process (Linux); the kernel's figure at exit would include its parent's memory."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:                                                        # it has just ended
+    except OSError:
+        # The process has just ended.
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0.0)
 

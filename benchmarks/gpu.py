@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
 """What pruning gains on a GPU: the figures of the README's GPU table, the most valuable first.
 
-    python benchmarks/gpu.py                                        what fits into 6 minutes
-    python benchmarks/gpu.py --resume FILE                          what FILE has not yet
-    python benchmarks/gpu.py --only graph,rtx                       these parts
+    python benchmarks/gpu.py                                        as many rows as fit into 6 minutes
+    python benchmarks/gpu.py --resume FILE                          adds the rows that FILE lacks
+    python benchmarks/gpu.py --only graph,rtx                       only these parts
     python benchmarks/gpu.py --device cpu --quick -o trial.json     a rehearsal without a GPU
 
-What is timed: one call on a batch that lies on the GPU already, until the GPU is done. Dense and pruned take turns
-in one loop, because clocks drift with heat. Each pruned row has two ratios: against the dense model as it is, and
+Each timing is one call on a batch that is already on the GPU, until the GPU is done. Dense and pruned take turns in
+one loop, because clocks drift with heat. Each pruned row has two ratios: against the dense model without rewrites, and
 against the dense model with the rewrites of the pruned graph; the ceiling beside each is the ratio of
-multiply-accumulates, counted with the rewrites. Compute is the time between two events on the GPU; TFLOP/s are of
-that, to compare with the peak of matrix products in the same run. Weights are random: time does not depend on them.
-Float32 is without TF32. Float16 is model.half() in PyTorch, predictors included; in graphs the keep scores, the input
-and the logits stay float32. Eager PyTorch runs the model without rewrites. Graphs and engines are those that `dyvit
-export` makes for that target, with their kept tokens; the demo student, exported alike, is compared with float32
-PyTorch.
+multiply-accumulates, counted with the rewrites. Compute is the time between two events on the GPU; TFLOP/s are
+calculated from it, to compare with the peak of matrix products in the same run. Weights are random: time does not
+depend on them. Float32 is without TF32. Float16 is model.half() in PyTorch, predictors included; in graphs the keep
+scores, the input and the logits stay float32. Eager PyTorch runs the model without rewrites. Graphs and engines are
+those that `dyvit export` makes for that target, with their kept tokens; the demo student, exported in the same way, is
+compared with float32 PyTorch.
 
-Every row is written when it exists. What is missing, refused, failed, was cut or did not fit is named in the result. A
-source tree that is not installed needs PYTHONPATH=. before the command.
+Every row is written as soon as it is measured. The result lists what is missing, was refused, failed, took too long or
+did not fit into the time. A source tree that is not installed needs PYTHONPATH=. before the command.
 """
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ EAGER, GRAPH, COMPILED = "PyTorch eager", "PyTorch CUDA graph", "PyTorch compile
 MEASURES: dict[str, Callable[[Bench, Job], dict[str, Any]]] = {
     "peaks": measure_peak, "parity": check_pytorch, "lanes": check_lanes, "training": time_training,
     "profile": profile_kernels} | dict.fromkeys(("graph", "eager", "compiled", "rtx", "trt", "ort"), time_sides)
-# Seconds that a row of each part is expected to take, until one was measured; one that takes PATIENCE times as long,
-# and START more for what is loaded first, is cut.
+# Expected seconds per row of each part, until one has been measured. A row is cut after PATIENCE times as long, plus
+# START for loading libraries.
 EXPECTED: dict[str, float] = {"peaks": 1, "parity": 3, "graph": 4, "lanes": 6, "eager": 4, "training": 15,
                               "compiled": 60, "profile": 3, "rtx": 30, "trt": 90, "ort": 20}
-# Compiling is what takes the time, whatever the part.
+# Compilation dominates, whatever the part.
 EXPECTED_COMPILED = 60.0
 PATIENCE, START = 3, 20
 
 
 def jobs(quick: bool) -> list[Job]:
-    """Everything to measure, by value: what a reader of the table asks first, and what needs no compiler."""
+    """Everything to measure, the most valuable first: the main rows of the table, and those that need no compiler."""
     model = "digits-s" if quick else "deit-s"
     others = () if quick else ("deit-b", "lvvit-s")
     batches, small = ((1, 2), (2,)) if quick else ((256, 32, 1, 8, 128), (256, 32, 1))
@@ -101,7 +101,7 @@ def jobs(quick: bool) -> list[Job]:
 
 
 def probe(part: str, device: str) -> None:
-    """Raises MissingDependency or BackendError when a part cannot run here; asked when its turn comes."""
+    """Raises MissingDependency or BackendError when a part cannot run here; called before its first row."""
     if part in ("rtx", "trt"):
         open_library(part)
         if device == "cpu":
@@ -114,7 +114,7 @@ def probe(part: str, device: str) -> None:
 
 
 class TimeUp(BaseException):
-    """A row took too long. No Exception: libraries must not take it for an error of theirs."""
+    """A row took too long. Not an Exception, so that libraries cannot catch it as one of their errors."""
 
 
 @contextlib.contextmanager
@@ -137,7 +137,7 @@ def why(error: Exception) -> str:
 
 
 class Run:
-    """One run of the script: the jobs that are left, the clock, and the result, which is written after every row."""
+    """One run of the script: its deadline, and the result, which is written after every row."""
 
     def __init__(self, result: dict[str, Any], bench: Bench, end: float,
                  save: Callable[[dict[str, Any]], None]) -> None:
@@ -147,10 +147,10 @@ class Run:
         self.broken = False
 
     def go_through(self, wanted: list[Job]) -> None:
-        """Measures what fits into the time, and names what does not."""
+        """Measures the jobs that fit into the time, and records those that do not."""
         for job in wanted:
             if self.broken:
-                self._note("left_out", job, "the GPU could not be used any more in this process; go on with --resume")
+                self._note("left_out", job, "the GPU failed in this process; continue with --resume")
             elif job.part not in self.unusable:
                 self._try(job)
             self._save(self.result)
@@ -164,14 +164,14 @@ class Run:
             return
         limit = min(left, PATIENCE * max(expected, guess) + START)
         try:
-            # The memory of the row before.
+            # Frees the memory of the row before.
             gc.collect()
             torch.cuda.empty_cache()
             with at_most(limit):
                 if job[:2] not in self.took:
                     probe(job.part, self.bench.device)
                 row = MEASURES[job.part](self.bench, job)
-                # What JSON cannot hold, such as the error of an answer of NaN, is a failure of its row.
+                # A value that JSON cannot represent, such as the error of a NaN logit, is a failure of its row.
                 json.dumps(row, allow_nan=False)
             seconds = time.perf_counter() - began
             self.took[job[:2]] = seconds
@@ -207,7 +207,7 @@ def gpu_answers() -> bool:
 
 
 def summary(row: dict[str, Any]) -> str:
-    """A row in a few words, for whoever watches."""
+    """A row in a few words, for the log."""
     if "speedup" in row:
         dense, pruned = (row[side]["images_per_sec"] for side in ("dense", "pruned"))
         return f"{dense:.1f} -> {pruned:.1f} images/s, {row['speedup']:.2f}x where {row['ceiling']:.2f}x is the ceiling"
@@ -226,7 +226,7 @@ def start(old: dict[str, Any] | None, device: str, config: dict[str, Any]) -> di
         "started": now(), "finished": None, "interrupted": False, "float16_graph_by": None, "rows": []}
     if old:
         result |= {"rows": list(old["rows"]), "started": old["started"], "float16_graph_by": old["float16_graph_by"]}
-    # What is tried again now is named anew.
+    # Failures of the parts that run again now are dropped.
     return result | {kind: [entry for entry in (old or {}).get(kind, ()) if entry["part"] not in config["only"]]
                      for kind in NAMED}
 
@@ -238,14 +238,15 @@ def same_setup(old: dict[str, Any], device: str, quick: bool) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Those of the libraries, of the GPU's driver and of PyTorch's CUDA."""
+    """The versions of the libraries, the GPU's driver and PyTorch's CUDA."""
     return library_versions(*LIBRARIES) | driver()
 
 
 def driver() -> dict[str, str]:
     """The versions of the GPU's driver and of PyTorch's CUDA."""
     versions = {"cuda": torch.version.cuda} if torch.version.cuda else {}
-    with contextlib.suppress(OSError, subprocess.SubprocessError):         # a machine without the tool
+    # A machine may lack nvidia-smi.
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
         versions["driver"] = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     return versions
@@ -281,16 +282,16 @@ def measure(wanted: list[Job], result: dict[str, Any], options: argparse.Namespa
 
 
 def read_result(path: Path, device: str, quick: bool) -> dict[str, Any] | None:
-    """The result to resume; None, and a word about it, where it is of another card, or of other libraries.
+    """The result to resume; None, with a message, if it is of another card, other libraries or a rehearsal.
 
     Raises:
-        DyvitError: it is no result of this script.
+        DyvitError: it is not a result of this script.
     """
     try:
         old: dict[str, Any] = json.loads(require_file(path).read_text())
         same, whose = same_setup(old, device, quick), old["machine"]["gpu"] or old["device"]
         known = {"rows": old["rows"], "started": str(old["started"]), "float16_graph_by": old["float16_graph_by"]}
-        # Each row and each entry is of a job.
+        # Checks that each row and each entry has the fields of a job.
         {tuple(entry[field] for field in Job._fields) for kind in ("rows", *NAMED) for entry in old[kind]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise dv.DyvitError(f"{path} is no result of this script; leave out --resume.") from error
@@ -301,18 +302,18 @@ def read_result(path: Path, device: str, quick: bool) -> dict[str, Any] | None:
 
 
 def unused(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that is not there: tables.py takes the rows of all of them."""
+    """`path`, or the first of path-2, path-3, ... that does not exist: tables.py reads the rows of all of them."""
     names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
     return next(name for name in names if not name.exists())
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"of the whole run; default: {MINUTES:g}")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"limit of the whole run; default: {MINUTES:g}")
     parser.add_argument("--device", choices=PROVIDERS, default="cuda", help="cpu rehearses with stand-ins")
-    parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(EXPECTED)}")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with what FILE has not yet")
-    parser.add_argument("--quick", action="store_true", help="the smallest model, fractions of a second each")
+    parser.add_argument("--only", metavar="PART,...", help=f"parts to measure, of {', '.join(EXPECTED)}")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="add the rows that FILE lacks")
+    parser.add_argument("--quick", action="store_true", help="the smallest model, a fraction of a second per row")
     parser.add_argument("-o", "--output", type=Path,
                         help="default: the resumed FILE, else a new benchmarks/results/gpu-CARD.json")
     options = parser.parse_args()
@@ -330,14 +331,14 @@ def main() -> None:
     began = time.perf_counter()
     options = parse()
     if options.device == "cpu":
-        # Else other work on the machine stalls it.
+        # Otherwise other work on the machine would stall it.
         torch.set_num_threads(1)
     elif not torch.cuda.is_available():
         sys.exit("No NVIDIA GPU with a driver works here; rehearse with --device cpu --quick -o FILE.")
     try:
         if options.device == "cuda":
             require_full_float32()
-        # For all of NVIDIA's libraries.
+        # Turns TF32 off in all of NVIDIA's libraries.
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         slug = re.sub(r"[^a-z0-9]+", "-", str(machine()["gpu"]).lower())
         old = read_result(options.resume, options.device, options.quick) if options.resume else None
@@ -345,7 +346,7 @@ def main() -> None:
             raise dv.DyvitError("A rehearsal is not kept in benchmarks/results; say with -o where to write it.")
         rehearsal = options.quick or options.device == "cpu"
         if options.device == "cpu":
-            say("A rehearsal, with stand-ins for CUDA: it shows that the code runs, and its figures mean nothing.")
+            say("This is a rehearsal with stand-ins for CUDA: it tests that the code runs; its figures mean nothing.")
         if rehearsal and options.output and options.output.resolve().parent == RESULTS.resolve():
             raise dv.DyvitError("A rehearsal is not kept in benchmarks/results; write it elsewhere.")
         path = check_target(options.output or (old and options.resume) or unused(RESULTS / f"gpu-{slug}.json"))

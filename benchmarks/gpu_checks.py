@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py checks on the card: PyTorch against the CPU, the product's lanes, and training."""
+"""The checks that benchmarks/gpu.py makes on the card: PyTorch against the CPU, the package's lanes, and training."""
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +25,7 @@ from dyvit_deploy.runners.tensorrt import EngineProgram
 
 PARITY_IMAGES, LANE_REPEATS = 64, 200
 TRAIN_STEPS, TRAIN_WARM_UP = 30, 10
-# Largest error of a float32 logit against the CPU, of a replayed graph against eager, and relative one of a lane.
+# Largest error of a float32 logit against the CPU and of a replayed graph against eager, and relative error of a lane.
 AGAINST_CPU, AGAINST_EAGER, OF_A_LANE = 1e-3, 1e-5, 1e-5
 
 
@@ -52,7 +52,7 @@ def check_pytorch(bench: Bench, job: Job) -> dict[str, Any]:
         else:
             fields["kept_equal"] = [float(np.mean(np.sort(ours) == np.sort(theirs)))
                                     for ours, theirs in zip(found.kept, reference.kept)]
-    # A lower precision has no bound here: its errors are told.
+    # A lower precision has no bound here: its errors are only recorded.
     passed = fields["max_error"] <= AGAINST_CPU and fields.get("max_error_against_eager", 0.0) <= AGAINST_EAGER
     return fields | {"passed": passed if job.precision == "float32" else None}
 
@@ -62,11 +62,11 @@ def _distance(a: Any, b: Any) -> float:
 
 
 def check_lanes(bench: Bench, job: Job) -> dict[str, Any]:
-    """The product's lanes, buffers, events, profile switch and graph capture around a stand-in context, two lanes at a
+    """The package's lanes, buffers, events, profile switch and graph capture around a stand-in context, two lanes at a
     time, at changing shapes; every answer is compared with the same operators on the default stream.
 
-    Each lane gets two batches, the second while the first may still run, so that a buffer that is overwritten too early
-    or an answer of the batch before is seen.
+    Each lane gets two batches, the second while the first may still run, so that a buffer overwritten too
+    early, or an answer of the batch before, is detected.
     """
     cuda: Any = Cuda() if bench.device == "cuda" else HostCuda()
     outputs = [InputSpec("logits", "float32", (None, CLASSES)), InputSpec("kept_0", "int64", (None, KEPT))]
@@ -78,7 +78,7 @@ def check_lanes(bench: Bench, job: Job) -> dict[str, Any]:
     for repeat in range(repeats):
         feeds = []
         for lane in lanes:
-            # Every other pair of repeats goes on with the shape of before, so that a captured graph is replayed again.
+            # Every other pair of repeats keeps the previous shape, so that a captured graph is replayed.
             again = repeat % 4 >= 2 and lane.shape is not None
             shape = lane.shape if again else (int(rng.integers(1, PROFILES[-1][1] + 1)), 3, SIDE, SIDE)
             if lane.shape != shape:
@@ -106,7 +106,7 @@ def check_lanes(bench: Bench, job: Job) -> dict[str, Any]:
 
 
 class Enough(Exception):
-    """Training has run for as many steps as are timed."""
+    """Ends training after the steps that are timed."""
 
 
 def time_training(bench: Bench, job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py times: one function per part, which turns a job into the fields of its row."""
+"""The timings of benchmarks/gpu.py: one function per part, which turns a job into the fields of its row."""
 from __future__ import annotations
 
 import contextlib
@@ -38,14 +38,14 @@ from dyvit_deploy.runners.pytorch import PyTorchRunner
 # Keep ratio; 1.0 is dense.
 PRUNED = 0.7
 EVENT_RUNS, CAST_IMAGES = 20, 4
-# Share of the median within which its interval must be, and share of a row's seconds in which clocks may rise first.
+# Largest interval of a settled median, as a share of it, and the share of a row's seconds for warming up the clocks.
 STABLE, WARM_UP = 0.02, 0.3
 DEMO = Path(dv.__file__).parent / "demo"
 FORMATS = {"TensorRT for RTX": "rtx", "TensorRT": "trt"}
 
 
 class Job(NamedTuple):
-    """One row to measure; what a part has no use for is empty."""
+    """One row to measure; fields that a part does not use are empty."""
 
     part: str
     backend: str = ""
@@ -59,7 +59,7 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass
 class Bench:
-    """Where and how to measure: on `device`, for `seconds` a row; graphs and engines are made in `folder`, once."""
+    """Where and how to measure: on `device`, `seconds` per row; graphs and engines are made once, in `folder`."""
 
     device: str
     seconds: float
@@ -71,7 +71,7 @@ class Bench:
 
     @property
     def profiles(self) -> tuple[dv.BatchProfile, ...]:
-        """Of engines: tuned for each batch, and open to those between."""
+        """The profiles of engines: tuned for each batch size, and covering those between."""
         tops = sorted(self.batches)
         return tuple(dv.BatchProfile(low + 1, top, top, f"up-to-{top}") for low, top in zip([0, *tops], tops))
 
@@ -85,8 +85,8 @@ class Bench:
         return path if path.exists() else random_checkpoint(model, ratio, folder)
 
     def graph(self, job: Job, ratio: float, rewritten: bool) -> Path:
-        """The graph that `dyvit export` writes for this backend; without rewrites where the dense model is to be as it
-        is."""
+        """The graph that `dyvit export` writes for this backend; without rewrites if `rewritten` is
+        False."""
         path = self.folder / f"{job.model}-{job.part}-{ratio}-{rewritten}-{job.precision}.onnx"
         if path.exists():
             return path
@@ -118,7 +118,7 @@ class Bench:
             scores = [node.name for node in proto.graph.node if on_score_path(node.name)]
             convert = require("onnxruntime.transformers.float16").convert_float_to_float16
             proto = convert(proto, keep_io_types=True, node_block_list=scores)
-            # They name the types of before.
+            # They still have the types before the conversion.
             del proto.graph.value_info[:]
             self.float16_graph_by = "onnxruntime.transformers"
         set_facts(proto, dataclasses.replace(facts, precision="float16", lowered={"target": "tensorrt"}))
@@ -126,7 +126,7 @@ class Bench:
 
 
 def measure_peak(bench: Bench, job: Job) -> dict[str, Any]:
-    """The card's product in one precision, or its copy rate; on a CPU a small product, so that the code runs."""
+    """The rate of matrix products in one precision, or of copies; on a CPU a small product, so that the code runs."""
     if bench.device == "cpu":
         a = torch.randn(256, 256)
         started = time.perf_counter()
@@ -145,7 +145,7 @@ def measure_peak(bench: Bench, job: Job) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_torch(bench: Bench, job: Job, model: Any, facts: ArtifactFacts, graph: bool) -> Iterator[PyTorchRunner]:
-    """The product's runner of `model`, on the device and in the precision of the job."""
+    """The package's runner of `model`, on the device and in the precision of the job."""
     model = model.eval().to(bench.device, getattr(torch, job.precision))
     cuda: Any = Cuda() if bench.device == "cuda" else HostCuda()
     with PyTorchRunner(model, facts, graph=graph, cuda=cuda) as runner:
@@ -153,7 +153,7 @@ def open_torch(bench: Bench, job: Job, model: Any, facts: ArtifactFacts, graph: 
 
 
 class Side(NamedTuple):
-    """A model that takes part in a row: its runner, and the multiply-accumulates of one image in 1e9."""
+    """One model of a row: its runner, and the multiply-accumulates of one image in 1e9."""
 
     runner: Runner
     gmacs: float
@@ -161,12 +161,13 @@ class Side(NamedTuple):
 
 @contextlib.contextmanager
 def open_sides(bench: Bench, job: Job) -> Iterator[dict[str, Side]]:
-    """Dense as it is; dense with the rewrites of the pruned graph, where there are any; pruned."""
+    """Dense without rewrites; dense with the rewrites of the pruned graph, where the backend has any; pruned."""
     with contextlib.ExitStack() as stack:
         sides: dict[str, Side] = {}
         for name, ratio, rewritten in (("dense", 1.0, False), ("dense_rewritten", 1.0, True), ("pruned", PRUNED, True)):
             if job.backend == "PyTorch eager":
-                rewritten = False                                          # eager PyTorch runs the model as it is
+                # Eager PyTorch runs the model without rewrites.
+                rewritten = False
                 if name == "dense_rewritten":
                     continue
             if job.backend.startswith("PyTorch"):
@@ -181,7 +182,7 @@ def open_sides(bench: Bench, job: Job) -> Iterator[dict[str, Side]]:
 
 @contextlib.contextmanager
 def _random_torch(bench: Bench, job: Job, ratio: float, rewritten: bool) -> Iterator[Runner]:
-    """A model of the zoo with random weights, made where it runs."""
+    """A model of the zoo with random weights, created on the device."""
     config = zoo.get(job.model)
     prune = None if ratio == 1.0 else dv.PruneConfig.from_ratio(ratio, default_stages(config.depth))
     torch.manual_seed(0)
@@ -192,9 +193,9 @@ def _random_torch(bench: Bench, job: Job, ratio: float, rewritten: bool) -> Iter
         model, forms = inference_form(model, fused_attention=True)
         facts = dataclasses.replace(facts, forms=forms)
     if job.backend == "PyTorch compiled":
-        # Else the ninth model would run uncompiled.
+        # Otherwise the ninth model would run uncompiled.
         torch.compiler.reset()
-        # Compiling for a CPU takes a minute, and nobody reads a rehearsal's figures.
+        # Compiling for a CPU takes a minute, and a rehearsal does not need it.
         model = model.eval().to(bench.device, getattr(torch, job.precision))
         model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True,
                                       backend="inductor" if bench.device == "cuda" else "eager")
@@ -215,8 +216,8 @@ def noise(model: str, batch: int) -> Any:
 
 
 def time_sides(bench: Bench, job: Job) -> dict[str, Any]:
-    """The models of a row in turns within one loop, because clocks drift with heat, then by events on the GPU."""
-    # A loop that stops once it is stable would be over before the clocks are sampled, so this one never is.
+    """Times the models of a row in turns within one loop, because clocks drift with heat, then by events on the GPU."""
+    # A loop that stopped once stable would end before the clocks are sampled, so this one uses an unreachable bound.
     config = dv.BenchConfig(seconds=bench.seconds, min_runs=10, stable=1e-9)
     feed = noise(job.model, job.batch)
     with open_sides(bench, job) as sides:
@@ -258,7 +259,7 @@ def _compare_artifacts(bench: Bench, job: Job) -> list[dict[str, Any]]:
     bench.compared.add(job.part)
     job, data = job._replace(model="digits-s"), "digits" if installed("sklearn") else None
     if data is None and job.precision != "float32":
-        # On noise its scores are nearly ties, too.
+        # On noise, its scores are nearly ties, too.
         return []
     config = dv.CheckConfig(64, (1, 8), device=None if job.backend in FORMATS else bench.device)
     report = dv.check_artifacts(bench.checkpoint(job.model, PRUNED), bench.artifact(job, PRUNED, True), data, config)
@@ -266,7 +267,7 @@ def _compare_artifacts(bench: Bench, job: Job) -> list[dict[str, Any]]:
 
 
 def profile_kernels(bench: Bench, job: Job) -> dict[str, Any]:
-    """Where the time goes, dense and pruned: the kernels of an eager run by PyTorch's profiler, the costliest first."""
+    """The kernels of an eager run, dense and pruned, by PyTorch's profiler, the costliest first."""
     gpu = bench.device == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU
     found: dict[str, Any] = {}

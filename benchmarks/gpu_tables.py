@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# Of the table; the results have more.
+# Batch sizes in the table; the results have more.
 BATCHES = (1, 32, 256)
-OPEN = ("No GPU has been at hand yet: these rows are open. `python benchmarks/gpu.py && python benchmarks/tables.py` "
-        "fills them.")
+OPEN = ("Not measured yet: no GPU was available. `python benchmarks/gpu.py && python benchmarks/tables.py` "
+                "fills this table.")
 JOB = ("part", "backend", "precision", "model", "batch")
 LIBRARIES = {"driver": "driver", "cuda": "CUDA", "torch": "PyTorch", "onnxruntime-gpu": "ONNX Runtime",
              "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 
 def gpu_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Dense and pruned in every runtime, per card; results of one card are one table, the newest row of each kind."""
+    """Dense and pruned in every runtime: one table per card, with the newest row of each job."""
     real = (result for result in results if result["device"] == "cuda" and not result["config"]["quick"])
     ordered = sorted(real, key=lambda result: result["started"])
     cards: dict[str, list[Mapping[str, Any]]] = {}
@@ -28,7 +28,7 @@ def gpu_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def card_table(card: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """The rows that one card gave, what was checked on it, and what is not in the table."""
+    """The rows measured on one card, the checks on it, and what the table lacks."""
     rows = list({tuple(row[field] for field in JOB): row for result in results for row in result["rows"]}.values())
     peaks = {row["precision"]: row["tflops"] for row in rows if row["part"] == "peaks" and "tflops" in row}
     lines = ["| backend, keep ratio 0.7 | precision | model | batch | dense images/s | pruned images/s "
@@ -39,8 +39,9 @@ def card_table(card: str, results: Sequence[Mapping[str, Any]]) -> str:
     used = [f"{name} {versions[key]}" for key, name in LIBRARIES.items() if key in versions]
     dates = " and ".join(dict.fromkeys(result["started"][:10] for result in results))
     lines.append(f"\n{card}, {', '.join(used)}, {dates}. Medians of loops in which dense and pruned take turns "
-                 "(`benchmarks/gpu.py`), the batch on the GPU already, random weights, float32 without TF32; ~ did not "
-                 f"settle within 2 %.{_peaks(rows, peaks)}{_checks(rows)}{_training(rows)}{_absent(results, rows)}")
+                 "(`benchmarks/gpu.py`), the batch already on the GPU, random weights, float32 without TF32; ~ marks "
+                 f"timings that did not settle within 2 %.{_peaks(rows, peaks)}{_checks(rows)}{_training(rows)}"
+                 f"{_absent(results, rows)}")
     return "\n".join(lines)
 
 
@@ -58,13 +59,13 @@ def _timed(row: Row, peaks: Mapping[str, float]) -> str:
 
 def _peaks(rows: Iterable[Row], peaks: Mapping[str, float]) -> str:
     copies = [row["copy_gb_per_s"] for row in rows if "copy_gb_per_s" in row]
-    told = [f"{peak:.0f} TFLOP/s in {precision}" for precision, peak in peaks.items()]
-    told += [f"copies at {rate:.0f} GB/s" for rate in copies]
-    return f" Measured peaks: {', '.join(told)}." if told else ""
+    texts = [f"{peak:.0f} TFLOP/s in {precision}" for precision, peak in peaks.items()]
+    texts += [f"copies at {rate:.0f} GB/s" for rate in copies]
+    return f" Measured peaks: {', '.join(texts)}." if texts else ""
 
 
 def _checks(rows: Iterable[Row]) -> str:
-    """What was compared on the card, failures named."""
+    """How many checks on the card passed, and the names of those that failed."""
     judged = [row for row in rows if row.get("passed") is not None]
     judged += [check for row in rows for check in row.get("parity") or ()]
     wrong = [row for row in judged if not row["passed"]]
@@ -80,7 +81,7 @@ def _training(rows: Iterable[Row]) -> str:
 
 
 def _absent(results: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> str:
-    """What no result of this card has, by its newest reason: whole backends by name, single rows by number."""
+    """What no result of this card has, with the newest reason: whole backends by name, single rows by count."""
     there = {tuple(row[field] for field in JOB) for row in rows}
     newest = {job: (kind, entry["backend"]) for result in results for kind in WHY_NOT for entry in result[kind]
               if (job := tuple(entry[field] for field in JOB)) not in there}

@@ -1,4 +1,4 @@
-"""The published inference algorithm as its description reads, for benchmarks/peers.py to export as it is."""
+"""The published inference algorithm, written as in its description, which benchmarks/peers.py exports unchanged."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -39,14 +39,14 @@ class Naive(nn.Module):
 def pick_rows(tokens: Tensor, kept: Tensor) -> Tensor:
     """Rows `kept` int64 [B, K] of `tokens` [B, N, C]: [B, K, C]."""
     batch, count, width = tokens.shape
-    starts = torch.arange(batch, device=kept.device).unsqueeze(1) * count  # where each image begins, [B, 1]
+    starts = torch.arange(batch, device=kept.device).unsqueeze(1) * count  # start of each image, [B, 1]
     rows = tokens.reshape(batch * count, width)[(starts + kept).reshape(-1)]  # [B * K, C]
     return rows.reshape(batch, kept.shape[1], width)
 
 
 def export_naive(model: DynamicViT, path: Path) -> Path:
-    """Writes it as `torch.onnx.export` does without further help, for any batch."""
-    # A batch of 1 as an example would be baked in.
+    """Exports the naive model with `torch.onnx.export` alone, for any batch."""
+    # An example batch of 1 would become a constant of the graph.
     images = torch.zeros(2, 3, *model.config.image_size)
     torch.onnx.export(Naive(model).eval(), (images,), str(path), input_names=["images"], output_names=["logits"],
                       dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True, verbose=False)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What a user would run instead, timed in one run with what this package makes: the README's table of peers.
+"""The alternatives to this package, timed in one run with its artifacts: the README's table of peers.
 
     python benchmarks/peers.py deit-s --keep-ratio 0.7 --batch 1,8 --seconds 600
 
-What is timed: one call, from a float32 batch in host memory to logits in host memory. All candidates take turns, so
-that a machine that drifts drifts for all of them. Peers are the dense model (timm's, in eager PyTorch, under
-torch.compile, and exported to every runtime and precision), the published algorithm exported as it stands, ToMe's
-merging of tokens where its package is there, and smaller dense models. Weights are random: time does not depend on
-them. What is missing or fails is named in the result, benchmarks/results/peers-MODEL-RATIO.json.
+Each timing is one call, from a float32 batch in host memory to logits in host memory. All peers take turns, so that
+drifting clocks affect all of them alike. Peers are the dense model (timm's, in eager PyTorch, under torch.compile, and
+exported to every runtime and precision), the published algorithm exported unchanged, ToMe's merging of tokens where its
+package is installed, and smaller dense models. Weights are random: time does not depend on them. The result,
+benchmarks/results/peers-MODEL-RATIO.json, lists peers that are missing or failed.
 
-`--seconds` is for each batch size; every candidate runs at least ten times, however short it is.
+`--seconds` is the time per batch size; every peer runs at least ten times, however short it is.
 """
 from __future__ import annotations
 
@@ -47,24 +47,27 @@ from dyvit_deploy.model.vit import build_backbone
 EAGER, COMPILED, ORT, OPENVINO = "PyTorch eager", "PyTorch compiled", "ONNX Runtime", "OpenVINO"
 DENSE, PRUNED, PLAIN, NAIVE, MERGED = "dense", "pruned", "pruned, no rewrites", "pruned, naive export", "ToMe"
 FORMATS = {ORT: ("onnx", ".onnx"), OPENVINO: ("openvino", ".xml")}
-SMALLER = {"deit-ti": (192, 3), "deit-256": (256, 4)}  # width, heads; all else is deit-s
+# Width and heads; the rest is as in deit-s.
+SMALLER = {"deit-ti": (192, 3), "deit-256": (256, 4)}
 AS_IT_IS = dv.ExportConfig(without=("all",), gather="elements")
-IMAGES = 8                                  # to calibrate on; nobody reads the answers
-SAME = 1e-3                                 # relative error; random weights leave ties, which rounding breaks
+# Calibration images; the accuracy does not matter here.
+IMAGES = 8
+# Largest relative error of the naive export; with random weights, rounding decides ties between scores.
+SAME = 1e-3
 LIBRARIES_TOO = ("timm", "onnx", "onnxscript")
 
 Feed = NDArray[np.float32]
 
 
 class Opened(NamedTuple):
-    """A candidate that is ready: `gmacs` of one image, and what makes the call that is timed for a batch."""
+    """A peer that is ready: `gmacs` of one image, and `call_for`, which returns the timed call for a batch."""
 
     gmacs: float | None
     call_for: Callable[[Feed], Callable[[], Any]]
 
 
 class Peer(NamedTuple):
-    """One candidate: what it is, of which model, in which runtime and precision, and how it is opened."""
+    """One peer: its kind, model, runtime and precision, and the function that opens it."""
 
     what: str
     model: str
@@ -82,7 +85,7 @@ class Peer(NamedTuple):
 
 @dataclasses.dataclass
 class Kit:
-    """Makes checkpoints and artifacts in `folder`; what it opens stays open as long as `stack`."""
+    """Makes checkpoints and artifacts in `folder`; opened runners are closed with `stack`."""
 
     folder: Path
     stack: contextlib.ExitStack
@@ -97,18 +100,18 @@ class Kit:
         return self.made[config.name]
 
     def exported(self, config: dv.ModelConfig, what: str, backend: str, precision: str) -> Path:
-        """The artifact, made once; not compared with float32: with random weights there are no margins to keep."""
+        """The artifact, made once and not compared with float32: with random weights, scores and classes nearly tie."""
         format, suffix = FORMATS[backend]
         path = self.folder / f"{config.name}-{what}-{backend}-{precision}{suffix}".replace(" ", "-")
         if path.exists():
             return path
         export = dv.ExportConfig() if what == PRUNED else AS_IT_IS
         lower = precision != "float32"
-        wishes = dv.DeployConfig(
+        deploy = dv.DeployConfig(
             format, export, dv.PrecisionConfig(precision, gate=False) if lower else dv.PrecisionConfig(),
             dv.CalibrationConfig("digits", images=IMAGES) if lower else dv.CalibrationConfig())
         keep = dv.KeepRequest(ratio=1.0) if what == DENSE else dv.KeepRequest()
-        dv.export_artifact(self.checkpoint(config), path, wishes, dv.LoadConfig(keep=keep))
+        dv.export_artifact(self.checkpoint(config), path, deploy, dv.LoadConfig(keep=keep))
         return path
 
     def runner(self, path: Path) -> Any:
@@ -124,7 +127,7 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> float:
 
 
 def in_torch(model: nn.Module, feed: Feed) -> Callable[[], Any]:
-    """The call of a module; the first one, which compiles what is compiled, is made here."""
+    """The timed call of a module, after a first call, which compiles a compiled module."""
     images = torch.from_numpy(feed)
 
     @torch.inference_mode()
@@ -135,7 +138,8 @@ def in_torch(model: nn.Module, feed: Feed) -> Callable[[], Any]:
 
 
 def open_dense(kit: Kit) -> Opened:
-    model = build_backbone(kit.config).eval()                              # timm's own VisionTransformer
+    # timm's own VisionTransformer.
+    model = build_backbone(kit.config).eval()
     return Opened(count_macs(model, kit.config.image_size), functools.partial(in_torch, model))
 
 
@@ -153,7 +157,7 @@ def open_checkpoint(kit: Kit) -> Opened:
 
 
 def artifact(what: str, backend: str, precision: str, config: dv.ModelConfig | None = None) -> Callable[[Kit], Opened]:
-    """How to open what this package exports; of the kit's model, or of another one."""
+    """The function that opens an artifact of this package: of the kit's model, or of `config`."""
     def open(kit: Kit) -> Opened:
         runner = kit.runner(kit.exported(config or kit.config, what, backend, precision))
         return Opened(count_gmacs(runner.facts), lambda feed: runner.timed_call(feed, False))
@@ -161,7 +165,7 @@ def artifact(what: str, backend: str, precision: str, config: dv.ModelConfig | N
 
 
 def open_naive(kit: Kit) -> Opened:
-    """The published algorithm; ExportError when its logits are not ours, because then it is another model."""
+    """The published algorithm; ExportError if its logits differ from ours, because then it is another model."""
     model, _ = dv.load_model(kit.checkpoint(kit.config))
     runner = kit.runner(export_naive(model, kit.folder / "naive.onnx"))
     feed = noise(kit.config, 2)
@@ -176,9 +180,9 @@ def open_naive(kit: Kit) -> Opened:
 
 
 def open_merged(kit: Kit) -> Opened:
-    """ToMe on timm's model, merging as many tokens a block as come closest to the pruned model's cost.
+    """ToMe on timm's model; the number of tokens merged per block is the one closest to the pruned model's cost.
 
-    It is no dependency. This was tried with its source as of 2023 and timm 1.0.31.
+    ToMe is not a dependency. Tried with its source as of 2023 and timm 1.0.31.
     """
     try:
         tome = importlib.import_module("tome")
@@ -194,12 +198,12 @@ def open_merged(kit: Kit) -> Opened:
         model.r = merged
         costs[merged] = count_macs(model, size)
     model.r = min(costs, key=lambda merged: abs(costs[merged] - wanted))
-    say(f"ToMe merges {model.r} tokens a block: {costs[model.r]:.3f} GMACs beside {wanted:.3f}")
+    say(f"ToMe merges {model.r} tokens per block: {costs[model.r]:.3f} GMACs, the pruned model has {wanted:.3f}")
     return Opened(costs[model.r], functools.partial(in_torch, model))
 
 
 def peers(config: dv.ModelConfig) -> list[Peer]:
-    """All candidates; the dense model in ONNX Runtime, which the others are compared with, is the first one."""
+    """All peers. The first one is the baseline, the dense model in ONNX Runtime."""
     name = config.name
     lowered = [(ORT, "float32"), (ORT, "int8"), (OPENVINO, "float32"), (OPENVINO, "bfloat16"), (OPENVINO, "int8")]
     found = [Peer(what, name, backend, precision, artifact(what, backend, precision))
@@ -227,28 +231,29 @@ def noise(config: dv.ModelConfig, batch: int) -> Feed:
 
 
 def figures(seconds: Sequence[float], batch: int, config: dv.BenchConfig) -> dict[str, Any]:
-    """What is told of one candidate's runs."""
+    """The figures of one peer: percentiles, images/s, and whether it settled."""
     p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
     return {"batch": batch, "latency_ms_p50": p50, "latency_ms_p90": p90, "latency_ms_p99": p99,
             "images_per_sec": batch / p50 * 1e3, "runs": len(seconds), "stable": is_stable(seconds, config.stable)}
 
 
-def open_all(candidates: Sequence[Peer], kit: Kit, result: dict[str, Any]) -> dict[Peer, Opened]:
-    """Those that can be opened here; the others go to `missing` or `failed`."""
+def open_all(wanted: Sequence[Peer], kit: Kit, result: dict[str, Any]) -> dict[Peer, Opened]:
+    """The peers that can be opened here; the others are recorded as `missing` or `failed`."""
     ready = {}
-    for peer in candidates:
+    for peer in wanted:
         say(f"preparing {peer}")
-        with noted(peer, result):
+        with record_failure(peer, result):
             ready[peer] = peer.open(kit)
     return ready
 
 
 @contextlib.contextmanager
-def noted(peer: Peer, result: dict[str, Any], **more: Any) -> Iterator[None]:
-    """One candidate must not stop the run: what goes wrong is in the result."""
+def record_failure(peer: Peer, result: dict[str, Any], **more: Any) -> Iterator[None]:
+    """Records an error in the result, so that one peer does not stop the run."""
     try:
         yield
-    except Exception as error:                                             # libraries fail in classes of their own
+    except Exception as error:
+        # Libraries raise exceptions of their own classes.
         kind = "missing" if isinstance(error, (MissingDependency, ImportError)) else "failed"
         result[kind].append({**peer.facts(), **more, "reason": why(error)})
         say(f"{peer} {'is missing' if kind == 'missing' else 'failed'}: {why(error)}")
@@ -256,17 +261,19 @@ def noted(peer: Peer, result: dict[str, Any], **more: Any) -> Iterator[None]:
 
 def time_batch(ready: dict[Peer, Opened], batch: int, kit: Kit, config: dv.BenchConfig,
                result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per candidate, all in turns."""
+    """One row per peer, all timed in turns."""
     feed, calls = noise(kit.config, batch), {}
-    torch.compiler.reset()                                                 # else the second batch size would count on
-    for peer, opened in ready.items():                                     # the first one's compiled code
-        with noted(peer, result, batch=batch):
+    # Otherwise compiled code of the first batch size would influence the second.
+    torch.compiler.reset()
+    for peer, opened in ready.items():
+        with record_failure(peer, result, batch=batch):
             call = opened.call_for(feed)
-            call()                                          # one that fails now takes no part
+            # A call that fails here is not timed.
+            call()
             calls[peer] = call
     if not calls:
         return []
-    say(f"timing {len(calls)} candidates at batch {batch}")
+    say(f"timing {len(calls)} peers at batch {batch}")
     samples = dict(zip(calls, alternate(list(calls.values()), config)))
     rows = [{**peer.facts(), "gmacs": ready[peer].gmacs, **figures(seconds, batch, config)}
             for peer, seconds in samples.items()]
@@ -279,7 +286,7 @@ def time_batch(ready: dict[Peer, Opened], batch: int, kit: Kit, config: dv.Bench
 
 def against(timed: dict[str, Any], rows: Sequence[dict[str, Any]], backend: str, precision: str,
             model: str) -> float | None:
-    """How much faster than the dense `model` in a runtime and precision; None where that was not timed."""
+    """The speed-up over the dense `model` in a runtime and precision; None if that was not timed."""
     wanted = (DENSE, model, backend, precision)
     found = [row for row in rows if (row["what"], row["model"], row["backend"], row["precision"]) == wanted]
     return timed["images_per_sec"] / found[0]["images_per_sec"] if found else None
@@ -287,7 +294,7 @@ def against(timed: dict[str, Any], rows: Sequence[dict[str, Any]], backend: str,
 
 def run(model: dv.ModelConfig, ratio: float, config: dv.BenchConfig, path: Path,
         candidates: Sequence[Peer] | None = None) -> dict[str, Any]:
-    """Measures, and writes what there is after every batch size."""
+    """Times all peers, and writes the result after every batch size."""
     result: dict[str, Any] = {
         "model": model.name, "keep_ratio": ratio, "machine": machine(),
         "versions": library_versions(*REPORTED_LIBRARIES, *LIBRARIES_TOO),

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What lower precisions gain and cost on this machine: the figures of the README's precision tables.
+"""Speed and accuracy of lower precisions on this machine: the figures of the README's precision tables.
 
     python benchmarks/precision.py speed deit-s --keep-ratio 0.7 --batch 1,8
     python benchmarks/precision.py accuracy
 
 `speed` times every precision that a CPU runs, in ONNX Runtime and OpenVINO, in one run with the dense float32
-model in ONNX Runtime; weights are random, because time does not depend on them. Each is profiled, and held against the
-matrix-product peak of the machine. It also measures what calibration
-and export cost, each as a process of its own. `accuracy` exports the demo student in every precision and compares
-it with float32 on all held-out scenes; what needs a GPU is emulated. Raw JSON goes to benchmarks/results/.
+model in ONNX Runtime; weights are random, because time does not depend on them. Each artifact is profiled, and compared
+with the matrix-product peak of the machine. `speed` also measures calibration and export, each in a process of its own.
+`accuracy` exports the demo student in every precision and compares it with float32 on all held-out scenes; precisions
+that need a GPU are emulated. Raw JSON is written to benchmarks/results/.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dyvit_deploy.parity.compare import CheckConfig, check_artifacts
 
 DYVIT = [sys.executable, "-m", "dyvit_deploy"]
 DEMO = quickstart.STUDENT
-# Name, format, and what to add to dyvit export; those of the second list need a GPU to be timed.
+# Name, format, and options of dyvit export; those of the second list need a GPU to be timed.
 ON_CPU = [("ort-float32", "onnx", []), ("ort-int8", "onnx", ["--int8", "--calib", "digits"]),
           ("ort-float16", "onnx", ["--fp16", "--calib", "digits"]), ("openvino-float32", "openvino", []),
           ("openvino-bfloat16", "openvino", ["--bf16", "--calib", "digits"]),
@@ -40,7 +40,7 @@ SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 
 
 def run(*arguments: object) -> dict[str, float]:
-    """Runs dyvit; its wall seconds and the peak MiB of the process."""
+    """Runs dyvit, and returns its wall seconds and the peak MiB of the process."""
     started, peak = time.perf_counter(), 0.0
     process = Popen([*DYVIT, *map(str, arguments)])
     while process.poll() is None:
@@ -61,7 +61,8 @@ def speed(options: argparse.Namespace) -> None:
         run("export", checkpoint, "--keep-ratio", "1.0", "-o", dense)
         for label, kind, more in ON_CPU:
             graphs.append(folder / f"{label}{SUFFIX[kind]}")
-            ungated = ["--no-gate"] if more else []         # random weights have no margins to keep
+            # With random weights, scores and classes nearly tie, so the comparison would fail.
+            ungated = ["--no-gate"] if more else []
             costs[label] = run("export", checkpoint, "--format", kind, *more, *ungated, "-o", graphs[-1])
         costs["ort-int8 with its gate"] = run("export", checkpoint, "--int8", "--calib", "digits", "--calib-images", 64,
                                               "-o", folder / "gated.onnx")
@@ -70,8 +71,10 @@ def speed(options: argparse.Namespace) -> None:
         run("bench", *graphs, "--baseline", dense, "--batch", options.batch, "--seconds", options.seconds,
             "--peak", "--profile", "--json", folder / "bench.json")
         bench = json.loads((folder / "bench.json").read_text())
-        bench["config"]["baseline"] = dense.name            # its folder is gone
-        for profile in bench["profiles"]:                   # hundreds of layers each: their operators tell enough
+        # The temporary folder no longer exists when the report is read.
+        bench["config"]["baseline"] = dense.name
+        # Hundreds of layers each: the sums per operator suffice.
+        for profile in bench["profiles"]:
             operators = collections.Counter()
             for layer in profile.pop("layers"):
                 operators[layer["operator"]] += layer["ms"]

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""What each rewrite of the inference graph gains, one after the other: the figures of the README's rewrite table.
+"""The gain of each rewrite of the inference graph, added one by one: the figures of the README's rewrite table.
 
     python benchmarks/rewrites.py deit-s --keep-ratio 0.7 --batch 1,8
 
-Every row adds one form to those above it; all rows of a batch size and the dense backbone take turns within one run,
-in ONNX Runtime and in OpenVINO (float32). The last row rounds the kept tokens to multiples of 8 besides; what that
-does to accuracy is measured on the demo student. Weights of the timed model are random: time does not depend on them.
-Where the time goes is in it too, profiled in float32 for the graph with all rewrites. Raw JSON goes to
-benchmarks/results/.
+Every row adds one rewrite to those above it; all rows of a batch size and the dense backbone take turns within one run,
+in ONNX Runtime and in OpenVINO (float32). The last row also rounds the kept tokens to multiples of 8; the effect on
+accuracy is measured on the demo student. Weights of the timed model are random: time does not depend on them. The
+result includes a float32 profile of the graph with all rewrites. Raw JSON is written to benchmarks/results/.
 """
 from __future__ import annotations
 
@@ -43,11 +42,12 @@ ALIGN = 8
 
 
 def variants(ratio: float) -> dict[str, tuple[ExportConfig, LoadConfig]]:
-    """Name, graph and keep ratio of each row: dense, plain, then one form more each time."""
+    """Name, graph and keep ratio of each row: dense, plain, then one more rewrite per row."""
     plain, pruned = ExportConfig(without=("all",), gather="elements"), LoadConfig(keep=KeepRequest(ratio=ratio))
     rows = {"dense": (plain, LoadConfig(keep=KeepRequest(ratio=1.0))), "plain": (plain, pruned)}
     for count, name in enumerate(FORM_NAMES, 1):
-        if name != "fold-batch-norm":                       # these models have none
+        # The timed models have no batch norms.
+        if name != "fold-batch-norm":
             rows[name] = (ExportConfig(without=FORM_NAMES[count:], gather="elements"), pruned)
     rows["gather-nd"] = (ExportConfig(gather="nd"), pruned)
     rows[f"align {ALIGN}"] = (ExportConfig(gather="nd"), LoadConfig(keep=KeepRequest(ratio=ratio, align=ALIGN)))
@@ -55,7 +55,7 @@ def variants(ratio: float) -> dict[str, tuple[ExportConfig, LoadConfig]]:
 
 
 def time_runtime(files: dict[str, Path], batches: list[int], seconds: float) -> list[dict]:
-    """One row per variant and batch size, all in turns; `against_dense` is the speed-up."""
+    """One row per variant and batch size, timed in turns; `against_dense` is the speed-up."""
     rows = []
     with contextlib.ExitStack() as stack:
         runners = {name: stack.enter_context(open_runner(path)) for name, path in files.items()}
@@ -74,7 +74,7 @@ def time_runtime(files: dict[str, Path], batches: list[int], seconds: float) -> 
 
 
 def align_accuracy(folder: Path) -> list[dict]:
-    """The demo student as it is and aligned, on all held-out scenes."""
+    """Accuracy of the demo student on all held-out scenes, with and without --align."""
     rows = []
     for align in (None, ALIGN):
         path = folder / f"demo-{align}.onnx"

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How cost grows with image size, batch and threads, dense and pruned: the README's table of scale and its chart.
+"""Latency of dense and pruned against image size, batch and threads: the README's table of scale and its chart.
 
     python benchmarks/scale.py deit-s --keep-ratio 0.7 --seconds 300
 
 Three series in ONNX Runtime, float32: image sizes at batch 1, batch sizes at the model's own image size, threads at
-batch 8. Within a series all sizes, dense and pruned, take turns, so that a machine that drifts drifts for all of
-them. Beside each time stand the multiply-accumulates of the same call. Patches are the model's, or of 14 pixels where
-those do not divide the image: 518 pixels are 37 of them. Weights are random: time does not depend on them. The result
-is benchmarks/results/scale-MODEL-RATIO.json.
+batch 8. Within a series, all sizes, dense and pruned, take turns, so that drifting clocks affect all of them alike.
+Each row has the multiply-accumulates of its call. The patch size is the model's, or 14 pixels if the model's does not
+divide the image: 518 pixels are 37 patches of 14. Weights are random: time does not depend on them. The result is
+written to benchmarks/results/scale-MODEL-RATIO.json.
 
-`--seconds` is for each series; every candidate runs at least ten times, however short it is.
+`--seconds` is the time per series; every point runs at least ten times, however short it is.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ THREADS_BATCH = 8
 
 
 class Point(NamedTuple):
-    """One size of the model in one series; `threads` 0 are all cores."""
+    """One size of the model in one series; `threads` 0 uses all cores."""
 
     series: str
     size: int
@@ -50,23 +50,23 @@ class Point(NamedTuple):
 
 
 def points(own: int, sizes: Sequence[int], batches: Sequence[int], cores: int) -> list[Point]:
-    """All that is measured, for a model whose images are `own` pixels wide."""
+    """All points to measure, for a model whose images are `own` pixels wide."""
     threads = sorted({*(2 ** power for power in range(cores.bit_length())), cores})
     return [*(Point("image size", size, 1, 0) for size in sizes), *(Point("batch", own, batch, 0) for batch in batches),
             *(Point("threads", own, THREADS_BATCH, count) for count in threads)]
 
 
 def resized(config: dv.ModelConfig, size: int) -> dv.ModelConfig:
-    """`config` for images of `size` pixels; ConfigError where no patch divides them."""
+    """`config` for images of `size` pixels; ConfigError if no patch size divides them."""
     fitting = [patch for patch in (config.patch_size, OTHER_PATCH) if size % patch == 0]
     if not fitting:
-        raise ConfigError(f"Images of {size} pixels are no multiple of {config.patch_size} or {OTHER_PATCH}; choose "
+        raise ConfigError(f"{size} pixels are not a multiple of {config.patch_size} or {OTHER_PATCH}; choose "
                           "another of --sizes.")
     return dataclasses.replace(config, name=f"{config.name}-{size}px", image_size=(size, size), patch_size=fitting[0])
 
 
 def measure(series: Sequence[Point], model: dv.ModelConfig, kit: Kit, config: dv.BenchConfig) -> list[dict[str, Any]]:
-    """Two rows per point, dense and pruned, all in turns."""
+    """Two rows per point, dense and pruned, all timed in turns."""
     rows, calls = [], []
     with contextlib.ExitStack() as stack:
         for point in series:
@@ -79,7 +79,7 @@ def measure(series: Sequence[Point], model: dv.ModelConfig, kit: Kit, config: dv
                 rows.append({"what": what, **point._asdict(), "threads": point.threads or os.cpu_count(),
                              "patch_size": sized.patch_size, "patches": sized.patches,
                              "gmacs": count_gmacs(runner.facts)})
-        say(f"timing {len(calls)} candidates over {series[0].series}")
+        say(f"timing {len(calls)} models over {series[0].series}")
         samples = alternate(calls, config)
     for row, seconds in zip(rows, samples):
         row |= figures(seconds, row["batch"], config)
@@ -93,7 +93,7 @@ def measure(series: Sequence[Point], model: dv.ModelConfig, kit: Kit, config: dv
 
 def run(model: dv.ModelConfig, ratio: float, config: dv.BenchConfig, sizes: Sequence[int],
         path: Path) -> dict[str, Any]:
-    """Measures, and writes what there is after every series."""
+    """Measures all series, and writes the result after each."""
     wanted = points(model.image_size[0], sizes, config.batches, os.cpu_count() or 1)
     result: dict[str, Any] = {
         "model": model.name, "keep_ratio": ratio, "machine": machine(),
@@ -121,7 +121,8 @@ def main() -> None:
     try:
         path = check_target(options.output or RESULTS / f"scale-{options.model}-{options.keep_ratio}.json")
         config = dv.BenchConfig(batches=options.batch, seconds=options.seconds)
-        for size in options.sizes:                                         # before an hour of timing, not after
+        # Invalid sizes fail before an hour of timing, not after it.
+        for size in options.sizes:
             resized(zoo.get(options.model), size)
         run(zoo.get(options.model), options.keep_ratio, config, options.sizes, path)
     except dv.DyvitError as error:

@@ -1,4 +1,4 @@
-"""The tables of the pages in docs/; `result` is None where nothing was measured."""
+"""The tables of the pages in docs/; `result` is None until it has been measured."""
 from __future__ import annotations
 
 import statistics
@@ -18,12 +18,12 @@ def cpp_table(result: dict | None) -> str:
     runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime}, float32, "
                  f"{result['started'][:10]}. Medians of {len(result['rows'][0]['rounds'])} rounds in which both take "
-                 "turns, in brackets the lowest and highest (`benchmarks/cpp.py`).")
+                 "turns; in brackets, the lowest and highest (`benchmarks/cpp.py`).")
     return "\n".join(lines)
 
 
 def serving_table(result: dict | None) -> str:
-    """Triton against the local runner, and the long run."""
+    """Triton against the local runner, and the memory of a long run."""
     if result is None:
         return "Not measured yet: `python benchmarks/serving.py` fills this table."
     run, rounds = result["long_run"], result["rounds"]
@@ -34,7 +34,7 @@ def serving_table(result: dict | None) -> str:
              f"| local runner, batches of {result['clients']} | {local:.1f} | |",
              f"| Triton, {result['clients']} clients with single images | {served:.1f} "
              f"| {result['triton_over_local']:.2f} of the local runner; "
-             f"{result['images_per_execution']:.1f} images a batch |",
+             f"{result['images_per_execution']:.1f} images per batch |",
              f"| Triton, {run['clients']} clients with JPEG files, {run['requests']:,} requests | "
              f"{run['requests_per_sec']:.1f} | {run['errors']} errors; {first['server_pss_mib']:.0f} MiB after 1,000 "
              f"requests, {last['server_pss_mib']:.0f} MiB at the end |"]
@@ -42,12 +42,12 @@ def serving_table(result: dict | None) -> str:
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, which server and clients share, Triton "
                  f"{versions['triton']} with the stand-in for ONNX Runtime, float32, {result['started'][:10]}. Largest "
                  f"difference of a logit from the local runner: {result['max_logit_error']:.1g}. Medians of "
-                 f"{len(rounds)} rounds in turns (`benchmarks/serving.py`).")
+                 f"{len(rounds)} rounds in which both take turns (`benchmarks/serving.py`).")
     return "\n".join(lines)
 
 
 def figures_table(result: dict | None) -> str:
-    """How long figures take, and in how much memory."""
+    """Time and memory of `dyvit visualize`."""
     if result is None:
         return "Not measured yet: `python benchmarks/figures.py` fills this table."
     lines = ["| digit scenes | seconds | images/s | peak memory, MiB |", "|---|---|---|---|"]
@@ -56,6 +56,6 @@ def figures_table(result: dict | None) -> str:
         seconds, memory = (max(run[key] for run in runs) for key in ("seconds", "peak_rss_mib"))
         lines.append(f"| {images:,} | {seconds:.0f} | {images / seconds:.0f} | {memory:.0f} |")
     machine = result["machine"]
-    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, {result['started'][:10]}; the whole "
-                 f"command, from start to last file, the slowest of {len(runs)} rounds (`benchmarks/figures.py`).")
+    lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, {result['started'][:10]}; time and "
+                 f"memory of the whole command, the slowest of {len(runs)} rounds (`benchmarks/figures.py`).")
     return "\n".join(lines)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A model behind Triton against the same model in this process, and a long run: the table of docs/triton.md.
+"""A model served by Triton against the same model in this process, and a long run: the table of docs/triton.md.
 
     python benchmarks/serving.py --triton triton/ --seconds 15 --rounds 5 --requests 10000
 
-Throughput: in turns, batches of 8 through the local runner (what `dyvit bench` times), and single requests of eight
-concurrent gRPC clients, which Triton puts together. Server and clients share the machine; every other round goes the
-other way round, and what counts is the median over rounds. The long run sends encoded images to the ensemble, 32
-at a time, over HTTP, and watches the memory of all processes of the server. The weights of deit-s are random: neither
-time nor memory depends on them. The result is benchmarks/results/serving-deit-s-0.7.json.
+Throughput is measured in turns: batches of 8 through the local runner (as `dyvit bench` does), and single requests of
+eight concurrent gRPC clients, which Triton batches. Server and clients share the machine. Every other round runs in
+reverse order, and the result is the median over rounds. The long run sends encoded images to the ensemble, 32 at a
+time, over HTTP, and records the memory of all processes of the server. The weights of deit-s are random: neither time
+nor memory depends on them. The result is written to benchmarks/results/serving-deit-s-0.7.json.
 """
 from __future__ import annotations
 
@@ -41,24 +41,26 @@ from dyvit_deploy.serving.repository import ServedModel, read_repository
 from dyvit_deploy.serving.server import LOOPBACK, Server, check_version
 
 MODEL, RATIO, BATCH = "deit-s", 0.7, 8
-SETTLED = 1000                              # requests after which memory has to stay
+# Number of requests after which memory must not grow.
+SETTLED = 1000
 
 
 def process_mib(group: int) -> float:
-    """Proportional memory (MiB) of the processes of a group, in which shared pages count once."""
+    """Proportional memory (MiB) of the processes of a group; shared pages count once."""
     total = 0
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if int((place / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
                 lines = (place / "smaps_rollup").read_text().splitlines()
                 total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (OSError, ValueError, IndexError):                          # it has just ended
+        except (OSError, ValueError, IndexError):
+            # The process has just ended.
             continue
     return total / 1024
 
 
 def local_rate(runner: OrtRunner, feed: np.ndarray, seconds: float) -> float:
-    """Images per second of batches of 8, over wall time as the server's."""
+    """Images per second of batches of 8, by wall time, as for the server."""
     runner.infer(feed)
     started, calls = time.perf_counter(), 0
     while time.perf_counter() < started + seconds:
@@ -68,7 +70,7 @@ def local_rate(runner: OrtRunner, feed: np.ndarray, seconds: float) -> float:
 
 
 def in_threads(count: int, work: Callable[[int], None]) -> float:
-    """Seconds that `count` threads take for their work; raises what one of them raises."""
+    """Seconds that `count` threads take for `work`; an exception in a thread is raised here."""
     started = time.perf_counter()
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(work, range(count)))
@@ -76,7 +78,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> float:
 
 
 def served_rate(address: Address, model: ServedModel, feed: np.ndarray, seconds: float, clients: int) -> float:
-    """Images per second of single requests, each client sending the next one when it has its answer."""
+    """Images per second of single requests; each client sends the next one after its answer."""
     answered, ends = [0] * clients, time.perf_counter() + seconds
 
     def ask(number: int) -> None:
@@ -119,7 +121,7 @@ def long_run(server: Server, address: Address, model: ServedModel, files: list[b
 
 
 def pictures(model: ServedModel) -> tuple[list[bytes], np.ndarray]:
-    """Sixteen JPEG files of 500 x 375 pixels, and what the model makes of them."""
+    """Sixteen JPEG files of 500 x 375 pixels, and their pixels after resizing and cropping."""
     rng, files = np.random.default_rng(0), []
     for _ in range(16):
         clouds = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
@@ -157,13 +159,13 @@ def main() -> None:
                 order = list(pair) if number % 2 == 0 else list(pair)[::-1]
                 rounds.append({f"{who}_images_per_sec": pair[who]() for who in order})
                 print(json.dumps(rounds[-1]), flush=True)
-            told = address.get(f"/v2/models/{model.name}/stats")["model_stats"][0]
+            stats = address.get(f"/v2/models/{model.name}/stats")["model_stats"][0]
             result = {
                 "model": MODEL, "keep_ratio": RATIO, "machine": machine(), "started": now(),
                 "versions": library_versions("onnxruntime", "onnxruntime-gpu", "tritonclient", "numpy", "pillow")
                 | {"triton": check_version(f"http://{address.http}")}, "stand_in": server.notes(),
                 "max_logit_error": error, "clients": BATCH, "rounds": rounds,
-                "images_per_execution": told["inference_count"] / told["execution_count"],
+                "images_per_execution": stats["inference_count"] / stats["execution_count"],
                 "triton_over_local": statistics.median(
                     r["triton_images_per_sec"] / r["local_images_per_sec"] for r in rounds),
                 "long_run": long_run(server, address, model, files, options.requests, 32)}

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What export costs and what pruning gains on this machine: the figures of the README's speed table.
+"""The cost of export and the gain of pruning on this machine: the figures of the README's speed table.
 
     python benchmarks/speed.py deit-s --keep-ratio 0.7 --batch 1,8,32
 
-Weights are random: neither time nor memory depends on them. Each command runs as a process of its
-own, as a user types it; the raw report of `dyvit bench` and the cost of `dyvit export` (wall seconds,
+Weights are random: neither time nor memory depends on them. Each command runs in a process of its
+own, as a user would run it; the raw report of `dyvit bench` and the cost of `dyvit export` (wall seconds,
 peak resident MiB) are written to benchmarks/results/MODEL-RATIO-cpu.json.
 """
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def random_checkpoint(model: str | ModelConfig, ratio: float, folder: Path) -> Path:
-    """A checkpoint of `model`, which is of the zoo where it is a name, with random weights."""
+    """A checkpoint of `model` (a config, or a name in the zoo) with random weights."""
     import torch
 
     from dyvit_deploy.artifacts.facts import ArtifactFacts

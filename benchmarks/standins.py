@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-SIDE, CLASSES, KEPT = 64, 10, 16            # of the images, logits and kept tokens of the stand-in engine
-PROFILES = ((1, 4), (5, 16), (17, 64))      # batches that each of its optimization profiles takes
+# Image side, number of classes and number of kept tokens of the stand-in engine.
+SIDE, CLASSES, KEPT = 64, 10, 16
+# Smallest and largest batch of each optimization profile.
+PROFILES = ((1, 4), (5, 16), (17, 64))
 
 
 class HostCuda:
-    """`dyvit_deploy.runners.cuda.Cuda` without a GPU, for rehearsals: work is done at once, a captured graph calls
-    what was captured again."""
+    """`dyvit_deploy.runners.cuda.Cuda` without a GPU, for rehearsals: work runs immediately, and a captured graph
+    calls the captured function again."""
 
     def on_device(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         return torch.empty(shape, dtype=getattr(torch, dtype))
@@ -54,7 +56,7 @@ class TorchContext:
 
     It reads and writes the memory at the addresses that it is given, on the stream that it is given, so a buffer that
     is used too early, on the wrong stream or with another shape gives wrong outputs. `delay` products of large matrices
-    come first: on a GPU they keep the stream busy while the host goes on.
+    come first: on a GPU they keep the stream busy while the host continues.
     """
 
     def __init__(self, device: str, delay: int = 20) -> None:
@@ -103,7 +105,7 @@ class TorchContext:
         return flat @ self._weights, flat.topk(KEPT).indices
 
     def _tensor(self, name: str, dtype: str) -> torch.Tensor:
-        """The memory at an address as a tensor; made before a capture, in the first run."""
+        """The memory at an address as a tensor; created in the first run, before a capture."""
         if name not in self._tensors:
             self._tensors[name] = self._view(name, dtype)
         return self._tensors[name]

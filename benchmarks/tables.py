@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the result tables of README.md and the pages in docs/ from benchmarks/results/*.json, between their markers.
+"""Writes the result tables in README.md and docs/, between their markers, from benchmarks/results/*.json.
 
-    python benchmarks/tables.py            rewrite them
-    python benchmarks/tables.py --check    exit 1 when one would change
+    python benchmarks/tables.py            rewrites the tables
+    python benchmarks/tables.py --check    exits 1 when a table is out of date
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
 
-def read_if_there(name: str) -> dict | None:
+def read_if_measured(name: str) -> dict | None:
     return read(name) if (RESULTS / name).exists() else None
 
 
@@ -47,12 +47,12 @@ def speed_table() -> str:
     runtime = versions.get("onnxruntime-gpu") or versions["onnxruntime"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime} on the CPU, "
                  "float32. Medians of one run in which dense and pruned take turns (`benchmarks/speed.py`); "
-                 "~ did not settle within 2 %.")
+                 "~ marks timings that did not settle within 2 %.")
     return "\n".join(lines)
 
 
 def rewrites_table() -> str:
-    """What each form gains, one added to the other, and where the time goes with all of them."""
+    """What each rewrite gains, added one by one, and the share of predictors and gathers with all of them."""
     found = read("deit-s-0.7-rewrites.json")
     columns = list(dict.fromkeys((row["backend"], row["batch"]) for row in found["rows"]))
     cells = {(row["variant"], row["backend"], row["batch"]): row for row in found["rows"]}
@@ -62,18 +62,19 @@ def rewrites_table() -> str:
     names = list(dict.fromkeys(row["variant"] for row in found["rows"]))
     for name in names[1:]:
         row = [cells[name, backend, batch] for backend, batch in columns]
-        told = [f"{'' if cell['stable'] else '~'}{cell['against_dense']:.2f}x" for cell in row]
+        speedups = [f"{'' if cell['stable'] else '~'}{cell['against_dense']:.2f}x" for cell in row]
         label = {"plain": "no rewrite"}.get(name, f"and `{name}`")
-        lines.append(f"| {label} | {row[0]['gmacs']:.3f} | {' | '.join(told)} |")
+        lines.append(f"| {label} | {row[0]['gmacs']:.3f} | {' | '.join(speedups)} |")
     shares = [f"{profile['overhead']:.1%} in {profile['backend'].removesuffix(' cpu')} at batch {profile['batch']}"
               for profile in found["profiles"]]
     plain, aligned = found["align"]
     machine = found["machine"]
-    lines.append(f"\nFloat32, each row adds one form to those above it; {machine['processor']}, "
-                 f"{machine['logical_cores']} cores, medians of runs in turns (`benchmarks/rewrites.py`); ~ did not "
-                 f"settle within 2 %. Predictors and gathers then take {', '.join(shares)}. The demo student keeps "
-                 f"{_kept(plain)} patches and {plain['top1']:.2%} of the scenes right, aligned {_kept(aligned)} and "
-                 f"{aligned['top1']:.2%}.")
+    lines.append(f"\nFloat32; each row adds one rewrite to those above it. {machine['processor']}, "
+                 f"{machine['logical_cores']} cores, medians of runs in which all rows take turns "
+                 f"(`benchmarks/rewrites.py`); ~ marks timings that did not settle within 2 %. "
+                 f"Time share of predictors and gathers, with all rewrites but `align`: {', '.join(shares)}. "
+                 f"The demo student keeps {_kept(plain)} patches and classifies {plain['top1']:.2%} of the scenes "
+                 f"correctly; aligned, {_kept(aligned)} patches and {aligned['top1']:.2%}.")
     return "\n".join(lines)
 
 
@@ -95,7 +96,7 @@ def demo_table() -> str:
 
 
 def ablation_table() -> str:
-    """What the predictor is worth, and one student for every budget."""
+    """Selectors, stages and losses compared, and one elastic student against one per keep ratio."""
     found = read("demo-tables34.json")
     lines = ["| demo student | GMACs | top-1, 2,000 scenes, mean of seeds | lowest - highest |", "|---|---|---|---|",
              f"| dense teacher | {found['dense_gmacs']:.4f} | {found['teacher_top1']:.2%} | - |"]
@@ -103,8 +104,8 @@ def ablation_table() -> str:
         top1 = [row["top1"]["own"] for row in found["rows"] if row["case"] == case]
         lines.append(f"| {case} | {gmacs:.4f} | {sum(top1) / len(top1):.2%} | {min(top1):.2%} - {max(top1):.2%} |")
     seeds = len({row["seed"] for row in found["rows"]})
-    lines.append(f"\nThree stages at 0.7 unless the row says otherwise; rows of stages have the keep ratio that costs "
-                 f"the same. {seeds} seeds, {found['epochs'] * found['images']:,} scenes each "
+    lines.append(f"\nThree stages at keep ratio 0.7 unless the row says otherwise; the rows with fewer stages have the "
+                 f"keep ratio of equal cost. {seeds} seeds, {found['epochs'] * found['images']:,} scenes each "
                  "(`benchmarks/ablation.py`).\n")
     return "\n".join(lines + elastic_lines())
 
@@ -113,20 +114,21 @@ def untrained_table() -> str:
     """Pruning without training."""
     rows = read("demo-untrained.json")["rows"]
     ratios = sorted({row["keep_ratio"] for row in rows if row["keep_ratio"]}, reverse=True)
-    lines = ["| dense demo model as it is | " + " | ".join(f"keep ratio {ratio}" for ratio in ratios) + " |",
+    lines = ["| dense demo model, not trained to drop tokens | "
+             + " | ".join(f"keep ratio {ratio}" for ratio in ratios) + " |",
              "|---" * (1 + len(ratios)) + "|"]
     for selector, fuse in dict.fromkeys((row["selector"], row["fuse"]) for row in rows if row["keep_ratio"]):
         top1 = {row["keep_ratio"]: row["top1"] for row in rows if (row["selector"], row["fuse"]) == (selector, fuse)}
         cells = (f"{top1[ratio]:.2%}" if ratio in top1 else "-" for ratio in ratios)
         lines.append(f"| `--selector {selector}{' --fuse' if fuse else ''}` | {' | '.join(cells)} |")
     pooled = next(row["top1"] for row in rows if row["selector"] == "structural")
-    lines.append(f"\nTop-1 on 2,000 held-out scenes; structural pooling, which keeps a quarter, {pooled:.2%} "
-                 "(`benchmarks/ablation.py`).")
+    lines.append(f"\nTop-1 on 2,000 held-out scenes; structural pooling, which keeps a quarter of the patches: "
+                 f"{pooled:.2%} (`benchmarks/ablation.py`).")
     return "\n".join(lines)
 
 
 def training_table() -> str:
-    """What a step costs beside the dense backbone's."""
+    """The time of a training step, and its ratio to the step of the dense backbone."""
     found = read("demo-training.json")
     ms = {(row["precision"], row["step"], row["compiled"]): row["ms_all"] for row in found["timings"]}
     lines = ["| one step, batch 128, demo model | float32 | bfloat16 | float32, --compile | bfloat16, --compile |",
@@ -137,11 +139,11 @@ def training_table() -> str:
         for precision, compiled in kinds:
             rounds = ms[precision, step, compiled]
             ratio = statistics.median(a / b for a, b in zip(rounds, ms[precision, "dense", compiled]))
-            told = "" if step == "dense" else f" ({ratio:.2f}x)"
-            cells.append(f"{statistics.median(rounds):.0f} ms{told}")
+            against = "" if step == "dense" else f" ({ratio:.2f}x)"
+            cells.append(f"{statistics.median(rounds):.0f} ms{against}")
         lines.append(f"| {step} | {' | '.join(cells)} |")
     machine = found["machine"]
-    lines.append("\nForward and backward; in brackets the median over rounds against the dense backbone's. "
+    lines.append("\nForward and backward; in brackets, the median over rounds of the ratio to the dense backbone. "
                  f"{machine['processor']}, {machine['logical_cores']} cores (`benchmarks/training.py`). Training "
                  f"deit-s at batch 32 in float32 takes {found['memory']['peak_rss_mib'] / 1024:.1f} GiB.")
     return "\n".join(lines)
@@ -181,10 +183,10 @@ def precision_table() -> str:
     gated, calibration = costs["ort-int8 with its gate"], costs["calibrate, 512 images"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores with AVX-512 VNNI and BF16, OpenVINO "
                  f"{versions['openvino'].split('-')[0]}, one run (`benchmarks/precision.py`); "
-                 f"OpenVINO int8 leaves the rest in bfloat16; ~ did not settle within "
+                 f"OpenVINO's int8 runs all other operations in bfloat16; ~ marks timings that did not settle within "
                  f"2 %. `dyvit export --int8` with 64 images, comparison and timing included, takes "
-                 f"{gated['seconds']:.0f} s; `dyvit calibrate` with 512 images {calibration['seconds']:.0f} s and "
-                 f"{calibration['peak_rss_mib']:.0f} MiB.")
+                 f"{gated['seconds']:.0f} s; `dyvit calibrate` with 512 images takes "
+                 f"{calibration['seconds']:.0f} s and {calibration['peak_rss_mib']:.0f} MiB.")
     return "\n".join(lines)
 
 
@@ -196,7 +198,7 @@ def accuracy_table() -> str:
     """The demo student in every precision against float32, on all held-out scenes."""
     result = read("demo-precision.json")
     count = result["rows"][0]["images"]
-    lines = [f"| demo student | size | top-1, {count:,} scenes | class as float32 | kept tokens as float32 |",
+    lines = [f"| demo student | size | top-1, {count:,} scenes | same class as float32 | same kept tokens as float32 |",
              "|---|---|---|---|---|",
              f"| float32, PyTorch | - | {result['reference_top1']:.2%} | - | - |"]
     for row in result["rows"]:
@@ -208,12 +210,12 @@ def accuracy_table() -> str:
         overlap = " / ".join(_at_least(share) for share in row["overlap"])
         lines.append(f"| {precision}, {where} | {row['size_mib']:.1f} MiB | {row['top1']:.2%} | {row['agreement']:.2%} "
                      f"| {overlap} |")
-    lines.append("\nGraphs for TensorRT were run by ONNX Runtime on a CPU, not by TensorRT; * rounding emulated.")
+    lines.append("\nGraphs for TensorRT were run by ONNX Runtime on a CPU, not by TensorRT; * marks emulated rounding.")
     return "\n".join(lines)
 
 
 def _at_least(share: float) -> str:
-    """Rounded down: 99.96 % is not all."""
+    """A percentage, rounded down, so that 99.96 % is not shown as 100 %."""
     return f"{math.floor(share * 1000) / 10:.1f}%"
 
 
@@ -230,7 +232,7 @@ def gpu_rows() -> str:
 
 
 def engine_table() -> str:
-    """What building costs without a GPU, and what the builder made of it."""
+    """The cost of a build without a GPU, and the precisions and fusions in the built engine."""
     result = read("deit-s-0.7-engines.json")
     lines = [f"| {result['model']} at keep ratio {result['keep_ratio']} | build, whole process | peak memory | plan "
              "| matrix products | attention fused |", "|---|---|---|---|---|---|"]
@@ -241,23 +243,23 @@ def engine_table() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     machine = result["machine"]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, no GPU, TensorRT for RTX "
-                 f"{result['versions']['tensorrt-rtx']} (`benchmarks/engines.py`). Products and fusions as the builder "
-                 "lists them; nothing has been run on a device.")
+                 f"{result['versions']['tensorrt-rtx']} (`benchmarks/engines.py`). Products and fusions are those that "
+                 "the builder lists; nothing has been run on a device.")
     return "\n".join(lines)
 
 
 def peers_table() -> str:
-    """What a user would run instead, beside what this package makes."""
+    """The alternatives beside the artifacts of this package."""
     if not (RESULTS / PEERS).exists():
         return "Not measured yet: `python benchmarks/peers.py deit-s` fills this table."
     return peers_rows(read(PEERS)) + picture("peers", "images/s of deit-s, pruned, dense and smaller, per runtime")
 
 
 def peers_rows(result: dict) -> str:
-    """The table of one result of benchmarks/peers.py, with what is not in it."""
+    """The table of one result of benchmarks/peers.py, and what it could not time."""
     batches = sorted({row["batch"] for row in result["rows"]})
     lines = [f"| keep ratio {result['keep_ratio']} where pruned | GMACs | " + " | ".join(
-        f"batch {batch}: images/s | against dense float32 | against dense alike"
+        f"batch {batch}: images/s | against dense float32 | against dense, same backend"
         for batch in batches) + " |", "|---" * (2 + 3 * len(batches)) + "|"]
     for name in dict.fromkeys(row["name"] for row in result["rows"]):
         rows = {row["batch"]: row for row in result["rows"] if row["name"] == name}
@@ -269,9 +271,9 @@ def peers_rows(result: dict) -> str:
     used = [f"{name} {versions[key].split('-')[0]}" for key, name in CPU_LIBRARIES.items() if key in versions]
     absent = [f"{entry['name']}: {entry['reason'].rstrip('.')}" for entry in result["missing"] + result["failed"]]
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, {', '.join(used)}, "
-                 f"{result['started'][:10]}. Medians of one run in which all take turns (`benchmarks/peers.py`), "
-                 "random weights. Dense float32 is that of ONNX Runtime, dense alike has the runtime and precision of "
-                 "the row; ~ did not settle within 2 %."
+                 f"{result['started'][:10]}. Medians of one run in which all models take turns "
+                 "(`benchmarks/peers.py`), random weights. Dense float32 runs in ONNX Runtime; \"same backend\" is the "
+                 "dense model in the runtime and precision of the row; ~ marks timings that did not settle within 2 %."
                  + (f" Not in it: {'; '.join(absent)}." if absent else ""))
     return "\n".join(lines)
 
@@ -281,7 +283,7 @@ CPU_LIBRARIES = {"torch": "PyTorch", "timm": "timm", "onnxruntime-gpu": "ONNX Ru
 
 
 def _times(row: dict, key: str) -> str:
-    """A speed-up; none where there is nothing to compare with but the row itself."""
+    """A speed-up; "-" where the row has no baseline or is the baseline."""
     return f"{'' if row['stable'] else '~'}{row[key]:.2f}x" if row[key] not in (None, 1) else "-"
 
 
@@ -308,26 +310,26 @@ def scale_rows(result: dict) -> str:
     patch = "".join(f" Images of {size} pixels have patches of {side}." for size, side in other.items())
     lines.append(f"\n{machine['processor']}, {machine['logical_cores']} cores, ONNX Runtime {runtime}, float32, "
                  f"{result['started'][:10]}. Medians; the points of a series take turns in one run "
-                 f"(`benchmarks/scale.py`), random weights; ~ did not settle within 2 %.{patch}")
+                 f"(`benchmarks/scale.py`), random weights; ~ marks timings that did not settle within 2 %.{patch}")
     return "\n".join(lines)
 
 
-def picture(name: str, told: str) -> str:
+def picture(name: str, alternative: str) -> str:
     """The chart of a table, once benchmarks/charts.py has drawn it."""
-    return f"\n\n![{told}](benchmarks/results/{name}.svg)" if (RESULTS / f"{name}.svg").exists() else ""
+    return f"\n\n![{alternative}](benchmarks/results/{name}.svg)" if (RESULTS / f"{name}.svg").exists() else ""
 
 
 TABLES = {"speed": speed_table, "rewrites": rewrites_table, "demo": demo_table,
           "precision": precision_table, "gpu": gpu_rows,
           "accuracy": accuracy_table, "engine": engine_table, "training": training_table,
           "ablation": ablation_table, "untrained": untrained_table, "peers": peers_table, "scale": scale_table}
-PAGES = {"README.md": TABLES, "docs/cpp.md": {"cpp": lambda: cpp_table(read_if_there(CPP))},
-         "docs/triton.md": {"serving": lambda: serving_table(read_if_there(SERVING))},
-         "docs/visualize.md": {"figures": lambda: figures_table(read_if_there(FIGURES))}}
+PAGES = {"README.md": TABLES, "docs/cpp.md": {"cpp": lambda: cpp_table(read_if_measured(CPP))},
+         "docs/triton.md": {"serving": lambda: serving_table(read_if_measured(SERVING))},
+         "docs/visualize.md": {"figures": lambda: figures_table(read_if_measured(FIGURES))}}
 
 
 def render(text: str, tables: dict[str, Callable[[], str]]) -> str:
-    """The text of a page with every marked table made anew."""
+    """The text of a page with every marked table regenerated."""
     for name, make in tables.items():
         begin, end = f"<!-- {name} table: python benchmarks/tables.py -->\n", f"\n<!-- end of {name} table -->"
         before, rest = text.split(begin)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What a training step costs beside the dense backbone's, and how much memory training takes.
+"""Time of a training step against a step of the dense backbone, and memory of training.
 
     python benchmarks/training.py
 
-A step is forward and backward of one batch of 128 digit scenes. The dense step is the backbone's with
-cross-entropy; the student's has the masked forward, its predictors and four losses, once without and once with
-the teacher's forward; each also with torch.compile. All take turns, medians count. Memory is the peak of a
-`dyvit train` process with deit-s at batch 32 in float32. Raw JSON goes to benchmarks/results/.
+A step is forward and backward of one batch of 128 digit scenes. The dense step trains the backbone with
+cross-entropy; the student's step has the masked forward, its predictors and four losses, once without and once
+with the teacher's forward; each step is also timed with torch.compile. All steps take turns; the table shows
+medians. Memory is the peak of a `dyvit train` process with deit-s at batch 32 in float32. Raw JSON is written to
+benchmarks/results/.
 """
 from __future__ import annotations
 
@@ -50,15 +51,16 @@ def time_steps(precision: str, rounds: int) -> list[dict]:
     [batch] = DigitScenes(resolve("digits-s"), "train", BATCH).batches(BATCH)
     images = torch.from_numpy(normalise(batch.images, resolve("digits-s").preprocess))
     labels = torch.from_numpy(batch.labels)
-    candidates = {(name, compiled): step for compiled in (False, True) for name, step in steps(compiled).items()}
-    seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in candidates}
+    timed = {(name, compiled): step for compiled in (False, True) for name, step in steps(compiled).items()}
+    seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in timed}
     for number in range(rounds + 1):
-        for key, step in candidates.items():
+        for key, step in timed.items():
             started = time.perf_counter()
             with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 losses, _ = step.train()(images, labels)
             (losses.float() * WEIGHTS).sum().backward()
-            if number:                                                     # the first compiles
+            # The first round compiles.
+            if number:
                 seconds[key].append(time.perf_counter() - started)
             step.zero_grad()
     return [{"precision": precision, "step": name, "compiled": compiled, "ms": 1000 * statistics.median(found),
@@ -66,7 +68,7 @@ def time_steps(precision: str, rounds: int) -> list[dict]:
 
 
 def memory() -> dict[str, float]:
-    """Peak of training deit-s at batch 32 in float32, the real command."""
+    """Peak memory of `dyvit train` with deit-s at batch 32 in float32."""
     config = resolve("deit-s")
     with tempfile.TemporaryDirectory() as name:
         backbone = Path(name) / "deit-s-dense.safetensors"

@@ -1,6 +1,5 @@
-// dyvit-bench: how long Engine::infer takes, from a batch in host memory to outputs in host memory, or, without transfers,
-// how long a batch takes that is on the GPU already. Decoding and preprocessing are not timed. A table for people; the last
-// line of stdout is JSON.
+// dyvit-bench: times Engine::infer, from a batch in host memory to outputs in host memory, or, without transfers, a batch that
+// is already on the GPU. Decoding and preprocessing are not timed. Prints a table; the last line of stdout is JSON.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -20,7 +19,7 @@ constexpr int warm_up_runs = 3;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Noise of the model's input type; time does not depend on what is in an image.
+// Noise of the model's input type; time does not depend on the content of an image.
 struct Noise {
   std::vector<float> floats;
   std::vector<std::uint8_t> bytes;
@@ -42,7 +41,7 @@ struct Noise {
   }
 };
 
-// `share` of the sorted `values` are at most this; between two of them, the way between.
+// The quantile of the sorted `values` at `share`, interpolated linearly between two values.
 double quantile(std::vector<double> const& values, double share) {
   double const place = share * static_cast<double>(values.size() - 1);
   auto const below = static_cast<std::size_t>(std::floor(place));
@@ -117,7 +116,7 @@ int bench(dyvit::Common const& common, Timing const& timing) {
                                          {"transfers", timing.transfers},
                                          {"opening_ms", opening_ms},
                                          {"timings", rows}};
-  // A path need not be UTF-8, and JSON must be.
+  // JSON must be UTF-8, but a path need not be.
   std::puts(report.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
   return 0;
 }
@@ -125,16 +124,16 @@ int bench(dyvit::Common const& common, Timing const& timing) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  CLI::App app("How fast an artifact runs: medians of single batches.", "dyvit-bench");
+  CLI::App app("Times an artifact: percentiles of the time of one batch.", "dyvit-bench");
   dyvit::Common common;
   common.options.allow_cpu_fallback = false;
   Timing timing;
   add_common(app, common);
   app.add_option("--batch", timing.batches, "images per batch, like 1,8")->delimiter(',')->check(CLI::Range(1, 65536));
-  app.add_option("--seconds", timing.seconds, "of timing per batch size")->check(CLI::PositiveNumber);
+  app.add_option("--seconds", timing.seconds, "seconds of timing per batch size")->check(CLI::PositiveNumber);
   app.add_flag_callback("--no-transfers", [&] { timing.transfers = false; },
-                        "time a batch that is on the GPU already, without copies between host and GPU; engine plans only");
+                        "time a batch that is already on the GPU, without copies between host and GPU; engine plans only");
   app.add_flag("--allow-cpu-fallback", common.options.allow_cpu_fallback,
-               "with --provider cuda or tensorrt: also time a model that runs on the CPU in part");
+               "with --provider cuda or tensorrt: also time a model of which some nodes run on the CPU");
   return dyvit::run_program(app, count, arguments, [&] { return bench(common, timing); });
 }

@@ -1,4 +1,4 @@
-// What dyvit-run and dyvit-bench share: their common options and exit codes.
+// Options and exit codes that dyvit-run and dyvit-bench share.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -21,20 +21,21 @@ struct Common {
 
 inline void add_common(CLI::App& app, Common& common) {
   app.add_option("artifact", common.artifact, "model.onnx or engine.plan")->required();
-  app.add_option("--provider", common.options.provider, "of ONNX Runtime: cpu, cuda or tensorrt")
+  app.add_option("--provider", common.options.provider, "provider of ONNX Runtime: cpu, cuda or tensorrt")
       ->check(CLI::IsMember({"cpu", "cuda", "tensorrt"}));
-  app.add_option("--threads", common.options.threads, "of ONNX Runtime; 0 takes all cores")->check(CLI::Range(0, 4096));
-  app.add_option("--device", common.options.device, "number of the GPU")->check(CLI::NonNegativeNumber);
-  app.add_flag("--trust", common.options.trust, "load a plan that is not the file which its .json describes");
+  app.add_option("--threads", common.options.threads, "threads of ONNX Runtime; 0 uses all cores")->check(CLI::Range(0, 4096));
+  app.add_option("--device", common.options.device, "index of the GPU")->check(CLI::NonNegativeNumber);
+  app.add_flag("--trust", common.options.trust,
+               "load a plan whose hash differs from its .json; plans contain native code: only do this for files you trust");
 }
 
-// Throws Error: something of stdout was not written, such as on a full disk.
+// Throws Error if stdout could not be written completely, for example on a full disk.
 inline void finish_output() {
   bool const written = std::cout.flush() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
   if (!written) throw Error("The output could not be written to its end; free space there, or write it elsewhere.");
 }
 
-// Parses the command line and calls `work`, whose result is the exit code. Whatever it throws is one sentence on stderr.
+// Parses the command line and calls `work`, whose result is the exit code. An exception is printed as one sentence on stderr.
 template <typename Work>
 int run_program(CLI::App& app, int count, char** arguments, Work work) {
   auto const failed = [&](std::string const& sentence) {
@@ -46,7 +47,8 @@ int run_program(CLI::App& app, int count, char** arguments, Work work) {
     try {
       app.parse(count, arguments);
       code = work();
-    } catch (CLI::ParseError const& error) {              // or a wish for help, which goes to stdout
+    } catch (CLI::ParseError const& error) {
+      // Also thrown for --help, which prints to stdout.
       code = app.exit(error) == 0 ? 0 : exit_usage;
     }
     finish_output();
@@ -57,7 +59,7 @@ int run_program(CLI::App& app, int count, char** arguments, Work work) {
     bool const batched = app.get_option_no_throw("--batch") != nullptr;
     return failed(std::string("Not enough memory; ") + (batched ? "use a smaller --batch." : "use smaller images."));
   } catch (std::exception const& error) {
-    return failed(std::string("Something unforeseen failed (") + error.what() + "); please report it.");
+    return failed(std::string("Unexpected error (") + error.what() + "); please report it.");
   }
 }
 

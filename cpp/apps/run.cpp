@@ -1,4 +1,4 @@
-// dyvit-run: the most probable classes of images.
+// dyvit-run: prints the most probable classes of images.
 #include <iomanip>
 
 #include "command_line.h"
@@ -6,26 +6,26 @@
 
 namespace {
 
-struct Wishes {
+struct PrintOptions {
   std::size_t top = 5;
   bool kept = false;
 };
 
-void print_answer(dyvit::Outputs const& outputs, dyvit::Metadata const& facts, Wishes const& wishes) {
-  for (auto const& [index, probability] : dyvit::top_classes(outputs, 0, wishes.top))
+void print_answer(dyvit::Outputs const& outputs, dyvit::Metadata const& facts, PrintOptions const& print) {
+  for (auto const& [index, probability] : dyvit::top_classes(outputs, 0, print.top))
     std::cout << "  " << std::fixed << std::setprecision(2) << std::setw(6) << 100 * probability << " %  "
               << facts.label(index) << '\n';
-  for (std::size_t stage = 0; wishes.kept && stage < outputs.kept.size(); ++stage) {
+  for (std::size_t stage = 0; print.kept && stage < outputs.kept.size(); ++stage) {
     std::cout << "  kept after stage " << stage << ":";
     for (std::int64_t const patch : outputs.kept[stage]) std::cout << ' ' << patch;
     std::cout << '\n';
   }
 }
 
-int run(dyvit::Common const& common, std::vector<std::string> const& images, Wishes const& wishes) {
+int run(dyvit::Common const& common, std::vector<std::string> const& images, PrintOptions const& print) {
   auto const engine = dyvit::Engine::open(common.artifact, common.options);
-  if (wishes.kept && !engine.metadata().tells_kept)
-    throw dyvit::Error(common.artifact + " does not tell which patches it keeps; export it again with --with-tokens.");
+  if (print.kept && !engine.metadata().tells_kept)
+    throw dyvit::Error(common.artifact + " does not output the patches that it keeps; export it again with --with-tokens.");
   dyvit::Preprocessor const preprocessor(engine.metadata(), common.options.threads);
   int code = 0;
   for (std::string const& path : images) {
@@ -33,8 +33,9 @@ int run(dyvit::Common const& common, std::vector<std::string> const& images, Wis
       auto const batch = preprocessor.prepare({dyvit::read_image(path)});
       auto const outputs = engine.infer(batch.view());
       std::cout << path << '\n';
-      print_answer(outputs, engine.metadata(), wishes);
-    } catch (dyvit::Error const& error) {                  // the other images go on
+      print_answer(outputs, engine.metadata(), print);
+    } catch (dyvit::Error const& error) {
+      // The other images still run.
       std::cerr << "dyvit-run: " << error.what() << '\n';
       code = dyvit::exit_failed;
     }
@@ -48,10 +49,10 @@ int main(int count, char** arguments) {
   CLI::App app("The most probable classes of images.", "dyvit-run");
   dyvit::Common common;
   std::vector<std::string> images;
-  Wishes wishes;
+  PrintOptions print;
   add_common(app, common);
   app.add_option("images", images, "JPEG or PNG files")->required();
-  app.add_option("--top", wishes.top, "classes per image")->check(CLI::PositiveNumber);
-  app.add_flag("--kept", wishes.kept, "also the patches that survive each stage, in the original grid, best first");
-  return dyvit::run_program(app, count, arguments, [&] { return run(common, images, wishes); });
+  app.add_option("--top", print.top, "classes per image")->check(CLI::PositiveNumber);
+  app.add_flag("--kept", print.kept, "also print the patches that survive each stage, in the original grid, best first");
+  return dyvit::run_program(app, count, arguments, [&] { return run(common, images, print); });
 }

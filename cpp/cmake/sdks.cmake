@@ -1,4 +1,4 @@
-# Finds the libraries that run models. Each is optional: what is missing is left out, with a message that says what to set.
+# Finds the libraries that run models. Each is optional: for a missing one, a message names the variable to set.
 
 set(ONNXRUNTIME_ROOT "$ENV{ONNXRUNTIME_ROOT}" CACHE PATH "ONNX Runtime: a folder with include/ and lib/")
 set(TENSORRT_ROOT "$ENV{TENSORRT_ROOT}" CACHE PATH "TensorRT or TensorRT for RTX: a folder with include/ and lib/")
@@ -24,8 +24,8 @@ else()
   if(onnxruntime_FOUND)
     add_library(dyvit_onnxruntime ALIAS onnxruntime::onnxruntime)
   else()
-    message(STATUS "dyvit: no ONNX Runtime, so no ONNX files and no dyvit-run; set ONNXRUNTIME_ROOT to a folder with "
-                   "include/ and lib/")
+    message(STATUS "dyvit: building without ONNX files and dyvit-run, because ONNX Runtime was not found; "
+                   "set ONNXRUNTIME_ROOT to a folder with include/ and lib/")
   endif()
 endif()
 
@@ -51,5 +51,6 @@ if(TENSORRT_ROOT)
     set(DYVIT_TENSORRT_FORMAT rtx)
   endif()
 else()
-  message(STATUS "dyvit: no TensorRT, so no engine plans; set TENSORRT_ROOT to a folder with include/ and lib/")
+  message(STATUS "dyvit: building without engine plans, because TensorRT was not found; set TENSORRT_ROOT to a folder "
+                 "with include/ and lib/")
 endif()

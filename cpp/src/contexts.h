@@ -1,4 +1,4 @@
-// Makes the execution contexts of an engine, with the settings that only TensorRT for RTX has.
+// Creates the execution contexts of an engine, with the settings that only TensorRT for RTX has.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -7,7 +7,7 @@
 
 namespace dyvit {
 
-// Outlives the contexts that it makes; `make` gives nullptr when TensorRT refuses.
+// Must outlive the contexts that it makes; `make` returns nullptr when TensorRT fails.
 class Contexts {
  public:
 #ifdef TRT_MAJOR_RTX

@@ -12,12 +12,13 @@ namespace dyvit {
 
 inline void check_cuda(cudaError_t code, char const* what) {
   if (code == cudaErrorMemoryAllocation)
-    throw Error("The GPU's memory does not suffice; choose a smaller batch, or free the GPU.");
+    throw Error("The GPU has too little free memory; choose a smaller batch, or free the GPU.");
   if (code != cudaSuccess)
-    throw Error(std::string("CUDA cannot ") + what + " (" + reason(cudaGetErrorString(code)) + "); look at nvidia-smi.");
+    throw Error(std::string("CUDA cannot ") + what + " (" + reason(cudaGetErrorString(code)) + "); check it with nvidia-smi.");
 }
 
-// Before anything of TensorRT's: without a GPU its lean runtime is created as a bogus pointer, which crashes later.
+// Call this before any TensorRT function: without a GPU, its lean runtime is created as an invalid pointer, which crashes
+// later.
 inline void require_gpu(int device, std::string const& path) {
   int count = 0;
   cudaError_t const code = cudaGetDeviceCount(&count);
@@ -43,7 +44,7 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-// Memory on the GPU and as much pinned memory on the host, from which copies run at full speed.
+// Memory on the GPU, and a pinned buffer of the same size on the host, so that copies run at full speed.
 class Buffer {
  public:
   void reserve(std::size_t bytes) {

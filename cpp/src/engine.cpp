@@ -14,7 +14,7 @@ namespace {
 
 char const* type_name(DataType type) { return type == DataType::uint8 ? "uint8" : "float32"; }
 
-// Plans are known by their first bytes ("vtrt" of TensorRT for RTX, "ftrt" of TensorRT) or by their name.
+// Plans are recognised by their first bytes ("vtrt" of TensorRT for RTX, "ftrt" of TensorRT) or by their name.
 bool is_plan(std::filesystem::path const& path) {
   char head[4] = {};
   std::ifstream(path, std::ios::binary).read(head, sizeof head);
@@ -53,7 +53,7 @@ void check(Images const& images, Backend const& backend) {
                 std::to_string(batch) + "; split the batch, or make the artifact for a larger one.");
   if (batch < facts.batch_min)
     throw Error(backend.file + " takes at least " + std::to_string(facts.batch_min) + " images at once, not " +
-                std::to_string(batch) + "; fill the batch up.");
+                std::to_string(batch) + "; pad the batch.");
 }
 
 }  // namespace
@@ -73,9 +73,9 @@ void require_file(std::filesystem::path const& path) {
   if (!std::filesystem::exists(status)) throw Error(path.string() + " does not exist; check the path.");
   if (std::filesystem::is_directory(status)) throw Error(path.string() + " is a folder; name a file in it.");
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(path.string() + " may not be read; change its permissions.");
+  if (!file) throw Error(path.string() + " cannot be read; change its permissions.");
   if (file.peek() == std::ifstream::traits_type::eof())
-    throw Error(path.string() + " is empty; it was probably not written to the end, make or copy it again.");
+    throw Error(path.string() + " is empty; it was probably not written completely, so make or copy it again.");
 }
 
 std::string reason(std::string_view message) {

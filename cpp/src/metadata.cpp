@@ -13,11 +13,13 @@ T value_or(json const& object, char const* key, T otherwise) {
   return found == object.end() || found->is_null() ? otherwise : found->get<T>();
 }
 
-// More would overflow what is computed of it.
-constexpr std::int64_t largest_side = 1 << 16;   // pixels
-constexpr std::int64_t largest_count = 1 << 24;  // classes, or patches
+// Larger values would overflow sizes computed from them.
+// In pixels.
+constexpr std::int64_t largest_side = 1 << 16;
+// In classes or patches.
+constexpr std::int64_t largest_count = 1 << 24;
 
-// Throws Error: no whole number from 1 to `largest`. `what` names it, with an article.
+// Throws Error unless `value` is a whole number from 1 to `largest`. `what` is its name with an article.
 std::int64_t positive(json const& value, std::int64_t largest, std::string const& what) {
   std::int64_t const number = value.is_number_integer() ? value.get<std::int64_t>() : 0;
   if (number < 1 || number > largest)

@@ -1,4 +1,4 @@
-// Runs ONNX files with ONNX Runtime. Input and outputs lie in the caller's memory; on the CPU nothing is copied.
+// Runs ONNX files with ONNX Runtime. Input and outputs are in the caller's memory; on the CPU nothing is copied.
 #include <array>
 #include <memory>
 #include <utility>
@@ -45,7 +45,8 @@ void add_provider(Ort::SessionOptions& session, Options const& options) {
   try {
     std::string const device = std::to_string(options.device);
     if (provider == "tensorrt") add_tensorrt(session, device);
-    if (provider != "cpu") add_cuda(session, device);            // TensorRT leaves to CUDA what it does not take
+    // CUDA runs the nodes that TensorRT does not support.
+    if (provider != "cpu") add_cuda(session, device);
   } catch (Ort::Exception const& error) {
     throw Error("ONNX Runtime cannot use its provider " + provider + " here (" + reason(error.what()) +
                 "); install a build that has it, with its libraries and the NVIDIA driver, or choose the provider cpu.");
@@ -61,7 +62,8 @@ Ort::SessionOptions cuda_options(Options options) {
 }
 
 Ort::Session load(std::filesystem::path const& path, Options const& options) {
-  Ort::Env const& env = environment();          // before the providers, which log to it
+  // Created before the providers, which log to it.
+  Ort::Env const& env = environment();
   Ort::SessionOptions settings = session_options(options.threads);
   add_provider(settings, options);
   try {
@@ -77,7 +79,8 @@ Ort::Session load(std::filesystem::path const& path, Options const& options) {
 struct Tensor {
   std::string name;
   ONNXTensorElementDataType type;
-  std::vector<std::int64_t> shape;      // free sides are -1
+  // -1 for free dimensions.
+  std::vector<std::int64_t> shape;
 };
 
 Tensor describe(std::string name, Ort::TypeInfo const& type) {
@@ -120,7 +123,7 @@ class OnnxRuntime : public Backend {
     metadata = parse_metadata(text.get(), path);
   }
 
-  // Holds the graph against its metadata, because what `run` wraps must be what the graph reads and writes.
+  // Compares the graph with its metadata, because `run` wraps the caller's memory in the types and shapes of the metadata.
   void read_interface(std::string const& path) {
     Ort::AllocatorWithDefaultOptions allocator;
     std::vector<Tensor> inputs, outputs;
@@ -145,7 +148,7 @@ class OnnxRuntime : public Backend {
              (i == 0 ? matches(outputs[i], ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {metadata.classes})
                      : matches(outputs[i], ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, {metadata.kept_counts[i - 1]}));
     if (!fits)
-      throw Error("The inputs and outputs of " + path + " are not those that its dyvit metadata tells of; export it again.");
+      throw Error("The inputs and outputs of " + path + " differ from its dyvit metadata; export it again.");
     if (inputs[0].shape[0] > 0) metadata.batch_min = metadata.batch_max = inputs[0].shape[0];
   }
 
@@ -179,8 +182,8 @@ class OnnxRuntime : public Backend {
 
 void require_no_cpu_fallback(std::filesystem::path const& path, Ort::SessionOptions options) {
   options.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
-  // ONNX Runtime places arithmetic on shapes on the CPU on purpose. With a fixed batch it is folded into constants, and
-  // what is still placed there has no CUDA kernel.
+  // ONNX Runtime deliberately places arithmetic on shapes on the CPU. With a fixed batch this arithmetic is folded into
+  // constants, and the nodes that remain on the CPU have no CUDA kernel.
   Ort::ThrowOnError(Ort::GetApi().AddFreeDimensionOverrideByName(options, "batch", 1));
   try {
     Ort::Session const session(environment(), path.c_str(), options);

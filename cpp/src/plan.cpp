@@ -13,7 +13,8 @@
 namespace dyvit {
 namespace {
 
-constexpr std::uintmax_t largest_sidecar = 64 << 20;  // bytes
+// In bytes.
+constexpr std::uintmax_t largest_sidecar = 64 << 20;
 constexpr std::size_t block = 1 << 20;
 
 Sidecar parse_sidecar(std::filesystem::path const& path) {
@@ -25,7 +26,7 @@ Sidecar parse_sidecar(std::filesystem::path const& path) {
       throw Error(path.string() + " was written in format " + std::to_string(format) + ", this dyvit reads format " +
                   std::to_string(metadata_format) + "; build the engine again.");
     if (facts.at("model").is_null())
-      throw Error(path.string() + " tells no preprocessing, because the engine was built of a foreign ONNX file; build "
+      throw Error(path.string() + " has no preprocessing, because the engine was built of a foreign ONNX file; build "
                   "it of one that dyvit export made.");
     Sidecar sidecar;
     sidecar.metadata = metadata_of(facts.at("model"));
@@ -84,7 +85,7 @@ std::string sha256_of(std::FILE* file) {
 
 Plan::Plan(std::filesystem::path const& path, bool trust)
     : sidecar(read_sidecar(path)), file_(std::fopen(path.c_str(), "rb"), std::fclose) {
-  if (!file_) throw Error(path.string() + " may not be read; change its permissions.");
+  if (!file_) throw Error(path.string() + " cannot be read; change its permissions.");
   auto const size = size_of(path);
   if (size < sidecar.bytes)
     throw Error(path.string() + " has " + std::to_string(size) + " of the " + std::to_string(sidecar.bytes) +

@@ -11,26 +11,32 @@
 
 namespace dyvit {
 
-// What `engine.plan.json` says of `engine.plan`.
+// The facts about `engine.plan` in `engine.plan.json`.
 struct Sidecar {
   Metadata metadata;
-  std::string builder;                  // "trt" or "rtx"
-  std::string version;                  // of the builder
-  std::string rebuild;                  // the command that makes the plan again
-  std::string sha256;                   // of the plan
+  // "trt" or "rtx".
+  std::string builder;
+  // Version of the builder.
+  std::string version;
+  // The command that rebuilds the plan.
+  std::string rebuild;
+  // Hash of the plan.
+  std::string sha256;
   std::uintmax_t bytes = 0;
-  bool host_code = false;               // built version compatible: the plan brings code of the runtime's own
-  bool stripped = false;                // its weights were left out
+  // Built with --version-compatible: the plan contains the code of its runtime.
+  bool host_code = false;
+  // Built without weights.
+  bool stripped = false;
 };
 
-// A plan whose bytes are those that its sidecar describes.
+// A plan whose bytes match its sidecar.
 class Plan {
  public:
-  // Throws Error: no sidecar, one of another file or format, or a plan without weights. `trust` skips the hash.
+  // Throws Error if the sidecar is missing, of another file or of another format, or if the plan has no weights. `trust` skips
+  // the hash.
   Plan(std::filesystem::path const& path, bool trust);
 
-  // The next `size` bytes into `target`, as many as there are. Reads the file that was checked, even if another has
-  // taken its name.
+  // Reads up to `size` bytes into `target`. The file is the one that was checked, even if another has replaced it.
   std::int64_t read(void* target, std::int64_t size);
   bool seek(std::int64_t offset, int whence);
 

@@ -1,4 +1,4 @@
-// The geometry of dyvit_deploy/data/preprocess.py; the resampling itself is ONNX Runtime's.
+// The same geometry as in dyvit_deploy/data/preprocess.py; ONNX Runtime does the resampling.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -26,12 +26,12 @@ Bytes graph_of(std::string const& interpolation) {
               interpolation + "; prepare its images in Python.");
 }
 
-// Python's round((outer - inner) / 2): halves go to the even number, which nearbyint's default does too.
+// Python's round((outer - inner) / 2), which rounds halves to even, as nearbyint does by default.
 std::int64_t centred(std::int64_t outer, std::int64_t inner) {
   return static_cast<std::int64_t>(std::nearbyint(static_cast<double>(outer - inner) / 2));
 }
 
-// The part of `image` of this size around its centre; black where it is smaller.
+// The part of this size around the centre of `image`, padded with black where `image` is smaller.
 Image centre_crop(Image const& image, std::int64_t height, std::int64_t width) {
   Image result{height, width, std::vector<std::uint8_t>(static_cast<std::size_t>(height * width * 3))};
   std::int64_t const top = centred(image.height, height), left = centred(image.width, width);

@@ -1,4 +1,4 @@
-// Optimization profiles: which batches an engine takes, and how a batch meets one. No TensorRT in here.
+// Optimization profiles: the batches that an engine supports, and the choice of a profile. Independent of TensorRT.
 #pragma once
 
 #include <algorithm>
@@ -9,12 +9,15 @@
 namespace dyvit {
 
 struct Profile {
-  std::int64_t min, opt, max;           // images
+  // In images.
+  std::int64_t min, opt, max;
 };
 
 struct Place {
-  int profile;                          // number of the profile
-  std::int64_t padded;                  // images to run, at least the batch
+  // Index of the profile.
+  int profile;
+  // Number of images to run, at least the batch.
+  std::int64_t padded;
 };
 
 inline std::int64_t largest_batch(std::vector<Profile> const& profiles) {
@@ -23,8 +26,8 @@ inline std::int64_t largest_batch(std::vector<Profile> const& profiles) {
   return largest;
 }
 
-// As the Python runner chooses: among the profiles that take the batch the one tuned for the nearest size. A batch that
-// none takes is filled up to the next size that one does; it is at most largest_batch(profiles).
+// The same choice as in the Python runner: among the profiles that take the batch, the one tuned for the nearest size. A batch
+// that no profile takes is padded to the next size that one takes. The batch must be at most largest_batch(profiles).
 inline Place place(std::int64_t batch, std::vector<Profile> const& profiles) {
   Place best{0, largest_batch(profiles)};
   for (Profile const& profile : profiles)

@@ -27,7 +27,7 @@ std::string library_name() {
   return DYVIT_TENSORRT_FORMAT == std::string("rtx") ? "TensorRT for RTX" : "TensorRT";
 }
 
-// Keeps the last error for our own sentence; TensorRT calls it from several threads.
+// Keeps the last error for our own error messages; TensorRT calls it from several threads.
 class Logger : public nvinfer1::ILogger {
  public:
   void log(Severity severity, char const* message) noexcept override {
@@ -45,7 +45,7 @@ class Logger : public nvinfer1::ILogger {
   std::string last_;
 };
 
-// Hands the plan to TensorRT piece by piece, so that it never lies in host memory as a whole.
+// Passes the plan to TensorRT in pieces, so that the whole plan is never in host memory.
 class PlanReader : public nvinfer1::IStreamReaderV2 {
  public:
   explicit PlanReader(Plan& plan) : plan_(plan) {}
@@ -97,7 +97,8 @@ class TensorRt : public Backend {
     if (!lane->launch()) refuse(batch);
     lane->download(outputs_, batch, targets);
     std::lock_guard<std::mutex> const guard(mutex_);
-    idle_.push_back(std::move(lane));                              // a lane that failed is not used again
+    // A lane that failed is not reused.
+    idle_.push_back(std::move(lane));
   }
 
   std::function<void()> call_without_transfers(Images const& images) override {
@@ -111,7 +112,7 @@ class TensorRt : public Backend {
   }
 
  private:
-  // Each thread has a current GPU of its own.
+  // The current GPU is a setting of each thread.
   void use_device() const { check_cuda(cudaSetDevice(device_), "use that GPU"); }
 
   [[noreturn]] void refuse(std::int64_t batch) {
@@ -119,7 +120,7 @@ class TensorRt : public Backend {
                 "); build it again, or run dyvit doctor --target PLAN.");
   }
 
-  // A lane of its own for the batch, which is being copied to the GPU.
+  // Takes a lane for the batch and starts to copy the batch to the GPU.
   std::unique_ptr<Lane> upload(Images const& images) {
     use_device();
     std::int64_t const batch = images.shape[0];
@@ -143,7 +144,7 @@ class TensorRt : public Backend {
     contexts_.emplace(*engine_);
   }
 
-  // Holds the engine against its metadata, because memory is laid out as the metadata says.
+  // Compares the engine with its metadata, because memory is laid out by the metadata.
   void read_interface(std::string const& path) {
     bool const bytes = metadata.input == dyvit::DataType::uint8;
     std::vector<std::int64_t> sides = {3, metadata.height, metadata.width};
@@ -154,10 +155,10 @@ class TensorRt : public Backend {
     for (std::size_t stage = 0; fits && metadata.tells_kept && stage < metadata.kept_counts.size(); ++stage)
       fits = add(outputs_.emplace_back(), "kept_" + std::to_string(stage), DataType::kINT64, {metadata.kept_counts[stage]});
     if (!fits || engine_->getNbIOTensors() != static_cast<std::int32_t>(outputs_.size() + 1))
-      throw Error("The inputs and outputs of " + path + " are not those that its metadata tells of; build it again.");
+      throw Error("The inputs and outputs of " + path + " differ from its metadata; build it again.");
   }
 
-  // Fills `tensor` and returns true when the engine has one of this name, type and, after the batch, sides.
+  // Fills `tensor` and returns true if the engine has a tensor of this name, type and dimensions after the batch.
   bool add(EngineTensor& tensor, std::string const& name_in_engine, DataType type, std::vector<std::int64_t> sides) const {
     nvinfer1::Dims const shape = engine_->getTensorShape(name_in_engine.c_str());
     if (shape.nbDims != static_cast<std::int32_t>(sides.size() + 1) ||
@@ -201,15 +202,17 @@ class TensorRt : public Backend {
   }
 
   int device_;
-  // Each of these outlives the next, and the lanes, which hold contexts, go first.
+  // Each of these outlives the next; the lanes, which hold contexts, are destroyed first.
   Logger logger_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::optional<Contexts> contexts_;
   EngineTensor input_;
-  std::vector<EngineTensor> outputs_;   // logits, kept_0, kept_1, ...
+  // logits, kept_0, kept_1, ...
+  std::vector<EngineTensor> outputs_;
   std::vector<Profile> profiles_;
-  std::mutex mutex_;                    // of idle_, and of making contexts
+  // Guards idle_ and the creation of contexts.
+  std::mutex mutex_;
   std::vector<std::unique_ptr<Lane>> idle_;
 };
 

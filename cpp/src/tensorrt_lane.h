@@ -1,4 +1,4 @@
-// One execution context on one stream, with its memory: what a call has to itself.
+// One execution context with its own stream and memory, used by one call at a time.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -11,7 +11,7 @@
 
 namespace dyvit {
 
-// An input or output of the engine: `bytes_per_image` in GPU memory; sides beyond the batch.
+// An input or output of the engine. `sides` are its dimensions without the batch.
 struct EngineTensor {
   std::string name;
   std::size_t bytes_per_image;
@@ -21,13 +21,14 @@ struct EngineTensor {
 class Lane {
  public:
   explicit Lane(std::unique_ptr<nvinfer1::IExecutionContext> context) : context_(std::move(context)) {}
-  ~Lane() { stream_.settle(); }         // after an error a batch may still run in the context and the memory
+  // After an error, a batch may still be running in the context and its memory.
+  ~Lane() { stream_.settle(); }
 
-  // Starts to copy `batch` images to the GPU, filled up with the first one to `padded`, for `profile`. No other batch may
-  // run on the lane. False when TensorRT refuses; its log says why.
+  // Starts to copy `batch` images to the GPU, padded with copies of the first one to `padded`, for `profile`. No other batch
+  // may be running on the lane. Returns false when TensorRT fails; the reason is in its log.
   bool upload(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images, std::int64_t batch,
               std::int64_t padded, int profile);
-  // Starts to run the batch that was uploaded last. False when TensorRT refuses; its log says why.
+  // Starts to run the batch that was uploaded last. Returns false when TensorRT fails; the reason is in its log.
   bool launch() { return context_->enqueueV3(stream_.get()); }
   // Copies the outputs of `batch` images into `targets`, in order, and waits for them.
   void download(std::vector<EngineTensor> const& outputs, std::int64_t batch, std::vector<void*> const& targets);
@@ -36,11 +37,13 @@ class Lane {
  private:
   bool prepare(EngineTensor const& input, std::vector<EngineTensor> const& outputs, std::int64_t padded, int profile);
 
-  Stream stream_;                       // outlives the context and the memory that it works on
+  // Declared first, so that it outlives the context and the memory that it works on.
+  Stream stream_;
   Buffer source_;
   std::vector<Buffer> results_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
-  std::int64_t prepared_ = 0;           // images that shapes and addresses are set for
+  // Number of images that shapes and addresses are set for.
+  std::int64_t prepared_ = 0;
 };
 
 }  // namespace dyvit

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes what the C++ tests compare with: small models, images, and what Python makes of them.
+"""Writes the reference of the C++ tests: small models, images, and the results of the Python runtime.
 
     python cpp/tests/make_reference.py FOLDER
 
-FOLDER/manifest.json lists it all; arrays are raw bytes in row order. It is kept while it is newer than this script
-and the package. Exit code 77, which ctest counts as skipped, where dyvit_deploy cannot be imported.
+FOLDER/manifest.json lists the files; arrays are raw bytes in row order. A reference that is newer than this script and
+the package is kept. If dyvit_deploy cannot be imported, the exit code is 77, which ctest counts as skipped.
 """
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def is_fresh(manifest: Path) -> bool:
 
 
 def resized_rows_first(image, spec):
-    """`image` resized straight to the model's size, along the rows and then the columns.
+    """`image` resized directly to the model's size, first the rows and then the columns.
 
-    Pillow before 13 always goes this way, and so does ONNX Runtime. Pillow 13 goes along the columns first for some
-    shapes, which gives other levels, because what lies between the two is rounded to bytes.
+    Pillow before 13 always uses this order, and so does ONNX Runtime. Pillow 13 begins with the columns for some
+    shapes, which gives different levels, because the intermediate image is rounded to bytes.
     """
     import numpy as np
 
@@ -61,7 +61,7 @@ class Reference:
         return name
 
     def model(self, name: str, files: list[str], images) -> None:
-        """What the Python runner makes of `images`, uint8 [B, H, W, 3], which are `files` resized and cropped."""
+        """The results of the Python runner for `images`, uint8 [B, H, W, 3], which are `files` resized and cropped."""
         from dyvit_deploy.runners.ort import OrtRunner
 
         with OrtRunner(self.folder / name, device="cpu") as runner:
@@ -130,7 +130,7 @@ def add_digits(reference: Reference) -> None:
 
 
 def add_photo_model(reference: Reference, files: list[Path]) -> None:
-    """A small ViT of 224 pixels with fixed random weights, prepared as timm's models are."""
+    """A small ViT of 224 pixels with fixed random weights, preprocessed like timm's models."""
     import numpy as np
     import torch
     from PIL import Image
@@ -147,7 +147,8 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
                          heads=2, classes=10, preprocess=Preprocess(short_side=256))
     prune = PruneConfig.from_ratio(0.7, (1, 2, 3))
     model = DynamicViT(config, prune).eval()
-    with torch.no_grad():                                   # those of a fresh model hardly tell images apart
+    # The outputs of a freshly initialised model hardly depend on the image.
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     export_model(model, ArtifactFacts(config, prune), reference.folder / "photos.onnx", ExportConfig(with_tokens=True))
@@ -156,7 +157,7 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
 
 
 def add_files(reference: Reference) -> list[Path]:
-    """Smooth colourful images in every form that is decoded, and photos where they are; returns the photo-like ones."""
+    """Smooth colourful images in every supported format, and photos where available; returns the photo-like ones."""
     import numpy as np
     from PIL import Image
 
@@ -171,13 +172,15 @@ def add_files(reference: Reference) -> list[Path]:
     plain.convert("L").save(folder / "gray.png")
     plain.quantize(64).save(folder / "palette.png")
     content = (folder / "plain.jpg").read_bytes()
-    (folder / "more.jpg").write_bytes(content[:-2] + b"\0\0" + content[-2:])     # bytes too many are harmless
+    # Superfluous bytes are harmless.
+    (folder / "more.jpg").write_bytes(content[:-2] + b"\0\0" + content[-2:])
     (folder / "behind.jpg").write_bytes(content + b"\0behind the end\xff")
     thumbnail = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
     (folder / "thumbnail.jpg").write_bytes(content[:2] + thumbnail + content[2:])
     (folder / "cut.jpg").write_bytes(content[:len(content) // 2])
     (folder / "cut.png").write_bytes((folder / "alpha.png").read_bytes()[:3000])
-    sides = content.index(b"\xff\xc0") + 5                  # of the frame header: height and width, 16 bits each
+    # Height and width in the frame header, 16 bits each.
+    sides = content.index(b"\xff\xc0") + 5
     (folder / "huge.jpg").write_bytes(content[:sides] + b"\xff\xdc" * 2 + content[sides + 4:])
     Image.new("1", (12_000, 9_000)).save(folder / "huge.png")
     for name in ("plain.jpg", "progressive.jpg", "gray.jpg", "more.jpg",
@@ -187,7 +190,8 @@ def add_files(reference: Reference) -> list[Path]:
     for photo in photos:
         reference.decoded(photo)
     likely = photos or [folder / "plain.jpg", folder / "progressive.jpg"]
-    for file in (likely[0], folder / "progressive.jpg"):    # the last two pad, by an odd number of pixels
+    # The last two sizes pad, by an odd number of pixels.
+    for file in (likely[0], folder / "progressive.jpg"):
         for size, short_side, interpolation in (
                 ((224, 224), 256, "bicubic"), ((224, 224), 249, "bilinear"), ((96, 160), None, "bicubic"),
                 ((96, 160), None, "bilinear"), ((225, 225), 200, "bicubic"), ((64, 391), 90, "bilinear")):
@@ -196,7 +200,7 @@ def add_files(reference: Reference) -> list[Path]:
 
 
 def add_plan(reference: Reference) -> None:
-    """An engine of TensorRT for RTX, which builds without a GPU, where the library is."""
+    """An engine of TensorRT for RTX, which builds without a GPU, if the library is installed."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         return
     from dyvit_deploy.demo.quickstart import STUDENT

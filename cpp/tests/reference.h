@@ -1,4 +1,4 @@
-// What make_reference.py wrote: models, images, and what Python made of them.
+// The files of make_reference.py: models, images, and the results of the Python runtime.
 #pragma once
 
 #include <filesystem>
@@ -28,7 +28,7 @@ std::vector<T> array(nlohmann::json const& name) {
   return values;
 }
 
-// The sentence of the dyvit::Error that `work` throws; empty without one.
+// The message of the dyvit::Error that `work` throws; empty if it throws none.
 template <typename Work>
 std::string complaint(Work work) {
   try {
@@ -41,7 +41,7 @@ std::string complaint(Work work) {
 
 inline bool has(std::string const& text, char const* part) { return text.find(part) != std::string::npos; }
 
-// Without the reference there is nothing to compare with: ctest counts this exit code as skipped.
+// The exit code without a reference, which ctest counts as skipped.
 constexpr int skipped = 77;
 
 }  // namespace reference

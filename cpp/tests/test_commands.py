@@ -1,4 +1,4 @@
-"""dyvit-run and dyvit-bench as a user types them: exit codes, messages on stderr, JSON on the last line."""
+"""dyvit-run and dyvit-bench on the command line: exit codes, messages on stderr, JSON on the last line."""
 import json
 import os
 import resource
@@ -84,7 +84,7 @@ class Commands(unittest.TestCase):
             self.assertEqual((done.returncode, done.stdout), (1, ""))
             self.assertRegex(done.stderr, r"^dyvit-bench: .* takes from 2 to 2 images at once, not \d+; .*\.\n$")
 
-    def test_bench_tells_a_path_that_is_not_utf8_in_json_that_is(self):
+    def test_bench_reports_a_path_that_is_not_utf8_in_json_that_is(self):
         path = os.fsencode(REFERENCE) + b"/not-utf8-\xff.onnx"
         shutil.copyfile(MODEL, path)
         done = call("dyvit-bench", path, "--seconds", "0.01", errors="surrogateescape")
@@ -94,7 +94,8 @@ class Commands(unittest.TestCase):
     def test_too_little_memory_is_one_line_and_exit_code_1(self):
         if b"__asan_init" in (PROGRAMS / "dyvit-bench").read_bytes():
             self.skipTest("the address sanitizer ends the program itself")
-        limit = 2 << 30                                     # bytes; the batch alone has 3 GiB
+        # In bytes; the batch alone has 3 GiB.
+        limit = 2 << 30
         done = call("dyvit-bench", MODEL, "--batch", "65536", "--threads", "1",
                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
         self.assertEqual((done.returncode, done.stderr),

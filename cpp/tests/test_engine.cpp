@@ -1,4 +1,4 @@
-// ONNX files give the logits and kept patches that Python gives; what does not fit is refused in one sentence.
+// ONNX files give the same logits and kept patches as in Python; invalid input is refused with one sentence.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -14,7 +14,7 @@ using reference::has;
 
 namespace {
 
-// The tensor that the Python runner was fed with.
+// The input tensor of the Python runner.
 struct Feed {
   std::vector<float> floats;
   std::vector<std::uint8_t> bytes;
@@ -98,7 +98,8 @@ TEST_CASE("several threads at once get the right answers from one engine") {
   for (std::size_t worker = 0; worker < workers; ++worker)
     threads.emplace_back([&, worker] {
       dyvit::Outputs outputs;
-      for (int round = 0; round < rounds; ++round) {        // each thread another part of the batch
+      // Each thread runs another part of the batch.
+      for (int round = 0; round < rounds; ++round) {
         auto const begin = static_cast<std::int64_t>(worker);
         dyvit::Images const part = {DataType::float32, feed.floats.data() + begin * 3 * 64 * 64, {begin + 1, 3, 64, 64}};
         engine.infer(part, outputs);
@@ -156,7 +157,8 @@ TEST_CASE("a provider that is not there is one sentence") {
     dyvit::Options options;
     options.provider = provider;
     auto const text = complaint([&] { open("digits-float32.onnx", options); });
-    if (text.empty()) continue;                             // this machine has a GPU
+    // This machine has a GPU.
+    if (text.empty()) continue;
     CHECK(has(text, (std::string("cannot use its provider ") + provider).c_str()));
     CHECK(!has(text, "\n"));
   }

@@ -1,4 +1,4 @@
-// A model that would run on the CPU in part is not timed as one that runs on the GPU.
+// A model of which some nodes would run on the CPU is not timed as one that runs on the GPU.
 #include <doctest/doctest.h>
 
 #include "onnxruntime_session.h"
@@ -8,7 +8,7 @@ using reference::complaint;
 using reference::has;
 
 TEST_CASE("nodes that no provider takes but the CPU are refused in one sentence") {
-  // These options have no provider, so every node is left to the CPU.
+  // These options have no provider, so every node runs on the CPU.
   auto const text = complaint([] {
     dyvit::require_no_cpu_fallback(reference::folder / "digits-float32.onnx", dyvit::session_options(1));
   });

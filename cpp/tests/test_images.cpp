@@ -15,7 +15,8 @@ namespace {
 
 struct Difference {
   int largest = 0;
-  double share = 0;                     // of values that differ
+  // Share of the values that differ.
+  double share = 0;
 };
 
 Difference compare(std::vector<std::uint8_t> const& a, std::vector<std::uint8_t> const& b) {
@@ -98,7 +99,8 @@ TEST_CASE("a JPEG file is refused wherever it is cut") {
     std::ifstream file(reference::folder / name, std::ios::binary);
     std::string const content((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
     auto const path = reference::folder / "shorter.jpg";
-    for (std::size_t part = 1; part <= 40; ++part) {        // of 40; the last cut leaves the half of FF D9
+    // Each cut keeps part / 40 of the file; the last one ends in the middle of FF D9.
+    for (std::size_t part = 1; part <= 40; ++part) {
       std::size_t const size = std::max<std::size_t>(3, content.size() * part / 40 - 1);
       CAPTURE(std::string(name));
       CAPTURE(size);

@@ -1,4 +1,4 @@
-// Numbers of the metadata that would be sizes of memory are refused when they cannot be.
+// Metadata numbers that determine memory sizes are refused when they are invalid.
 #include <doctest/doctest.h>
 
 #include "metadata.h"

@@ -1,4 +1,4 @@
-// Engine plans: what their sidecar must say, and one sentence without a GPU. Running one needs a GPU and is unverified.
+// Engine plans: checks of the sidecar, and one sentence without a GPU. Running a plan needs a GPU and is unverified.
 #include <doctest/doctest.h>
 
 #include "reference.h"
@@ -8,7 +8,7 @@ using reference::has;
 
 namespace {
 
-// A copy of the reference's plan and sidecar that a test may spoil.
+// A copy of the reference's plan and sidecar that a test may damage.
 struct Copy {
   std::filesystem::path plan = reference::folder / "copy.plan", sidecar = reference::folder / "copy.plan.json";
 
@@ -40,7 +40,8 @@ bool no_plan() {
 TEST_CASE("a plan without a GPU is one sentence") {
   if (no_plan()) return;
   auto const text = Copy().refused();
-  if (text.empty()) return;                                 // this machine has a GPU
+  // This machine has a GPU.
+  if (text.empty()) return;
   CHECK(has(text, "cannot load here"));
   CHECK(has(text, "take it to a machine with one."));
   CHECK(!has(text, "\n"));

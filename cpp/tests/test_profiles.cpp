@@ -1,4 +1,4 @@
-// A batch meets the optimization profile that the Python runner chooses.
+// The optimization profile of a batch is the one that the Python runner chooses.
 #include <doctest/doctest.h>
 
 #include "profiles.h"

@@ -1,4 +1,4 @@
-// What the runtime asks of TensorRT and CUDA, in which order. The stand-ins in fake/ record it; running a plan needs a GPU.
+// The order of the calls to TensorRT and CUDA, recorded by the stand-ins in fake/. Running a plan needs a GPU.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <NvInferRuntime.h>
 #include <doctest/doctest.h>
@@ -12,7 +12,7 @@ namespace {
 
 bool const rtx = std::string(DYVIT_TENSORRT_FORMAT) == "rtx";
 
-// What was recorded since the last call of this.
+// The calls recorded since the last call of this function.
 std::string calls() {
   std::string text;
   for (std::string const& call : fake::calls) text += (text.empty() ? "" : ", ") + call;

@@ -2,12 +2,12 @@
 """Writes cpp/src/resize_graphs.inc: the ONNX graphs by which the C++ runtime resizes images.
 
     python cpp/tools/make_resize_graphs.py            rewrite the file
-    python cpp/tools/make_resize_graphs.py --check    exit 1 when it would change
+    python cpp/tools/make_resize_graphs.py --check    exit 1 when it is out of date
 
-ONNX Runtime's Resize with antialias and exclude_outside computes what Pillow does: photos made smaller differ by
-one level in one of 8,000 values (bicubic) or of 800 (bilinear); without exclude_outside the borders differ. One
-graph per interpolation: `image` uint8 [height, width, 3] and `sizes` int64 [4], which is (1, 3, new height, new
-width), give `resized` uint8 [new height, new width, 3].
+ONNX Runtime's Resize with antialias and exclude_outside matches Pillow: shrunk photos differ by one level in one of
+8,000 values (bicubic) or of 800 (bilinear); without exclude_outside the borders differ. There is one graph per
+interpolation, with the inputs `image` uint8 [height, width, 3] and `sizes` int64 [4], which is (1, 3, new height, new
+width), and the output `resized` uint8 [new height, new width, 3].
 """
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from onnx import TensorProto, checker, helper
 
 TARGET = Path(__file__).parent.parent / "src" / "resize_graphs.inc"
 MODES = {"bilinear": {"mode": "linear"}, "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5}}
-IR_VERSION, OPSET = 8, 18                   # 18 is the first with antialias
+# 18 is the first opset with antialias.
+IR_VERSION, OPSET = 8, 18
 PER_LINE = 24
 
 

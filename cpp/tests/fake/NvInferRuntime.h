@@ -17,7 +17,8 @@
 
 namespace fake {
 
-inline bool enqueues = true;            // false: enqueueV3 fails
+// If false, enqueueV3 fails.
+inline bool enqueues = true;
 
 }  // namespace fake
 

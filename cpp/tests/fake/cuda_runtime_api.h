@@ -16,8 +16,10 @@ constexpr unsigned int cudaStreamNonBlocking = 1;
 
 namespace fake {
 
-inline std::vector<std::string> calls;          // in order, such as "upload" and "enqueue"
-inline cudaError_t synchronized = cudaSuccess;  // what cudaDeviceSynchronize returns
+// The calls in order, such as "upload" and "enqueue".
+inline std::vector<std::string> calls;
+// The result of cudaDeviceSynchronize.
+inline cudaError_t synchronized = cudaSuccess;
 
 }  // namespace fake
 
