@@ -330,7 +330,7 @@ class LoadConfig(JsonConfig):
     predictors included.
     """
 
-    model: str | None = option(None, "Architecture, when the checkpoint does not tell: a zoo name or timm:NAME.")
+    model: str | None = option(None, "Architecture, when the checkpoint does not record it: a zoo name or timm:NAME.")
     weights: str = option("auto", "Weights of a published file.", choices=WEIGHTS)
     image_size: tuple[int, int] | None = image_size_option()
     keep: KeepRequest = KeepRequest()

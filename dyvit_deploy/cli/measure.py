@@ -79,7 +79,7 @@ def bench(artifacts: tuple[str, ...], config: BenchConfig, load: LoadConfig, jso
 @click.argument("after")
 @json_option
 def compare(before: str, after: str, json_file: str | None) -> None:
-    """Compare two reports of dyvit bench --json: what became faster, what slower. It judges nothing: exit 0."""
+    """Compare two reports of dyvit bench --json: what became faster, what slower; exit 0 either way."""
     from ..bench.compare import compare_runs
 
     report = compare_runs(before, after)
@@ -104,9 +104,8 @@ def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadCon
           json_file: str | None) -> None:
     """Measure keep ratios x precisions x backends x batch sizes, and name the best for a --target.
 
-    What lies in the folder is not measured again, and options that are left out are as they were: called again, it
-    goes on, and with nothing but --target in a folder that is complete it only reads. The checkpoint may be left out,
-    too, where one was swept.
+    Results in the folder are not measured again, and omitted options keep their last values: run it again to resume,
+    or with --target alone to read a complete folder. The checkpoint may be omitted where one was swept.
     """
     from ..deploy.report import Progress
     from ..sweep.run import run_sweep

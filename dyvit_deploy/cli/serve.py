@@ -44,8 +44,8 @@ def predict(artifact: str, sources: tuple[str, ...], config: PredictConfig, load
             json_file: str | None) -> None:
     """Predict the classes of any number of images: files, folders, .tar shards, wds/FOLDER; labels are not needed.
 
-    Stopped by Ctrl-C or a crash, the same command goes on from FILE.partial, and predicts images that were added, too.
-    A finished FILE is written over. What cannot be read is a row with its error: exit 1 only when that is every image.
+    After Ctrl-C or a crash, the same command resumes from FILE.partial, and includes images that were added. A finished
+    FILE is overwritten. An image that cannot be read is a row with its error: exit 1 only when every image is.
     """
     from ..predict.report import RowText
     from ..predict.run import predict_images

@@ -19,7 +19,7 @@ from .terminal import note, show, skipped_notes, typed_command
 def train(config: TrainConfig, overrides: tuple[tuple[str, Any], ...], json_file: str | None) -> None:
     """Train a pruned student and its dense teacher; torchrun spreads it over GPUs and machines.
 
-    Ctrl-C and SIGTERM save; --resume goes on. The last options, from --epochs on, override single values of the recipe.
+    Ctrl-C and SIGTERM save, --resume continues. Options from --epochs on override single values of the recipe.
     """
     from ..training.command import train as run
     from .progress import TrainingBar

@@ -32,7 +32,8 @@ class SweepConfig(JsonConfig):
                                          choices=[SHORT.get(name, name) for name in PRECISIONS])
     backends: tuple[str, ...] = option(("onnx", "openvino"), "Of {choices}; default: {default}.", choices=FORMATS)
     batches: tuple[int, ...] = option((1, 8), "Batch sizes; default: {default}.", "--batch")
-    data: str | None = option(None, "What judges, and calibrates without --calib: digits, a folder; labels give top-1.")
+    data: str | None = option(None, "Images to compare on, and to calibrate on without --calib: digits, a folder; "
+                                    "labels give top-1.")
     images: int | None = option(None, "At most this many.")
     seconds: float = option(10.0, "Time limit per artifact and batch size; default: {default}.")
     threads: int = option(0, "Threads of ONNX Runtime and OpenVINO; default: all cores.")

@@ -33,7 +33,7 @@ class TrainConfig:
     overrides: tuple[tuple[str, Any], ...] = ()
     dense_epochs: int | None = option(None, "Epochs of the dense teacher.")
     image_size: tuple[int, int] | None = image_size_option()
-    resume: bool = option(False, "Go on from last.safetensors.")
+    resume: bool = option(False, "Resume from last.safetensors.")
     eval_only: bool = option(False, "Measure the model that training would start from.")
     device: str | None = device_option()
     workers: int | None = option(None, "Processes that load images; default: 2 per training process.")

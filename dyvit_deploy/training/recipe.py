@@ -33,7 +33,7 @@ class Recipe(JsonConfig):
     images: int | None = option(None, "Images per epoch; default: all.")
     lr_min: float = option(1e-5, "Learning rate at the end.")
     backbone_lr: float = option(1.0, "Factor on the backbone's learning rate.")
-    freeze_epochs: int = option(0, "Epochs in which the backbone stands still.")
+    freeze_epochs: int = option(0, "Epochs in which the backbone is frozen.")
     warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises.")
     weight_decay: float = option(0.05, "Of AdamW; none for biases and norms.")
     clip_grad: float | None = option(1.0, "Largest norm of the gradient.")

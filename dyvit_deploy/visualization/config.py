@@ -18,11 +18,11 @@ class VisualizeConfig(JsonConfig):
     """What to draw, and of which images. `images` None takes every file, DATA_IMAGES of a data set, and all of it for a
     heat map; `diff` takes two artifacts."""
 
-    data: str | None = option(None, "A data set in the place of files: digits, wds/PATH or hfds/NAME.")
+    data: str | None = option(None, "A data set instead of files: digits, wds/PATH or hfds/NAME.")
     split: str = option("test", "Part of the data set: train, val or test.")
     images: int | None = option(None, "At most this many, of files evenly spread; default: all files, 64 of a data "
                                       "set.")
-    style: str = option("fade", "How patches look; scores, which only checkpoints tell, colours those that are kept.",
+    style: str = option("fade", "How patches look; scores, for checkpoints only, colours kept patches.",
                         choices=STYLES)
     format: str = option("png", "gif and webp move; default: png, with --animate gif.",
                          choices=(*STILLS, *ANIMATIONS))
@@ -45,7 +45,7 @@ class VisualizeConfig(JsonConfig):
             raise ConfigError("--style is for the images of one artifact; leave it out with --heatmap and --diff.")
 
     def check_animated(self, asked: bool) -> None:
-        """Raises ConfigError where --animate was `asked` for, and a format that stands still."""
+        """Raises ConfigError when --animate was `asked` for with the format of a still image."""
         if asked and self.format not in ANIMATIONS:
             raise ConfigError(f"--animate writes {' or '.join(ANIMATIONS)}, not {self.format}; leave out --format.")
 
