@@ -137,6 +137,14 @@ def test_a_text_that_is_no_value_names_its_option(words):
     assert result.exit_code == 2 and f"Invalid value for '{words[0]}': {words[1]!r} is not a" in result.output
 
 
+@pytest.mark.parametrize("words, missing", [
+    (["train"], "--model"), (["train", "--model", "deit-s"], "--data"), (["sensitivity", "x.onnx"], "--data"),
+    (["calibrate", "x.onnx", "-o", "r.json"], "--data")])
+def test_a_required_option_that_is_missing_is_wrong_usage(words, missing):
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and f"Missing option '{missing}'" in result.output
+
+
 def test_each_option_of_a_command_has_a_name_of_its_own():
     for command in main.commands.values():
         names = [name for parameter in command.params for name in parameter.opts]

@@ -114,9 +114,10 @@ def _settings(entry: Field[Any], option: Option) -> dict[str, Any]:
     shown = default if "default" not in option.help else None
     kind, choices = kind_of(entry, option), entry.metadata[OPTIONS].choices
     return {"help": option.help.replace("{default}", str(default)).replace("{choices}", ", ".join(choices)),
-            "type": _type(kind, option.least), "default": shown, "show_default": shown is not None,
+            "type": _type(kind, option.least), "multiple": option.repeated,
             "metavar": option.metavar or (f"[{'|'.join(choices)}]" if choices and kind.label == "str" else None),
-            "multiple": option.repeated}
+            # A default of None would count as one: a required option could then be left out.
+            **({} if shown is None else {"default": shown, "show_default": True})}
 
 
 def _type(kind: Kind, least: int | None) -> Any:
