@@ -32,7 +32,8 @@ from precision import write
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.config import KeepRequest, LoadConfig, ModelConfig, PruneConfig, default_stages
 from dyvit_deploy.demo import quickstart
-from dyvit_deploy.evaluation.evaluate import EvalConfig, evaluate_artifact
+from dyvit_deploy.evaluation.config import EvalConfig
+from dyvit_deploy.evaluation.evaluate import evaluate_artifact
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.model.macs import count_costs
 from dyvit_deploy.model.vit import resolve

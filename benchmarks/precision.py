@@ -25,7 +25,8 @@ from speed import RESULTS, random_checkpoint
 
 from dyvit_deploy.demo import quickstart
 from dyvit_deploy.evaluation.evaluate import evaluate_artifact
-from dyvit_deploy.parity.compare import CheckConfig, check_artifacts
+from dyvit_deploy.parity.compare import check_artifacts
+from dyvit_deploy.parity.config import CheckConfig
 
 DYVIT = [sys.executable, "-m", "dyvit_deploy"]
 DEMO = quickstart.STUDENT

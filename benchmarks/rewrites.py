@@ -22,9 +22,9 @@ from speed import RESULTS, random_checkpoint
 
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.bench.baselines import count_gmacs
+from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.bench.process import make_feed
 from dyvit_deploy.bench.profile import profile
-from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.bench.run import REPORTED_LIBRARIES
 from dyvit_deploy.bench.timing import alternate, is_stable, quantile_interval
 from dyvit_deploy.config import KeepRequest, LoadConfig

@@ -34,8 +34,9 @@ from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.errors import DyvitError
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.runners.ort import OrtRunner
-from dyvit_deploy.serving.check import ServeConfig, server_for
+from dyvit_deploy.serving.check import server_for
 from dyvit_deploy.serving.client import Address, Client, TritonRunner
+from dyvit_deploy.serving.config import ServeConfig
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.repository import ServedModel, read_repository
 from dyvit_deploy.serving.server import LOOPBACK, Server, check_version

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError
+from .options import JsonConfig, check_choice, option, switches
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,39 +23,20 @@ WEIGHTS = ("auto", "model", "ema")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
 TARGETS = ("cpu", "tensorrt")
-# As people type them.
-ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 METHODS = ("max", "percentile", "mse", "entropy")
 SELECTORS = ("prediction", "attention", "random", "static", "structural")
-LEARNED = ("prediction", "static")          # selectors that are useless before training
-
-T = TypeVar("T", bound="JsonConfig")
-
-
-def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
-    """Raises ConfigError, with the closest of `choices`, unless `value` is one of them."""
-    if value not in choices:
-        raise ConfigError(f"Unknown {field} {value!r}.{did_you_mean(str(value), choices)}")
+# Selectors that are useless before training.
+LEARNED = ("prediction", "static")
 
 
-class JsonConfig:
-    """Adds a JSON round trip to a frozen dataclass; lists become tuples on the way back."""
+def device_option() -> Any:
+    """The field of a config that chooses the device."""
+    return option(None, "Default: CUDA where it works, else the CPU.", metavar="[cpu|cuda]")
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
-    @classmethod
-    def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-        """Raises ConfigError when a field is missing, unknown or of the wrong form."""
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"{cls.__name__} has no field {name!r}.{did_you_mean(name, known)}")
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        try:
-            return cls(**plain)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__} cannot be read: {error}.") from error
+def image_size_option() -> Any:
+    """The field of a config for another input size."""
+    return option(None, "Another input size, positions interpolated.")
 
 
 @dataclass(frozen=True)
@@ -109,8 +91,6 @@ class ModelConfig(JsonConfig):
     preprocess: Preprocess = Preprocess()
 
     def __post_init__(self) -> None:
-        if isinstance(self.preprocess, Mapping):
-            object.__setattr__(self, "preprocess", Preprocess.from_dict(self.preprocess))
         for field, choices in (("builder", BUILDERS), ("stem", STEMS)):
             check_choice(field, getattr(self, field), choices)
         for name in ("patch_size", "width", "depth", "heads", "classes"):
@@ -143,13 +123,14 @@ class ModelConfig(JsonConfig):
                                    preprocess=dataclasses.replace(self.preprocess, short_side=short))
 
 
-QUARTER = 0.25                              # what 2x2 pooling leaves
+# What 2x2 pooling leaves.
+QUARTER = 0.25
 
 
 def default_stages(depth: int, selector: str = "prediction") -> tuple[int, ...]:
     """Three stages at a quarter, half and three quarters of the depth, as published; pooling has only the middle one.
 
-    Attention drops one block later: it is that of these blocks which decides in its publication, EViT.
+    Attention drops one block later: EViT scores tokens with the class attention of the block before each stage.
     """
     stages = (depth // 2,) if selector == "structural" else sorted({depth * s // 4 for s in (1, 2, 3)} - {0})
     late = int(selector == "attention" and depth // 2 > 1 and max(stages) + 1 < depth)
@@ -273,17 +254,17 @@ class KeepRequest(JsonConfig):
     `align` rounds the kept tokens, prefix included, to a multiple, see `PruneConfig.aligned`.
     """
 
-    ratio: float | None = None
-    ratios: tuple[float, ...] | None = None
-    counts: tuple[int, ...] | None = None
-    stages: tuple[int, ...] | None = None
-    selector: str | None = None
-    fuse: bool = False
-    align: int | None = None
+    ratio: float | None = option(None, "Stages keep RATIO, RATIO**2, ... of the patches; 1.0 is dense.", "--keep-ratio")
+    ratios: tuple[float, ...] | None = option(None, "Per stage, of the initial patches: 0.8,0.6,0.5.", "--keep-ratios")
+    counts: tuple[int, ...] | None = option(None, "Per stage, patches: 137,96,67.", "--keep-counts")
+    stages: tuple[int, ...] | None = option(None, "Blocks before which patches are dropped: 3,6,9.")
+    selector: str | None = option(None, "What chooses the patches; attention, random and structural need no training.",
+                                  choices=SELECTORS)
+    fuse: bool = option(False, "Merge dropped tokens into one; with --selector attention.")
+    align: int | None = option(None, "Round kept tokens, class token included, to multiples.", metavar="N")
 
     def __post_init__(self) -> None:
-        if self.selector is not None:
-            check_choice("selector", self.selector, SELECTORS)
+        super().__post_init__()
         if self.align is not None and self.align < 1:
             raise ConfigError(f"Token counts are aligned to a multiple of at least 1, not {self.align}.")
 
@@ -303,7 +284,8 @@ class KeepRequest(JsonConfig):
             raise ConfigError("Give only one of --keep-ratio, --keep-ratios and --keep-counts.")
         selector = self.selector or (default.selector if default else "prediction")
         if default and default.selector != selector and "structural" in (default.selector, selector):
-            default = None                                                 # neither has a schedule for the other
+            # Neither has a schedule for the other.
+            default = None
         if default is None and selector == "structural":
             default = PruneConfig(default_stages(depth, selector), (QUARTER,), selector=selector)
         same = default if default and default.selector == selector else None
@@ -321,18 +303,18 @@ class KeepRequest(JsonConfig):
 
 @dataclass(frozen=True)
 class EngineRunConfig(JsonConfig):
-    """How an artifact is run on a GPU: `cuda_graph` captures each batch size once as a CUDA graph and replays it, for
-    engine plans and checkpoints. A checkpoint then runs with the exact `rewrites` of model.forms.
+    """How an artifact runs on a GPU. `trust`, `runtime_cache` and `streams` concern engine plans only.
 
-    Of engine plans only: `streams` is the number of CUDA streams that run at once; `trust` loads a plan whose hash is
-    not the recorded one; `runtime_cache` is the file in which TensorRT for RTX keeps the kernels that it compiles when
-    an engine first runs.
+    `cuda_graph` captures each batch size once as a CUDA graph and replays it. A checkpoint then runs with the exact
+    `rewrites` of model.forms.
     """
 
-    trust: bool = False
-    runtime_cache: str | None = None
-    cuda_graph: bool = False
-    streams: int = 1
+    trust: bool = option(False, "Load an engine whose hash differs from its sidecar. Engines contain native code: only "
+                                "do this for files you trust.")
+    runtime_cache: str | None = option(None, "File in which TensorRT for RTX keeps its compiled kernels.")
+    cuda_graph: bool = option(False, "Run engines, and checkpoints on a GPU, as captured CUDA graphs; checkpoints then "
+                                     "have the exact rewrites.")
+    streams: int = option(1, "CUDA streams that an engine runs on at once.")
     rewrites: bool = True
 
     def __post_init__(self) -> None:
@@ -342,26 +324,17 @@ class EngineRunConfig(JsonConfig):
 
 @dataclass(frozen=True)
 class LoadConfig(JsonConfig):
-    """What a user may override when an artifact is opened.
+    """What a user may override when an artifact is opened; all but `engine` concerns checkpoints.
 
-    Of checkpoints: `model` names the architecture instead of inferring it; `weights` is one of WEIGHTS;
     `image_size` is (height, width) in pixels; `keep` replaces the schedule; `precision` is what PyTorch computes in,
-    "float32", "float16" or "bfloat16", predictors included. `engine`: how a GPU runs it.
+    predictors included.
     """
 
-    model: str | None = None
-    weights: str = "auto"
-    image_size: tuple[int, int] | None = None
+    model: str | None = option(None, "Architecture, when the checkpoint does not record it: a zoo name or timm:NAME.")
+    weights: str = option("auto", "Weights of a published file.", choices=WEIGHTS)
+    image_size: tuple[int, int] | None = image_size_option()
     keep: KeepRequest = KeepRequest()
     engine: EngineRunConfig = EngineRunConfig()
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.keep, Mapping):
-            object.__setattr__(self, "keep", KeepRequest.from_dict(self.keep))
-        if isinstance(self.engine, Mapping):
-            object.__setattr__(self, "engine", EngineRunConfig.from_dict(self.engine))
-        check_choice("weights", self.weights, WEIGHTS)
-        check_choice("precision of a checkpoint", self.precision, ("float32", *HALF))
-
-
+    precision: str = switches("float32", ("float32", *HALF), {
+        "--fp16": "Run checkpoints in float16, keep scores included.",
+        "--bf16": "Run checkpoints in bfloat16, keep scores included."})

@@ -5,6 +5,7 @@ import pytest
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig, parse_capability
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.options import command_flags
 
 
 @pytest.mark.parametrize("text, sizes", [("1:8:32", (1, 8, 32)), ("4", (4, 4, 4))])
@@ -55,8 +56,9 @@ def test_a_request_survives_json():
 
 
 def test_flags_say_what_is_not_the_default_and_only_that():
-    assert BuildConfig().flags() == []
+    assert command_flags(BuildConfig()) == []
     config = BuildConfig((BatchProfile(1, 1, 4), BatchProfile(8, 8, 8, "b")), 256.0, "c.bin", 3, strip_weights=True,
                          compute_capabilities=("8.9", "120"))
-    assert config.flags() == ["--batch 1:1:4", "--profile b=8:8:8", "--workspace 256", "--timing-cache c.bin",
-                              "--opt-level 3", "--strip-weights", "--compute-capability 8.9,12.0"]
+    assert command_flags(config) == [
+        "--batch", "1:1:4", "--profile", "b=8:8:8", "--workspace", "256.0", "--timing-cache", "c.bin",
+        "--opt-level", "3", "--strip-weights", "--compute-capability", "8.9,12.0"]

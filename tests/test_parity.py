@@ -9,7 +9,9 @@ from dyvit_deploy.data.images import NoiseImages
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.parity.compare import CheckConfig, Tolerance, check_artifacts, compare
+from dyvit_deploy.parity.compare import check_artifacts, compare
+from dyvit_deploy.parity.config import CheckConfig
+from dyvit_deploy.parity.tolerance import Tolerance
 
 LOGITS = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
 SCORES = [np.tile(np.array([5.0, 4.0, 3.0, 2.0], np.float32), (8, 1))]

@@ -9,7 +9,7 @@ from helpers import needs_modelopt, needs_openvino, photo_folder, tiny_checkpoin
 from PIL import Image
 
 from dyvit_deploy.artifacts.facts import ArtifactFacts
-from dyvit_deploy.bench.report import BenchConfig
+from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.calibration.collect import calibrate
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.config import Preprocess

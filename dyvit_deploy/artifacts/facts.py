@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import JsonConfig, ModelConfig, PruneConfig
+from ..config import ModelConfig, PruneConfig
 from ..errors import ArtifactError, ConfigError
+from ..options import JsonConfig
 
 METADATA_KEY = "dyvit"
 FORMAT = 1

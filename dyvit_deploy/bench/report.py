@@ -1,59 +1,18 @@
-"""How to time, and what was found: one row per artifact and batch size."""
+"""What was timed: one row per artifact and batch size."""
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import ConfigError
+from .config import BenchConfig
 from .profile import ProfileReport
 
 GRAPH = {None: "", True: ", CUDA graph", False: ", CUDA graph failed"}
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """How to time.
-
-    `batches` are batch sizes; a batch size is done when the 95 % interval of every median is within
-    `stable` of it, or after `seconds`. `warmup` runs are thrown away. `baseline` is an artifact to
-    compare with; None builds the dense backbone from each artifact's own metadata, with random
-    weights, because time does not depend on them. `memory` measures peak memory and the time to the
-    first answer, in a process per row. `transfers` counts the copies between host and GPU in the
-    latency of artifacts that run on a GPU. `cpus` are the cores that the process may run on, empty for
-    all; `peak` measures the machine's matrix-product peak in each runtime and precision; `profile` also
-    takes the artifacts apart, where their runtime can.
-    """
-
-    batches: tuple[int, ...] = (1, 8, 32)
-    seconds: float = 20.0
-    warmup: int = 3
-    min_runs: int = 10
-    stable: float = 0.02
-    baseline: str | Path | None = None
-    device: str | None = None
-    threads: int = 0
-    memory: bool = True
-    transfers: bool = False
-    cpus: tuple[int, ...] = ()
-    peak: bool = False
-    profile: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.batches or min(self.batches) < 1:
-            raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
-        if not 0 < self.seconds < float("inf"):
-            raise ConfigError(f"The time limit must be positive, not {self.seconds} s.")
-        if not 0 < self.stable < float("inf"):
-            raise ConfigError(f"The share that a median may be unsure by must be positive, not {self.stable}.")
-        if self.threads < 0:
-            raise ConfigError(f"The number of threads must be 0 (all cores) or more, not {self.threads}.")
-        object.__setattr__(self, "cpus", tuple(dict.fromkeys(self.cpus)))
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from ..machine.gpu_peak import ClockSampler, cross_check, gpu_facts, gpu_notes
 from ..machine.hardware import machine, on_cpus
 from ..runners.open import is_checkpoint, is_engine, load_for, open_runner
 from .baselines import DenseMaker, TimedArtifact, count_gmacs, with_baselines
+from .config import BenchConfig
 from .process import make_feed, measure_start
 from .profile import ProfileReport, profile
-from .report import BenchConfig, BenchReport, Timing
+from .report import BenchReport, Timing
 from .timing import alternate, is_stable, quantile_interval
 
 REPORTED_LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .report import BenchConfig
+from .config import BenchConfig
 
 TURN = 3                                    # counted runs in a row of one candidate
 Z95 = 1.96                                  # standard deviations that hold 95 % of a normal distribution

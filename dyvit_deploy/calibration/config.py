@@ -3,55 +3,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import ALIASES, HALF, METHODS, PRECISIONS, TARGETS, JsonConfig, check_choice
+from ..config import METHODS, PRECISIONS, TARGETS
 from ..errors import ConfigError
+from ..options import JsonConfig, option, switches
 
 
 @dataclass(frozen=True)
 class PrecisionConfig(JsonConfig):
     """What the products are computed in, for which runtime, and what is demanded of the result.
 
-    `target` is "cpu" or "tensorrt", None the one that fits; `rest` is the precision of what int8 and
-    float8 leave out, None the fastest that the target has; `io` "float16" makes float input and logits
-    float16. `gate` compares the result with float32 and rejects it beyond tolerance; `max_drop` keeps the
-    costliest layers in higher precision until top-1 falls by at most that many points.
+    `rest` None is the fastest precision that the target has. `gate` rejects a result beyond tolerance.
     """
 
-    precision: str = "float32"
-    target: str | None = None
-    rest: str | None = None
-    io: str = "float32"
-    gate: bool = True
-    max_drop: float | None = None
+    precision: str = switches("float32", PRECISIONS, {
+        "--fp16": "float16, scores excepted.", "--bf16": "bfloat16, scores excepted.",
+        "--int8": "int8 convolutions and linear layers; needs --calib or --ranges.",
+        "--fp8": "float8 (e4m3) likewise, for TensorRT."}, hint="; --rest is for what int8 leaves out")
+    target: str | None = option(None, "What runs the ONNX file; default: a CPU if it can.", choices=TARGETS)
+    rest: str | None = option(None, "Precision of what --int8 and --fp8 leave out.", choices=("fp32", "fp16", "bf16"))
+    io: str = option("float32", "Images and logits.", choices=("fp32", "fp16"))
+    gate: bool = option(True, "Do not compare the result with float32.", "--no-gate")
+    max_drop: float | None = option(None, "Keep the costliest layers higher until top-1 falls by at most this.",
+                                    metavar="POINTS")
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", PRECISIONS), ("target", TARGETS), ("rest", ("float32", *HALF)),
-                              ("io", ("float32", "float16"))):
-            value = ALIASES.get(getattr(self, name), getattr(self, name))
-            object.__setattr__(self, name, value)
-            if value is not None:
-                check_choice(name, value, choices)
+        super().__post_init__()
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"A drop is given in points from 0 to 100, not {self.max_drop}.")
 
 
 @dataclass(frozen=True)
 class CalibrationConfig(JsonConfig):
-    """On what and how to calibrate.
+    """On what and how to calibrate."""
 
-    `data` is a folder or data set, `ranges` a file to reuse; at most `images` images are taken. `method`
-    sets thresholds; `attention` also quantizes the products inside attention. `allow_noise` permits images
-    without any structure, and none at all.
-    """
-
-    data: str | None = None
-    ranges: str | None = None
-    images: int = 64
-    method: str = "mse"
-    attention: bool = False
-    allow_noise: bool = False
+    data: str | None = option(None, "Real images: a folder, or digits.", "--calib")
+    ranges: str | None = option(None, "Ranges of dyvit calibrate, instead of calibrating.")
+    images: int = option(64, "At most this many.", "--calib-images")
+    method: str = option("mse", "What sets the thresholds of int8.", choices=METHODS)
+    attention: bool = option(False, "Also the products inside attention.", "--quantize-attention")
+    allow_noise: bool = option(False, "Permit noise, to try things out.", "--allow-random-calib")
 
     def __post_init__(self) -> None:
-        check_choice("calibration method", self.method, METHODS)
+        super().__post_init__()
         if self.images < 1:
             raise ConfigError(f"The number of calibration images must be at least 1, not {self.images}.")

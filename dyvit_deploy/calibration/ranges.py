@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import require_file, write_json
-from ..config import METHODS, JsonConfig, Preprocess
+from ..config import METHODS, Preprocess
 from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
+from ..options import JsonConfig
 
 FORMAT = 1
 RANGES_KIND = "dyvit ranges"

@@ -12,13 +12,14 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from ..config import ALIASES, PRECISIONS, QUANTIZED
+from ..config import PRECISIONS, QUANTIZED
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..errors import ConfigError, did_you_mean
 from ..graph.names import on_score_path
 from ..graph.read import Product, load_graph, matrix_products
 from ..optional import require
+from ..options import ALIASES
 from ..parity.kept_tokens import stage_overlaps
 from ..parity.tolerance import relative_error
 from ..runners.base import Outputs, join_outputs, run_in_batches

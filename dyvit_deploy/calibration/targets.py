@@ -4,16 +4,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config import QUANTIZED
+from ..config import HALF, QUANTIZED
 from ..errors import ConfigError, did_you_mean
 from ..machine.hardware import LEAST_CAPABILITY
+from ..options import SHORT
 from .config import PrecisionConfig
 
 FORMAT_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
 FORMATS = tuple(FORMAT_SUFFIXES)
-REPOSITORY = "triton"                       # what `export` also writes: artifacts with all that a server needs
-ENGINE_FORMATS = ("trt", "rtx")                    # formats that a builder makes of an ONNX graph
-FLAGS = {"float32": "float32 (no flag)", "float16": "--fp16", "bfloat16": "--bf16", "int8": "--int8", "float8": "--fp8"}
+# What `export` also writes: artifacts with all that a server needs.
+REPOSITORY = "triton"
+# Formats that a builder makes of an ONNX graph.
+ENGINE_FORMATS = ("trt", "rtx")
+FLAGS = {"float32": "float32 (no flag)", **{name: f"--{SHORT.get(name, name)}" for name in (*HALF, *QUANTIZED)}}
 
 
 @dataclass(frozen=True)

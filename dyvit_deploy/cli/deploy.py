@@ -6,25 +6,17 @@ import sys
 
 import click
 
-from ..calibration.config import CalibrationConfig, PrecisionConfig
-from ..calibration.targets import FORMATS, REPOSITORY
+from ..calibration.config import CalibrationConfig
+from ..calibration.targets import REPOSITORY
 from ..config import LoadConfig
 from ..deploy.config import DeployConfig
 from ..engine.config import BuildConfig
-from ..export.config import ExportConfig
 from ..serving.config import ServingConfig
-from .options import (
-    build_options,
-    calibration_options,
-    drawable,
-    graph_options,
-    json_option,
-    load_options,
-    precision_options,
-    serving_options,
-    writable,
-)
+from .options import ConfigOptions, drawable, json_option, load_options, writable
 from .terminal import check_apart, fail_notes, note, show, show_plan, show_progress, skipped_notes, step
+
+# Commands that take images for calibration only call them so.
+FROM_DATA = {"data": "--data", "images": "--images"}
 
 
 @click.command()
@@ -47,19 +39,14 @@ def quickstart(out: str, json_file: str | None) -> None:
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--format", "target_format", default="onnx", show_default=True,
-              metavar=f"[{'|'.join((*FORMATS, REPOSITORY))}]", help="What to write; triton is a model repository.")
 @click.option("-o", "--out", required=True, help="File to write, or the repository's folder.")
-@graph_options
 @click.option("--dry-run", is_flag=True, help="Print the steps, sizes and equivalent commands; write nothing.")
-@precision_options
-@build_options
+@ConfigOptions(DeployConfig, "config")
 @load_options
-@serving_options
+@ConfigOptions(ServingConfig, "serving")
 @json_option
-def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, dry_run: bool,
-           precision: PrecisionConfig, calibration: CalibrationConfig, build: BuildConfig, load: LoadConfig,
-           serving: ServingConfig, json_file: str | None) -> None:
+def export(checkpoint: str, out: str, dry_run: bool, config: DeployConfig, load: LoadConfig, serving: ServingConfig,
+           json_file: str | None) -> None:
     """Export a checkpoint with a fixed number of tokens per stage, in any precision, as graph or engine.
 
     A lower precision is compared with float32 on real images: exit 1 and NAME.rejected.onnx when it differs too much.
@@ -69,9 +56,8 @@ def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, d
     from ..deploy.report import Progress
     from .progress import BuildBar
 
-    config = DeployConfig(target_format, graph, precision, calibration, build)
     check_apart(out, json_file)
-    if target_format == REPOSITORY:
+    if config.format == REPOSITORY:
         return export_triton(checkpoint, out, serving, config, load, dry_run, json_file)
     serving.require_unset()
     if dry_run:
@@ -91,10 +77,9 @@ def export(checkpoint: str, target_format: str, out: str, graph: ExportConfig, d
               help="TensorRT, or TensorRT for RTX.")
 @click.option("-o", "--out", required=True, help="Plan to write.")
 @click.option("--dry-run", is_flag=True, help="Print the steps, sizes and equivalent commands; write nothing.")
-@build_options
+@ConfigOptions(BuildConfig, "build")
 @json_option
-def build(model: str, target_format: str, out: str, dry_run: bool, build: BuildConfig,
-                  json_file: str | None) -> None:
+def build(model: str, target_format: str, out: str, dry_run: bool, build: BuildConfig, json_file: str | None) -> None:
     """Build a TensorRT engine of an ONNX file, ours or any with one free batch dimension."""
     from ..deploy.on_device import build_artifact
     from ..deploy.report import Progress
@@ -142,7 +127,7 @@ def refit(plan: str, model: str, out: str, data: str | None, json_file: str | No
 @click.command()
 @click.argument("model")
 @click.option("-o", "--out", required=True, callback=writable, help="JSON file to write.")
-@calibration_options("--data", required=True, reusable=False)
+@ConfigOptions(CalibrationConfig, "calibration", without=("ranges",), flags=FROM_DATA, required=("data",))
 def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
     """Collect the ranges of a float32 ONNX file on real images, for dyvit export --ranges."""
     from ..calibration.collect import calibrate as run
@@ -159,7 +144,7 @@ def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
 @click.option("--precision", default="int8", show_default=True, metavar="[int8|fp8|fp16|bf16]",
               help="What to lower each layer to.")
 @click.option("--chart", callback=drawable, help="Also draw the costliest layers, as .png or .svg.")
-@calibration_options("--data", required=True)
+@ConfigOptions(CalibrationConfig, "calibration", flags=FROM_DATA, required=("data",))
 @json_option
 def sensitivity(model: str, precision: str, chart: str | None, calibration: CalibrationConfig,
                 json_file: str | None) -> None:

@@ -10,10 +10,7 @@ import click
 from ..artifacts.facts import own_version
 from ..errors import DyvitError, did_you_mean
 from . import deploy, measure, serve, show, train
-from .terminal import (
-    TYPED,
-    complain,
-)
+from .terminal import TYPED, complain
 
 
 class Commands(click.Group):
@@ -39,7 +36,8 @@ class Commands(click.Group):
             ctx.exit(1)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[TYPED] = shlex.join(["dyvit", *args])                     # before click takes the list apart
+        # Before click consumes the list.
+        ctx.meta[TYPED] = shlex.join(["dyvit", *args])
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

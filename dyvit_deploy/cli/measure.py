@@ -6,31 +6,31 @@ from typing import Any
 
 import click
 
+from ..bench.config import BenchConfig
 from ..config import LoadConfig
-from ..sweep.target import Target
-from .options import Numbers, device_option, json_option, run_options, sweep_options
+from ..evaluation.config import EvalConfig
+from ..parity.config import CheckConfig
+from ..sweep.grid import SweepConfig
+from ..sweep.target import Target, parse_targets
+from .options import ConfigOptions, json_option, run_options
 from .terminal import fail_notes, hashed, note, show, show_lines, show_progress, skipped_notes, step
 
 
 @click.command("eval")
 @click.argument("artifact")
 @click.option("--data", required=True, help="digits, wds/PATH, hfds/NAME, or a folder with a subfolder per class.")
-@click.option("--split", default="test", show_default=True, help="train, val or test.")
-@click.option("--images", type=click.IntRange(min=1), help="At most this many.")
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run.")
+@ConfigOptions(EvalConfig, "config")
 @run_options
-@device_option
 @json_option
-def evaluate(artifact: str, data: str, split: str, images: int | None, batch: int, load: LoadConfig,
-             device: str | None, json_file: str | None) -> None:
+def evaluate(artifact: str, data: str, config: EvalConfig, load: LoadConfig, json_file: str | None) -> None:
     """Accuracy, calibration and kept patches of a checkpoint, graph or engine on labelled images.
 
     torchrun -m dyvit_deploy eval ... spreads the images over processes.
     """
-    from ..evaluation.evaluate import EvalConfig, evaluate_artifact
+    from ..evaluation.evaluate import evaluate_artifact
 
     files = hashed(json_file, artifact)
-    report = evaluate_artifact(artifact, data, EvalConfig(split, images, batch, device), load, show_progress)
+    report = evaluate_artifact(artifact, data, config, load, show_progress)
     show(report, json_file, files=files)
     skipped_notes(report.skipped)
     note(*report.notes)
@@ -42,18 +42,15 @@ def evaluate(artifact: str, data: str, split: str, images: int | None, batch: in
 @click.argument("reference")
 @click.argument("candidate")
 @click.option("--data", help="An image folder or digits; without it noise, which proves less.")
-@click.option("--images", type=int, default=64, show_default=True, help="At most this many.")
-@click.option("--batch", type=Numbers(int), default="1,8", show_default=True, help="Batch sizes of the candidate.")
-@click.option("--tolerance", type=float, help="Largest logit error, in place of the precision's own bound.")
+@ConfigOptions(CheckConfig, "config")
 @run_options
-@device_option
 @json_option
-def check(reference: str, candidate: str, data: str | None, images: int, batch: tuple[int, ...],
-          tolerance: float | None, load: LoadConfig, device: str | None, json_file: str | None) -> None:
+def check(reference: str, candidate: str, data: str | None, config: CheckConfig, load: LoadConfig,
+          json_file: str | None) -> None:
     """Compare two artifacts; exit 1 when they disagree."""
-    from ..parity.compare import CheckConfig, check_artifacts
+    from ..parity.compare import check_artifacts
 
-    config, files = CheckConfig(images, batch, error=tolerance, device=device), hashed(json_file, reference, candidate)
+    files = hashed(json_file, reference, candidate)
     report = check_artifacts(reference, candidate, data, config, load, show_progress)
     show(report, json_file, files=files)
     skipped_notes(report.skipped)
@@ -64,34 +61,14 @@ def check(reference: str, candidate: str, data: str | None, images: int, batch: 
 
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True)
-@click.option("--batch", "batches", type=Numbers(int), default="1,8,32", show_default=True, help="Batch sizes.")
-@click.option("--baseline", help="Compare with this artifact instead of the dense backbone.")
-@click.option("--seconds", type=float, default=20.0, show_default=True, help="Time limit per batch size.")
-@click.option("--stable", type=float, default=0.02, show_default=True,
-              help="A batch size is done when the 95 % interval of every median is within this share of it.")
-@click.option("--threads", type=int, default=0, help="Threads of ONNX Runtime and OpenVINO; default: all cores.")
-@click.option("--cpus", type=Numbers(int), default=(), help="Run on these cores only: 0,1.")
-@click.option("--peak", is_flag=True, help="Also measure the machine's matrix-product peak, as a bound.")
-@click.option("--profile", is_flag=True, help="Also show where the time goes: stem, blocks, predictors, gathers.")
-@click.option("--streams", type=int, default=1, show_default=True, help="CUDA streams that an engine runs on at once.")
-@click.option("--cuda-graph", is_flag=True, help="Run engines, and checkpoints on a GPU, as captured CUDA graphs; "
-              "checkpoints then have the exact rewrites.")
-@click.option("--fp16", is_flag=True, help="Run checkpoints in float16, keep scores included.")
-@click.option("--bf16", is_flag=True, help="Run checkpoints in bfloat16, keep scores included.")
-@click.option("--transfers", is_flag=True, help="On a GPU, count the copies between host and GPU in the latency.")
-@run_options
-@device_option
+@ConfigOptions(BenchConfig, "config")
+@ConfigOptions(LoadConfig, "load")
 @json_option
-def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | None, seconds: float, stable: float,
-          threads: int, cpus: tuple[int, ...], peak: bool, profile: bool, transfers: bool, load: LoadConfig,
-          device: str | None, json_file: str | None) -> None:
+def bench(artifacts: tuple[str, ...], config: BenchConfig, load: LoadConfig, json_file: str | None) -> None:
     """Time artifacts against the dense backbone, in one run."""
-    from ..bench.report import BenchConfig
     from ..deploy.dense import benchmark
 
-    config = BenchConfig(batches=batches, seconds=seconds, stable=stable, baseline=baseline, device=device,
-                         threads=threads, cpus=cpus, peak=peak, profile=profile, transfers=transfers)
-    files = hashed(json_file, *artifacts, baseline)
+    files = hashed(json_file, *artifacts, config.baseline)
     report = benchmark(artifacts, config, load, show_progress)
     show(report, json_file, files=files)
     note(*report.notes)
@@ -102,7 +79,7 @@ def bench(artifacts: tuple[str, ...], batches: tuple[int, ...], baseline: str | 
 @click.argument("after")
 @json_option
 def compare(before: str, after: str, json_file: str | None) -> None:
-    """Compare two reports of dyvit bench --json: what became faster, what slower. It judges nothing: exit 0."""
+    """Compare two reports of dyvit bench --json: what became faster, what slower; exit 0 either way."""
     from ..bench.compare import compare_runs
 
     report = compare_runs(before, after)
@@ -110,18 +87,25 @@ def compare(before: str, after: str, json_file: str | None) -> None:
     note(*report.notes)
 
 
+def read_targets(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[Target, ...]:
+    """Refuses a budget that names no metric, before the work."""
+    return parse_targets(value)
+
+
 @click.command()
 @click.argument("checkpoint", required=False)
 @click.option("-o", "--out", default="sweep", show_default=True, help="Folder for artifacts, results and charts.")
-@sweep_options
+@ConfigOptions(SweepConfig, "given", without=("ranges",), make=dict)
+@click.option("--target", "targets", multiple=True, metavar="METRIC<=NUMBER", callback=read_targets,
+              help="Name the best artifact for a budget: latency_ms_p99<=20, top1>=97%.")
+@ConfigOptions(LoadConfig, "load", without=("ratio", "ratios", "counts", "engine", "precision"))
 @json_option
 def sweep(checkpoint: str | None, out: str, given: dict[str, Any], load: LoadConfig, targets: tuple[Target, ...],
           json_file: str | None) -> None:
     """Measure keep ratios x precisions x backends x batch sizes, and name the best for a --target.
 
-    What lies in the folder is not measured again, and options that are left out are as they were: called again, it
-    goes on, and with nothing but --target in a folder that is complete it only reads. The checkpoint may be left out,
-    too, where one was swept.
+    Results in the folder are not measured again, and omitted options keep their last values: run it again to resume,
+    or with --target alone to read a complete folder. The checkpoint may be omitted where one was swept.
     """
     from ..deploy.report import Progress
     from ..sweep.run import run_sweep

@@ -1,331 +1,149 @@
-"""Options that several commands share, gathered into the configs that the library takes."""
+"""Options of commands, made from the fields of the configs that the library takes."""
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ..artifacts.files import check_target
-from ..calibration.config import CalibrationConfig, PrecisionConfig
-from ..calibration.targets import FLAGS, FORMATS
-from ..config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
-from ..engine.config import BatchProfile, BuildConfig
+from ..config import LoadConfig
 from ..errors import ConfigError
-from ..export.config import FORM_NAMES, GATHERS, INPUTS, ExportConfig
-from ..serving.config import ServingConfig
-from ..sweep.target import parse_targets
+from ..options import OPTIONS, FieldOptions, JsonConfig, Kind, Option, flags_of, kind_of, write_value
 from ..training.recipe import FIELDS, values_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
-    """Comma-separated numbers: `3,6,9`."""
+class Text(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
+    """A text that a `Kind` reads."""
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-        self.name = f"{kind.__name__},..."
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.name = kind, kind.label
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
         try:
-            return tuple(self.kind(part) for part in value.split(","))
+            return self.kind.read(value)
         except ValueError:
-            self.fail(f"{value!r} is not a list of numbers like 1,2,3.", param, ctx)
+            self.fail(f"{value!r} is not {self.kind.noun}.", param, ctx)
 
 
-class Names(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
-    """Comma-separated names."""
+@dataclass(frozen=True)
+class ConfigOptions:
+    """Decorates a command with the options of a config and of the configs in it; the command receives one as `name`.
 
-    name = "name,..."
+    Fields `without` an option keep their defaults; `flags` renames options, and `required` ones must be given. `make`
+    is called in place of `config`, with the values that were given.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if isinstance(value, tuple) else tuple(value.split(","))
+    config: type[Any]
+    name: str
+    without: Collection[str] = ()
+    flags: Mapping[str, str] = field(default_factory=dict)
+    required: Collection[str] = ()
+    make: Callable[..., Any] | None = None
 
-
-class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic in recent click only
-    """`384`, or `384x512` for height by width."""
-
-    name = "pixels"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        parts = value.lower().split("x") if isinstance(value, str) else value
-        if 1 <= len(parts) <= 2 and all(str(part).isdigit() and int(part) > 0 for part in parts):
-            return int(parts[0]), int(parts[-1])
-        self.fail(f"{value!r} is not a size like 384 or 384x512.", param, ctx)
-
-
-SCHEDULE = (
-    click.option("--stages", type=Numbers(int), help="Blocks before which patches are dropped: 3,6,9."),
-    click.option("--selector", metavar=f"[{'|'.join(SELECTORS)}]",
-                 help="What chooses the patches; attention, random and structural need no training."),
-)
-LOADING = (
-    click.option("--fuse", is_flag=True, help="Merge dropped tokens into one; with --selector attention."),
-    click.option("--align", type=int, metavar="N", help="Round kept tokens, class token included, to multiples."),
-    click.option("--model", help="Architecture, when the checkpoint does not tell: a zoo name or timm:NAME."),
-    click.option("--weights", default="auto", metavar="[auto|model|ema]", help="Weights of a published file."),
-    click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
-)
-device_option = click.option("--device", metavar="[cpu|cuda]", help="Default: CUDA where it works, else the CPU.")
-SWEPT = ("keep_ratios", "precisions", "backends", "batches", "data", "images", "seconds", "threads", "device")
-
-
-def keep_options(command: F) -> F:
-    """The pruning schedule; the command receives one `keep`."""
-    @functools.wraps(command)
-    def gather(keep_ratio: float | None, keep_ratios: Any, keep_counts: Any, stages: Any, selector: str | None,
-               fuse: bool = False, align: int | None = None, **values: Any) -> Any:
-        return command(keep=KeepRequest(keep_ratio, keep_ratios, keep_counts, stages, selector, fuse, align), **values)
-
-    decorated: F = with_options(
-        gather,
-        click.option("--keep-ratio", type=float, help="Stages keep RATIO, RATIO**2, ... of the patches; 1.0 is dense."),
-        click.option("--keep-ratios", type=Numbers(float), help="Per stage, of the initial patches: 0.8,0.6,0.5."),
-        click.option("--keep-counts", type=Numbers(int), help="Per stage, patches: 137,96,67."),
-        *SCHEDULE,
-    )
-    return decorated
-
-
-def load_options(command: F) -> F:
-    """How a checkpoint is opened; the command receives one `load`."""
-    @functools.wraps(command)
-    def gather(model: str | None, weights: str, image_size: Any, keep: KeepRequest, **values: Any) -> Any:
-        return command(load=LoadConfig(model, weights, image_size, keep), **values)
-
-    decorated: F = with_options(
-        keep_options(gather),
-        *LOADING,
-    )
-    return decorated
-
-
-def sweep_options(command: F) -> F:
-    """What is swept; the command receives the settings that were `given`, and one `load`, which says all but the keep
-    ratio."""
-    @functools.wraps(command)
-    def gather(stages: Any, selector: str | None, fuse: bool, align: int | None, model: str | None, weights: str,
-               image_size: Any, target: tuple[str, ...], calibration: CalibrationConfig, **values: Any) -> Any:
-        load = LoadConfig(model, weights, image_size, KeepRequest(None, None, None, stages, selector, fuse, align))
-        given = {name: values.pop(name) for name in SWEPT}
-        given["calibration"] = calibration if calibration != CalibrationConfig() else None
-        return command(given={name: value for name, value in given.items() if value is not None}, load=load,
-                       targets=parse_targets(target), **values)
-
-    decorated: F = with_options(
-        calibration_options("--calib", reusable=False)(gather),
-        click.option("--keep-ratios", type=Numbers(float),
-                     help="Each R keeps R, R**2, ...; default: 1.0,0.9,0.7,0.5."),
-        click.option("--precisions", type=Names(), metavar="NAME,...",
-                     help="Of fp32, fp16, bf16, int8 and fp8; default: fp32,int8."),
-        click.option("--backends", type=Names(), metavar="NAME,...",
-                     help=f"Of {', '.join(FORMATS)}; default: onnx,openvino."),
-        click.option("--batch", "batches", type=Numbers(int), help="Batch sizes; default: 1,8."),
-        click.option("--data", help="What judges, and calibrates without --calib: digits, a folder; labels give "
-                     "top-1."),
-        click.option("--images", type=int, help="At most this many."),
-        click.option("--seconds", type=float, help="Time limit per artifact and batch size; default: 10."),
-        click.option("--threads", type=int, help="Threads of ONNX Runtime and OpenVINO; default: all cores."),
-        device_option,
-        click.option("--target", multiple=True, metavar="METRIC<=NUMBER", help="Name the best artifact for a budget: "
-                     "latency_ms_p99<=20, top1>=97%."),
-        *SCHEDULE, *LOADING,
-    )
-    return decorated
-
-
-def run_options(command: F) -> F:
-    """How an engine plan is loaded; goes into the command's `load`. Commands with `--streams`, `--cuda-graph`,
-    `--fp16` and `--bf16` name them themselves."""
-    @functools.wraps(command)
-    def gather(load: LoadConfig, trust: bool, runtime_cache: str | None, cuda_graph: bool = False, streams: int = 1,
-               fp16: bool = False, bf16: bool = False, **values: Any) -> Any:
-        if fp16 and bf16:
-            raise ConfigError("Give one of --fp16 and --bf16.")
-        precision = "float16" if fp16 else "bfloat16" if bf16 else "float32"
-        run = EngineRunConfig(trust, runtime_cache, cuda_graph, streams)
-        return command(load=dataclasses.replace(load, engine=run, precision=precision), **values)
-
-    decorated: F = with_options(
-        load_options(gather),
-        click.option("--trust", is_flag=True, help="Load an engine whose hash differs from its sidecar. Engines "
-                     "contain native code: only do this for files you trust."),
-        click.option("--runtime-cache", help="File in which TensorRT for RTX keeps its compiled kernels."),
-    )
-    return decorated
-
-
-def build_options(command: F) -> F:
-    """How an engine is built; the command receives one `build`."""
-    @functools.wraps(command)
-    def gather(batch: str | None, profile: tuple[str, ...], workspace: float | None, timing_cache: str | None,
-               opt_level: int | None, version_compatible: bool, hardware_compatible: bool, refittable: bool,
-               strip_weights: bool, compute_capability: str | None, tf32: bool, allow_precision_fallback: bool,
-               **values: Any) -> Any:
-        profiles = ([BatchProfile.parse(batch)] if batch else []) + [BatchProfile.parse_named(text) for text in profile]
-        config = BuildConfig(
-            tuple(profiles) or BuildConfig().profiles, workspace, timing_cache, opt_level, version_compatible,
-            hardware_compatible, refittable, strip_weights,
-            tuple(compute_capability.split(",")) if compute_capability else (), tf32, allow_precision_fallback)
-        return command(build=config, **values)
-
-    decorated: F = with_options(
-        gather,
-        click.option("--batch", metavar="MIN:OPT:MAX", help="Batch sizes of an engine; default 1:8:32."),
-        click.option("--profile", multiple=True, metavar="NAME=MIN:OPT:MAX", help="One of several batch ranges."),
-        click.option("--workspace", type=float, metavar="MIB", help="Limit of scratch memory."),
-        click.option("--timing-cache", help="File that builds share; made anew when damaged."),
-        click.option("--opt-level", type=int, metavar="[0-5]", help="0 builds fastest, 5 runs fastest."),
-        click.option("--version-compatible", is_flag=True,
-                     help="Loads in later TensorRT versions too; for --format trt."),
-        click.option("--hardware-compatible", is_flag=True,
-                     help="Runs on every GPU from Ampere on; for --format trt."),
-        click.option("--refittable", is_flag=True, help="dyvit refit can exchange the weights for others."),
-        click.option("--strip-weights", is_flag=True, help="Leave weights out; dyvit refit puts the same ones back, "
-                     "with --refittable also others."),
-        click.option("--compute-capability", metavar="X.Y,...",
-                     help="Of the GPUs that will run it: 8.9,12.0; for --format rtx."),
-        click.option("--tf32", is_flag=True, help="float32 products may round their inputs to TF32."),
-        click.option("--allow-precision-fallback", is_flag=True,
-                     help="Accept matrix products in a wider type than asked for; they are listed."),
-    )
-    return decorated
-
-
-def graph_options(command: F) -> F:
-    """What the graph offers and how it is written; the command receives one `graph`."""
-    @functools.wraps(command)
-    def gather(with_tokens: bool, input_type: str, allow_large_k: bool, without: Any, gather: str,
-               **values: Any) -> Any:
-        graph = ExportConfig(with_tokens, input_type, allow_large_k, without=without, gather=gather)
-        return command(graph=graph, **values)
-
-    decorated: F = with_options(
-        gather,
-        click.option("--with-tokens", is_flag=True, help="Also output the kept patches of each stage."),
-        click.option("--input", "input_type", default="float32", show_default=True, metavar=f"[{'|'.join(INPUTS)}]",
-                     help="uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph."),
-        click.option("--allow-large-k", is_flag=True, help="Permit TopK beyond TensorRT's limit of 3840."),
-        click.option("--without", type=Names(), default=(), metavar="NAME,...",
-                     help=f"Exact rewrites to leave out, or all: {', '.join(FORM_NAMES)}."),
-        click.option("--gather", default="auto", show_default=True, metavar=f"[{'|'.join(GATHERS)}]",
-                     help="Operator that copies kept rows; auto: the faster one."),
-    )
-    return decorated
-
-
-def serving_options(command: F) -> F:
-    """How a model stands in a Triton repository; the command receives one `serving`."""
-    @functools.wraps(command)
-    def gather(engine: str | None, onnx: bool, openvino: bool, name: str | None, max_batch: int | None, instances: int,
-               model_version: int, **values: Any) -> Any:
-        if bool(engine) + onnx + openvino > 1:
-            raise ConfigError("Give one of --engine, --onnx and --openvino.")
-        serving = ServingConfig(name, max_batch, instances, model_version, engine, "openvino" if openvino else "onnx")
-        return command(serving=serving, **values)
-
-    decorated: F = with_options(
-        gather,
-        click.option("--engine", metavar="PLAN", help="For --format triton: serve this engine of the checkpoint."),
-        click.option("--onnx", is_flag=True, help="For --format triton: serve an ONNX graph, the default."),
-        click.option("--openvino", is_flag=True, help="For --format triton: serve an OpenVINO model."),
-        click.option("--name", help="For --format triton: the model's name; default: the architecture's."),
-        click.option("--max-batch", type=int, help="For --format triton: largest batch; default: engine's, else 64."),
-        click.option("--instances", type=int, default=1, show_default=True, help="For --format triton: run at once."),
-        click.option("--model-version", type=int, default=1, show_default=True,
-                     help="For --format triton: put a newer version beside the one that is there."),
-    )
-    return decorated
-
-
-def precision_options(command: F) -> F:
-    """What to lower to, and on which images; the command receives one `precision` and one `calibration`."""
-    @functools.wraps(command)
-    def gather(target: str | None, rest: str | None, io: str, no_gate: bool, max_drop: float | None, fp16: bool,
-               bf16: bool, int8: bool, fp8: bool, calibration: CalibrationConfig, **values: Any) -> Any:
-        given = [p for p, flag in (("float16", fp16), ("bfloat16", bf16), ("int8", int8), ("float8", fp8)) if flag]
-        if len(given) > 1:
-            raise ConfigError(f"Give one of {', '.join(FLAGS[p] for p in given)}; --rest is for what int8 leaves out.")
-        precision = PrecisionConfig(given[0] if given else "float32", target, rest, io, not no_gate, max_drop)
-        return command(precision=precision, calibration=calibration, **values)
-
-    decorated: F = with_options(
-        calibration_options("--calib")(gather),
-        click.option("--fp16", is_flag=True, help="float16, scores excepted."),
-        click.option("--bf16", is_flag=True, help="bfloat16, scores excepted."),
-        click.option("--int8", is_flag=True, help="int8 convolutions and linear layers; needs --calib or --ranges."),
-        click.option("--fp8", is_flag=True, help="float8 (e4m3) likewise, for TensorRT."),
-        click.option("--target", metavar="[cpu|tensorrt]", help="What runs the ONNX file; default: a CPU if it can."),
-        click.option("--rest", metavar="[fp32|fp16|bf16]", help="Precision of what --int8 and --fp8 leave out."),
-        click.option("--io", default="fp32", show_default=True, metavar="[fp32|fp16]", help="Images and logits."),
-        click.option("--max-drop", type=float, metavar="POINTS",
-                     help="Keep the costliest layers higher until top-1 falls by at most this."),
-        click.option("--no-gate", is_flag=True, help="Do not compare the result with float32."),
-    )
-    return decorated
-
-
-def calibration_options(data: str, required: bool = False, reusable: bool = True) -> Callable[[F], F]:
-    """On which images to calibrate, and how; the command receives one `calibration`."""
-    def decorate(command: F) -> F:
+    def __call__(self, command: F) -> F:
         @functools.wraps(command)
-        def gather(calib: str | None, calib_images: int, method: str, quantize_attention: bool,
-                   allow_random_calib: bool, ranges: str | None = None, **values: Any) -> Any:
-            config = CalibrationConfig(calib, ranges, calib_images, method, quantize_attention, allow_random_calib)
-            return command(calibration=config, **values)
+        def gather(**params: Any) -> Any:
+            values = self._pop_values(self.config, self.name, params)
+            return command(**{self.name: (self.make or self.config)(**values)}, **params)
 
-        reuse = click.option("--ranges", help="Ranges of dyvit calibrate, instead of calibrating.")
-        images = "--images" if data == "--data" else "--calib-images"
-        decorated: F = with_options(
-            gather,
-            click.option(data, "calib", required=required, help="Real images: a folder, or digits."),
-            *([reuse] if reusable else []),
-            click.option(images, "calib_images", type=int, default=64, show_default=True, help="At most this many."),
-            click.option("--method", default="mse", show_default=True, metavar=f"[{'|'.join(METHODS)}]",
-                         help="What sets the thresholds of int8."),
-            click.option("--quantize-attention", is_flag=True, help="Also the products inside attention."),
-            click.option("--allow-random-calib", is_flag=True, help="Permit noise, to try things out."),
-        )
+        decorated: F = with_options(gather, *self._options(self.config, self.name))
         return decorated
-    return decorate
+
+    def _fields(self, config: type[Any], prefix: str) -> Iterator[tuple[Field[Any], str, Any]]:
+        """The fields that have options, the prefix of their parameters in click, and the `FieldOptions` or the class of
+        a nested config."""
+        for entry in dataclasses.fields(config):
+            nested = type(entry.default) if isinstance(entry.default, JsonConfig) else None
+            found = entry.metadata.get(OPTIONS, nested)
+            if found and entry.name not in self.without:
+                yield entry, f"{prefix}_{entry.name}", found
+
+    def _options(self, config: type[Any], prefix: str) -> Iterator[Callable[[Any], Any]]:
+        for entry, name, found in self._fields(config, prefix):
+            if not isinstance(found, FieldOptions):
+                yield from self._options(found, name)
+                continue
+            for number, option in enumerate(found.options):
+                flags = (self.flags[entry.name],) if entry.name in self.flags else flags_of(entry, option)
+                required = entry.name in self.required or entry.default is MISSING
+                yield click.option(*flags, f"{name}_{number}", required=required, **_settings(entry, option))
+
+    def _pop_values(self, config: type[Any], prefix: str, params: dict[str, Any]) -> dict[str, Any]:
+        """The values that were given for fields of `config`, taken out of click's parameters.
+
+        Raises:
+            ConfigError: two switches of one field.
+        """
+        values: dict[str, Any] = {}
+        for entry, name, found in self._fields(config, prefix):
+            if not isinstance(found, FieldOptions):
+                nested = found(**self._pop_values(found, name, params))
+                if nested != entry.default:
+                    values[entry.name] = nested
+                continue
+            typed = [(option, params.pop(f"{name}_{number}")) for number, option in enumerate(found.options)]
+            typed = [(option, value) for option, value in typed if not (value is None or value is False or value == ())]
+            if not typed:
+                continue
+            if found.write:
+                items = [item for option, value in typed for item in (value if option.repeated else (value,))]
+                values[entry.name] = tuple(items)
+                continue
+            flags = [f"--{found.rival}"] if found.rival in values else []
+            flags += [flags_of(entry, option)[-1] for option, _ in typed]
+            if len(flags) > 1:
+                raise ConfigError(f"Give one of {', '.join(flags)}{found.hint}.")
+            [(option, value)] = typed
+            values[entry.name] = value if option.value is None else option.value
+        return values
 
 
-def train_options(command: F) -> F:
-    """How a model is trained, and one option per value of the recipe, which the command gets as `overrides`."""
+def _settings(entry: Field[Any], option: Option) -> dict[str, Any]:
+    """What click needs to know. A default is shown unless it is empty or the help text names one itself."""
+    if option.value is not None:
+        return {"is_flag": True, "help": option.help}
+    known = entry.default is not MISSING and entry.default and not option.repeated
+    default = write_value(entry, option, entry.default) if known else None
+    shown = default if "default" not in option.help else None
+    kind, choices = kind_of(entry, option), entry.metadata[OPTIONS].choices
+    return {"help": option.help.replace("{default}", str(default)).replace("{choices}", ", ".join(choices)),
+            "type": _type(kind, option.least), "multiple": option.repeated,
+            "metavar": option.metavar or (f"[{'|'.join(choices)}]" if choices and kind.label == "str" else None),
+            # A default of None would count as one: a required option could then be left out.
+            **({} if shown is None else {"default": shown, "show_default": True})}
+
+
+def _type(kind: Kind, least: int | None) -> Any:
+    """Click's own types for numbers and plain text, for their messages."""
+    if kind.label == "int":
+        return click.INT if least is None else click.IntRange(min=least)
+    return {"float": click.FLOAT, "str": click.STRING}.get(kind.label) or Text(kind)
+
+
+def recipe_options(command: F) -> F:
+    """One option per value of the recipe; the command receives those that were given as `overrides`."""
     @functools.wraps(command)
     def gather(**values: Any) -> Any:
         given = {name: values.pop(name) for name in FIELDS}
         return command(overrides=tuple((n, v) for n, v in given.items() if v is not None), **values)
 
-    recipe = (click.option(_flag(name), name, metavar=entry.metadata["kind"].__name__.strip("_").upper(),
-                           help=f"{entry.metadata['help']} {values_of(name)}") for name, entry in FIELDS.items())
-    decorated: F = with_options(
-        gather,
-        click.option("--backbone", help="Dense checkpoint to start from, which is the teacher too, or timm-pretrained; "
-                     "without it one is trained first."),
-        click.option("--recipe", metavar="[small|paper]", help="Hyper-parameters; default: small."),
-        click.option("--recipe-file", help="Values of the recipe, as .toml or .yaml."),
-        click.option("--dense-epochs", type=int, help="Epochs of the dense teacher."),
-        click.option("--image-size", type=ImageSize(), help="Another input size, positions interpolated."),
-        click.option("--accumulate", type=int, default=1, show_default=True, help="Parts of a batch, to save memory."),
-        click.option("--workers", type=int, help="Processes that load images; default: 2 per training process."),
-        click.option("--compile", is_flag=True, help="Use torch.compile."),
-        click.option("--tensorboard", is_flag=True, help="Also write curves for TensorBoard."),
-        click.option("--resume", is_flag=True, help="Go on from last.safetensors."),
-        click.option("--eval-only", is_flag=True, help="Measure the model that training would start from."),
-        *recipe,
-    )
+    decorated: F = with_options(gather, *(
+        click.option(*flags_of(entry, option), name, metavar=kind_of(entry, option).label.upper(),
+                     help=f"{option.help} {values_of(name)}")
+        for name, entry in FIELDS.items() for option in entry.metadata[OPTIONS].options))
     return decorated
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+# How a checkpoint is opened, and how an artifact is opened to run it.
+load_options = ConfigOptions(LoadConfig, "load", without=("engine", "precision"))
+run_options = ConfigOptions(LoadConfig, "load", without=("cuda_graph", "streams", "precision"))
 
 
 def with_options(command: Any, *options: Callable[[Any], Any]) -> Any:

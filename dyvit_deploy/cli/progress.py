@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from ..engine.monitor import BuildStep
     from ..training.report import Event, Started
 
-QUIET = 60                                  # seconds without a line, where there is no bar
-TABLE_WIDTH = 130                           # columns that every table fits in
+# Seconds between lines where no bar is drawn.
+QUIET = 60
+# Columns that every table fits in.
+TABLE_WIDTH = 130
 
 
 @functools.cache
@@ -136,5 +138,6 @@ class BuildBar:
             self._phase = step.phase
             self._progress.reset(self._task, total=step.steps, description=step.phase.lower())
         self._progress.update(self._task, completed=step.step)
-        if step.depth == 0 and step.step == step.steps:                    # other bars may follow
+        # Other bars may follow.
+        if step.depth == 0 and step.step == step.steps:
             self._progress.stop()

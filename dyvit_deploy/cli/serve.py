@@ -1,34 +1,28 @@
-"""The commands of production: predict, serve, and export to a Triton repository. """
+"""The commands of production: predict, serve, and export to a Triton repository."""
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
 from ..config import LoadConfig
 from ..data.images import no_track
 from ..errors import ConfigError
-from .options import device_option, json_option, run_options
+from ..predict.config import PredictConfig
+from ..serving.config import ServeConfig
+from .options import ConfigOptions, json_option, run_options
 from .terminal import fail_notes, failed_notes, kept_when_stopped, note, show, show_lines, show_progress
 
 
 @click.command()
 @click.argument("repository")
 @click.option("--check", is_flag=True, help="Send images every way, compare with the local runner, and stop.")
-@click.option("--data", default="digits", show_default=True, help="Images to send: a folder, or digits.")
-@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="At most this many.")
-@click.option("--triton", help="A tritonserver, or a virtual environment with nvidia-pytriton; default: that of "
-              "DYVIT_TRITON, or one that is installed.")
-@click.option("--port", type=int, help="First of three ports: HTTP, gRPC, metrics; default: 8000, with --check any.")
-@click.option("--url", metavar="HOST:PORT", help="Check a server that runs already, at its HTTP port.")
+@ConfigOptions(ServeConfig, "config")
 @json_option
-def serve(repository: str, check: bool, data: str, images: int, triton: str | None, port: int | None, url: str | None,
-          json_file: str | None) -> None:
+def serve(repository: str, check: bool, config: ServeConfig, json_file: str | None) -> None:
     """Start Triton on a repository, for this machine only, or --check what it answers; exit 1 when that is wrong."""
-    from ..serving.check import ServeConfig, check_serving, serve_repository
+    from ..serving.check import check_serving, serve_repository
 
-    config = ServeConfig(data, images, url, triton, port)
     if not check and json_file:
         raise ConfigError("--json writes the report of --check; add it, or leave --json out.")
     if not check:
@@ -43,27 +37,21 @@ def serve(repository: str, check: bool, data: str, images: int, triton: str | No
 @click.command()
 @click.argument("artifact")
 @click.argument("sources", nargs=-1, required=True, metavar="IMAGES...")
-@click.option("--top", type=int, default=5, show_default=True, help="Likeliest classes per image.")
-@click.option("--csv", metavar="FILE", help="Write the rows to this .csv file, instead of showing them.")
-@click.option("--parquet", metavar="FILE", help="Write them to this .parquet file; both may be given.")
-@click.option("--batch", type=int, default=32, show_default=True, help="Images per run.")
-@click.option("--runner", default="local", show_default=True, metavar="[local|ray]",
-              help="ray: processes of this machine, or of the cluster in RAY_ADDRESS.")
-@click.option("--workers", type=int, help="Processes of --runner ray; default: one per GPU, else per machine.")
+@ConfigOptions(PredictConfig, "config")
 @run_options
-@device_option
 @json_option
-def predict(artifact: str, sources: tuple[str, ...], load: LoadConfig, json_file: str | None, **options: Any) -> None:
+def predict(artifact: str, sources: tuple[str, ...], config: PredictConfig, load: LoadConfig,
+            json_file: str | None) -> None:
     """Predict the classes of any number of images: files, folders, .tar shards, wds/FOLDER; labels are not needed.
 
-    Stopped by Ctrl-C or a crash, the same command goes on from FILE.partial, and predicts images that were added, too.
-    A finished FILE is written over. What cannot be read is a row with its error: exit 1 only when that is every image.
+    After Ctrl-C or a crash, the same command resumes from FILE.partial, and includes images that were added. A finished
+    FILE is overwritten. An image that cannot be read is a row with its error: exit 1 only when every image is.
     """
-    from ..predict.report import PredictConfig, RowText
+    from ..predict.report import RowText
     from ..predict.run import predict_images
 
-    config, text = PredictConfig(**options), RowText(options["top"])
     config.check_apart(json_file)
+    text = RowText(config.top)
     watch = None if config.files else lambda rows: show_lines(text.lines(rows))
     with kept_when_stopped(config.partial):
         report = predict_images(artifact, sources, config, load, show_progress if config.files else no_track, watch)

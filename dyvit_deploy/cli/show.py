@@ -1,4 +1,4 @@
-"""The commands that show: what is pruned, and what is known of a set of artifacts. """
+"""The commands that show: what is pruned, and what is known of a set of artifacts."""
 from __future__ import annotations
 
 import sys
@@ -7,40 +7,30 @@ from typing import Any
 import click
 
 from ..config import LoadConfig
-from .options import device_option, json_option, run_options
+from ..report.config import ReportConfig
+from ..visualization.config import ANIMATIONS, VisualizeConfig
+from .options import ConfigOptions, json_option, run_options
 from .terminal import note, show, show_progress, skipped_notes
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="ARTIFACT [ARTIFACT] [IMAGES...]")
 @click.option("-o", "--out", default="masks", show_default=True, help="Folder for the figures.")
-@click.option("--data", help="A data set in the place of files: digits, wds/PATH or hfds/NAME.")
-@click.option("--split", default="test", show_default=True, help="Part of the data set: train, val or test.")
-@click.option("--images", type=int,
-              help="At most this many, of files evenly spread; default: all files, 64 of a data set.")
-@click.option("--style", default="fade", show_default=True, metavar="[fade|outline|scores]",
-              help="How patches look; scores, which only checkpoints tell, colours those that are kept.")
-@click.option("--format", "file_format", metavar="[png|svg|gif|webp]",
-              help="gif and webp move; default: png, with --animate gif.")
+@ConfigOptions(VisualizeConfig, "options", make=dict)
 @click.option("--animate", is_flag=True, help="Fade dropped patches out, stage by stage, as .gif or .webp.")
-@click.option("--heatmap", is_flag=True, help="Draw how often each patch is kept, over all images.")
-@click.option("--diff", is_flag=True, help="Draw the images of which two artifacts keep different patches.")
-@click.option("--batch", type=int, default=32, show_default=True, help="Images per run.")
 @run_options
-@device_option
 @json_option
-def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate: bool, load: LoadConfig,
-              json_file: str | None, **options: Any) -> None:
+def visualize(paths: tuple[str, ...], out: str, options: dict[str, Any], animate: bool, load: LoadConfig,
+              json_file: str | None) -> None:
     """Draw what an artifact keeps of images after each stage, with what it takes them for.
 
     IMAGES are files, folders, .tar shards or wds/FOLDER, shown as the model gets them, resized and cropped.
     """
-    from ..visualization.config import ANIMATIONS, VisualizeConfig
     from ..visualization.run import visualize as run
 
-    artifacts = 1 + options["diff"]
-    config = VisualizeConfig(format=file_format or (ANIMATIONS[0] if animate else "png"), **options)
+    config = VisualizeConfig(**({"format": ANIMATIONS[0]} if animate else {}) | options)
     config.check_animated(animate)
+    artifacts = 1 + config.diff
     try:
         report = run(paths[:artifacts], paths[artifacts:], out, config, load, show_progress)
     except KeyboardInterrupt:
@@ -54,24 +44,19 @@ def visualize(paths: tuple[str, ...], out: str, file_format: str | None, animate
 @click.command("report")
 @click.argument("folder")
 @click.option("-o", "--out", metavar="FILE", help="HTML file to write; default: report.html in FOLDER.")
-@click.option("--data", help="Images for the galleries: a folder, or digits; default: digits for models of them.")
-@click.option("--images", type=int, default=10, show_default=True, help="At most this many, 100 or fewer; 0: none.")
-@click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS",
-              help="Points of top-1 that an artifact may lose against its checkpoint and the dense model.")
-@click.option("--no-run", is_flag=True, help="Run no artifact: no galleries.")
+@ConfigOptions(ReportConfig, "config")
 @click.option("--strict", is_flag=True, help="Exit 1 when a verdict is bad.")
 @json_option
-def report(folder: str, out: str | None, json_file: str | None, no_run: bool, strict: bool,
-                **options: Any) -> None:
+def report(folder: str, out: str | None, config: ReportConfig, strict: bool, json_file: str | None) -> None:
     """Write everything known of the artifacts in FOLDER on one page: verdicts, trade-offs, galleries, origin.
 
     It reads the artifacts and the JSON of check, eval, bench, export, sweep and quickstart beside them (--json
     FOLDER/NAME.json), one folder deep. It describes: exit 0 whatever the verdicts are,
     without --strict.
     """
-    from ..report.page import ReportConfig, write_report
+    from ..report.page import write_report
 
-    report = write_report(folder, out, ReportConfig(run=not no_run, **options), show_progress)
+    report = write_report(folder, out, config, show_progress)
     show(report, json_file)
     note(*report.notes)
     note(*(f"do not ship: {failure}" for failure in report.failures))

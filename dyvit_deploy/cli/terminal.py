@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..engine.build import BuildPlan
 
 
-TYPED = "dyvit.typed"                       # where click keeps the command as it was typed
+# Key under which click's context keeps the command as it was typed.
+TYPED = "dyvit.typed"
 
 
 def show(report: Any, json_file: str | None, beside: bool = False, files: Iterable[str | Path] = ()) -> None:

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from ..artifacts.files import atomic_write, hash_files, make_folder, size_mib
 from ..artifacts.reports import save_report
-from ..bench.report import BenchConfig, BenchReport
+from ..bench.config import BenchConfig
+from ..bench.report import BenchReport
 from ..calibration.config import CalibrationConfig, PrecisionConfig
 from ..data.images import Track, no_track
 from ..deploy.config import DeployConfig
@@ -25,7 +26,8 @@ from ..errors import ExportError
 from ..evaluation.evaluate import EvalReport, evaluate_artifact
 from ..export.config import ExportConfig
 from ..optional import installed, require
-from ..parity.compare import CheckConfig, ParityReport, check_artifacts
+from ..parity.compare import ParityReport, check_artifacts
+from ..parity.config import CheckConfig
 from ..report.page import write_report
 
 DEMO = Path(__file__).parent

@@ -9,7 +9,8 @@ from typing import Any
 from ..artifacts.files import atomic_write
 from ..bench import run
 from ..bench.baselines import TimedArtifact
-from ..bench.report import BenchConfig, BenchReport
+from ..bench.config import BenchConfig
+from ..bench.report import BenchReport
 from ..calibration.collect import collect, examine
 from ..calibration.config import CalibrationConfig
 from ..calibration.lowering import Lowering

@@ -24,7 +24,8 @@ from ..engine.refit import checked_refit, refit_command, refit_engine
 from ..engine.sidecar import EngineFacts
 from ..errors import ArtifactError, BackendError
 from ..machine.hardware import gpu
-from ..parity.compare import CheckConfig, ParityReport, compare
+from ..parity.compare import ParityReport, compare
+from ..parity.config import CheckConfig
 from ..parity.tolerance import TOLERANCES, PrecisionTolerance
 from ..runners.open import open_runner
 from .report import EngineReport, Progress

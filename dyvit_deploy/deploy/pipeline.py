@@ -10,7 +10,8 @@ from typing import Any
 
 from ..artifacts.facts import ArtifactFacts, library_versions
 from ..artifacts.files import atomic_write, check_target, require_source, size_mib
-from ..bench.report import BenchConfig, Timing
+from ..bench.config import BenchConfig
+from ..bench.report import Timing
 from ..calibration.collect import examine, ranges_for
 from ..calibration.config import CalibrationConfig
 from ..calibration.keep_layers import IMAGES, Drop, DropMeter, fewest_kept
@@ -30,7 +31,9 @@ from ..export.openvino import write_openvino
 from ..graph.read import keep_outputs, load_graph, product_precisions, set_facts, summary
 from ..machine.openvino import cpu_has_bfloat16
 from ..optional import require
-from ..parity.compare import CheckConfig, ParityReport, check_artifacts, compare
+from ..options import command_flags
+from ..parity.compare import ParityReport, check_artifacts, compare
+from ..parity.config import CheckConfig
 from ..runners.open import open_runner
 from ..runners.openvino import OpenVINORunner
 from .config import DeployConfig
@@ -90,8 +93,8 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = T
     elif config.format in ENGINE_FORMATS:
         check_settings(library_spec(config.format), config.build, gpu=True)
     elif dataclasses.replace(config.build, compute_capabilities=()) != BuildConfig():
-        flags = dataclasses.replace(config.build, compute_capabilities=()).flags()
-        raise ConfigError(f"{flags[0].split()[0]} is for engines; add --format trt or --format rtx.")
+        [flag, *_] = command_flags(config.build, without=("compute_capabilities",))
+        raise ConfigError(f"{flag} is for engines; add --format trt or --format rtx.")
     calibration, wishes = config.calibration, config.precision
     if choice.precision == "float32" and (calibration != CalibrationConfig() or wishes.max_drop is not None):
         raise ConfigError("Calibration and --max-drop are for a lower precision; add --int8, --fp8, --fp16 or --bf16.")

@@ -6,14 +6,14 @@ import shlex
 from pathlib import Path
 
 from ..artifacts.files import is_timm, require_source, size_mib
-from ..calibration.config import CalibrationConfig
-from ..calibration.targets import ENGINE_FORMATS, FLAGS, ResolvedTarget
+from ..calibration.targets import ENGINE_FORMATS, ResolvedTarget
 from ..config import QUANTIZED, LoadConfig
 from ..engine.build import BuildPlan, profile_words
 from ..engine.commands import polygraphy_line, trtexec_line
 from ..engine.layers import WIDTH
 from ..engine.library import LIBRARY_SPECS
 from ..graph.read import Tensor
+from ..options import command_flags
 from .config import DeployConfig
 
 
@@ -72,27 +72,6 @@ def _images(config: DeployConfig, size: tuple[int, int]) -> Tensor:
 
 def export_command(checkpoint: Path, path: Path, config: DeployConfig, load: LoadConfig = LoadConfig()) -> str:
     """The command line of `export_artifact` with these arguments."""
-    precision, calibration, keep = config.precision, config.calibration, load.keep
-    words = ["dyvit export", shlex.quote(str(checkpoint)), f"--format {config.format}"]
-    words += [FLAGS[precision.precision]] if precision.precision != "float32" else []
-    for option, value, default in (
-            ("--calib", calibration.data, None), ("--ranges", calibration.ranges, None),
-            ("--target", precision.target if config.format == "onnx" else None, None),
-            ("--calib-images", calibration.images, CalibrationConfig().images),
-            ("--method", calibration.method, CalibrationConfig().method), ("--rest", precision.rest, None),
-            ("--io", precision.io, "float32"), ("--max-drop", precision.max_drop, None),
-            ("--input", config.export.input, "float32"), ("--without", config.export.without, ()),
-            ("--gather", config.export.gather, "auto"), ("--keep-ratio", keep.ratio, None),
-            ("--keep-ratios", keep.ratios, None), ("--keep-counts", keep.counts, None), ("--stages", keep.stages, None),
-            ("--selector", keep.selector, None), ("--align", keep.align, None), ("--image-size", load.image_size, None),
-            ("--model", load.model, None), ("--weights", load.weights, "auto")):
-        if value != default:
-            mark = "x" if option == "--image-size" else ","
-            text = mark.join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words.append(f"{option} {shlex.quote(text)}")
-    for flag, given in (("--fuse", keep.fuse), ("--with-tokens", config.export.with_tokens),
-                        ("--quantize-attention", calibration.attention), ("--no-gate", not precision.gate),
-                        ("--allow-random-calib", calibration.allow_noise),
-                        ("--allow-large-k", config.export.allow_large_k)):
-        words += [flag] if given else []
-    return " ".join([*words, *config.build.flags(), f"-o {shlex.quote(str(path))}"])
+    return shlex.join(["dyvit", "export", str(checkpoint), "--format", config.format,
+                       *command_flags(config, without=("format",)),
+                       *command_flags(load, without=("engine", "precision")), "-o", str(path)])

@@ -22,6 +22,7 @@ from ..errors import ArtifactError, BackendError, ConfigError, ExportError
 from ..graph.names import node_labels
 from ..graph.read import Tensor, computed_operands, graph_facts, graph_tensors, load_graph, product_precisions, summary
 from ..machine.hardware import gpu, system
+from ..options import command_flags
 from .commands import polygraphy_line, trtexec_line
 from .config import BatchProfile, BuildConfig
 from .layers import (
@@ -206,8 +207,7 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
 
 def build_command(onnx: Path, path: Path, format: str, config: BuildConfig) -> str:
     """The command that builds such an engine."""
-    return " ".join(["dyvit build", shlex.quote(str(onnx)), f"--format {format}", *config.flags(),
-                     f"-o {shlex.quote(str(path))}"])
+    return shlex.join(["dyvit", "build", str(onnx), "--format", format, *command_flags(config), "-o", str(path)])
 
 
 def refit_warning(facts: EngineFacts) -> list[str]:

@@ -1,15 +1,16 @@
 """How an engine is built, and for which batch sizes."""
 from __future__ import annotations
 
+import dataclasses
 import re
-import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config import JsonConfig
 from ..errors import ConfigError
+from ..options import OPTIONS, FieldOptions, JsonConfig, Kind, Option, option
 
-OPTIMIZATION_LEVELS = range(6)                           # builder optimization levels of TensorRT
+# Builder optimization levels of TensorRT.
+OPTIMIZATION_LEVELS = range(6)
 
 
 @dataclass(frozen=True)
@@ -61,37 +62,49 @@ def parse_capability(text: str) -> str:
     return f"{match[1] or match[3]}.{match[2] or match[4]}"
 
 
+def profile_flags(profiles: Sequence[BatchProfile]) -> list[str]:
+    """The command line's words for `profiles`: --batch for a first one without a name, else --profile."""
+    words: list[str] = []
+    for number, profile in enumerate(profiles):
+        plain = number == 0 and profile.name == "default"
+        words += ["--batch", str(profile)] if plain else ["--profile", f"{profile.name}={profile}"]
+    return words
+
+
+_BATCH = Option(("--batch",), "Batch sizes of an engine; default {default}.",
+                kind=Kind("MIN:OPT:MAX", "a batch range", BatchProfile.parse, lambda profiles: str(profiles[0])))
+_PROFILE = Option(("--profile",), "One of several batch ranges.", repeated=True,
+                  kind=Kind("NAME=MIN:OPT:MAX", "a named batch range", BatchProfile.parse_named))
+
+
 @dataclass(frozen=True)
 class BuildConfig(JsonConfig):
     """How an engine is built; None leaves a choice to the builder.
 
-    `workspace_mib` bounds scratch memory on the GPU; `timing_cache` is a file that builds share;
-    `optimization_level` is 0 (fast build) to 5 (fast engine). `version_compatible` and
-    `hardware_compatible` (Ampere and later) trade speed for engines that load in more places.
-    `refittable` lets weights be exchanged for others; `strip_weights` leaves them out of the plan, and takes only the
-    same ones back unless it is also `refittable`, as every such engine of TensorRT for RTX is.
-    `compute_capabilities` are the GPUs that it must run on, like "8.9"; empty is the one at hand for
-    TensorRT, and its default set for TensorRT for RTX.
-    `tf32` lets float32 products round their inputs to 10 bits of mantissa. `allow_precision_fallback` accepts
-    matrix products that the builder computes in a wider type than the graph asks for.
+    `version_compatible` and `hardware_compatible` trade speed for engines that load in more places. `strip_weights`
+    leaves the weights out of the plan, and takes only the same ones back unless it is also `refittable`, as every such
+    engine of TensorRT for RTX is. `compute_capabilities` are the GPUs that it must run on, like "8.9"; empty is the
+    one at hand for TensorRT, and its default set for TensorRT for RTX. TF32 has 10 bits of mantissa.
     """
 
-    profiles: tuple[BatchProfile, ...] = (BatchProfile(1, 8, 32),)
-    workspace_mib: float | None = None
-    timing_cache: str | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    refittable: bool = False
-    strip_weights: bool = False
-    compute_capabilities: tuple[str, ...] = ()
-    tf32: bool = False
-    allow_precision_fallback: bool = False
+    profiles: tuple[BatchProfile, ...] = dataclasses.field(
+        default=(BatchProfile(1, 8, 32),), metadata={OPTIONS: FieldOptions((_BATCH, _PROFILE), write=profile_flags)})
+    workspace_mib: float | None = option(None, "Limit of scratch memory.", "--workspace", "MIB")
+    timing_cache: str | None = option(None, "File that builds share; made anew when damaged.")
+    optimization_level: int | None = option(None, "0 builds fastest, 5 runs fastest.", "--opt-level", "[0-5]")
+    version_compatible: bool = option(False, "Loads in later TensorRT versions too; for --format trt.")
+    hardware_compatible: bool = option(False, "Runs on every GPU from Ampere on; for --format trt.")
+    refittable: bool = option(False, "dyvit refit can exchange the weights for others.")
+    strip_weights: bool = option(False, "Leave weights out; dyvit refit puts the same ones back, with --refittable "
+                                        "also others.")
+    compute_capabilities: tuple[str, ...] = option((), "Of the GPUs that will run it: 8.9,12.0; for --format rtx.",
+                                                   "--compute-capability", "X.Y,...")
+    tf32: bool = option(False, "float32 products may round their inputs to TF32.")
+    allow_precision_fallback: bool = option(False, "Accept matrix products in a wider type than asked for; they are "
+                                                   "listed.")
 
     def __post_init__(self) -> None:
-        profiles = tuple(BatchProfile.from_dict(p) if isinstance(p, Mapping) else p for p in self.profiles)
-        object.__setattr__(self, "profiles", profiles)
-        names = [profile.name for profile in profiles]
+        names = [profile.name for profile in self.profiles]
         if not names or len(set(names)) < len(names):
             raise ConfigError("An engine needs at least one profile, each with a name of its own, not "
                               f"{', '.join(names) or 'none'}.")
@@ -101,19 +114,3 @@ class BuildConfig(JsonConfig):
             raise ConfigError(f"The builder's optimization level is 0 to 5, not {self.optimization_level}.")
         capabilities = tuple(dict.fromkeys(parse_capability(text) for text in self.compute_capabilities))
         object.__setattr__(self, "compute_capabilities", capabilities)
-
-    def flags(self) -> list[str]:
-        """These settings as the command line takes them."""
-        flags = [f"--batch {p}" if i == 0 and p.name == "default" else f"--profile {shlex.quote(f'{p.name}={p}')}"
-                 for i, p in enumerate(self.profiles)] if self.profiles != BuildConfig().profiles else []
-        for name, option in (("workspace_mib", "--workspace"), ("timing_cache", "--timing-cache"),
-                             ("optimization_level", "--opt-level")):
-            value = getattr(self, name)
-            text = f"{value:.15g}" if isinstance(value, float) else shlex.quote(str(value))
-            flags += [] if value is None else [f"{option} {text}"]
-        flags += [f"--{name.replace('_', '-')}" for name in
-                  ("version_compatible", "hardware_compatible", "refittable", "strip_weights", "tf32",
-                   "allow_precision_fallback") if getattr(self, name)]
-        if self.compute_capabilities:
-            flags.append(f"--compute-capability {','.join(self.compute_capabilities)}")
-        return flags

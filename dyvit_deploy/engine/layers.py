@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..config import JsonConfig
 from ..graph.names import node_label
+from ..options import JsonConfig
 from .network import where
 
 # As the inspector spells data types; formats of TensorRT 10 follow them, as in "Half:linear".

@@ -22,6 +22,7 @@ from ..errors import DataError
 from ..machine.processes import claim_share, gather_over_ranks, rank, sum_over_ranks, world_size
 from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.open import open_runner
+from .config import EvalConfig
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 
 DIGITS = 6                                  # of the calibration error: further ones change with batch and threads
@@ -107,16 +108,6 @@ class EvalReport:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """On what to evaluate: a split, at most `images` of it (None: all), in batches."""
-
-    split: str = "test"
-    images: int | None = None
-    batch: int = 32
-    device: str | None = None
 
 
 def evaluate_artifact(path: str | Path, data: str, config: EvalConfig = EvalConfig(),

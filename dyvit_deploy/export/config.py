@@ -4,34 +4,33 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..config import JsonConfig, check_choice
+from ..options import JsonConfig, check_choice, option
 
 INPUTS = ("float32", "uint8")
 GATHERS = ("auto", "elements", "nd")
 # Exact rewrites of the inference graph, see model.forms; "all" leaves out every one.
 FORM_NAMES = ("split-predictor", "one-gather", "read-block", "fold-scale", "fold-batch-norm")
-FASTER_GATHER = {"cpu": "nd", "tensorrt": "elements"}  # per target; measured on CPUs only
+# Per target; measured on CPUs only.
+FASTER_GATHER = {"cpu": "nd", "tensorrt": "elements"}
 
 
 @dataclass(frozen=True)
 class ExportConfig(JsonConfig):
     """What the exported graph offers besides `logits`, and how it is written.
 
-    `with_tokens` adds `kept_0` .. `kept_{S-1}`; `input` "uint8" takes raw RGB [B, height, width, 3]
-    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit of 3840 on TopK. `without` names FORM_NAMES
-    to leave out; `gather` is the operator that copies kept rows, "auto" the one that is faster on the target.
+    `with_tokens` adds the outputs `kept_0` .. `kept_{S-1}`.
     """
 
-    with_tokens: bool = False
-    input: str = "float32"
-    allow_large_k: bool = False
+    with_tokens: bool = option(False, "Also output the kept patches of each stage.")
+    input: str = option("float32", "uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph.",
+                        choices=INPUTS)
+    allow_large_k: bool = option(False, "Permit TopK beyond TensorRT's limit of 3840.")
     opset: int = 20
-    without: tuple[str, ...] = ()
-    gather: str = "auto"
+    without: tuple[str, ...] = option((), f"Exact rewrites to leave out, or all: {', '.join(FORM_NAMES)}.")
+    gather: str = option("auto", "Operator that copies kept rows; auto: the faster one.", choices=GATHERS)
 
     def __post_init__(self) -> None:
-        check_choice("input type", self.input, INPUTS)
-        check_choice("gather", self.gather, GATHERS)
+        super().__post_init__()
         object.__setattr__(self, "without", tuple(self.without))
         for name in self.without:
             check_choice("rewrite", name, (*FORM_NAMES, "all"))

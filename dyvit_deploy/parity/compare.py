@@ -17,49 +17,12 @@ from ..artifacts.facts import ArtifactFacts
 from ..config import LoadConfig
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_images
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..runners.base import Outputs, Runner, join_outputs, run_in_batches, take
 from ..runners.open import is_checkpoint, load_for, open_runner
+from .config import CheckConfig
 from .kept_tokens import StageOverlap, near_cut, stage_overlaps
-from .tolerance import TOLERANCES, PrecisionTolerance, disagreements, relative_error
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What counts as the same, for float32.
-
-    `logits` is the largest absolute error, in units of the largest reference logit where that
-    exceeds 1. `tie` is the score difference below which two tokens count as equal, in units of the
-    largest score likewise. At most the fraction `tied_images` may owe their difference to a tie.
-    """
-
-    logits: float = 1e-4
-    tie: float = 1e-5
-    tied_images: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("logits", "tie", "tied_images"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"The tolerance for {name} must be finite and not negative, "
-                                  f"not {getattr(self, name)}.")
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """How to compare: at most `images` images, the candidate at every batch size of `batches`.
-
-    `tolerance` None is that of the lower precision of the two; `error` replaces its bound on logits.
-    """
-
-    images: int = 64
-    batches: tuple[int, ...] = (1, 8)
-    tolerance: Tolerance | PrecisionTolerance | None = None
-    error: float | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.batches or min(self.batches) < 1:
-            raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
+from .tolerance import TOLERANCES, PrecisionTolerance, Tolerance, disagreements, relative_error
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What counts as the same at a lower precision, where no image is computed exactly alike."""
+"""What counts as the same, in float32 and at a lower precision, where no image is computed exactly alike."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,6 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as the same, for float32.
+
+    `logits` is the largest absolute error, in units of the largest reference logit where that
+    exceeds 1. `tie` is the score difference below which two tokens count as equal, in units of the
+    largest score likewise. At most the fraction `tied_images` may owe their difference to a tie.
+    """
+
+    logits: float = 1e-4
+    tie: float = 1e-5
+    tied_images: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "tie", "tied_images"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"The tolerance for {name} must be finite and not negative, "
+                                  f"not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

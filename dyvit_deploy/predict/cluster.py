@@ -19,8 +19,9 @@ from ..data.reading import read_images
 from ..errors import BackendError, ConfigError, DyvitError, reason
 from ..optional import require
 from ..runners.open import check_engine_device, is_checkpoint, is_engine, open_runner
+from .config import PredictConfig
 from .predictor import Answer, Places, Predictor
-from .report import PredictConfig, Prediction
+from .report import Prediction
 
 WAVE = 8000                                 # batches whose places are in the cluster's memory at once
 BLOCKS = 1000                               # parts that a wave is dealt out in

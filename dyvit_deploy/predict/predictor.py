@@ -15,7 +15,8 @@ from ..errors import ConfigError
 from ..evaluation.metrics import softmax
 from ..runners.base import Runner, run_in_batches
 from ..runners.open import open_runner
-from .report import PredictConfig, Prediction
+from .config import PredictConfig
+from .report import Prediction
 
 Places = list[ImagePlace]
 Answer = Callable[[Iterator[Places]], Iterator[tuple[Places, list[Prediction]]]]

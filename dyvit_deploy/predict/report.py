@@ -1,69 +1,17 @@
-"""What to predict, the rows that come out, and what is told at the end."""
+"""The rows of predictions, and the report at the end."""
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import ConfigError, did_you_mean
-
-RUNNERS = ("local", "ray")
-NAMED = 20                                  # failures that a report names; the rows have all of them
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """`top` classes per image, in batches of `batch`, into the files `csv` and `parquet`, if any.
-
-    `runner` is "local", or "ray" with `workers` processes (None: one per GPU of the cluster, else one per machine);
-    `device` as in `open_runner`.
-    """
-
-    top: int = 5
-    batch: int = 32
-    csv: str | None = None
-    parquet: str | None = None
-    runner: str = "local"
-    workers: int | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("top", "batch", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} must be at least 1, not {value}.")
-        for name in ("csv", "parquet"):
-            value = getattr(self, name)
-            if value is not None and Path(value).suffix.lower() != f".{name}":
-                raise ConfigError(f"--{name} writes a .{name} file, not {Path(value).name!r}.")
-        if self.csv and self.parquet and os.path.realpath(self.csv) == os.path.realpath(self.parquet):
-            raise ConfigError(f"--csv and --parquet both write {os.path.realpath(self.csv)}; name two files.")
-        if self.runner not in RUNNERS:
-            raise ConfigError(f"Unknown runner {self.runner!r}.{did_you_mean(self.runner, RUNNERS)}")
-        if self.workers is not None and self.runner == "local":
-            raise ConfigError("--workers is for --runner ray; on one machine a single process uses every core.")
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What is written; none where rows only go to whoever watches."""
-        return tuple(Path(file) for file in (self.csv, self.parquet) if file)
-
-    def check_apart(self, report: str | None) -> None:
-        """Raises ConfigError for a report in the place of the rows."""
-        if report and any(os.path.realpath(report) == os.path.realpath(file) for file in self.files):
-            raise ConfigError(f"--json {report} is the file that the rows go to; name another one.")
-
-    @property
-    def partial(self) -> Path | None:
-        """Where the work lies until it is done."""
-        return Path(f"{self.files[0]}.partial") if self.files else None
+# Failures that a report names; the rows have all of them.
+NAMED = 20
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from ..engine.sidecar import sidecar_path
 from ..optional import require
 from ..runners.open import is_engine
 from .cluster import predict_on_ray
+from .config import PredictConfig
 from .outputs import write_csv, write_parquet
 from .partial import PartialFile
 from .predictor import Opener, Places, predict_here
-from .report import PredictConfig, Prediction, PredictReport, Tally
+from .report import Prediction, PredictReport, Tally
 
 OPENERS: dict[str, Opener] = {"local": predict_here, "ray": predict_on_ray}
 

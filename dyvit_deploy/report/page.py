@@ -20,6 +20,7 @@ from ..data.open import check_source
 from ..errors import ConfigError
 from ..optional import installed, require
 from .collect import Collection, collect
+from .config import ReportConfig
 from .gallery import Galleries, make_galleries
 from .lineage import data_of
 from .sections import costs, environments, family, latency_charts, layer_maps, trade_charts
@@ -27,33 +28,9 @@ from .status import FAIL, INFO, OPEN, PASS, WARN
 from .verdicts import Judgement, judge
 
 NAME = "report.html"
-MOST = 100                                  # images that fit on a page
 HERE = Path(__file__).parent
 STYLES = {PASS: "green", WARN: "yellow", FAIL: "red", OPEN: "", INFO: "dim"}
 GROUPS = ((PASS, "good to ship"), (FAIL, "not to be shipped"), (WARN, "to be looked at"), (OPEN, "not known yet"))
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """What goes on the page.
-
-    `data` are the images of the galleries, see `open_images`; None takes the digit scenes for models that were
-    trained on them. At most `images` are shown, 0 for no galleries. `run` False runs nothing: no galleries.
-    `max_drop` are the percentage points of top-1 that an artifact may lose.
-    """
-
-    data: str | None = None
-    images: int = 10
-    run: bool = True
-    max_drop: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.images < 0:
-            raise ConfigError(f"The number of images must be 0 or more, not {self.images}.")
-        if self.images > MOST:
-            raise ConfigError(f"At most {MOST} images fit on a page, not {self.images}.")
-        if not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"Top-1 may fall by 0 to 100 points, not {self.max_drop}.")
 
 
 @dataclass(frozen=True)

@@ -27,24 +27,13 @@ from ..parity.compare import BatchParity, compare_outputs, default_tolerance
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.open import open_runner
 from .client import Address, Client, Refused, TritonRunner, to_outputs
+from .config import ServeConfig
 from .repository import ServedModel, read_repository, server_flags
 from .server import LOOPBACK, Ports, Server, answers, check_version, find_triton
 
 BATCH, THREADS = 8, 8
 FIRST_PORT = 8000                           # Triton's own default
 LARGEST = 256 << 20                          # bytes of a request
-
-
-@dataclass(frozen=True)
-class ServeConfig:
-    """`data` are the images, a folder or the name of a data set, at most `images` of them. `url` is HOST:PORT of a
-    server that runs already; else `triton` says where one is installed, and `port` is the first of its three."""
-
-    data: str = "digits"
-    images: int = 32
-    url: str | None = None
-    triton: str | None = None
-    port: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,55 +8,47 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..calibration.config import CalibrationConfig, PrecisionConfig
 from ..calibration.targets import ENGINE_FORMATS, FORMAT_SUFFIXES, FORMATS, SUPPORT
-from ..config import ALIASES, PRECISIONS, QUANTIZED, JsonConfig, LoadConfig, check_choice
+from ..config import PRECISIONS, QUANTIZED, LoadConfig, device_option
 from ..deploy.config import DeployConfig
 from ..engine.config import BatchProfile, BuildConfig
 from ..errors import BackendError, ConfigError
 from ..export.config import ExportConfig
 from ..machine.hardware import gpu
+from ..options import SHORT, JsonConfig, option
 
 T = TypeVar("T", bound=JsonConfig)
-SHORT = {name: alias for alias, name in ALIASES.items()}                   # float32 -> fp32, in file names and tables
 
 
 @dataclass(frozen=True)
 class SweepConfig(JsonConfig):
     """The grid, and how its artifacts are measured.
 
-    `precisions` are named as in `config.PRECISIONS` or ALIASES, `backends` as `targets.FORMATS`. `data` gives top-1
-    where it has labels, on at most `images` of its test split (None: all), and calibrates where `calibration` names
-    nothing else; without it outputs are compared on noise. `seconds` limits the timing of one artifact at one batch
-    size; `threads` 0 takes all cores.
+    `data` gives top-1 where it has labels, on at most `images` of its test split (None: all), and calibrates where
+    `calibration` names nothing else; without it outputs are compared on noise.
     """
 
-    keep_ratios: tuple[float, ...] = (1.0, 0.9, 0.7, 0.5)
-    precisions: tuple[str, ...] = ("float32", "int8")
-    backends: tuple[str, ...] = ("onnx", "openvino")
-    batches: tuple[int, ...] = (1, 8)
-    data: str | None = None
-    images: int | None = None
-    seconds: float = 10.0
-    threads: int = 0
-    device: str | None = None
+    keep_ratios: tuple[float, ...] = option((1.0, 0.9, 0.7, 0.5), "Each R keeps R, R**2, ...; default: {default}.")
+    precisions: tuple[str, ...] = option(("float32", "int8"), "Of {choices}; default: {default}.",
+                                         choices=[SHORT.get(name, name) for name in PRECISIONS])
+    backends: tuple[str, ...] = option(("onnx", "openvino"), "Of {choices}; default: {default}.", choices=FORMATS)
+    batches: tuple[int, ...] = option((1, 8), "Batch sizes; default: {default}.", "--batch")
+    data: str | None = option(None, "Images to compare on, and to calibrate on without --calib: digits, a folder; "
+                                    "labels give top-1.")
+    images: int | None = option(None, "At most this many.")
+    seconds: float = option(10.0, "Time limit per artifact and batch size; default: {default}.")
+    threads: int = option(0, "Threads of ONNX Runtime and OpenVINO; default: all cores.")
+    device: str | None = device_option()
     calibration: CalibrationConfig = CalibrationConfig()
 
     def __post_init__(self) -> None:
-        calibration = self.calibration
-        if isinstance(calibration, Mapping):
-            calibration = CalibrationConfig.from_dict(calibration)
-        if self.data and not calibration.data:
-            calibration = dataclasses.replace(calibration, data=self.data)
-        precisions = tuple(ALIASES.get(name, name) for name in self.precisions)
-        for name, values in (("keep_ratios", self.keep_ratios), ("precisions", precisions), ("backends", self.backends),
-                             ("batches", self.batches)):
+        super().__post_init__()
+        if self.data and not self.calibration.data:
+            object.__setattr__(self, "calibration", dataclasses.replace(self.calibration, data=self.data))
+        for name in ("keep_ratios", "precisions", "backends", "batches"):
+            values = getattr(self, name)
             if not values:
                 raise ConfigError(f"A sweep needs at least one of its {name.replace('_', ' ')}.")
             object.__setattr__(self, name, tuple(dict.fromkeys(values)))
-        object.__setattr__(self, "calibration", calibration)
-        for precision in precisions:
-            check_choice("precision", precision, PRECISIONS)
-        for backend in self.backends:
-            check_choice("backend", backend, FORMATS)
         for ratio in self.keep_ratios:
             if not 0 < ratio <= 1:
                 raise ConfigError(f"Keep ratio {ratio} must lie above 0 and at most at 1 (1 is the dense model).")
@@ -102,7 +94,7 @@ class GridPoint(NamedTuple):
 
 
 def short(precision: str) -> str:
-    """`fp32` for float32; int8 is short already."""
+    """`fp32` for float32, in file names and tables; int8 is short already."""
     return SHORT.get(precision, precision)
 
 
@@ -132,13 +124,13 @@ def check_runnable(candidate: GridPoint, config: SweepConfig = SweepConfig()) ->
 def filled(now: T, before: T) -> T:
     """`now` with the values of `before` where it has the defaults, nested settings field by field."""
     values = {}
-    for field in dataclasses.fields(now):  # type: ignore[arg-type]  # each of them is a dataclass
+    for field in dataclasses.fields(now):
         mine, theirs = getattr(now, field.name), getattr(before, field.name)
         if isinstance(mine, JsonConfig):
             values[field.name] = filled(mine, theirs)
         elif mine == field.default:
             values[field.name] = theirs
-    return dataclasses.replace(now, **values)  # type: ignore[type-var]
+    return dataclasses.replace(now, **values)
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

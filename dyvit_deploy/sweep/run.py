@@ -9,8 +9,9 @@ from typing import Any
 
 from ..artifacts.facts import library_versions
 from ..artifacts.files import make_folder, sha256, size_mib
+from ..bench.config import BenchConfig
 from ..bench.process import make_feed
-from ..bench.report import BenchConfig, Timing
+from ..bench.report import Timing
 from ..bench.run import REPORTED_LIBRARIES
 from ..config import KeepRequest, LoadConfig
 from ..data.labels import class_numbers
@@ -21,10 +22,12 @@ from ..deploy.pipeline import export_artifact
 from ..deploy.plan import export_command
 from ..deploy.report import Progress
 from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency
-from ..evaluation.evaluate import EvalConfig, evaluate_artifact
+from ..evaluation.config import EvalConfig
+from ..evaluation.evaluate import evaluate_artifact
 from ..export.config import ExportConfig
 from ..machine.hardware import machine
-from ..parity.compare import CheckConfig, ParityReport, check_artifacts
+from ..parity.compare import ParityReport, check_artifacts
+from ..parity.config import CheckConfig
 from ..runners.open import open_runner
 from .chart import draw_charts
 from .grid import GridPoint, SweepConfig, at_ratio, check_runnable

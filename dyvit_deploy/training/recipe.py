@@ -9,23 +9,13 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import JsonConfig
 from ..errors import ConfigError, did_you_mean
 from ..optional import require
+from ..options import OPTIONS, JsonConfig, kind_of, option
 
 TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
-OFF = ("none", "off")                       # how a value is switched off on the command line
-
-
-def _range(text: Any) -> tuple[float, float]:
-    """`0.5:0.9`, or a pair."""
-    low, high = text.split(":") if isinstance(text, str) else text
-    return float(low), float(high)
-
-
-def _value(help: str, default: Any = MISSING, kind: Callable[[Any], Any] = float) -> Any:
-    """A field of the recipe, with what the command line and a file need to know of it."""
-    return field(default=default, metadata={"help": help, "kind": kind})
+# How a value is switched off on the command line.
+OFF = ("none", "off")
 
 
 @dataclass(frozen=True)
@@ -36,34 +26,33 @@ class Recipe(JsonConfig):
     `lr` times batch / lr_batch, or `lr` itself when `lr_batch` is None.
     """
 
-    epochs: int = _value("Epochs of the student (or of the dense model at --keep-ratio 1.0).", kind=int)
-    lr: float = _value("Peak learning rate.")
-    lr_batch: int | None = _value("Batch that --lr is meant for; it is scaled to others.", None, int)
-    batch: int = _value("Images per optimizer step, over all processes.", 128, int)
-    images: int | None = _value("Images per epoch; default: all.", None, int)
-    lr_min: float = _value("Learning rate at the end.", 1e-5)
-    backbone_lr: float = _value("Factor on the backbone's learning rate.", 1.0)
-    freeze_epochs: int = _value("Epochs in which the backbone stands still.", 0, int)
-    warmup_epochs: float = _value("Epochs in which the learning rate rises.", 1.0)
-    weight_decay: float = _value("Of AdamW; none for biases and norms.", 0.05)
-    clip_grad: float | None = _value("Largest norm of the gradient.", 1.0)
-    ratio_weight: float = _value("Weight of the keep-ratio loss.", 2.0)
-    kl_weight: float = _value("Weight of the distance to the teacher's predictions.", 0.5)
-    distill_weight: float = _value("Weight of the distance to the teacher's tokens.", 0.5)
-    elastic: tuple[float, float] | None = _value("Train for every keep ratio in LOW:HIGH at once.", None, _range)
-    drop_path: float = _value("Stochastic depth of the last block.", 0.0)
-    ema: float | None = _value("Decay of the moving average of the weights.", None)
-    label_smoothing: float = _value("Of the class labels.", 0.1)
-    mixup: float = _value("Alpha of mixup; 0 is off.", 0.0)
-    cutmix: float = _value("Alpha of cutmix; 0 is off.", 0.0)
-    rand_augment: str | None = _value("timm's RandAugment, e.g. rand-m9-mstd0.5-inc1.", None, str)
-    color_jitter: float = _value("Strength, without RandAugment.", 0.0)
-    random_erasing: float = _value("Probability.", 0.0)
-    random_crop: tuple[float, float] | None = _value("Area LOW:HIGH of random crops; none: as in evaluation.",
-                                                     None, _range)
-    flip: float = _value("Probability of a mirrored image.", 0.5)
-    precision: str = _value("fp32, bf16 or fp16 matrix products.", "bf16", str)
-    seed: int = _value("Of weights, data order, augmentation and sampled tokens.", 0, int)
+    epochs: int = option(MISSING, "Epochs of the student (or of the dense model at --keep-ratio 1.0).")
+    lr: float = option(MISSING, "Peak learning rate.")
+    lr_batch: int | None = option(None, "Batch that --lr is meant for; it is scaled to others.")
+    batch: int = option(128, "Images per optimizer step, over all processes.")
+    images: int | None = option(None, "Images per epoch; default: all.")
+    lr_min: float = option(1e-5, "Learning rate at the end.")
+    backbone_lr: float = option(1.0, "Factor on the backbone's learning rate.")
+    freeze_epochs: int = option(0, "Epochs in which the backbone is frozen.")
+    warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises.")
+    weight_decay: float = option(0.05, "Of AdamW; none for biases and norms.")
+    clip_grad: float | None = option(1.0, "Largest norm of the gradient.")
+    ratio_weight: float = option(2.0, "Weight of the keep-ratio loss.")
+    kl_weight: float = option(0.5, "Weight of the distance to the teacher's predictions.")
+    distill_weight: float = option(0.5, "Weight of the distance to the teacher's tokens.")
+    elastic: tuple[float, float] | None = option(None, "Train for every keep ratio in LOW:HIGH at once.")
+    drop_path: float = option(0.0, "Stochastic depth of the last block.")
+    ema: float | None = option(None, "Decay of the moving average of the weights.")
+    label_smoothing: float = option(0.1, "Of the class labels.")
+    mixup: float = option(0.0, "Alpha of mixup; 0 is off.")
+    cutmix: float = option(0.0, "Alpha of cutmix; 0 is off.")
+    rand_augment: str | None = option(None, "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1.")
+    color_jitter: float = option(0.0, "Strength, without RandAugment.")
+    random_erasing: float = option(0.0, "Probability.")
+    random_crop: tuple[float, float] | None = option(None, "Area LOW:HIGH of random crops; none: as in evaluation.")
+    flip: float = option(0.5, "Probability of a mirrored image.")
+    precision: str = option('bf16', "fp32, bf16 or fp16 matrix products.")
+    seed: int = option(0, "Of weights, data order, augmentation and sampled tokens.")
 
     def __post_init__(self) -> None:
         for name in ("epochs", "lr", "batch"):
@@ -122,7 +111,6 @@ RECIPES: dict[str, Recipes] = {
     "paper": Recipes(_PAPER, _PAPER_DENSE, dataclasses.replace(_PAPER_DENSE, epochs=30, lr=1e-4, drop_path=0.0),
                      {"deit-b": {"ratio_weight": 5.0, "drop_path": 0.2}}),
 }
-KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a name", _range: "a range like 0.5:0.9"}
 FIELDS: dict[str, Any] = {entry.name: entry for entry in dataclasses.fields(Recipe)}
 
 
@@ -163,17 +151,18 @@ def parse_value(name: str, value: Any) -> Any:
     if name not in FIELDS:
         raise ConfigError(f"The recipe has no value {name!r}.{did_you_mean(name, FIELDS)}")
     entry = FIELDS[name]
-    kind = entry.metadata["kind"]
-    if value is None or value is False or value in OFF:                    # YAML reads `off` as false
+    kind = kind_of(entry, entry.metadata[OPTIONS].options[0])
+    # YAML reads `off` as false.
+    if value is None or value is False or value in OFF:
         if "None" in str(entry.type):
             return None
         raise ConfigError(f"The recipe's {name} cannot be switched off; give a value.")
     try:
-        if value is True or (kind is int and float(value) != int(value)):
+        if value is True or (kind.read is int and float(value) != int(value)):
             raise ValueError
-        return kind(value)
+        return kind.read(value)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"The recipe's {name} is {KINDS[kind]}, not {value!r}.") from error
+        raise ConfigError(f"The recipe's {name} is {kind.noun}, not {value!r}.") from error
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -189,7 +178,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         values = READ[path.suffix.lower()](path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    except Exception as error:                                             # each parser has errors of its own
+    # Each parser has errors of its own.
+    except Exception as error:
         raise ConfigError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold one value per line, like `epochs = 30` or `epochs: 30`.")

@@ -1,45 +1,38 @@
-"""What `dyvit visualize` is asked to draw, and what it tells at the end."""
+"""What `dyvit visualize` draws, and of which images."""
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from ..config import check_choice
+from ..config import device_option
 from ..errors import ConfigError
-from ..evaluation.evaluate import KeepMap
+from ..options import JsonConfig, option
 
 STYLES = ("fade", "outline", "scores")
 STILLS, ANIMATIONS = ("png", "svg"), ("gif", "webp")
-DATA_IMAGES = 64                            # of a data set, unless told
+# Images of a data set, by default.
+DATA_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class VisualizeConfig:
-    """What to draw, and of which images.
+class VisualizeConfig(JsonConfig):
+    """What to draw, and of which images. `images` None takes every file, DATA_IMAGES of a data set, and all of it for a
+    heat map; `diff` takes two artifacts."""
 
-    `data` is the name of a data set in the place of files, `split` one of its splits, `images` the most that are taken
-    (None: every file, DATA_IMAGES of a data set, and all of it for a heat map). `style` is one of STYLES, `format` one
-    of STILLS or ANIMATIONS. `heatmap` draws one figure of all images; `diff` takes two artifacts.
-    """
-
-    data: str | None = None
-    split: str = "test"
-    images: int | None = None
-    style: str = "fade"
-    format: str = "png"
-    heatmap: bool = False
-    diff: bool = False
-    batch: int = 32
-    device: str | None = None
+    data: str | None = option(None, "A data set instead of files: digits, wds/PATH or hfds/NAME.")
+    split: str = option("test", "Part of the data set: train, val or test.")
+    images: int | None = option(None, "At most this many, of files evenly spread; default: all files, 64 of a data "
+                                      "set.")
+    style: str = option("fade", "How patches look; scores, for checkpoints only, colours kept patches.",
+                        choices=STYLES)
+    format: str = option("png", "gif and webp move; default: png, with --animate gif.",
+                         choices=(*STILLS, *ANIMATIONS))
+    heatmap: bool = option(False, "Draw how often each patch is kept, over all images.")
+    diff: bool = option(False, "Draw the images of which two artifacts keep different patches.")
+    batch: int = option(32, "Images per run.")
+    device: str | None = device_option()
 
     def __post_init__(self) -> None:
-        check_choice("style", self.style, STYLES)
-        check_choice("format", self.format, (*STILLS, *ANIMATIONS))
+        super().__post_init__()
         for name in ("images", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -52,7 +45,7 @@ class VisualizeConfig:
             raise ConfigError("--style is for the images of one artifact; leave it out with --heatmap and --diff.")
 
     def check_animated(self, asked: bool) -> None:
-        """Raises ConfigError where --animate was `asked` for, and a format that stands still."""
+        """Raises ConfigError when --animate was `asked` for with the format of a still image."""
         if asked and self.format not in ANIMATIONS:
             raise ConfigError(f"--animate writes {' or '.join(ANIMATIONS)}, not {self.format}; leave out --format.")
 
@@ -60,72 +53,3 @@ class VisualizeConfig:
     def still(self) -> str:
         """The format of figures that do not move."""
         return self.format if self.format in STILLS else STILLS[0]
-
-
-@dataclass(frozen=True)
-class StageDrawn:
-    """One stage over all images: patches `kept`; with two artifacts, the share of images for which they keep the
-    same, and the largest score `margin` of a patch that only one keeps."""
-
-    stage: int
-    kept: int
-    same_images: float | None = None
-    largest_margin: float | None = None
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """`files` were written, besides `overview`, which shows many of them at once: a contact sheet or a heat map.
-
-    `different` is the number of images of which two artifacts keep different patches; `keep_maps` are those of a heat
-    map.
-    """
-
-    files: int
-    overview: str | None
-    stages: tuple[StageDrawn, ...]
-    different: int | None = None
-    keep_maps: tuple[KeepMap, ...] = ()
-
-
-@dataclass(frozen=True)
-class VisualizeReport:
-    """What was `drawn` in `folder`; `skipped` has a line per image or shard that could not be read, `others` is the
-    number of files in the folder that are not of this run."""
-
-    KIND: ClassVar[str] = "visualize"
-
-    artifacts: tuple[str, ...]
-    data: str
-    images: int
-    folder: str
-    drawn: Drawn
-    skipped: tuple[str, ...]
-    others: int
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Where to look."""
-        files, first = self.drawn.files, self.drawn.overview
-        if self.drawn.different == 0:
-            found = "Both keep the same patches of every image, so nothing was drawn."
-        elif not files:
-            found = f"Drawn to {first}."
-        else:
-            found = f"{files} figure{'s' * (files != 1)} in {self.folder}{f'; look at {first} first' if first else ''}."
-        left = f"{self.folder} also holds {self.others} file{'s' * (self.others != 1)} that are not of this run."
-        return (found, left) if self.others else (found,)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def table(self) -> Group:
-        """One row per stage."""
-        pair, table = len(self.artifacts) == 2, Table()
-        for column in ("stage", "patches kept", *(("same in both", "largest margin") if pair else ())):
-            table.add_column(column, justify="right")
-        for row in self.drawn.stages:
-            alike = () if row.same_images is None else (
-                f"{row.same_images:.2%}", "-" if row.largest_margin is None else f"{row.largest_margin:.1e}")
-            table.add_row(str(row.stage), str(row.kept), *alike)
-        return Group(Text(f"{' and '.join(self.artifacts)}, {self.images} images of {self.data}"), table)

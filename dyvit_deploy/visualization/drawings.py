@@ -14,7 +14,7 @@ from ..artifacts.charts import write_figure
 from ..artifacts.files import atomic_write
 from ..data.reading import spread
 from ..evaluation.evaluate import keep_maps
-from .config import ANIMATIONS, Drawn, StageDrawn, VisualizeConfig
+from .config import ANIMATIONS, VisualizeConfig
 from .differences import stage_differences
 from .figures import (
     COLUMNS,
@@ -30,6 +30,7 @@ from .figures import (
     strips_figure,
 )
 from .pixels import Pixels
+from .report import Drawn, StageDrawn
 from .views import ImageView
 
 SHEET, HEAT_MAP = "contact-sheet", "heatmap"

@@ -19,8 +19,9 @@ from ..optional import require
 from ..parity.compare import open_pair
 from ..runners.base import Runner
 from ..runners.open import ENGINE_SUFFIXES, GRAPH_RUNNERS, is_checkpoint, open_runner
-from .config import DATA_IMAGES, VisualizeConfig, VisualizeReport
+from .config import DATA_IMAGES, VisualizeConfig
 from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing
+from .report import VisualizeReport
 from .views import pruned_facts, require_scores, view_images
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from helpers import needs_openvino, tiny_checkpoint
 
+from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.bench.profile import OVERHEAD, locate, place_times, profile
-from dyvit_deploy.bench.report import BenchConfig
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.deploy.pipeline import export_artifact

@@ -3,7 +3,7 @@ import os
 import pytest
 from helpers import needs_openvino, tiny_checkpoint
 
-from dyvit_deploy.bench.report import BenchConfig
+from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.machine.cpu_peak import PEAK_PRECISIONS, matmul_gflops

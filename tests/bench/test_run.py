@@ -5,8 +5,9 @@ import pytest
 from helpers import fake_runner, needs_openvino, tiny_checkpoint
 
 from dyvit_deploy.bench import run as bench_module, timing as timing_module
+from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.bench.process import make_feed, measure_start
-from dyvit_deploy.bench.report import BenchConfig, Timing
+from dyvit_deploy.bench.report import Timing
 from dyvit_deploy.bench.run import faster_here, time_artifacts
 from dyvit_deploy.bench.timing import TURN, alternate, is_stable
 from dyvit_deploy.config import KeepRequest, LoadConfig

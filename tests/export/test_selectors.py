@@ -13,7 +13,8 @@ from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import load_graph, product_precisions, weights_fingerprint
 from dyvit_deploy.model.checkpoint import load_model, save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.parity.compare import CheckConfig, check_artifacts
+from dyvit_deploy.parity.compare import check_artifacts
+from dyvit_deploy.parity.config import CheckConfig
 
 FREE = {
     "fused": KeepRequest(ratio=0.5, stages=(1, 2), selector="attention", fuse=True),

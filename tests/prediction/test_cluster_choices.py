@@ -7,7 +7,7 @@ import pytest
 from dyvit_deploy.config import LoadConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.predict.cluster import ALONE, predict_on_ray
-from dyvit_deploy.predict.report import PredictConfig
+from dyvit_deploy.predict.config import PredictConfig
 
 [SWITCH] = ALONE
 

@@ -9,7 +9,7 @@ from helpers import ROOT, dyvit, tiny_checkpoint, tiny_images, tiny_model
 
 from dyvit_deploy.bench import run as bench
 from dyvit_deploy.bench.baselines import TimedArtifact, with_baselines
-from dyvit_deploy.bench.report import BenchConfig
+from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.config import EngineRunConfig, KeepRequest, LoadConfig
 from dyvit_deploy.deploy.dense import benchmark
 from dyvit_deploy.errors import BackendError, ConfigError

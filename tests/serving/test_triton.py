@@ -29,9 +29,9 @@ from dyvit_deploy.errors import BackendError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.runners.open import open_runner
-from dyvit_deploy.serving.check import ServeConfig, check_serving
+from dyvit_deploy.serving.check import check_serving
 from dyvit_deploy.serving.client import Address, Client, Refused
-from dyvit_deploy.serving.config import ServingConfig
+from dyvit_deploy.serving.config import ServeConfig, ServingConfig
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.pbtxt import MAX_PIXELS
 from dyvit_deploy.serving.repository import VERSION_COMPATIBLE, read_repository

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.options import OPTIONS
 from dyvit_deploy.training.recipe import FIELDS, RECIPES, Recipe, make_recipe, parse_value, read_recipe, values_of
 
 
@@ -29,7 +30,7 @@ def test_every_value_can_be_given_as_text():
         if value is not None:
             text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert parse_value(name, text) == value
-        assert entry.metadata["help"]
+        assert entry.metadata[OPTIONS].options[0].help
     assert parse_value("ema", "none") is None and parse_value("rand_augment", False) is None
     assert parse_value("elastic", "0.5:0.9") == (0.5, 0.9)
 
