@@ -22,6 +22,8 @@ WEIGHTS = ("auto", "model", "ema")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
 TARGETS = ("cpu", "tensorrt")
+# The largest K of a TopK that TensorRT takes, in every version so far.
+MAX_K = 3840
 # As people type them.
 ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 METHODS = ("max", "percentile", "mse", "entropy")

@@ -12,7 +12,7 @@ import click
 from ..artifacts.files import check_target
 from ..calibration.config import CalibrationConfig, PrecisionConfig
 from ..calibration.targets import FLAGS, FORMATS
-from ..config import METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
+from ..config import MAX_K, METHODS, SELECTORS, EngineRunConfig, KeepRequest, LoadConfig
 from ..engine.config import BatchProfile, BuildConfig
 from ..errors import ConfigError
 from ..export.config import FORM_NAMES, GATHERS, INPUTS, ExportConfig
@@ -211,7 +211,7 @@ def graph_options(command: F) -> F:
         click.option("--with-tokens", is_flag=True, help="Also output the kept patches of each stage."),
         click.option("--input", "input_type", default="float32", show_default=True, metavar=f"[{'|'.join(INPUTS)}]",
                      help="uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph."),
-        click.option("--allow-large-k", is_flag=True, help="Permit TopK beyond TensorRT's limit of 3840."),
+        click.option("--allow-large-k", is_flag=True, help=f"Permit TopK beyond TensorRT's limit of {MAX_K}."),
         click.option("--without", type=Names(), default=(), metavar="NAME,...",
                      help=f"Exact rewrites to leave out, or all: {', '.join(FORM_NAMES)}."),
         click.option("--gather", default="auto", show_default=True, metavar=f"[{'|'.join(GATHERS)}]",

@@ -18,7 +18,7 @@ class ExportConfig(JsonConfig):
     """What the exported graph offers besides `logits`, and how it is written.
 
     `with_tokens` adds `kept_0` .. `kept_{S-1}`; `input` "uint8" takes raw RGB [B, height, width, 3]
-    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit of 3840 on TopK. `without` names FORM_NAMES
+    and normalises inside the graph; `allow_large_k` lifts TensorRT's limit on TopK (MAX_K). `without` names FORM_NAMES
     to leave out; `gather` is the operator that copies kept rows, "auto" the one that is faster on the target.
     """
 
