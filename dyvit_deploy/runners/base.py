@@ -1,4 +1,4 @@
-"""The shape of a runner: what it takes, what it gives, and a fake one for tests."""
+"""The interface of a runner: what it takes and what it gives."""
 from __future__ import annotations
 
 import abc
@@ -201,15 +201,3 @@ def run_in_batches(runner: Runner, images: NDArray[np.uint8], batch: int) -> Out
         padding = np.zeros(((fixed or len(part)) - len(part), *part.shape[1:]), np.uint8)
         parts.append(take(runner.predict(np.concatenate([part, padding])), slice(len(part))))
     return join_outputs(parts)
-
-
-class FakeRunner(Runner):
-    """Answers with what a function returns: the seam for tests of parity, bench and services."""
-
-    def __init__(self, answer: Callable[[NDArray[Any]], Outputs], input: InputSpec, *,
-                 facts: ArtifactFacts | None = None, name: str = "fake") -> None:
-        self.name, self.backend, self.device, self.facts, self.input = name, "fake", "cpu", facts, input
-        self._answer = answer
-
-    def _infer(self, feed: NDArray[Any]) -> Outputs:
-        return self._answer(feed)
