@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Rows and columns of a pooled grid, at most.
+SHOWN = 7
+
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Probabilities, float64 [B, classes], of float [B, classes]; NaN where a row has a NaN or an infinity."""
@@ -49,10 +52,10 @@ def kept_counts(kept: NDArray[np.int64], patches: int) -> NDArray[np.int64]:
     return np.bincount(kept.ravel(), minlength=patches)
 
 
-def pooled(grid: NDArray[Any], most: int = 7) -> NDArray[np.float64]:
-    """Float [rows, cols] averaged over equal areas to at most `most` rows and columns, as in the paper's figure 6."""
+def pooled(grid: NDArray[Any]) -> NDArray[np.float64]:
+    """Float [rows, cols] averaged over equal areas to at most SHOWN rows and columns, as in the paper's figure 6."""
     def shares(side: int) -> NDArray[np.float64]:
-        cells = min(side, most)
+        cells = min(side, SHOWN)
         edges = np.arange(cells + 1) * (side / cells)
         return _overlap(edges[:-1], edges[1:], side, side) * (cells / side)  # [cells, side], rows sum to 1
 

@@ -17,7 +17,6 @@ from .interface import Servable
 from .server import UNREACHABLE, get_json
 
 TYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "uint8": "UINT8", "int64": "INT64", "object": "BYTES"}
-PROTOCOLS = ("http", "grpc")
 
 
 class Refused(BackendError):
