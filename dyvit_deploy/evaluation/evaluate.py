@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
 from ..data.reading import nothing_readable
 from ..errors import DataError
-from ..machine.processes import claim_share, gather_over_ranks, rank, sum_over_ranks, world_size
+from ..machine.processes import claim_share, gather_over_ranks, rank, world_size
 from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.open import open_runner
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
@@ -204,13 +205,12 @@ class _Tally:
 
     def join(self) -> None:
         """Every process's images; sorted, so that nobody's share can be seen in the last digit of a mean."""
-        rows = [row for rows in gather_over_ranks(self._rows) for row in rows]
-        if rows:
-            results = np.concatenate(rows)
+        rows, broken, kept, told = zip(*gather_over_ranks((self._rows, self._broken, self._kept, self._told)))
+        if any(rows):
+            results = np.concatenate([*itertools.chain(*rows)])
             self.results = results[np.lexsort(results.T)]
-        self._broken = sorted(name for names in gather_over_ranks(self._broken) for name in names)
-        self._kept = sum_over_ranks(self._kept)
-        self._told = int(sum_over_ranks(np.asarray([float(self._told)]))[0])
+        self._broken = sorted(itertools.chain(*broken))
+        self._kept, self._told = sum(kept), sum(told)
 
     def report(self, data: str, seconds: float, skipped: tuple[str, ...]) -> EvalReport:
         right1, right5, confidence = self.results[:, :3].T
