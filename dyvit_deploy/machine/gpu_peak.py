@@ -88,7 +88,8 @@ def gpu_facts(precisions: Collection[str]) -> dict[str, Any]:
     for precision in sorted(asked):
         try:
             peaks[precision] = matmul_tflops(precision)
-        except RuntimeError:                                               # of memory, which engines hold already
+        # Out of memory, which loaded engines occupy.
+        except RuntimeError:
             peaks[precision] = None
     return {"matmul_peak_tflops": peaks, "clocks": []}
 
@@ -120,11 +121,13 @@ class ClockSampler:
 
     def _watch(self, nvml: Any, uuid: str) -> None:
         def read(call: Callable[..., Any], *arguments: Any) -> Any:
-            with contextlib.suppress(nvml.NVMLError):                      # virtual machines do not tell everything
+            # Virtual machines do not report everything.
+            with contextlib.suppress(nvml.NVMLError):
                 return call(gpu, *arguments)
             return None
 
-        with contextlib.suppress(nvml.NVMLError):                          # no driver, or another one's GPU
+        # There is no driver, or the GPU is from another vendor.
+        with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlInit()
             gpu = nvml.nvmlDeviceGetHandleByUUID(uuid)
             self._highest = read(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM)
@@ -143,8 +146,9 @@ class ClockSampler:
             values = [sample[name] * scale for sample in self._samples if sample[name] is not None]
             return function(values) if values else None
 
-        told = [int(sample["reasons"]) for sample in self._samples if sample["reasons"] is not None]
-        held = {name: sum(bool(bits & bit) for bits in told) / max(1, len(told)) for bit, name in HELD_BACK_BY.items()}
+        masks = [int(sample["reasons"]) for sample in self._samples if sample["reasons"] is not None]
+        held = {name: sum(bool(mask & bit) for mask in masks) / max(1, len(masks))
+                for bit, name in HELD_BACK_BY.items()}
         return {"samples": len(self._samples), "sm_mhz_median": over("mhz", median), "sm_mhz_min": over("mhz", min),
                 "sm_mhz_highest_supported": self._highest, "temperature_c_max": over("celsius", max),
                 "power_w_median": over("milliwatts", median, 1e-3),

@@ -103,6 +103,6 @@ def input_spec(tensor: Tensor) -> InputSpec:
 
 
 def to_outputs(found: Mapping[str, NDArray[Any]]) -> Outputs:
-    """What a model of ours answered: `logits`, and `kept_0`, `kept_1`, ... where it tells."""
+    """The outputs of a served model: `logits`, and `kept_0`, `kept_1`, ... where it has them."""
     kept = [found[name] for name in sorted(found) if name.startswith("kept_")]
     return Outputs(found["logits"].astype(np.float32, copy=False), tuple(kept))
