@@ -27,7 +27,7 @@ from dyvit_deploy.runners import tensorrt as runners
 from dyvit_deploy.runners.tensorrt import TensorRTRunner
 
 OLD, NEW, RTX = "10.12.0.36", "11.4.0.106", "1.7.1.116"
-CARD = Gpu("Fake GPU", "9.0", 1e5)
+CARD = Gpu("Fake GPU", "9.0")
 RTX_CARD = CARD._replace(compute_capability="8.9")     # TensorRT for RTX does not support the other one
 KEPT = (8, 4, 2)
 ELEMENTS = {"float32": T.FLOAT, "float16": T.FLOAT16, "uint8": T.UINT8}

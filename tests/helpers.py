@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from fake_runner import FakeRunner
 from PIL import Image
 
 from dyvit_deploy.artifacts.facts import ArtifactFacts
@@ -27,7 +28,7 @@ from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
+from dyvit_deploy.runners.base import InputSpec, Outputs
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

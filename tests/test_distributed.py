@@ -3,7 +3,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import HANGS, ROOT, photo_folder, tiny_checkpoint
@@ -14,9 +13,8 @@ from dyvit_deploy.machine import processes as distributed
 from dyvit_deploy.machine.hardware import Gpu, gpu, machine
 
 
-def test_one_process_is_first_and_sums_and_gathers_what_it_has():
+def test_one_process_is_first_and_gathers_what_it_has():
     assert (distributed.rank(), distributed.world_size(), distributed.is_first()) == (0, 1, True)
-    assert distributed.sum_over_ranks(np.arange(3.0)).tolist() == [0, 1, 2]
     assert distributed.gather_over_ranks("x") == ["x"] and distributed.claim_share() == 0
 
 
@@ -28,20 +26,20 @@ def test_one_process_broadcasts_without_torch(monkeypatch):
 @pytest.mark.parametrize("world, local, used", [("1", "0", 0), ("2", "1", 1), ("4", "3", 1)])
 def test_the_gpu_of_a_report_is_that_of_this_process(monkeypatch, world, local, used):
     torch = pytest.importorskip("torch")
-    cards = [SimpleNamespace(name=f"GPU {i}", major=8, minor=i, total_memory=2**30) for i in range(2)]
+    cards = [SimpleNamespace(name=f"GPU {i}", major=8, minor=i) for i in range(2)]
     for name, value in {"is_available": lambda: True, "device_count": lambda: 2,
                         "get_device_properties": cards.__getitem__}.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setenv("WORLD_SIZE", world)
     monkeypatch.setenv("LOCAL_RANK", local)
-    assert gpu() == Gpu(f"GPU {used}", f"8.{used}", 1024) and machine()["gpu"] == f"GPU {used}"
+    assert gpu() == Gpu(f"GPU {used}", f"8.{used}") and machine()["gpu"] == f"GPU {used}"
 
 
 def test_processes_without_a_meeting_point_get_one_sentence(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(BackendError, match=r"2 processes cannot connect .* start them with torchrun"):
-        distributed.sum_over_ranks(np.zeros(1))
+        distributed.gather_over_ranks(0)
 
 
 def test_only_the_first_process_tells_and_errors_name_the_others(monkeypatch, tmp_path):

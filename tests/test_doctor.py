@@ -44,13 +44,13 @@ def test_a_backend_that_breaks_on_import_is_not_called_ready(monkeypatch, tmp_pa
 def test_a_builder_of_engines_says_whether_they_could_run_here(monkeypatch):
     monkeypatch.setattr(doctor, "gpu", lambda: None)
     assert state(diagnose(), "TensorRT for RTX").devices == "builds only: no GPU works here"
-    monkeypatch.setattr(doctor, "gpu", lambda: Gpu("Ada", "8.9", 1e5))
+    monkeypatch.setattr(doctor, "gpu", lambda: Gpu("Ada", "8.9"))
     assert state(diagnose(), "TensorRT for RTX").devices == "Ada (compute capability 8.9)"
 
 
 @needs_rtx
 def test_a_library_that_does_not_support_the_gpu_is_said_to_build_only(monkeypatch):
-    monkeypatch.setattr(doctor, "gpu", lambda: Gpu("Hopper", "9.0", 1e5))
+    monkeypatch.setattr(doctor, "gpu", lambda: Gpu("Hopper", "9.0"))
     devices = state(diagnose(), "TensorRT for RTX").devices
     assert devices.startswith("builds only: TensorRT for RTX does not support Hopper (compute capability 9.0); ")
     assert "--format trt" in devices

@@ -98,11 +98,11 @@ class NoiseImages:
 
     split: str | None = None
 
-    def __init__(self, spec: ImageSpec, count: int, seed: int = 0) -> None:
+    def __init__(self, spec: ImageSpec, count: int) -> None:
         self.name = "noise"
         self.class_names: tuple[str, ...] | None = None
         self.skipped: list[str] = []
-        self._size, self._count, self._seed = spec.image_size, count, seed
+        self._size, self._count, self._seed = spec.image_size, count, 0
 
     def __len__(self) -> int:
         return self._count

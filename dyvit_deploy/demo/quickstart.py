@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ..data.images import Track, no_track
 from ..deploy.config import DeployConfig
 from ..deploy.dense import benchmark
 from ..deploy.pipeline import export_artifact
+from ..deploy.plan import export_command
 from ..deploy.report import Progress
 from ..errors import ExportError
 from ..evaluation.evaluate import EvalReport, evaluate_artifact
@@ -29,19 +29,21 @@ from ..optional import installed, require
 from ..parity.compare import ParityReport, check_artifacts
 from ..parity.config import CheckConfig
 from ..report.page import write_report
+from ..report.status import typed
 
 DEMO = Path(__file__).parent
 STUDENT, TEACHER = DEMO / "digits-s.safetensors", DEMO / "digits-s-dense.safetensors"
 TABLE_BATCH = 32
 CHECK_IMAGES = 256
-SECONDS = 8                                 # of timing, per batch size
+# Of timing, per batch size.
+SECONDS = 8
 
 
 @dataclass(frozen=True)
 class QuickstartRow:
-    """One artifact. `agreement` is the share of images with PyTorch's top-1 class, `overlap` the mean
-    kept-token overlap over stages; both None for the checkpoint itself. `images_per_sec` and
-    `speedup` (over the dense ONNX model) are at batch TABLE_BATCH."""
+    """One artifact. `agreement` is the share of images with PyTorch's top-1 class, `overlap` the mean overlap of kept
+    tokens over stages; both are None for the checkpoint itself. `images_per_sec` and `speedup` (over the dense ONNX
+    model) are at batch TABLE_BATCH."""
 
     artifact: str
     size_mib: float
@@ -56,8 +58,8 @@ class QuickstartRow:
 class QuickstartReport:
     """True when every exported artifact computes what its checkpoint does, within its precision's tolerance.
 
-    `commands` do the same one by one, the last of them writes `page`, which is None where Jinja2 is missing. `files`
-    are the artifacts and their hashes.
+    `commands` repeat the steps one by one; the last one writes `page`, which is None where Jinja2 is missing. `files`
+    maps the artifacts to their hashes.
     """
 
     KIND: ClassVar[str] = "quickstart"
@@ -97,64 +99,63 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
                track: Track[Any] = no_track) -> QuickstartReport:
     """Runs every step that works on this machine and writes all results under `folder`.
 
-    `say` receives one line per step, with the command that does the same.
+    `say` receives, before each step, the command that does the same.
     """
-    require("sklearn", extra="demo")                                       # before the first minute is spent
+    # Checked first: the exports before its first use take a minute.
+    require("sklearn", extra="demo")
     folder = make_folder(folder)
     commands: list[str] = []
 
-    def tell(*words: str | Path) -> None:
-        commands.append(shlex.join(["dyvit", *map(str, words)]))
-        say(commands[-1])
+    def announce(command: str) -> None:
+        commands.append(command)
+        say(command)
 
     student, dense = _copy(STUDENT, folder), _copy(TEACHER, folder)
     exports = _exports(student, dense, folder)
-    for source, path, config, options in exports:
-        tell("export", source, *options.split(), "-o", path)
+    for source, path, config in exports:
+        announce(export_command(source, path, config))
         exported = export_artifact(source, path, config, progress=Progress(track=track))
         if not exported:
             raise ExportError(f"{path} was rejected: {exported.failures[0]}; see {exported.export.path}.")
-    artifacts = [dense, student, *(path for _, path, _, _ in exports)]
+    artifacts = [dense, student, *(path for _, path, _ in exports)]
     files, checks = hash_files(artifacts), {}
-    for source, path, _, _ in exports:
-        tell("check", source, path, "--data", "digits", "--images", str(CHECK_IMAGES), "--batch", f"1,{TABLE_BATCH}")
+    for source, path, _ in exports:
+        announce(typed("check", source, path, "--data", "digits", "--images", CHECK_IMAGES, "--batch",
+                       f"1,{TABLE_BATCH}"))
         compared = CheckConfig(CHECK_IMAGES, (1, TABLE_BATCH))
         checks[path] = check_artifacts(source, path, "digits", compared, track=track)
     evals = []
     for path in artifacts:
-        tell("eval", path, "--data", "digits")
+        announce(typed("eval", path, "--data", "digits"))
         evals.append(evaluate_artifact(path, "digits", track=track))
     baseline = folder / "digits-s-dense.onnx"
     others = [path for path in artifacts if path != baseline]
-    tell("bench", *others, "--baseline", baseline, "--batch", f"1,{TABLE_BATCH}", "--seconds", str(SECONDS))
+    announce(typed("bench", *others, "--baseline", baseline, "--batch", f"1,{TABLE_BATCH}", "--seconds", SECONDS))
     timing = BenchConfig(batches=(1, TABLE_BATCH), seconds=SECONDS, baseline=baseline, memory=False)
     timed = benchmark(others, timing, track=track)
     rows = tuple(_row(path, result, checks.get(path), timed) for path, result in zip(artifacts, evals))
     if installed("jinja2"):
-        tell("report", folder)
+        announce(typed("report", folder))
     report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed, tuple(commands),
                               files=files)
-    save_report(folder / "quickstart.json", report, shlex.join(["dyvit", "quickstart", "-o", str(folder)]), files)
+    save_report(folder / "quickstart.json", report, typed("quickstart", "-o", folder), files)
     if not installed("jinja2"):
         return report
     return dataclasses.replace(report, page=write_report(folder, track=track).path)
 
 
-def _exports(student: Path, dense: Path, folder: Path) -> list[tuple[Path, Path, DeployConfig, str]]:
-    """What is exported here: source, target, configuration, and the options that do the same."""
+def _exports(student: Path, dense: Path, folder: Path) -> list[tuple[Path, Path, DeployConfig]]:
+    """What is exported here: source, target and configuration."""
     tokens, int8, digits = ExportConfig(with_tokens=True), PrecisionConfig("int8"), CalibrationConfig("digits")
     raw = ExportConfig(with_tokens=True, input="uint8")
     exports = [
-        (dense, folder / "digits-s-dense.onnx", DeployConfig(), "--format onnx"),
-        (student, folder / "digits-s.onnx", DeployConfig(export=tokens), "--format onnx --with-tokens"),
-        (student, folder / "digits-s-uint8.onnx", DeployConfig(export=raw),
-         "--format onnx --with-tokens --input uint8"),
-        (student, folder / "digits-s-int8.onnx", DeployConfig("onnx", tokens, int8, digits),
-         "--format onnx --with-tokens --int8 --calib digits"),
+        (dense, folder / "digits-s-dense.onnx", DeployConfig()),
+        (student, folder / "digits-s.onnx", DeployConfig(export=tokens)),
+        (student, folder / "digits-s-uint8.onnx", DeployConfig(export=raw)),
+        (student, folder / "digits-s-int8.onnx", DeployConfig("onnx", tokens, int8, digits)),
     ]
     if installed("openvino"):
-        exports.append((student, folder / "digits-s-int8.xml", DeployConfig("openvino", tokens, int8, digits),
-                        "--format openvino --with-tokens --int8 --calib digits"))
+        exports.append((student, folder / "digits-s-int8.xml", DeployConfig("openvino", tokens, int8, digits)))
     return exports
 
 

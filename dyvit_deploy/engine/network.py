@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..config import MAX_K
 from ..errors import BackendError, ConfigError, ExportError
 from ..graph.names import OTHER, node_label
 from ..graph.read import Tensor, load_graph
@@ -12,7 +13,6 @@ from ..optional import require
 from .config import BatchProfile
 from .library import BuilderLibrary
 
-MAX_K = 3840                                # of TopK, in every version so far
 DATA_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "FP8": "float8",
               "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from ..data.labels import class_numbers, require_labels
 from ..data.open import open_images
 from ..data.reading import nothing_readable
 from ..errors import DataError
-from ..machine.processes import claim_share, gather_over_ranks, rank, sum_over_ranks, world_size
+from ..machine.processes import claim_share, gather_over_ranks, rank, world_size
 from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.open import open_runner
 from .config import EvalConfig
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 
-DIGITS = 6                                  # of the calibration error: further ones change with batch and threads
+# Of the calibration error; further digits change with batch size and threads.
+DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def evaluate_artifact(path: str | Path, data: str, config: EvalConfig = EvalConf
 
 def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any] = no_track) -> EvalReport:
     """Top-1, top-5 and calibration of `runner` on labelled `images`, box coverage where boxes are known, and the
-    keep-probability map of each stage where the artifact tells what it keeps.
+    keep-probability map of each stage where the artifact outputs what it keeps.
 
     Labels are matched by class name where the artifact knows its names, else by number. Started as several
     processes, all of them must call it: each evaluates its share, and all return the same report.
@@ -153,7 +155,8 @@ def evaluate_all(runners: Sequence[Runner], images: ImageSet, batch: int = 32,
     for tally in tallies:
         tally.join()
     seconds = time.perf_counter() - started
-    images.skipped = list(skipped)                                          # the parts have lists of their own
+    # Each part has a list of its own.
+    images.skipped = list(skipped)
     if not len(tallies[0].results):
         raise nothing_readable(images.name, skipped)
     data_name = f"{images.name}:{images.split}" if images.split else images.name
@@ -173,8 +176,10 @@ class _Tally:
         prune = runner.facts.prune if runner.facts else None
         self._counts = prune.counts(self._model.patches) if prune and self._model else ()
         self._kept = np.zeros((len(self._counts), self._model.patches if self._model else 0))
-        self._broken: list[str] = []                                        # images without an answer
-        self._told = 0                                                      # images whose kept patches are known
+        # Images without a finite answer.
+        self._broken: list[str] = []
+        # Images whose kept patches are known.
+        self._known = 0
         self._rows: list[NDArray[np.float64]] = []
         self.results = np.empty((0, 3))
 
@@ -186,7 +191,7 @@ class _Tally:
         hits = (ranked == self._number[data.labels][:, None]) & ~broken[:, None]  # [B, 5]
         columns = [hits[:, 0], hits.any(1), top_probability(out.logits)]
         if self._model and self._counts and out.kept:
-            self._told += len(hits)
+            self._known += len(hits)
             self._kept += [kept_counts(stage, self._model.patches) for stage in out.kept]
             if data.boxes is not None:
                 columns += [box_coverage(stage, data.boxes, self._model.grid, self._model.image_size)
@@ -195,13 +200,12 @@ class _Tally:
 
     def join(self) -> None:
         """Every process's images; sorted, so that nobody's share can be seen in the last digit of a mean."""
-        rows = [row for rows in gather_over_ranks(self._rows) for row in rows]
-        if rows:
-            results = np.concatenate(rows)
+        rows, broken, kept, known = zip(*gather_over_ranks((self._rows, self._broken, self._kept, self._known)))
+        if any(rows):
+            results = np.concatenate([*itertools.chain(*rows)])
             self.results = results[np.lexsort(results.T)]
-        self._broken = sorted(name for names in gather_over_ranks(self._broken) for name in names)
-        self._kept = sum_over_ranks(self._kept)
-        self._told = int(sum_over_ranks(np.asarray([float(self._told)]))[0])
+        self._broken = sorted(itertools.chain(*broken))
+        self._kept, self._known = sum(kept), sum(known)
 
     def report(self, data: str, seconds: float, skipped: tuple[str, ...]) -> EvalReport:
         right1, right5, confidence = self.results[:, :3].T
@@ -216,9 +220,9 @@ class _Tally:
                      for stage, (kept, mean) in enumerate(zip(self._counts, means)))
 
     def _keep_maps(self) -> tuple[KeepMap, ...]:
-        if not self._told or not self._model:
+        if not self._known or not self._model:
             return ()
-        return keep_maps((self._kept / self._told).reshape(-1, *self._model.grid), self._counts)
+        return keep_maps((self._kept / self._known).reshape(-1, *self._model.grid), self._counts)
 
     def _failures(self) -> tuple[str, ...]:
         if not self._broken:
@@ -228,7 +232,7 @@ class _Tally:
 
     def _notes(self) -> tuple[str, ...]:
         facts = self._runner.facts
-        if not self._counts or self._told or (facts and facts.prune and not facts.prune.tells_tokens):
+        if not self._counts or self._known or (facts and facts.prune and not facts.prune.tells_tokens):
             return ()
         return (f"{self._runner.name} does not tell which patches it keeps, so there are no keep-probability maps; "
                 "export it with --with-tokens.",)

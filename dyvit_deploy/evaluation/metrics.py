@@ -1,10 +1,13 @@
-"""What is measured of answers: how honest the confidence is, and which patches are kept."""
+"""Metrics of outputs: calibration of the confidence, and which patches are kept."""
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Rows and columns of a pooled grid, at most.
+SHOWN = 7
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
@@ -21,7 +24,7 @@ def top_probability(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def calibration_error(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 15) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, 0 for an honest model.
+    """Expected calibration error: the mean gap between confidence and accuracy, 0 for a calibrated model.
 
     The images are sorted into `bins` of equal width by their confidence; the gap between the mean confidence and
     the accuracy of each bin is averaged with its number of images as weight (Guo et al. 2017, On Calibration of
@@ -49,10 +52,10 @@ def kept_counts(kept: NDArray[np.int64], patches: int) -> NDArray[np.int64]:
     return np.bincount(kept.ravel(), minlength=patches)
 
 
-def pooled(grid: NDArray[Any], most: int = 7) -> NDArray[np.float64]:
-    """Float [rows, cols] averaged over equal areas to at most `most` rows and columns, as in the paper's figure 6."""
+def pooled(grid: NDArray[Any]) -> NDArray[np.float64]:
+    """Float [rows, cols] averaged over equal areas to at most SHOWN rows and columns, as in the paper's figure 6."""
     def shares(side: int) -> NDArray[np.float64]:
-        cells = min(side, most)
+        cells = min(side, SHOWN)
         edges = np.arange(cells + 1) * (side / cells)
         return _overlap(edges[:-1], edges[1:], side, side) * (cells / side)  # [cells, side], rows sum to 1
 
@@ -62,7 +65,7 @@ def pooled(grid: NDArray[Any], most: int = 7) -> NDArray[np.float64]:
 
 def box_coverage(kept: NDArray[np.int64], boxes: NDArray[np.float32], grid: tuple[int, int],
                  image_size: tuple[int, int]) -> NDArray[np.float64]:
-    """Fraction of each box's area that lies on kept patches.
+    """Fraction of each box's area that kept patches cover.
 
     Args:
         kept: int64 [B, K], patch numbers in row order.
@@ -81,7 +84,7 @@ def box_coverage(kept: NDArray[np.int64], boxes: NDArray[np.float32], grid: tupl
 
 
 def _overlap(low: NDArray[Any], high: NDArray[Any], count: int, side: int) -> NDArray[Any]:
-    """Length of each interval [low, high] that lies on each of `count` equal cells of a side: [B, count]."""
+    """Length of each interval [low, high] within each of `count` equal cells of a side: [B, count]."""
     edges = np.arange(count + 1) * (side / count)
     inside = np.minimum(high[:, None], edges[None, 1:]) - np.maximum(low[:, None], edges[None, :-1])
     pixels: NDArray[Any] = inside.clip(min=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ..config import MAX_K
 from ..options import JsonConfig, check_choice, option
 
 INPUTS = ("float32", "uint8")
@@ -24,7 +25,7 @@ class ExportConfig(JsonConfig):
     with_tokens: bool = option(False, "Also output the kept patches of each stage.")
     input: str = option("float32", "uint8 takes raw RGB [batch, height, width, 3] and normalises inside the graph.",
                         choices=INPUTS)
-    allow_large_k: bool = option(False, "Permit TopK beyond TensorRT's limit of 3840.")
+    allow_large_k: bool = option(False, f"Permit TopK beyond TensorRT's limit of {MAX_K}.")
     opset: int = 20
     without: tuple[str, ...] = option((), f"Exact rewrites to leave out, or all: {', '.join(FORM_NAMES)}.")
     gather: str = option("auto", "Operator that copies kept rows; auto: the faster one.", choices=GATHERS)

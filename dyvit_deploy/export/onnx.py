@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts, library_versions
 from ..artifacts.files import atomic_write, check_target
-from ..config import LoadConfig
+from ..config import MAX_K, LoadConfig
 from ..errors import ConfigError, ExportError, reason
 from ..optional import require
 from .config import ExportConfig
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..model.dynamicvit import DynamicViT
 
 log = logging.getLogger(__name__)
-TENSORRT_MAX_K = 3840
 ONE_FILE_LIMIT = 2**31 - 1                  # bytes; protobuf's limit
 BATCH = "batch"
 
@@ -105,9 +104,9 @@ def check_size(size: int) -> None:
 def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None:
     """Raises ConfigError when a TopK would be beyond what TensorRT can run."""
     for stage, (before, keep) in enumerate(zip((patches, *counts), counts)):
-        if TENSORRT_MAX_K < keep < before and not config.allow_large_k:
+        if MAX_K < keep < before and not config.allow_large_k:
             raise ConfigError(f"Stage {stage} keeps {keep} tokens, and TensorRT's TopK takes at most "
-                              f"{TENSORRT_MAX_K}; lower the keep ratio or image size, or pass --allow-large-k "
+                              f"{MAX_K}; lower the keep ratio or image size, or pass --allow-large-k "
                               "when the graph is for another runtime.")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from ..optional import require
 from .openvino import HINTS, core, cpu_has_bfloat16
 
-SIDE, RUNS = 2048, 10                       # of the square matrices; products timed
+# Side of the square matrices, and the number of products timed.
+SIDE, RUNS = 2048, 10
 PEAK_PRECISIONS = {"ONNX Runtime": ("float32", "int8"), "OpenVINO": ("float32", "bfloat16", "int8")}
 
 

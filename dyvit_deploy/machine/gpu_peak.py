@@ -31,8 +31,8 @@ HELD_BACK_BY = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat (softwar
                 0x80: "power brake"}
 
 
-def matmul_tflops(precision: str, side: int = SIDE) -> float:
-    """TFLOP/s of one product of two `side` x `side` matrices on the GPU under load, by events.
+def matmul_tflops(precision: str) -> float:
+    """TFLOP/s of one product of two SIDE x SIDE matrices on the GPU under load, by events.
 
     `precision` is "float32" (without TF32), "float16", "bfloat16" or "float8" (e4m3, scaled, float16 out, with fast
     accumulation).
@@ -41,7 +41,7 @@ def matmul_tflops(precision: str, side: int = SIDE) -> float:
         RuntimeError: PyTorch or the GPU does not have it, or memory does not suffice.
     """
     torch = require("torch")
-    a, b = (torch.randn(side, side, device="cuda", dtype=getattr(torch, precision, torch.float16)) for _ in range(2))
+    a, b = (torch.randn(SIDE, SIDE, device="cuda", dtype=getattr(torch, precision, torch.float16)) for _ in range(2))
     if precision in LOWER:
         kind, one = getattr(torch, LOWER[precision]), torch.ones((), device="cuda")
         # cuBLAS multiplies float8 rows by columns only.
@@ -53,13 +53,13 @@ def matmul_tflops(precision: str, side: int = SIDE) -> float:
         def product() -> None:
             torch.mm(a, b)
     with full_float32():
-        return float(2 * side ** 3 / _median_ms(product) / 1e9)
+        return float(2 * SIDE ** 3 / _median_ms(product) / 1e9)
 
 
-def copy_gb_per_s(mib: int = COPY_MIB) -> float:
+def copy_gb_per_s() -> float:
     """1e9 bytes per second that the GPU copies within its memory, read and written counted both; by events."""
     torch = require("torch")
-    source = torch.empty(mib << 20, dtype=torch.uint8, device="cuda").random_()
+    source = torch.empty(COPY_MIB << 20, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     return float(2 * source.nbytes / _median_ms(lambda: target.copy_(source)) / 1e6)
 
@@ -88,7 +88,8 @@ def gpu_facts(precisions: Collection[str]) -> dict[str, Any]:
     for precision in sorted(asked):
         try:
             peaks[precision] = matmul_tflops(precision)
-        except RuntimeError:                                               # of memory, which engines hold already
+        # Out of memory, which loaded engines occupy.
+        except RuntimeError:
             peaks[precision] = None
     return {"matmul_peak_tflops": peaks, "clocks": []}
 
@@ -120,11 +121,13 @@ class ClockSampler:
 
     def _watch(self, nvml: Any, uuid: str) -> None:
         def read(call: Callable[..., Any], *arguments: Any) -> Any:
-            with contextlib.suppress(nvml.NVMLError):                      # virtual machines do not tell everything
+            # Virtual machines do not report everything.
+            with contextlib.suppress(nvml.NVMLError):
                 return call(gpu, *arguments)
             return None
 
-        with contextlib.suppress(nvml.NVMLError):                          # no driver, or another one's GPU
+        # There is no driver, or the GPU is from another vendor.
+        with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlInit()
             gpu = nvml.nvmlDeviceGetHandleByUUID(uuid)
             self._highest = read(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM)
@@ -143,8 +146,9 @@ class ClockSampler:
             values = [sample[name] * scale for sample in self._samples if sample[name] is not None]
             return function(values) if values else None
 
-        told = [int(sample["reasons"]) for sample in self._samples if sample["reasons"] is not None]
-        held = {name: sum(bool(bits & bit) for bits in told) / max(1, len(told)) for bit, name in HELD_BACK_BY.items()}
+        masks = [int(sample["reasons"]) for sample in self._samples if sample["reasons"] is not None]
+        held = {name: sum(bool(mask & bit) for mask in masks) / max(1, len(masks))
+                for bit, name in HELD_BACK_BY.items()}
         return {"samples": len(self._samples), "sm_mhz_median": over("mhz", median), "sm_mhz_min": over("mhz", min),
                 "sm_mhz_highest_supported": self._highest, "temperature_c_max": over("celsius", max),
                 "power_w_median": over("milliwatts", median, 1e-3),

@@ -64,7 +64,6 @@ class Gpu(NamedTuple):
 
     name: str
     compute_capability: str
-    memory_mib: float
 
 
 def gpu() -> Gpu | None:
@@ -73,7 +72,7 @@ def gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(gpu_number())
-    return Gpu(properties.name, f"{properties.major}.{properties.minor}", properties.total_memory / 2**20)
+    return Gpu(properties.name, f"{properties.major}.{properties.minor}")
 
 
 def system() -> str:

@@ -1,4 +1,7 @@
-"""Several processes that share one job, as torchrun or accelerate started them: who am I, and sums over all."""
+"""Processes that torchrun or accelerate started for one job: their ranks, their share of the machine, their exchange.
+
+The ranks come from the environment, without torch: `dyvit --help` and every command ask for them.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -6,30 +9,27 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import BackendError, reason
 from ..optional import require
 
 
 def rank() -> int:
-    """The number of this process, from 0; the launcher sets RANK."""
+    """The number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes there are; the launcher sets WORLD_SIZE."""
+    """How many processes share the job."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """True in the one process that prints and writes."""
+    """True in the process that prints and writes for all."""
     return rank() == 0
 
 
 def gpu_number() -> int:
-    """Which of this machine's GPUs is for this process."""
+    """The number of the GPU of this machine that this process uses."""
     if world_size() == 1:
         return 0
     count: int = require("torch").cuda.device_count()
@@ -37,14 +37,14 @@ def gpu_number() -> int:
 
 
 def cpu_share() -> int:
-    """How many of the machine's cores are for this process, at least 1."""
+    """How many of the machine's cores this process may use, at least 1."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
 
 
 def claim_share() -> int:
-    """Threads for this process where several share the machine, set in PyTorch, and its GPU made current.
+    """Limits PyTorch to this process's cores and selects its GPU; returns the number of threads for other libraries.
 
-    One process gets 0, which libraries take as all cores. torchrun itself allows each process one thread only.
+    A single process gets 0, which libraries read as all cores. torchrun would allow each process one thread only.
     """
     if world_size() == 1:
         return 0
@@ -55,27 +55,12 @@ def claim_share() -> int:
     return threads
 
 
-def sum_over_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum of every process's float64 array, the same shape in all; every process must call it.
-
-    Raises:
-        BackendError: another process is gone, or the processes cannot connect.
-    """
-    if world_size() == 1:
-        return values
-    with _group() as dist:
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"          # NCCL reduces GPU memory only
-        total = require("torch").tensor(values, device=device)
-        dist.all_reduce(total)
-        summed: NDArray[np.float64] = total.cpu().numpy()
-    return summed
-
-
 def gather_over_ranks(value: Any) -> list[Any]:
-    """Every process's `value`, a small object that can be pickled, in order of rank; every process must call it.
+    """The `value` of every process, in order of rank. Values are pickled, so keep them small; every process must call
+    it.
 
     Raises:
-        BackendError: another process is gone, or the processes cannot connect.
+        BackendError: another process ended, or the processes cannot connect.
     """
     if world_size() == 1:
         return [value]
@@ -86,11 +71,12 @@ def gather_over_ranks(value: Any) -> list[Any]:
 
 
 def broadcast_tensors(tensors: Iterable[Any]) -> None:
-    """Overwrites PyTorch `tensors` with those of rank 0, in place; every process must call it with the same number of
-    tensors, of the same shapes, types and device.
+    """Overwrites PyTorch `tensors` with those of rank 0, in place; nothing is pickled.
+
+    Every process must call it with as many tensors, of the same shapes, types and device.
 
     Raises:
-        BackendError: another process is gone, or the processes cannot connect.
+        BackendError: another process ended, or the processes cannot connect.
     """
     if world_size() == 1:
         return
@@ -99,14 +85,12 @@ def broadcast_tensors(tensors: Iterable[Any]) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def barrier() -> None:
-    """Returns when every process has called it."""
-    gather_over_ranks(None)
-
-
 @contextlib.contextmanager
 def _group() -> Iterator[Any]:
-    """torch.distributed with a process group: the one there is, else a new one on the CPU."""
+    """torch.distributed with a process group: the existing one, else a new one on the CPU.
+
+    Its errors become BackendError.
+    """
     dist = require("torch.distributed")
     if not dist.is_initialized():
         try:
@@ -116,5 +100,5 @@ def _group() -> Iterator[Any]:
                                "torchrun, and look above for the error of another one.") from error
     try:
         yield dist
-    except RuntimeError as error:                                           # gloo: connection closed by peer
+    except RuntimeError as error:
         raise BackendError("Another process failed; its own error is above.") from error

@@ -24,7 +24,7 @@ def full_float32() -> Iterator[None]:
     cudnn, newer = torch.backends.cudnn, (torch.backends.cuda.matmul, torch.backends.cudnn.conv,
                                           torch.backends.cudnn.rnn)
     before = [place.fp32_precision for place in newer]
-    products, convolutions = _told(torch.get_float32_matmul_precision), _told(lambda: cudnn.allow_tf32)
+    products, convolutions = _setting(torch.get_float32_matmul_precision), _setting(lambda: cudnn.allow_tf32)
     if products is not None:
         torch.set_float32_matmul_precision("highest")
     if convolutions is not None:
@@ -42,7 +42,7 @@ def full_float32() -> Iterator[None]:
             place.fp32_precision = precision
 
 
-def _told(read: Callable[[], Any]) -> Any:
+def _setting(read: Callable[[], Any]) -> Any:
     """A setting by its older name; None where it disagrees with the newer one."""
     try:
         return read()

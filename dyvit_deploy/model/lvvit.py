@@ -67,18 +67,15 @@ class LVViT(VisionTransformer):
             block.ls1, block.ls2 = Halve(), Halve()
         self.aux_head = nn.Linear(config.width, config.classes)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor) -> Tensor:
         """Class-token logits plus half the maximum over the patch tokens' auxiliary logits.
 
         Args:
             x: float [B, 1 + K, C], normalised tokens, class token first.
-            pre_logits: return the class token instead.
 
         Returns:
             float [B, classes].
         """
-        if pre_logits:
-            return x[:, 0]
         return self.join_heads(x[:, 0], self.aux_head(x[:, 1:]))
 
     def join_heads(self, class_token: Tensor, auxiliary: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def judge_accuracy(found: Collection, entry: PageArtifact, max_drop: float) -> V
 
 
 def _worth(result: Eval) -> tuple[bool, int]:
-    """A failure is told whatever else was measured."""
+    """Failures first, then evaluations on more images."""
     return bool(result.failures), result.images
 
 

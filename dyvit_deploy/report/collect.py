@@ -22,10 +22,12 @@ IN_GRAPH = "as the graph says"
 COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
 
 
-@dataclass(frozen=True, eq=False)            # each file is itself, equal bytes or not
+# Files with equal bytes are still different artifacts.
+@dataclass(frozen=True, eq=False)
 class PageArtifact:
     """One artifact: `key` is its path relative to the folder, `letter` its sign on the page, `rows` are its facts in
-    words. `products` are the precisions of its matrix products by graph node, `told` who says so."""
+    words. `products` are the precisions of its matrix products by graph node, `evidence` says where
+    they were read."""
 
     letter: str
     key: str
@@ -33,7 +35,7 @@ class PageArtifact:
     about: InspectReport
     rows: dict[str, str]
     products: dict[str, str]
-    told: str
+    evidence: str
 
     @property
     def name(self) -> str:
@@ -60,36 +62,36 @@ class Collection:
     skipped: tuple[str, ...]
 
     def current(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
-        """Those that were measured on the very file which lies here."""
+        """Those that were measured on the file as it is in the folder now."""
         return [r for r in self._named(entry, records) if entry.about.sha256 in r.source.hashes(entry.name)]
 
     def stale(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
-        """Those that were measured on another file, which then stood in the place of this one."""
+        """Those that were measured on an earlier file of this name."""
         here = {e.about.sha256 for e in self.entries if e.name == entry.name}
         return [r for r in self._named(entry, records)
                 if (known := r.source.hashes(entry.name)) and not known & here]
 
     def unsure(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
-        """Those that do not say on which file of that name they were measured; they count for nothing."""
+        """Those without the hash of the file that they were measured on; they are not used."""
         return [r for r in self._named(entry, records) if not r.source.hashes(entry.name)]
 
     def _named(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
         twins = [e for e in self.entries if e.name == entry.name]
 
         def beside(record: R) -> bool:
-            """Of several files of one name without hashes, a report means the one that lies beside it."""
+            """Of several files of one name without hashes, a report is about the one in its own folder."""
             near = [e for e in twins if Path(e.key).parent == Path(record.source.file).parent]
             return len(twins) == 1 or bool(record.source.hashes(entry.name)) or entry in near
 
         return [r for r in records if r.artifact == entry.name and beside(r)]
 
     def absent(self) -> list[str]:
-        """Artifacts that reports tell of and that do not lie here."""
+        """One line per artifact that a report is about and that is not in the folder."""
         here = {entry.name for entry in self.entries}
-        told: list[Check | Eval | Speed] = [*self.records.checks, *self.records.evals,
+        measured: list[Check | Eval | Speed] = [*self.records.checks, *self.records.evals,
                               *(s for s in self.records.speeds if not s.stand_in)]
-        return sorted({f"{r.source.file} tells of {r.artifact}, which is not in this folder."
-                       for r in told if r.artifact not in here})
+        return sorted({f"{r.source.file} is about {r.artifact}, which is not in this folder."
+                       for r in measured if r.artifact not in here})
 
 
 def collect(folder: Path, track: Track[Path]) -> Collection:
@@ -107,7 +109,8 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
         try:
             entries.append(_entry(path, key))
         except DyvitError as error:
-            words = str(error).replace(str(path), key)                     # the same wherever the folder lies
+            # The page is the same wherever the folder is.
+            words = str(error).replace(str(path), key)
             skipped.append(words if words.startswith(key) else f"{key}: {words}")
         except BROKEN:
             skipped.append(f"{key}: its facts are damaged, or were changed by hand; export it again.")
@@ -162,9 +165,11 @@ def _files(folder: Path, skipped: list[str]) -> Iterator[Path]:
 
 def _is_artifact(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if suffix == ".bin":                                                   # the weights of an OpenVINO model
+    # The weights of an OpenVINO model.
+    if suffix == ".bin":
         return False
-    if suffix == ".tar":                                                   # of images, unless it says otherwise
+    # An archive of images, unless its content says otherwise.
+    if suffix == ".tar":
         return path.name.lower().endswith(".pth.tar")
     return suffix in (*CHECKPOINT_SUFFIXES, *GRAPH_RUNNERS, *ENGINE_SUFFIXES)
 
@@ -189,17 +194,18 @@ def _entry(path: Path, key: str) -> PageArtifact:
     if not isinstance(((facts and facts.lowered) or {}).get("kept") or [], (list, tuple)):
         raise ValueError("facts of another shape")
     products: dict[str, str] = {}
-    told = ""
+    evidence = ""
     if about.kind == "ONNX":
-        products, told = product_precisions(load_graph(path, weights=False)), IN_GRAPH
+        products, evidence = product_precisions(load_graph(path, weights=False)), IN_GRAPH
     elif about.kind == "OpenVINO":
         from ..runners.openvino import OpenVINORunner
         try:
             with OpenVINORunner(path) as runner:
-                products, told = runner.product_precisions(), COMPILED
-        except DyvitError as error:                                        # a precision that this CPU does not have
-            told = str(error)
+                products, evidence = runner.product_precisions(), COMPILED
+        # A precision that this CPU does not have.
+        except DyvitError as error:
+            evidence = str(error)
     elif about.engine and (engine := read_sidecar(path)):
-        products, told = dict(engine.products), engine.verified
-    return PageArtifact("", key, path, about, rows, products, told)
+        products, evidence = dict(engine.products), engine.verified
+    return PageArtifact("", key, path, about, rows, products, evidence)
 

@@ -26,7 +26,7 @@ def format_ratio(value: float) -> str:
 
 
 def format_images(images: int, data: str) -> str:
-    """How many of what, without the folders that it lies in on some machine; 0 is unknown."""
+    """The number of images and the name of the data, without its folders; 0 is unknown."""
     name = data.rstrip("/").rsplit("/", 1)[-1]
     return f"{images:,} image{'s' * (images != 1)} of {name}" if images else f"images of {name}"
 

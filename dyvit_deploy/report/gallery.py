@@ -1,4 +1,4 @@
-"""The same few images through every artifact that tells which patches it keeps."""
+"""The same few images through every artifact that outputs the patches it keeps."""
 from __future__ import annotations
 
 import base64
@@ -25,9 +25,12 @@ from ..runners.open import open_runner
 from ..visualization.views import ImageView, pruned_facts, view_images
 from .collect import PageArtifact
 
-SMALL = 128                                 # pixels of a side up to which an image is stored and shown pixel by pixel
-QUALITY = 85                                # of JPEG
-CHUNK = 32                                  # images of one run
+# Images up to this side, in pixels, are stored and shown pixel by pixel.
+SMALL = 128
+# Quality of JPEG images.
+QUALITY = 85
+# Images per batch.
+CHUNK = 32
 
 
 class Picture(NamedTuple):

@@ -70,7 +70,8 @@ def layer_map(products: Mapping[str, str], facts: ArtifactFacts | None) -> Layer
     rows = rows or [ELSE]
 
     def cell(row: str, column: str) -> Cell | None:
-        single = column in ends and row == rows[0]                         # stem and head have no kinds of layers
+        # Stem and head have no kinds of layers.
+        single = column in ends and row == rows[0]
         found = cells.get((column, column) if single else (row, column))
         return _cell(found) if found else None
 
@@ -80,7 +81,7 @@ def layer_map(products: Mapping[str, str], facts: ArtifactFacts | None) -> Layer
 
 
 def _place(node: str, stages: tuple[int, ...]) -> tuple[str, str]:
-    """Row and column of a product. A predictor stands with the block that it works before."""
+    """Row and column of a product. A predictor is in the column of the block after it."""
     module = node.split("/")[0]
     if match := re.fullmatch(r"blocks\.(\d+)\.?(.*)", module):
         part = re.match(r"(attn\.(?:qkv|proj)|attn$|mlp\.fc[12])(?=\.|$)", match[2])

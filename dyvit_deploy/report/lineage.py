@@ -20,7 +20,7 @@ def is_plain(entry: PageArtifact) -> bool:
 
 
 def data_of(entry: PageArtifact) -> str | None:
-    """What its model can be judged on without being told: the demo's scenes."""
+    """The data that the command line can name for its model: "digits" for the demo's scenes, else None."""
     facts = entry.facts
     if facts is None:
         return None

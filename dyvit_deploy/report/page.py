@@ -86,10 +86,12 @@ def write_report(folder: str | Path, out: str | Path | None = None, config: Repo
         DataError: `config.data` has no images.
         MissingDependency: Jinja2 is not installed.
     """
-    require("jinja2", extra="report")                                      # before the work, not after
+    # Before the work, not after it.
+    require("jinja2", extra="report")
     folder = Path(folder)
     path = folder / NAME if out is None else Path(out)
-    if path.suffix.lower() not in (".html", ".htm"):                       # never over an artifact
+    # An artifact must never be overwritten.
+    if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"The page is written as .html, not as {path.name!r}.")
     if config.data:
         check_source(config.data)
@@ -143,7 +145,8 @@ def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galle
         commands=list(dict.fromkeys((*found.records.commands, *_rebuilds(found)))), said=_said(found),
         rewritten=_rewritten(found), style=markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=markup(script), script_hash=digest, version=own_version())
-    return str(text).encode("utf-8", "replace")                            # names need not be text
+    # Names of files can be invalid Unicode.
+    return str(text).encode("utf-8", "replace")
 
 
 def _rebuilds(found: Collection) -> list[str]:

@@ -107,7 +107,7 @@ def trade_charts(found: Collection) -> list[TradeChart]:
 
 
 def _titles(keys: Sequence[tuple[int, Group]]) -> list[str]:
-    """The batch size, and what tells apart those of one batch size."""
+    """The batch size, and where needed the run and the baseline, so that titles differ."""
     titles = []
     for batch, group in keys:
         others = [other for size, other in keys if size == batch]
@@ -149,9 +149,11 @@ def _trade_chart(metric: str, images: str, shown: Sequence[tuple[PageArtifact, S
     y = percents([share for _, _, share in shown], count=4)
     points = label_points([(x.at(s.images_per_sec), y.at(100 * share)) for _, s, share in shown])
     best = pareto_front([(-s.images_per_sec, share) for _, s, share in shown])[::-1]  # by rising speed
-    corners = [(points[i].x, points[i].y) for i in reversed(best)]                      # the fastest first
+    # The fastest first.
+    corners = [(points[i].x, points[i].y) for i in reversed(best)]
     front = []
-    for (right, low), (left, high) in zip(corners, corners[1:]):           # as steps: nothing is known in between
+    # Steps, because nothing is known between two points.
+    for (right, low), (left, high) in zip(corners, corners[1:]):
         front += [Line(right, low, left, low), Line(left, low, left, high)]
     trades = [Trade(entry, point, format_percent(share), speed, format_rate(speed.images_per_sec),
                     "–" if speed.speedup is None else format_ratio(speed.speedup), i in best)  # noqa: RUF001  a dash
@@ -190,7 +192,7 @@ def _latency_chart(title: str, rows: Sequence[tuple[str, str, Speed]]) -> Latenc
 
 
 def family(found: Collection) -> tuple[Branch, ...]:
-    """Checkpoints, what was made of them, and what of that. A parent that is not here stands as a file of its own,
+    """Checkpoints, what was made of them, and what of that. A parent that is not in the folder is a root of its own,
     with the reason."""
     children: dict[str, list[PageArtifact]] = {}
     roots, lost = [], dict[tuple[str, str], list[PageArtifact]]()
@@ -213,7 +215,8 @@ def family(found: Collection) -> tuple[Branch, ...]:
     tree = [branch(entry) for entry in roots]
     for (name, digest), made in lost.items():
         tree.append(Branch(name, short_hash(digest), None, _why_lost(found, name), tuple(map(branch, made))))
-    circle = [entry for entry in found.entries if entry.key not in seen]   # only in sidecars changed by hand
+    # A circle is possible only in sidecars that were edited.
+    circle = [entry for entry in found.entries if entry.key not in seen]
     return (*tree, *(branch(entry) for entry in circle if entry.key not in seen))
 
 
@@ -244,10 +247,11 @@ def costs(found: Collection) -> list[Cost]:
 
 
 def environments(found: Collection) -> list[tuple[str, dict[str, str], dict[str, str]]]:
-    """Every machine with its versions once: the reports that tell of it, and what they tell."""
+    """Every machine with its versions once: the reports that record it, the machine, the versions."""
     groups: dict[str, list[Environment]] = {}
-    for told in found.records.environments:
-        groups.setdefault(repr((sorted(told.machine.items()), sorted(told.versions.items()))), []).append(told)
+    for environment in found.records.environments:
+        key = repr((sorted(environment.machine.items()), sorted(environment.versions.items())))
+        groups.setdefault(key, []).append(environment)
     return [(", ".join(dict.fromkeys(e.source.file for e in same)), dict(same[0].machine), dict(same[0].versions))
             for same in groups.values()]
 

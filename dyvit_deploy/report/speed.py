@@ -13,8 +13,10 @@ from .status import FAIL, INFO, PASS, WARN, Verdict, missing, typed, worst
 
 NAME = "Speed"
 UNSURE = "not sure, "
-LONG = "60"                                 # seconds for each batch size
-FASTER = 1.02                               # two medians within 2 % of one another are taken for the same
+# Seconds for each batch size.
+LONG = "60"
+# Medians within 2 % of each other count as equal.
+FASTER = 1.02
 
 
 class Group(NamedTuple):
@@ -35,8 +37,8 @@ def groups_of(found: Collection, entry: PageArtifact) -> dict[Group, list[Speed]
 
 
 def judge_speed(found: Collection, entry: PageArtifact) -> Verdict:
-    """The worst of the verdicts against each baseline; where there are several, all are told. What is not sure gives
-    way to another run against the same baseline that is."""
+    """The worst of the verdicts against each baseline; the lines list all of them. An unsure verdict is
+    left out where another run against the same baseline is sure."""
     groups = groups_of(found, entry)
     if not groups:
         command = typed("bench", entry.key, "--json", f"{entry.key}.bench.json")
@@ -71,7 +73,8 @@ def _judge(found: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> V
     headline = format_ratio(low) if same else f"{low:.2f}–{format_ratio(high)}"  # noqa: RUF001  a dash, on purpose
     if entry.about.kind == "checkpoint" or lowered(entry).get("target") == "tensorrt":
         return Verdict(NAME, INFO, headline, tuple(lines), source)
-    if is_plain(entry) and low >= 1 / FASTER and high < FASTER:            # as fast as the dense model, which it is
+    # The dense model is as fast as itself.
+    if is_plain(entry) and low >= 1 / FASTER and high < FASTER:
         return Verdict(NAME, INFO, headline, tuple(lines), source)
     state = PASS if low >= FASTER else FAIL if high < 1 / FASTER else WARN
     words = {PASS: "", WARN: "not faster at every batch, " if high >= FASTER else "no faster, ", FAIL: "slower, "}

@@ -1,4 +1,4 @@
-"""What a verdict is, and how one that nothing was measured for says so."""
+"""What a verdict is, and the verdict on what was not measured."""
 from __future__ import annotations
 
 import shlex
@@ -14,8 +14,8 @@ MEANINGS = {PASS: "good", WARN: "doubtful", FAIL: "bad", OPEN: "not known", INFO
 
 @dataclass(frozen=True)
 class Verdict:
-    """`state` is one of SIGNS; `lines` are the figures behind the `headline`, `source` the file that they are from,
-    `command` what measures them where nothing did."""
+    """`state` is one of SIGNS; `lines` are the figures behind the `headline`, `source` is the file with these figures,
+    `command` measures what was not measured yet."""
 
     name: str
     state: str
@@ -30,7 +30,7 @@ class Verdict:
 
     @property
     def meaning(self) -> str:
-        """The sign in a word, for those who do not see it."""
+        """The sign as a word, for screen readers."""
         return MEANINGS[self.state]
 
 
@@ -40,7 +40,7 @@ def worst(states: Iterable[str]) -> str:
 
 def missing(name: str, found: Collection, entry: PageArtifact, records: tuple[R, ...], verb: str,
             command: str) -> Verdict:
-    """None of the `records` is of the file that lies here."""
+    """The verdict when none of the `records` is about the file in the folder as it is now."""
     if stale := found.stale(entry, records):
         why = f"{entry.name} has changed since {stale[0].source.file} was written."
         return Verdict(name, OPEN, f"{verb} on another file", (why,), command=command)
@@ -50,5 +50,6 @@ def missing(name: str, found: Collection, entry: PageArtifact, records: tuple[R,
     return Verdict(name, OPEN, f"not {verb}", command=command)
 
 
-def typed(*words: str) -> str:
-    return shlex.join(["dyvit", *words])
+def typed(*words: object) -> str:
+    """The command line `dyvit WORDS`, quoted for a shell."""
+    return shlex.join(["dyvit", *map(str, words)])

@@ -16,8 +16,10 @@ from .records import Check
 from .speed import judge_speed
 from .status import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed, worst
 
-NOISE = "noise"                             # as what is compared without images says
-IN_RUNTIME = "in ONNX Runtime"              # as what an inspection calls what the runtime makes of a graph
+# How reports name a comparison without images.
+NOISE = "noise"
+# The row of an inspection on what the runtime makes of a graph.
+IN_RUNTIME = "in ONNX Runtime"
 
 
 @dataclass(frozen=True)
@@ -108,26 +110,28 @@ def _check_command(found: Collection, entry: PageArtifact) -> str:
 def precision_truth(entry: PageArtifact) -> Verdict:
     """What its products really compute in, against what it claims."""
     name, facts = "Precision", entry.facts
-    if facts is None and "described by" in entry.about.details:            # an engine without its own sidecar
+    # An engine without its own sidecar.
+    if facts is None and "described by" in entry.about.details:
         return Verdict(name, OPEN, "nothing known", (f"described by {entry.about.details['described by']}",))
     if facts is None:
         return Verdict(name, INFO, "no claim", ("It was not written by dyvit.",))
     if entry.about.kind == "checkpoint":
         return Verdict(name, INFO, f"{facts.precision} weights", ("The runtime decides what they compute in.",))
     if not entry.products:
-        return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", (entry.told,) if entry.told else ())
+        return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", (entry.evidence,) if entry.evidence else ())
     counts = collections.Counter(entry.products.values()).most_common()
-    lines = ("products: " + ", ".join(f"{count} {kind}" for kind, count in counts), entry.told)
+    lines = ("products: " + ", ".join(f"{count} {kind}" for kind, count in counts), entry.evidence)
     wrong = wider(entry)
     if wrong:
         return Verdict(name, FAIL, f"not {facts.precision} throughout", (
             f"{len(wrong)} products are not, {next(iter(wrong))} is {next(iter(wrong.values()))}", *lines), entry.key)
-    if entry.told == BY_GRAPH or facts.precision not in entry.products.values():
+    if entry.evidence == BY_GRAPH or facts.precision not in entry.products.values():
         return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", lines, entry.key)
-    if entry.told == IN_GRAPH and facts.precision != "float32":            # a runtime may still compute otherwise
+    # A runtime can still compute in another precision.
+    if entry.evidence == IN_GRAPH and facts.precision != "float32":
         fused = entry.rows.get(IN_RUNTIME, "").rpartition("; ")[2]
-        told = f"{IN_RUNTIME} here, {fused}" if fused else "what the runtime makes of it: dyvit inspect lists it"
-        return Verdict(name, PASS, f"{facts.precision} in the graph", (*lines, told), entry.key)
+        detail = f"{IN_RUNTIME} here, {fused}" if fused else "what the runtime makes of it: dyvit inspect lists it"
+        return Verdict(name, PASS, f"{facts.precision} in the graph", (*lines, detail), entry.key)
     return Verdict(name, PASS, f"{facts.precision}, as claimed", lines, entry.key)
 
 

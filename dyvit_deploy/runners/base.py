@@ -1,4 +1,4 @@
-"""The shape of a runner: what it takes, what it gives, and a fake one for tests."""
+"""The interface of a runner: what it takes and what it gives."""
 from __future__ import annotations
 
 import abc
@@ -38,7 +38,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class ForeignImages:
-    """The `ImageSpec` of a file that is not ours."""
+    """The `ImageSpec` of a file without dyvit's metadata."""
 
     image_size: tuple[int, int]
     preprocess: Preprocess
@@ -48,8 +48,8 @@ class Outputs(NamedTuple):
     """What a runner computes.
 
     logits: float32 [B, classes].
-    kept: per stage int64 [B, K_s], patches in the original grid; empty when the artifact does not tell.
-    scores: per stage float32 [B, N]; empty when the backend does not tell.
+    kept: per stage int64 [B, K_s], patches in the original grid; empty when the artifact does not output them.
+    scores: per stage float32 [B, N]; empty when the backend does not output them.
     """
 
     logits: NDArray[np.float32]
@@ -71,7 +71,8 @@ class Runner(abc.ABC):
     facts: ArtifactFacts | None
     input: InputSpec
     emulated = False
-    assumed_preprocess = Preprocess()       # of a file that is not ours: ImageNet's, until one knows better
+    # For files without dyvit's metadata; ImageNet's by default.
+    assumed_preprocess = Preprocess()
 
     def __enter__(self: Self) -> Self:
         return self
@@ -111,7 +112,7 @@ class Runner(abc.ABC):
     def image_spec(self, image_size: tuple[int, int] | None = None) -> ImageSpec:
         """How images must be prepared for this artifact.
 
-        A file that is not ours tells its input size at most; `image_size` helps where it is free.
+        A file without dyvit's metadata has an input size at most; `image_size` is used where that is free.
 
         Raises:
             BackendError: the size is neither in the file nor given.
@@ -160,14 +161,14 @@ class Runner(abc.ABC):
         return lambda: self.infer(feed)
 
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
-        """Milliseconds per phase as the GPU's own events tell; empty for runners that have none."""
+        """Milliseconds per phase by the GPU's own events; empty for runners that have none."""
         return {}
 
     def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
         """How long each layer of the compiled graph takes on `feed`, median of `runs`, in the order in which they run.
 
         Raises:
-            BackendError: this backend does not tell.
+            BackendError: this backend has no times of single layers.
         """
         raise BackendError(f"{self.backend} does not tell the time of single layers here; profile {self.name} as ONNX "
                            "or OpenVINO artifact.")
@@ -201,15 +202,3 @@ def run_in_batches(runner: Runner, images: NDArray[np.uint8], batch: int) -> Out
         padding = np.zeros(((fixed or len(part)) - len(part), *part.shape[1:]), np.uint8)
         parts.append(take(runner.predict(np.concatenate([part, padding])), slice(len(part))))
     return join_outputs(parts)
-
-
-class FakeRunner(Runner):
-    """Answers with what a function returns: the seam for tests of parity, bench and services."""
-
-    def __init__(self, answer: Callable[[NDArray[Any]], Outputs], input: InputSpec, *,
-                 facts: ArtifactFacts | None = None, name: str = "fake") -> None:
-        self.name, self.backend, self.device, self.facts, self.input = name, "fake", "cpu", facts, input
-        self._answer = answer
-
-    def _infer(self, feed: NDArray[Any]) -> Outputs:
-        return self._answer(feed)

@@ -22,29 +22,30 @@ def in_float32(proto: Any) -> Any:
 
     Products accumulate in float32, as on hardware that has bfloat16.
     """
-    onnx = require("onnx")
-    bf16, f32 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
-    types = element_types(proto)
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    graph = result.graph
-    for tensor in graph.initializer:
-        if tensor.data_type == bf16:
-            array = onnx.numpy_helper.to_array(tensor).astype("float32")
-            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Cast":
-            for attribute in node.attribute:
-                attribute.i = f32 if attribute.name == "to" and attribute.i == bf16 else attribute.i
-        nodes.append(node)
-        for i, name in enumerate(node.output):
-            if types.get(name) == bf16:
-                node.output[i] = f"{name}_exact"
-                nodes += [onnx.helper.make_node("Cast", [f"{name}_exact"], [f"{name}_low"], f"{name}_round", to=bf16),
-                          onnx.helper.make_node("Cast", [f"{name}_low"], [name], f"{name}_back", to=f32)]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    del graph.value_info[:]
-    graph.node.extend(copies)
-    return result
+    ir = require("onnx_ir")
+    bf16, f32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+    types, model = element_types(proto), ir.from_proto(proto)
+    for value in model.graph.initializers.values():
+        if value.dtype == bf16:
+            value.const_value = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
+    for node in list(model.graph):
+        if node.op_type == "Cast" and node.attributes.get_int("to") == bf16:
+            node.attributes.add(ir.AttrInt64("to", f32))
+        for exact in node.outputs:
+            if types.get(exact.name) == bf16:
+                round_value(model.graph, exact, bf16)
+    model.graph.sort()
+    return ir.to_proto(model)
+
+
+def round_value(graph: Any, exact: Any, dtype: Any) -> None:
+    """Puts two Casts, to the onnx-ir type `dtype` and back to float32, between the value `exact` and its readers.
+
+    The rounded value takes the name of `exact`. The Casts are appended to `graph`, which needs sorting afterwards.
+    """
+    ir = require("onnx_ir")
+    tape, float32 = ir.tape.Tape(graph), ir.DataType.FLOAT
+    rounded = ir.Value(shape=exact.shape, type=ir.TensorType(float32))
+    exact.replace_all_uses_with(rounded, replace_graph_outputs=True)
+    rounded.name, exact.name, exact.type = exact.name, f"{exact.name}_exact", ir.TensorType(float32)
+    tape.op("Cast", [tape.op("Cast", [exact], {"to": dtype})], {"to": float32}, output=rounded)

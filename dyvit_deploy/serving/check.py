@@ -32,8 +32,10 @@ from .repository import ServedModel, read_repository, server_flags
 from .server import LOOPBACK, Ports, Server, answers, check_version, find_triton
 
 BATCH, THREADS = 8, 8
-FIRST_PORT = 8000                           # Triton's own default
-LARGEST = 256 << 20                          # bytes of a request
+# Triton's own default.
+FIRST_PORT = 8000
+# Largest request in bytes.
+LARGEST = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class ServeReport:
             error = "inf" if parity.max_error is None else f"{parity.max_error:.1e}"
             table.add_row(row.model, row.way, str(parity.images), error, f"{parity.top1_agreement:.2%}",
                           Text("differs", "red") if row.failures else Text("same", "green"))
-        lines = [f"{name}: {told['requests']} single requests, up to {THREADS} at a time, ran in {told['executions']} "
-                 "executions" for name, told in self.batching.items()]
+        lines = [f"{name}: {counts['requests']} single requests, up to {THREADS} at a time, ran in "
+                 f"{counts['executions']} executions" for name, counts in self.batching.items()]
         return Group(table, *map(Text, lines), Text(f"refused, and went on: {', '.join(self.refused) or 'nothing'}"))
 
 
@@ -256,8 +258,8 @@ class _Asked:
 
     def _statistics(self) -> tuple[int, int]:
         """Images and executions of the model so far."""
-        [told] = self.address.get(f"/v2/models/{self.model.name}/stats")["model_stats"][-1:]
-        return int(told["inference_count"]), int(told["execution_count"])
+        [stats] = self.address.get(f"/v2/models/{self.model.name}/stats")["model_stats"][-1:]
+        return int(stats["inference_count"]), int(stats["execution_count"])
 
     def refuse(self) -> tuple[list[str], list[str]]:
         """What bad requests were refused, and what went wrong with others; the server has to go on."""

@@ -17,7 +17,6 @@ from .interface import Servable
 from .server import UNREACHABLE, get_json
 
 TYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "uint8": "UINT8", "int64": "INT64", "object": "BYTES"}
-PROTOCOLS = ("http", "grpc")
 
 
 class Refused(BackendError):
@@ -104,6 +103,6 @@ def input_spec(tensor: Tensor) -> InputSpec:
 
 
 def to_outputs(found: Mapping[str, NDArray[Any]]) -> Outputs:
-    """What a model of ours answered: `logits`, and `kept_0`, `kept_1`, ... where it tells."""
+    """The outputs of a served model: `logits`, and `kept_0`, `kept_1`, ... where it has them."""
     kept = [found[name] for name in sorted(found) if name.startswith("kept_")]
     return Outputs(found["logits"].astype(np.float32, copy=False), tuple(kept))

@@ -18,20 +18,27 @@ from .interface import Servable
 
 Config = dict[str, Any]
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
-KINDS = {"onnxruntime": "KIND_AUTO", "openvino": "KIND_CPU", "tensorrt": "KIND_GPU"}  # where instances live
-MAX_BATCH = 64                              # of graphs, which run any
-QUEUE_DELAY_US = 1000                       # that a request waits for others to share its batch
-MAX_PIXELS = 50_000_000                     # of an encoded or raw image: 150 MB once it is decoded
-THREADS = 4                                 # that decode images: at most 600 MB of pixels at once
+# The kind of instance group per backend.
+KINDS = {"onnxruntime": "KIND_AUTO", "openvino": "KIND_CPU", "tensorrt": "KIND_GPU"}
+# Default for graphs, which run any batch.
+MAX_BATCH = 64
+# How long a request waits for others to share its batch.
+QUEUE_DELAY_US = 1000
+# Largest encoded or raw image, in pixels: 150 MB once it is decoded.
+MAX_PIXELS = 50_000_000
+# Threads that decode images: at most 600 MB of pixels at once.
+THREADS = 4
 LABELS = "labels.txt"
-PREPROCESS, ENSEMBLE = "-preprocess", "-images"  # what the names of these models end with
+# Suffixes of the names of these models.
+PREPROCESS, ENSEMBLE = "-preprocess", "-images"
 ENCODED = {"name": "encoded", "data_type": "TYPE_STRING", "dims": [1], "optional": True}
 RAW = {"name": "raw", "data_type": "TYPE_UINT8", "dims": [-1, -1, 3], "optional": True}
-VERSIONS = {"latest": {"num_versions": 1}}  # a newer version replaces an older one while requests run
+# A newer version replaces an older one while requests run.
+VERSIONS = {"latest": {"num_versions": 1}}
 
 
 def core_config(name: str, servable: Servable, max_batch: int, instances: int) -> Config:
-    """The model itself: `images` in; `logits` and, where the artifact tells, kept patches out."""
+    """The model itself: `images` in; `logits` out, and kept patches where the artifact has them."""
     image, optimized = servable.input, sorted({profile.opt for profile in servable.profiles})
     config: Config = {
         "name": name, "backend": servable.backend, "max_batch_size": max_batch,
@@ -89,7 +96,8 @@ def router_config(name: str, models: dict[float, str], servables: Sequence[Serva
         "name": name, "backend": "python", "max_batch_size": max_batch,
         "input": [_tensor(first.input) | {"optional": True}, ENCODED, RAW], "output": outputs,
         "version_policy": VERSIONS, "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
-        "dynamic_batching": {},                                            # several requests per call, none waits
+        # Several requests per call; none waits.
+        "dynamic_batching": {},
         "parameters": {"models": {"string_value": json.dumps({f"{ratio:g}": to for ratio, to in models.items()})},
                        "ensemble_suffix": {"string_value": ENSEMBLE}},
     }

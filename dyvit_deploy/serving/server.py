@@ -22,9 +22,11 @@ from typing import Any
 
 from ..errors import BackendError, ConfigError, MissingDependency, reason
 
-OLDEST = (2, 51)                            # release that the tests run; the Python models need some of its features
+# The release that the tests run; the Python models need some of its features.
+OLDEST = (2, 51)
 LOOPBACK = "127.0.0.1"
-VARIABLE = "DYVIT_TRITON"                   # names a Triton where --triton does not
+# Names a Triton where --triton does not.
+VARIABLE = "DYVIT_TRITON"
 STAND_IN = Path(__file__).parent / "models" / "runtime.py"
 STANDS_IN_FOR = ("onnxruntime", "openvino")
 READY_SECONDS, STOP_SECONDS = 300.0, 40.0
@@ -114,10 +116,10 @@ def _bundled(environment: Path) -> Triton | None:
     """The server of nvidia-pytriton in a virtual environment; None where that package is not in it."""
     python = environment / "bin" / "python"
     try:
-        told = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True).stdout
+        output = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    numpy, version, libraries, packages = json.loads(told)
+    numpy, version, libraries, packages = json.loads(output)
     root = Path(packages) / "pytriton" / "tritonserver"
     if not (root / "bin" / "tritonserver").is_file():
         return None
@@ -145,7 +147,8 @@ def backend_folder(triton: Triton, needed: Sequence[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dyvit-backends-") as name:
         folder = Path(name)
         for backend in triton.backends.iterdir() if triton.backends.is_dir() else ():
-            if triton.stub and backend.name == "python":                   # which its wheel leaves without a stub
+            # The wheel does not put the stub into this folder.
+            if triton.stub and backend.name == "python":
                 shutil.copytree(backend, folder / "python", ignore=shutil.ignore_patterns(triton.stub.name))
                 shutil.copyfile(triton.stub, folder / "python" / triton.stub.name)
                 (folder / "python" / triton.stub.name).chmod(0o755)
@@ -244,9 +247,11 @@ class Server:
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
-        finally:                                                           # a second Ctrl-C does not wait
+        # A second Ctrl-C does not wait.
+        finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)                     # what is left of it and its Python processes
+                # Its Python processes can outlive it.
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def notes(self) -> list[str]:

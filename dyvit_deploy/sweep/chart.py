@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.charts import check_chart, write_figure
+from ..artifacts.charts import BLUE, check_chart, place_labels, write_figure
 from ..optional import require
 from .grid import short
 from .report import SweepReport
@@ -13,24 +13,24 @@ from .target import LATENCY, SweepRow
 
 FILES = ("pareto.png", "pareto.svg")
 # For any colour vision.
-COLOURS = {"float32": "#000000", "float16": "#0072b2", "bfloat16": "#009e73", "int8": "#d55e00", "float8": "#cc79a7"}
+COLOURS = {"float32": "#000000", "float16": BLUE, "bfloat16": "#009e73", "int8": "#d55e00", "float8": "#cc79a7"}
 MARKERS = {"onnx": "o", "openvino": "s", "trt": "^", "rtx": "D"}
 QUALITY = {"top1": "top-1, %", "dense_agreement": "class of the dense float32 model, %", "keep_ratio": "keep ratio"}
-COLUMNS, PANEL = 2, (6.5, 4.6)              # panels side by side, and their size in inches
-LEAST_SPAN = 1.5                            # of the vertical axis, in percent: a smaller difference shall look small
-# Where a label may stand beside its point: offset in points, and what of the text touches it there. Best first.
-PLACES = (((6, 0), "left", "center"), ((-6, 0), "right", "center"), ((0, 6), "center", "bottom"),
-          ((0, -6), "center", "top"), ((5, 6), "left", "bottom"), ((-5, 6), "right", "bottom"),
-          ((5, -6), "left", "top"), ((-5, -6), "right", "top"), ((0, 14), "center", "bottom"),
-          ((0, -14), "center", "top"))
-UNDER = ((1, -5), "left", "top")            # the front's own line rarely passes there
+# Panels side by side, and the size of one in inches.
+COLUMNS, PANEL = 2, (6.5, 4.6)
+# Of the vertical axis, in percent, so that small differences look small.
+LEAST_SPAN = 1.5
+# Width of a letter and height of a line of the labels, in pixels of the figure.
+LETTER, LINE = 7.7, 12.0
 
 
 def draw_charts(report: SweepReport, folder: Path, new: bool = True) -> tuple[str, ...]:
-    """Draws pareto.png and pareto.svg, a panel per batch size; nothing without rows, nor again when nothing is `new`.
+    """Draws pareto.png and pareto.svg, a panel per batch size; returns no paths without rows.
+
+    Existing files are kept unless there is something `new`.
 
     Raises:
-        MissingDependency: matplotlib is not here.
+        MissingDependency: matplotlib is not installed.
     """
     paths = [folder / name for name in FILES]
     if not report.rows:
@@ -49,7 +49,6 @@ def _figure(report: SweepReport) -> Any:
     lines = -(-len(batches) // columns)
     figure = require("matplotlib.figure").Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.7),
                                                  layout="constrained")
-    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)     # measures texts, before they are placed
     panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for axes in panels[len(batches):]:
         axes.set_visible(False)
@@ -61,7 +60,8 @@ def _figure(report: SweepReport) -> Any:
     title = f"{Path(report.checkpoint).name}; numbers are keep ratios, the line is the Pareto front"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     _legend(figure, report.rows)
-    figure.draw_without_rendering()                                        # settles the layout, and so the places
+    # The layout must be final before labels are placed.
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, points in drawn:
         _label(axes, points)
@@ -69,7 +69,7 @@ def _figure(report: SweepReport) -> Any:
 
 
 def _panel(axes: Any, report: SweepReport, batch: int) -> tuple[Any, list[tuple[SweepRow, float, float]]]:
-    """One batch size: its axes, and the points that want a label."""
+    """Draws one batch size; returns its axes and the points to label."""
     scale = 1 if report.quality == "keep_ratio" else 100
 
     def place(row: SweepRow) -> tuple[float, float]:
@@ -104,22 +104,14 @@ def _legend(figure: Any, rows: Sequence[SweepRow]) -> None:
 
 
 def _label(axes: Any, points: Sequence[tuple[SweepRow, float, float]]) -> None:
-    """Keep ratios beside their points, each where it covers no point and no other label; the front's first, and one
-    for which there is no room stays out."""
-    renderer = axes.figure.canvas.get_renderer()
-    transform, box = axes.transData.transform, require("matplotlib.transforms").Bbox
-    taken = []
-    for _, x, y in points:
-        centre = transform((x, y))
-        taken.append(box([centre - 5, centre + 5]))                        # pixels
-    for row, x, y in sorted(points, key=lambda point: not point[0].pareto):
-        for offset, across, up in (UNDER, *PLACES) if row.pareto else PLACES:
-            text = axes.annotate(f"{row.keep_ratio:g}", (x, y), offset, textcoords="offset points", ha=across, va=up,
-                                 fontsize=8, fontweight="bold" if row.pareto else "normal",
-                                 color=COLOURS[row.precision])
-            room = text.get_window_extent(renderer)
-            inside = axes.bbox.contains(room.x0, room.y0) and axes.bbox.contains(room.x1, room.y1)
-            if inside and not any(room.overlaps(other) for other in taken):
-                taken.append(room)
-                break
-            text.remove()
+    """Keep ratios beside their points, those of the front first; a label without room is left out."""
+    points = sorted(points, key=lambda point: not point[0].pareto)
+    texts = [f"{row.keep_ratio:g}" for row, _, _ in points]
+    pixels = axes.transData.transform([place for _, *place in points]) - axes.bbox.min
+    size, scale = (LETTER * max(map(len, texts)), LINE), 72 / axes.figure.dpi
+    for text, (row, *point), (x, y, free) in zip(texts, points, place_labels(pixels.tolist(), size, axes.bbox.size)):
+        if free:
+            far, colour = abs(x) > size[0] or abs(y) > 2 * size[1], COLOURS[row.precision]
+            leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5} if far else None
+            axes.annotate(text, point, (scale * x, scale * y), textcoords="offset points", ha="center", va="center",
+                          fontsize=8, fontweight="bold" if row.pareto else "normal", color=colour, arrowprops=leader)

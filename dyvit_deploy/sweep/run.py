@@ -35,15 +35,17 @@ from .report import Skipped, SweepReport, with_front
 from .store import DENSE_FILE, Artifact, Latency, Store, machine_name, open_store, read_store
 from .target import SweepRow
 
-COMPARED_IMAGES = 256                       # at most: a comparison holds its images in memory
-ENOUGH_RUNS = 100                           # below, the 99th percentile is hardly more than the slowest run
+# At most: a comparison holds its images in memory.
+COMPARED_IMAGES = 256
+# Below, the 99th percentile is hardly more than the slowest run.
+ENOUGH_RUNS = 100
 
 
 def run_sweep(checkpoint: str | Path | None, out: str | Path, config: SweepConfig | None = None,
               load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> SweepReport:
     """Exports and measures every combination of `config` in the folder `out`; what is there already is not done again.
 
-    `checkpoint` None, `config` None, and what `load` leaves at its default, stand for what was swept before.
+    `checkpoint` None, `config` None, and what `load` leaves at its default, are taken from the previous sweep.
     `load.keep` says all but the keep ratio. Combinations that do not exist or do not run here are skipped, with the
     reason. Everything is written to OUT/sweep.json after each step, so that an interrupted call loses at most one.
 
@@ -57,7 +59,7 @@ def run_sweep(checkpoint: str | Path | None, out: str | Path, config: SweepConfi
 
 
 class _Sweep:
-    """One call. `store` is always what lies on disk, once `run` has begun."""
+    """One call. Once `run` has begun, `store` always equals what is on disk."""
 
     def __init__(self, checkpoint: str | Path | None, out: Path, config: SweepConfig | None, load: LoadConfig,
                  progress: Progress) -> None:
@@ -66,8 +68,10 @@ class _Sweep:
         self.out, self.config, self.load = out, self.store.config, self.store.load
         self.say, self.quiet = progress.say, progress._replace(say=Progress().say)
         self.skipped: list[Skipped] = []
-        self.labelled = False                                              # until somebody has to look
-        self.number: int | None = None                                     # of this run, once it times something
+        # Whether the data have labels; set when they are first read.
+        self.labelled = False
+        # The number of this run, once it times something.
+        self.number: int | None = None
         self.judged = {"data": self.config.data, "images": self.config.images}
         self.how = {"seconds": self.config.seconds, "threads": self.config.threads, "device": self.config.device}
 
@@ -94,7 +98,8 @@ class _Sweep:
         timed = [batch for batch in self.config.batches if self._time(accepted, batch)]
         new = bool(missing or timed or not known)
         if new:
-            self._keep(self.store)                                         # its settings may be all that is new
+            # The settings may be all that is new.
+            self._keep(self.store)
         report = self._report(accepted, [a for a in artifacts if a.rejected], new)
         if accepted and not report.rows:
             raise ExportError(f"Nothing could be timed: {self.skipped[-1].reason}")
@@ -213,7 +218,8 @@ class _Sweep:
             report = benchmark([self.out / a.file for a in artifacts], config, track=self.quiet.track)
         except DyvitError:
             able = [a for a in artifacts if self._answers(a, batch)]
-            if len(able) == len(artifacts):                                # it is none of them
+            # No single artifact is to blame.
+            if len(able) == len(artifacts):
                 raise
             return self._timings(able, batch) if able else {}
         made = {t.artifact: t for t in report.timings}

@@ -17,7 +17,8 @@ from .grid import GridPoint, SweepConfig, changed, filled
 
 FORMAT = 1
 NAME = "sweep.json"
-DENSE_FILE = "dense-float32.onnx"                # what speed-ups are over
+# The baseline of the speed-ups.
+DENSE_FILE = "dense-float32.onnx"
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ class Store:
 
 
 def machine_name(machine: Mapping[str, Any]) -> str:
-    """What tells one machine from another, of `machine.machine()`."""
+    """The identity of a machine, from `machine.machine()`."""
     return f"{machine['processor']}, {machine['logical_cores']} cores"
 
 
 def read_store(folder: Path) -> Store | None:
-    """What lies in `folder`, None when there is no sweep.
+    """The sweep in `folder`; None when there is none.
 
     Raises:
         ArtifactError: the file is damaged.
@@ -177,7 +178,7 @@ def recall(folder: str | Path, given: Mapping[str, Any]) -> SweepConfig:
 def open_store(checkpoint: str | Path | None, folder: Path, config: SweepConfig | None, load: LoadConfig) -> Store:
     """The store in `folder` with these settings, or a new one; nothing is written yet.
 
-    `checkpoint` None, `config` None, and what `load` leaves at its default, stand for what was swept before.
+    `checkpoint` None, `config` None, and what `load` leaves at its default, are taken from the previous sweep.
 
     Raises:
         ArtifactError: the folder belongs to another checkpoint, or its store is damaged.
@@ -197,7 +198,8 @@ def open_store(checkpoint: str | Path | None, folder: Path, config: SweepConfig 
                             f"{store.checkpoint['sha256'][:12]}; choose another -o.")
     config = config or store.config
     differing = changed(store.load.to_dict(), load.to_dict())
-    if any(artifact.precision != "float32" for artifact in store.artifacts):   # float32 takes nothing from calibration
+    # float32 artifacts do not depend on the calibration.
+    if any(artifact.precision != "float32" for artifact in store.artifacts):
         before, now = store.config.calibration.to_dict(), config.calibration.to_dict()
         differing += [f"calibration {name}" for name in changed(before, now)]
     if differing:

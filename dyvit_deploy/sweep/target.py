@@ -12,7 +12,8 @@ from .grid import short
 
 FRACTIONS = ("top1", "overlap", "agreement", "dense_agreement")
 METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_sec", "size_mib", "speedup", *FRACTIONS)
-QUALITIES = ("top1", "dense_agreement")     # what speaks for an artifact across keep ratios, the best evidence first
+# Measures of quality that are comparable across keep ratios, the best evidence first.
+QUALITIES = ("top1", "dense_agreement")
 LATENCY = "latency_ms_p50"
 _TARGET = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: the recipe, a CSV row per epoch, and TensorBoard curves."""
+"""The files of a run that people read: the recipe, a CSV row per epoch, and TensorBoard curves."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +12,8 @@ from ..optional import require
 from .recipe import Recipe
 from .report import EpochReport, Step
 
-EVERY = 10                                  # steps between two points of a curve
+# Steps between two points of a curve.
+EVERY = 10
 
 
 class Logs:

@@ -20,7 +20,7 @@ from ..artifacts.reports import save_report
 from ..data.open import open_images
 from ..errors import BackendError, ConfigError, TrainingError
 from ..evaluation.evaluate import evaluate_all
-from ..machine.processes import barrier, broadcast_tensors, gather_over_ranks, is_first, rank, world_size
+from ..machine.processes import broadcast_tensors, gather_over_ranks, is_first, rank, world_size
 from ..model import vit
 from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
@@ -268,7 +268,8 @@ class Run:
             save_checkpoint(self._last, self.model, facts, resume=resume_tensors(
                 self.model, self.optimizer, self.ema and self.ema.module, self._scaler))
             save_report(self.out / "train.json", self._report(), self.config.command)
-        barrier()                                                          # others read what was written here
+        # The other processes read what was written here.
+        self.fabric.barrier()
 
     @property
     def _scaler(self) -> Any:

@@ -52,7 +52,7 @@ def make_fabric(device: str | None, recipe: Recipe) -> Any:
     if kind == "cuda" and local > torch.cuda.device_count():
         raise ConfigError(f"{local} processes need as many GPUs, and this machine has {torch.cuda.device_count()}; "
                           "lower --nproc-per-node.")
-    # The backbone's parameters have no gradient while it stands still.
+    # A frozen backbone has no gradients.
     shared = _strategies.DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
     strategy: Any = shared if world_size() > 1 else "auto"
     precision = _Mixed(MIXED[recipe.precision], kind) if recipe.precision in MIXED else _plugins.Precision()

@@ -12,11 +12,14 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 WHITE, BLACK = 255, 0
-FADE = 0.8                                  # of white in a dropped patch, the rest its pixels: the published figures
-DIM = 0.45                                  # brightness of a dropped patch beside an outline
+# Share of white in a dropped patch, as in the published figures.
+FADE = 0.8
+# Brightness of a dropped patch beside an outline.
+DIM = 0.45
 # Okabe and Ito's colours, for any colour vision.
 ORANGE, BLUE = (230, 159, 0), (0, 114, 178)
-LINE_SHARE = 96                             # an outline is the short side over this wide
+# The short side over the width of an outline.
+LINE_SHARE = 96
 
 
 def enlarged(pixels: Pixels, least: int) -> Pixels:
@@ -40,9 +43,9 @@ def spread_over(kept: Mask, pixels: Pixels) -> Mask:
     return kept.repeat(height // rows, 0).repeat(width // columns, 1)[..., None]
 
 
-def faded(pixels: Pixels, kept: Mask, fade: float = FADE) -> Pixels:
-    """uint8 [H, W, 3] whose dropped patches are mixed with `fade` of white; `kept` is bool [rows, columns]."""
-    mixed = (1 - fade) * pixels + fade * WHITE
+def faded(pixels: Pixels, kept: Mask) -> Pixels:
+    """uint8 [H, W, 3] whose dropped patches are mixed with white; `kept` is bool [rows, columns]."""
+    mixed = (1 - FADE) * pixels + FADE * WHITE
     return np.where(spread_over(kept, pixels), pixels, mixed.round()).astype(np.uint8)
 
 

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from fake_runner import FakeRunner
 from helpers import dyvit, photo_folder, tiny_checkpoint, tiny_graph
 from PIL import Image
 
@@ -14,7 +15,7 @@ from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.data.reading import decode
 from dyvit_deploy.evaluation.metrics import softmax
 from dyvit_deploy.predict import predictor
-from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs, run_in_batches
+from dyvit_deploy.runners.base import InputSpec, Outputs, run_in_batches
 from dyvit_deploy.runners.open import open_runner
 
 

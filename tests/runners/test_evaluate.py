@@ -2,13 +2,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from fake_runner import FakeRunner
 from helpers import fake_runner, tiny_model
 
 from dyvit_deploy.data.images import Batch, NoiseImages
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.evaluation.evaluate import evaluate, evaluate_all
-from dyvit_deploy.runners.base import FakeRunner, InputSpec, Outputs
+from dyvit_deploy.runners.base import InputSpec, Outputs
 
 
 class Labelled:

@@ -49,7 +49,7 @@ def validate():
 def gpus():
     """On a machine with two GPUs, which are not here: this rank's own, and those of all."""
     cuda = {"is_available": lambda: True, "device_count": lambda: 2,
-            "get_device_properties": lambda i: Thing(name=f"GPU {i}", major=9, minor=0, total_memory=2**30)}
+            "get_device_properties": lambda i: Thing(name=f"GPU {i}", major=9, minor=0)}
     with ExitStack() as stack:
         for name, value in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))

@@ -1,6 +1,7 @@
 """Triton Python-based backend: runs model.onnx or model.xml where a Triton has no backend of its own for it.
 
-A stand-in: it proves the repository, the protocol and the batching on any machine, and is slower than Triton's own.
+`dyvit serve` and `dyvit serve --check` install it as the missing backend, for example in the server of the package
+nvidia-pytriton. It is slower than Triton's own backends.
 """
 from __future__ import annotations
 
