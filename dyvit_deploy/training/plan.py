@@ -1,4 +1,4 @@
-"""What a training run is asked for."""
+"""The configuration of a training run."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,16 +12,17 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train on what, and how.
+    """The model, the data and the options of a training run.
 
-    `backbone` is the dense checkpoint to start from, which also is the teacher, or "timm-pretrained"; None
-    trains one first, under `out`/dense. One with other classes is trained on the data first. `recipe` names
-    a base in RECIPES, `recipe_file` and `overrides` replace single values of it, in this order; the dense
-    teacher takes all of them but `epochs` (it has `dense_epochs`), `lr` and `elastic`. `keep` ratio 1.0 trains
-    a dense backbone alone. `eval_only` measures the model that training would start or go on with.
+    `backbone` is the dense checkpoint to start from, which is also the teacher, or "timm-pretrained". With None, a
+    backbone is trained first, in `out`/dense; a backbone with other classes is first trained on the data. `recipe`
+    names a base in RECIPES; `recipe_file` and then `overrides` replace single values of it. The dense teacher uses
+    all of them except `epochs` (it has `dense_epochs`), `lr`, `lr_batch` and `elastic`. A `keep` ratio of 1.0 trains
+    only a dense backbone. `eval_only` validates the model that training would start from or resume, and trains
+    nothing.
 
-    `workers` processes load images (None: two for each that trains), `accumulate` parts make one step
-    in less memory, `compile` uses torch.compile. `command` is what was typed to get here, for train.json.
+    `workers` processes load images (None: two per training process). `accumulate` divides each step into that many
+    micro-batches, to save memory. `compile` uses torch.compile. `command` is the command line, for train.json.
     """
 
     model: str
@@ -45,13 +46,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One phase of it: the user's wishes, the recipe that follows, and the facts of the result."""
+class TrainPhase:
+    """One phase of training, "dense" or "student": the config, its resolved recipe, and the facts of the result."""
 
     config: TrainConfig
     recipe: Recipe
     facts: ArtifactFacts
 
     @property
-    def phase(self) -> str:
+    def name(self) -> str:
         return "student" if self.facts.prune else "dense"
