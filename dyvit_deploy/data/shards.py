@@ -188,7 +188,7 @@ def _info(folder: Path) -> dict[str, tuple[list[Path], int]]:
                 for name, split in json.loads(path.read_text())["splits"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not timm's description of shards ({reason(error)}); it needs, under splits, each "
-                        "split's filenames and num_samples; mend it, or remove it.") from error
+                        "split's filenames and num_samples; fix it, or remove it.") from error
 
 
 def _class_names(folder: Path) -> tuple[str, ...] | None:

@@ -56,4 +56,5 @@ def require_full_float32() -> None:
     if forced:
         names = " ".join(setting.partition("=")[0] for setting in forced)
         raise BackendError(f"{' and '.join(forced)} in the environment rounds float32 products to TF32 on this GPU, so "
-                           f"its float32 is no reference; run 'unset {names}' first, or pass --device cpu.")
+                           f"its float32 cannot serve as the reference; run 'unset {names}' first, or pass "
+                           "--device cpu.")

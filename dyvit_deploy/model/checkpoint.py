@@ -293,7 +293,7 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
         raise CheckpointError(f"{where} was trained to drop tokens by {trained!r}, not by {prune.selector!r}; leave "
                               "out --selector, or name a dense checkpoint.")
     elif predictors not in (0, len(prune.stages)):
-        raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were asked for "
+        raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were requested, "
                               f"{list(prune.stages)}; give --stages with {predictors} blocks.")
     if load.keep.align:
         prune = prune.aligned(model.patches, vit.prefix_tokens(model) + prune.fuse, load.keep.align)

@@ -154,7 +154,7 @@ def _masked_attend(attn: Any, x: Tensor, decision: Tensor, eps: float) -> Tensor
     """timm's Attention with a masked softmax."""
     batch, count, _ = x.shape
     qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # each [B, H, T, D]
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # [B, H, T, D] each
     out = masked_attention(attn.q_norm(query), attn.k_norm(key), value, decision, attn.scale, eps)
     out = attn.norm(out.transpose(1, 2).reshape(batch, count, attn.attn_dim))
     if attn.gate is not None:

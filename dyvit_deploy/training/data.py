@@ -144,7 +144,7 @@ class Augment:
                 interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
                 re_prob=recipe.random_erasing, re_mode="pixel")
         except (AssertionError, ValueError, KeyError) as error:
-            raise ConfigError(f"timm knows no augmentation {recipe.rand_augment!r}; write it like "
+            raise ConfigError(f"timm has no augmentation {recipe.rand_augment!r}; write it like "
                               "rand-m9-mstd0.5-inc1.") from error
 
     def __call__(self, image: Image.Image) -> Tensor:
