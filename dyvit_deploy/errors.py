@@ -1,14 +1,14 @@
 """Every error this package raises on purpose.
 
     DyvitError                      exit code 1
-    ├── ConfigError                 exit code 2: a value that the user typed cannot be meant
+    ├── ConfigError                 exit code 2: an option or value is not valid
     ├── ArtifactError               a file is missing, damaged, not ours, or cannot be written
-    │   └── CheckpointError         its tensors do not fit the model
-    ├── DataError                   an image source has nothing usable in it
+    │   └── CheckpointError         its tensors do not match the model
+    ├── DataError                   an image source has nothing usable
     ├── MissingDependency           an optional library is not installed
-    ├── BackendError                a runtime refused the graph or the feed
-    ├── ExportError                 the exported graph is not what was asked for
-    └── TrainingError               training cannot go on
+    ├── BackendError                a runtime refuses the graph or the inputs
+    ├── ExportError                 the exported graph is not the requested one
+    └── TrainingError               training cannot start or continue
 
 The message is one sentence that says what is wrong and what to do. Errors of other
 libraries are translated where we call them, with ``raise ... from``.
@@ -20,27 +20,27 @@ from collections.abc import Iterable
 
 
 class DyvitError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and fix."""
 
     exit_code = 1
 
 
 class ConfigError(DyvitError):
-    """A value is outside its documented range."""
+    """An option or value is not valid."""
 
     exit_code = 2
 
 
 class ArtifactError(DyvitError):
-    """A file cannot be read as what it should be, or cannot be written."""
+    """A file is missing, damaged, not ours, or cannot be written."""
 
 
 class CheckpointError(ArtifactError):
-    """The tensors of a checkpoint do not fit the model."""
+    """The tensors of a checkpoint do not match the model."""
 
 
 class DataError(DyvitError):
-    """An image source holds nothing usable."""
+    """An image source has nothing usable."""
 
 
 class MissingDependency(DyvitError):
@@ -48,26 +48,26 @@ class MissingDependency(DyvitError):
 
 
 class BackendError(DyvitError):
-    """A runtime refused the graph or the feed."""
+    """A runtime refuses the graph or the inputs."""
 
 
 class ExportError(DyvitError):
-    """The exported graph is not what was asked for."""
+    """The exported graph is not the requested one."""
 
 
 class TrainingError(DyvitError):
-    """Training cannot go on."""
+    """Training cannot start or continue."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`" Did you mean 'deit-s'?"` for the closest choice, or the list of all choices."""
+    """`" Did you mean 'deit-s'?"` with the closest choice; without a close one, the list of all choices."""
     choices = list(choices)
     close = difflib.get_close_matches(word, choices, n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Choose one of: {', '.join(choices)}."
 
 
 def reason(error: BaseException, last: bool = False) -> str:
-    """One line of a foreign error's message (the `last` one where a library begins with its source files),
-    without its full stop; the error's class where it says nothing."""
+    """The first line of another library's error message without its full stop, or the name of its class if the message
+    is empty. `last`: the last line instead, for libraries whose messages begin with source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1 if last else 0].rstrip(".") if lines else type(error).__name__

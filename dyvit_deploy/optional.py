@@ -1,4 +1,4 @@
-"""Libraries that are imported only when a function needs them."""
+"""Imports optional libraries when a function needs them."""
 from __future__ import annotations
 
 import importlib
@@ -9,17 +9,17 @@ from .errors import MissingDependency
 
 
 def require(module: str, extra: str | None = None) -> Any:
-    """Import `module` and return it.
+    """Imports `module` and returns it.
 
-    `extra` names the extra of this distribution that installs it; None means the base install.
+    `extra` is the extra of this distribution that installs it; None means the base installation.
 
     Raises:
-        MissingDependency: with the pip command that installs it.
+        MissingDependency: the library is not installed; the message contains the pip command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # Only an absent library is "not installed"; one that fails inside must show its own error.
+        # An import that fails inside an installed library must show its own error.
         if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
             raise
         package = f"dyvit-deploy[{extra}]" if extra else "dyvit-deploy"
@@ -29,5 +29,5 @@ def require(module: str, extra: str | None = None) -> Any:
 
 
 def installed(module: str) -> bool:
-    """True when `module` can be found, without importing it."""
+    """True if `module` can be found; does not import it."""
     return importlib.util.find_spec(module) is not None

@@ -3,7 +3,7 @@ import pytest
 
 from dyvit_deploy.config import PRECISIONS
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.parity.tolerance import TOLERANCES, PrecisionTolerance, disagreements, relative_error
+from dyvit_deploy.parity.tolerance import TOLERANCES, PrecisionTolerance, mismatches, relative_error
 
 
 def logits(seed=0):
@@ -19,7 +19,7 @@ def test_the_relative_error_is_the_noise_over_the_signal():
     assert relative_error(x, x + 0.1 * noise) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_constant_on_all_logits_is_no_error():
+def test_a_constant_added_to_all_logits_is_not_an_error():
     assert relative_error(logits(), logits() + 3) < 1e-6
 
 
@@ -37,17 +37,17 @@ def test_every_lower_precision_has_a_tolerance_and_fewer_bits_have_a_wider_one()
     assert half.overlap >= brain.overlap >= int8.overlap
 
 
-@pytest.mark.parametrize("top1, error, overlap, words", [
+@pytest.mark.parametrize("top1, error, overlap, message", [
     (0.95, 0.0, [], None), (0.90, 0.0, [], "2 of 20 images change"), (1.0, 0.051, [], "off by 5.1%"),
     (1.0, 0.0, [0.99, 0.94], "stage 1 keeps 94.0%"), (1.0, float("inf"), [], "off by inf"),
 ])
-def test_each_bound_is_held(top1, error, overlap, words):
-    found = disagreements(top1, error, overlap, 20, PrecisionTolerance(0.97, 0.05, 0.95))
-    assert found == [] if words is None else len(found) == 1 and words in found[0]
+def test_each_violated_bound_is_one_sentence(top1, error, overlap, message):
+    found = mismatches(top1, error, overlap, 20, PrecisionTolerance(0.97, 0.05, 0.95))
+    assert found == [] if message is None else len(found) == 1 and message in found[0]
 
 
 def test_one_image_may_always_change():
-    assert disagreements(0.5, 0.0, [], 2, PrecisionTolerance(1.0, 0.05, 0.95)) == []
+    assert mismatches(0.5, 0.0, [], 2, PrecisionTolerance(1.0, 0.05, 0.95)) == []
 
 
 def test_values_outside_their_range_are_refused():

@@ -31,7 +31,7 @@ def test_swapping_a_clear_winner_for_a_tied_token_is_not_forgiven():
     assert stage.forgiven.tolist() == [0.5]
 
 
-def test_what_follows_from_a_tie_is_forgiven_and_what_follows_from_an_error_is_not():
+def test_later_differences_are_forgiven_after_a_tie_and_not_after_an_error():
     tie = np.array([[5.0, 4.0, 4.0, 2.0]], np.float32)
     later = np.array([[5.0, 1.0, -np.inf, -np.inf]], np.float32)
     stages = stage_overlaps([kept(0, 1), kept(0)], [kept(0, 2), kept(2)], [tie, later], 1e-5)
@@ -51,7 +51,7 @@ def test_ties_are_relative_to_large_scores():
     assert stage.forgiven.tolist() == [1.0]
 
 
-def test_near_cut_is_about_the_gap_at_the_cut_only():
+def test_near_cut_considers_only_scores_at_the_cut():
     tied_above = np.array([[4.0, 4.0, 3.0, 2.0]], np.float32)
     tied_at_cut = np.array([[5.0, 4.0, 4.0, 2.0]], np.float32)
     assert near_cut([kept(0, 1)], [tied_above], 1e-5).tolist() == [False]

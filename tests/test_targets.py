@@ -37,7 +37,7 @@ def test_a_request_leads_to_a_runtime_that_can(format, options, native, expected
     ("onnx", {"io": "float16", "precision": "int8"}, "add --fp16"),
     ("onnx", {"io": "float16", "precision": "bfloat16"}, "add --fp16"),
     ("onnx", {"io": "float16", "precision": "int8", "target": "tensorrt", "rest": "float32"}, "add --fp16"),
-    ("onnx", {"precision": "float16", "rest": "float32"}, "--rest is what --int8 and --fp8 leave out"),
+    ("onnx", {"precision": "float16", "rest": "float32"}, "--rest applies only to --int8 and --fp8"),
     ("trt", {"target": "cpu"}, "leave out --target"),
     ("rtx", {"io": "float16"}, "add --fp16"),
     ("tflite", {}, "Unknown format"),

@@ -1,1 +1,1 @@
-"""The disk contract: what an artifact records about itself, and how files are written."""
+"""The formats on disk: the facts that artifacts record, and how files and reports are written."""

@@ -1,7 +1,7 @@
-"""What every artifact records about itself.
+"""The facts that every artifact records.
 
-A checkpoint keeps its facts as JSON under `dyvit` in the safetensors header, an ONNX file under `dyvit` in its metadata
-properties, an engine in the JSON file beside it.
+A checkpoint stores its facts as JSON under `dyvit` in the safetensors header, an ONNX file under `dyvit` in its
+metadata properties, and an engine in the JSON file beside it.
 """
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ArtifactFacts(JsonConfig):
-    """What an artifact knows about itself.
+    """The facts of an artifact.
 
-    `prune` is None for a dense backbone. The fields from `precision` on are set by the exporter:
-    `keep_counts` are patch tokens per stage, `parent` names the file exported from (`file`,
-    `sha256`, `weights`), `versions` the libraries that did it. `lowered` is None for float32, else
-    how the precision was lowered: `target`, `rest` (the precision of everything that is not
-    `precision`), `kept` (products left in higher precision), `ranges` (method, images, sha256) and
-    `gate` ("passed", "rejected" or "not run"). `forms` are the exact rewrites in a graph, see model.forms.
+    `prune` is None for a dense backbone. The exporter sets the fields from `precision` on:
+    `keep_counts` are the kept patch tokens per stage; `parent` is the file that was exported (`file`,
+    `sha256`, `weights`); `versions` are those of the libraries that exported it. `lowered` is None for
+    float32, else it describes the lower precision: `target`, `rest` (the precision of everything that is
+    not in `precision`), `kept` (products left in higher precision), `ranges` (method, images, sha256)
+    and `gate` ("passed", "rejected" or "not run"). `forms` are the inference forms in a graph, see
+    model.forms.
     """
 
     model: ModelConfig
@@ -53,12 +54,12 @@ class ArtifactFacts(JsonConfig):
         object.__setattr__(self, "forms", tuple(self.forms))
 
     def to_json(self) -> str:
-        """One line of JSON, the text stored in the artifact."""
+        """The text stored in the artifact, one line of JSON."""
         return json.dumps({"format": FORMAT, **self.to_dict()}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> ArtifactFacts:
-        """Raises ArtifactError, naming the file `where`, when the text is not ours."""
+        """The facts in `text`. Raises ArtifactError, which names the file `where`, if they cannot be read."""
         try:
             values = json.loads(text)
             version = values.pop("format")
@@ -71,18 +72,18 @@ class ArtifactFacts(JsonConfig):
 
     @property
     def dense(self) -> bool:
-        """True when no token is dropped."""
+        """True if no token is dropped."""
         return self.prune is None or self.prune.is_dense(self.model.patches)
 
     @property
     def elastic(self) -> tuple[float, float] | None:
-        """The lowest and highest keep ratio of elastic training; None where it was trained for one, or not here."""
+        """The lowest and highest keep ratio of elastic training; None if training was not elastic, or not recorded."""
         span = ((self.training or {}).get("recipe") or {}).get("elastic")
         return (float(span[0]), float(span[1])) if span else None
 
 
 def library_versions(*distributions: str) -> dict[str, str]:
-    """Versions of this package, Python and those of `distributions` that are installed."""
+    """The versions of this package, of Python, and of the installed ones among `distributions`."""
     versions = {"dyvit-deploy": own_version(), "python": platform.python_version()}
     for name in distributions:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -93,5 +94,6 @@ def library_versions(*distributions: str) -> dict[str, str]:
 def own_version() -> str:
     try:
         return importlib.metadata.version("dyvit-deploy")
-    except importlib.metadata.PackageNotFoundError:                        # a source tree that was not installed
+    # A source tree that is not installed has no version.
+    except importlib.metadata.PackageNotFoundError:
         return "unknown"

@@ -1,4 +1,4 @@
-"""How files are read and written: hashes, checks before long work, and writing that leaves nothing half-written."""
+"""Files: hashes, checks to run before long work, and atomic writes."""
 from __future__ import annotations
 
 import contextlib
@@ -19,31 +19,32 @@ TIMM_PREFIX = "timm:"
 
 
 def is_timm(path: object) -> bool:
-    """True for `timm:NAME`, which names timm's pretrained weights where a checkpoint file is expected."""
+    """True for `timm:NAME`, which is accepted instead of a checkpoint file and names timm's pretrained weights."""
     return str(path).startswith(TIMM_PREFIX)
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
 def _digest(file: Any) -> str:
-    digest = hashlib.sha256()                                              # Python 3.10 has no file_digest
+    """`hashlib.file_digest` for Python 3.10, which lacks it."""
+    digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
 
 
 def require_file(path: str | Path) -> Path:
-    """`path` as a Path when it is a readable, non-empty file; ArtifactError otherwise."""
+    """`path` as a Path. Raises ArtifactError unless it is a readable, non-empty file."""
     path = Path(path)
     try:
         status = path.stat()
     except OSError as error:
-        found = "does not exist" if error.errno == errno.ENOENT else f"cannot be opened ({error.strerror})"
-        raise ArtifactError(f"{path} {found}; check the path.") from error
+        problem = "does not exist" if error.errno == errno.ENOENT else f"cannot be opened ({error.strerror})"
+        raise ArtifactError(f"{path} {problem}; check the path.") from error
     if stat.S_ISDIR(status.st_mode):
         raise ArtifactError(f"{path} is a folder; name a file in it.")
     if status.st_size == 0:
@@ -54,18 +55,18 @@ def require_file(path: str | Path) -> Path:
 
 
 def require_source(path: str | Path) -> Path:
-    """`path` as a Path when it is such a file, or `timm:NAME`; ArtifactError otherwise."""
+    """`path` as a Path. Raises ArtifactError unless it is `timm:NAME` or a readable, non-empty file."""
     return Path(path) if is_timm(path) else require_file(path)
 
 
 def size_mib(path: Path) -> float:
-    """Size of an artifact in MiB; an OpenVINO model is its .xml and the .bin beside it."""
+    """Size of an artifact in MiB; an OpenVINO model consists of an .xml file and the .bin file beside it."""
     files = [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
     return sum(file.stat().st_size for file in files) / 2**20
 
 
 def make_folder(path: str | Path) -> Path:
-    """Creates folder `path` when it is missing, and makes sure that it can be written to."""
+    """Creates the folder `path` if it is missing. Raises ArtifactError unless it is writable."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -77,9 +78,11 @@ def make_folder(path: str | Path) -> Path:
 
 
 def check_target(path: str | Path) -> Path:
-    """`path`, once it is sure that a file can be written there; ask before long work, not after."""
+    """`path` as a Path, with its folder created. Raises ArtifactError unless a file can be written there; call it
+    before long work."""
     path = Path(path)
-    if os.path.isdir(path):                                                # unlike Path's, this never raises
+    # Unlike Path.is_dir, this never raises.
+    if os.path.isdir(path):
         raise ArtifactError(f"{path} is a folder; name the file to write.")
     make_folder(path.parent)
     return path
@@ -87,10 +90,10 @@ def check_target(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which replaces it only when the block succeeds.
+    """Yields a temporary path, whose file replaces `path` if the block succeeds.
 
-    An existing file survives any failure, a full disk included; nothing half-written is left. A link
-    is followed; a device or pipe is written to as it is.
+    After a failure, including a full disk, an existing file is unchanged and no partial file remains.
+    Links are followed; a device or pipe is written directly.
     """
     path = check_target(path)
     if os.path.exists(path) and not os.path.isfile(path):
@@ -102,7 +105,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)                                              # safetensors makes private files
+        # safetensors creates files that only their owner can read.
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -121,5 +125,5 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def hash_files(files: Iterable[str | Path]) -> dict[str, str]:
-    """The sha256 of those that are files, by their path as given."""
+    """The sha256 of each of `files` that exists, by its path as given."""
     return {str(file): sha256(Path(file)) for file in files if not is_timm(file) and Path(file).is_file()}

@@ -1,4 +1,4 @@
-"""The JSON files of reports, each with a stamp that says what wrote it and about which files."""
+"""Writes reports as JSON files with a stamp: what wrote the report, and the files that it is about."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Protocol
 from .facts import METADATA_KEY, own_version
 from .files import hash_files, write_json
 
-# Of the stamp.
+# The version of the stamp's format.
 REPORT_FORMAT = 1
 
 
 class Report(Protocol):
-    """A result that can be saved: KIND is what its JSON file is called, one word for each class of reports."""
+    """A result that can be saved. KIND identifies the class of the report in its JSON file, by one word."""
 
     KIND: ClassVar[str]
 
@@ -21,13 +21,13 @@ class Report(Protocol):
 
 
 def save_report(path: str | Path, report: Report, command: str, files: Iterable[str | Path] = ()) -> None:
-    """Writes a report's JSON with a stamp in front, by which `dyvit report` knows it again.
+    """Writes a report as JSON, preceded by the stamp by which `dyvit report` recognises it.
 
     Args:
-        report: what to save.
-        command: what was typed to get it.
-        files: the artifacts that it is about. Their hashes are kept, so that a figure is never taken for that of a
-            file which has changed since; what `hash_files` found before the work is taken as it is.
+        report: the report to save.
+        command: the command line that created it.
+        files: the artifacts that it is about, or their hashes, if `hash_files` computed them before the work. The
+            hashes are stored, so that figures are not attributed to a file that has changed since.
     """
     hashes = dict(files) if isinstance(files, Mapping) else hash_files(files)
     stamp = {"report": report.KIND, "format": REPORT_FORMAT, "version": own_version(), "command": command,

@@ -1,7 +1,7 @@
-"""From the values that a tensor takes to the threshold it is clipped at; pure functions on histograms.
+"""Chooses the threshold at which a tensor is clipped, from a histogram of its values.
 
-A tensor is quantized symmetrically: |x| up to the threshold is divided into INT8_LEVELS steps, anything
-beyond is clipped. The histogram of |x| is collected in one pass over streamed batches.
+A tensor is quantized symmetrically: |x| up to the threshold is divided into INT8_LEVELS steps, and larger
+values are clipped. The histogram of |x| is collected in one pass over streamed batches.
 """
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
 BINS = 2048
-INT8_LEVELS = 127                                # steps of int8 on either side of zero
-PERCENTILE = 99.99                          # per cent of the values that are not clipped
-CANDIDATES = 100                            # thresholds that mse tries
+# Steps of int8 on either side of zero.
+INT8_LEVELS = 127
+# Percentage of values that `by_percentile` does not clip.
+PERCENTILE = 99.99
+# Number of thresholds that `by_mse` tries.
+MSE_THRESHOLDS = 100
 
 
 class Histogram:
-    """Streaming histogram of |x| over [0, `limit`), in BINS equal bins; also the least and greatest x.
+    """Streaming histogram of |x| over [0, `limit`), in BINS equal bins, with the least and greatest x.
 
-    When a value reaches `limit`, the limit doubles and neighbouring bins are merged. Limits are powers
-    of two, so the result does not depend on how the values were cut into batches.
+    When a value reaches `limit`, the limit is doubled and neighbouring bins are merged. Limits are powers
+    of two, so the result does not depend on how the values are divided into batches.
     """
 
     def __init__(self) -> None:
@@ -36,7 +39,8 @@ class Histogram:
         while self.largest >= self.limit:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
             self.limit *= 2
-        bins = (np.abs(values.ravel()) * np.float32(BINS / self.limit)).astype(np.int32)  # exact: powers of two
+        # The product is exact, because the factor is a power of two.
+        bins = (np.abs(values.ravel()) * np.float32(BINS / self.limit)).astype(np.int32)
         self.counts += np.bincount(bins, minlength=BINS)
 
     @property
@@ -46,12 +50,12 @@ class Histogram:
 
 
 def by_max(counts: Counts, limit: float, largest: float) -> float:
-    """Nothing is clipped."""
+    """The largest value: nothing is clipped."""
     return largest
 
 
 def by_percentile(counts: Counts, limit: float, largest: float, percentile: float = PERCENTILE) -> float:
-    """`percentile` per cent of the values are not clipped."""
+    """The threshold that leaves `percentile` percent of the values unclipped."""
     share = np.cumsum(counts) / counts.sum()
     bin_ = int(np.searchsorted(share, percentile / 100 - 1e-12))
     return min(largest, (bin_ + 1) * limit / len(counts))
@@ -60,20 +64,21 @@ def by_percentile(counts: Counts, limit: float, largest: float, percentile: floa
 def by_mse(counts: Counts, limit: float, largest: float) -> float:
     """The threshold with the smallest mean squared error of rounding and clipping."""
     centres = (np.arange(len(counts)) + 0.5) * limit / len(counts)
-    candidates = largest * np.arange(1, CANDIDATES + 1) / CANDIDATES       # [T]
-    step = candidates[:, None] / INT8_LEVELS                                    # [T, 1]
-    rounded = np.minimum(np.round(centres / step), INT8_LEVELS) * step          # [T, bins]
-    # Within a bin the values are spread: a step finer than a bin still leaves its own rounding error.
-    error = np.maximum((rounded - centres) ** 2, np.where(centres <= candidates[:, None], step ** 2 / 12, 0))
-    return float(candidates[(error * counts).sum(axis=1).argmin()])
+    thresholds = largest * np.arange(1, MSE_THRESHOLDS + 1) / MSE_THRESHOLDS  # [T]
+    step = thresholds[:, None] / INT8_LEVELS                               # [T, 1]
+    rounded = np.minimum(np.round(centres / step), INT8_LEVELS) * step     # [T, bins]
+    # Values are spread within a bin, so a step finer than a bin still has the rounding error of the step.
+    error = np.maximum((rounded - centres) ** 2, np.where(centres <= thresholds[:, None], step ** 2 / 12, 0))
+    return float(thresholds[(error * counts).sum(axis=1).argmin()])
 
 
 def by_entropy(counts: Counts, limit: float, largest: float) -> float:
-    """The threshold whose quantized distribution loses least information (Kullback-Leibler divergence).
+    """The threshold whose quantized distribution loses the least information (Kullback-Leibler divergence).
 
     Migacz, "8-bit inference with TensorRT", GTC 2017: for each number of bins from 128 on, the clipped
-    tail is added to the last bin, the bins are merged into 128 levels and spread out again. The first
-    bin counts as the second: zeros, of which activations are full, cost nothing at any threshold.
+    tail is added to the last bin, the bins are merged into 128 levels and expanded again. The first
+    bin gets the count of the second, because zeros, which activations have many of, are exact at any
+    threshold.
     """
     levels = INT8_LEVELS + 1
     counts = np.concatenate([counts[1:2], counts[1:]])
@@ -84,7 +89,8 @@ def by_entropy(counts: Counts, limit: float, largest: float) -> float:
     for bins in range(levels, used + 1, 8):
         clipped = counts[:bins].astype(np.float64)
         kept = clipped > 0
-        level = np.arange(bins) * levels // bins                           # [bins], the level of each bin
+        # The level of each bin.
+        level = np.arange(bins) * levels // bins                           # [bins]
         mass = np.bincount(level, clipped, levels)
         members = np.bincount(level, kept, levels)
         spread = np.where(kept, (mass / np.maximum(members, 1))[level], 0)
@@ -96,10 +102,10 @@ def by_entropy(counts: Counts, limit: float, largest: float) -> float:
 
 
 def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """Divergence of two unnormalised distributions; bins that q misses count with a tiny probability."""
+    """KL divergence of two unnormalised distributions; empty bins of q get a tiny probability."""
     p, q = p / p.sum(), q / max(q.sum(), 1e-12)
-    here = p > 0
-    return float((p[here] * np.log(p[here] / np.maximum(q[here], 1e-9))).sum())
+    used = p > 0
+    return float((p[used] * np.log(p[used] / np.maximum(q[used], 1e-9))).sum())
 
 
 METHODS: dict[str, Callable[[Counts, float, float], float]] = {
@@ -108,7 +114,7 @@ METHODS: dict[str, Callable[[Counts, float, float], float]] = {
 
 
 def threshold(histogram: Histogram, method: str) -> float:
-    """Where `method` clips; 0 for a tensor that is always zero."""
+    """The threshold by `method`; 0 for a tensor that is always zero."""
     if histogram.largest == 0:
         return 0.0
     return METHODS[method](histogram.counts, histogram.limit, histogram.largest)

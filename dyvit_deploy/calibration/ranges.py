@@ -1,7 +1,7 @@
-"""Ranges as an artifact: what flows into each product on real images, and on which images.
+"""Calibration ranges as an artifact: the range of each product's input, and the images it was measured on.
 
-The file holds everything that decides a quantized graph besides the checkpoint, so the same ranges
-give the same graph, byte for byte.
+Together with the checkpoint, the file determines the quantized graph: the same ranges give the same
+graph, byte for byte.
 """
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from ..options import JsonConfig
 
 FORMAT = 1
 RANGES_KIND = "dyvit ranges"
-ENOUGH_IMAGES = 32                          # fewer are noted
+# Fewer images than this are noted.
+ENOUGH_IMAGES = 32
 
 
 @dataclass(frozen=True)
 class TensorRange(JsonConfig):
-    """Least and greatest value seen, and the threshold that int8 clips |x| at."""
+    """The least and greatest value of a tensor, and the threshold at which int8 clips |x|."""
 
     minimum: float
     maximum: float
@@ -39,16 +40,16 @@ class TensorRange(JsonConfig):
 
     @property
     def largest(self) -> float:
-        """The largest |x|: what float8 scales by, whose relative precision does not depend on the range."""
+        """The largest |x|. float8 scales by it, because its relative precision does not depend on the range."""
         return max(-self.minimum, self.maximum)
 
 
 @dataclass(frozen=True)
 class Ranges(JsonConfig):
-    """Calibration of one model on one set of images.
+    """The calibration of one model on one set of images.
 
-    `model` is `graph.weights_fingerprint`; `images` are sha256 of the pixels fed, 16 digits each;
-    `tensors` are keyed `NODE:INPUT`, the input of a product that the range is of; `skipped` are the
+    `model` is the graph's `weights_fingerprint`. `images` are the first 16 digits of the sha256 of the pixels of
+    each image. `tensors` are the ranges by `NODE:INPUT`, a product and the index of its input. `skipped` are the
     images that could not be read.
     """
 
@@ -74,11 +75,11 @@ class Ranges(JsonConfig):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about the images."""
+        """Notes about the images, for the user."""
         return image_notes(self.images, self.skipped)
 
     def sha256(self) -> str:
-        """Hex digest of what decides the quantized graph: the ranges, not the versions that collected them."""
+        """Hex digest of what determines the quantized graph: without library versions and skipped images."""
         values = self.to_dict()
         del values["versions"], values["skipped"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -89,7 +90,7 @@ class Ranges(JsonConfig):
 
     @classmethod
     def load(cls, path: str | Path) -> Ranges:
-        """Raises ArtifactError when `path` holds no ranges."""
+        """Reads ranges. Raises ArtifactError if `path` contains none."""
         try:
             values = json.loads(require_file(path).read_text())
             if values.pop("kind", None) != RANGES_KIND or values.pop("format", None) != FORMAT:
@@ -99,7 +100,7 @@ class Ranges(JsonConfig):
             raise ArtifactError(f"{path} holds no ranges that can be read; make them with dyvit calibrate.") from error
 
     def check_fits(self, fingerprint: str, preprocess: Preprocess, image_size: tuple[int, int]) -> None:
-        """Raises DataError when these ranges are not of the model with this fingerprint and preprocessing."""
+        """Raises DataError if these ranges belong to another model, preprocessing or image size."""
         if fingerprint != self.model:
             raise DataError(f"The ranges are of another model ({self.model_name}, {self.model[:12]}) than this one "
                             f"({fingerprint[:12]}): its weights or kept counts differ; calibrate again.")
@@ -108,7 +109,7 @@ class Ranges(JsonConfig):
                             "calibrate again.")
 
     def table(self) -> Table:
-        """One row per tensor: what was seen, and what is clipped."""
+        """One row per tensor: its range and its threshold."""
         title = f"{self.model_name}: {self.method} over {len(self.images)} images of {self.source}"
         table = Table(title=Text(title), title_justify="left")
         table.add_column("input of", overflow="fold")
@@ -122,7 +123,7 @@ class Ranges(JsonConfig):
 
 
 def image_notes(hashes: Sequence[str], skipped: Sequence[str]) -> tuple[str, ...]:
-    """What a user should know about images with these hashes, of which some were skipped."""
+    """Notes for the user about calibration images with these hashes, and about skipped ones."""
     distinct, notes = len(set(hashes)), []
     if skipped:
         notes.append(f"{len(skipped)} images could not be read and were skipped, the first: {skipped[0]}")

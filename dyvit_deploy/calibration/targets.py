@@ -1,4 +1,4 @@
-"""Which runtime computes in which precision; as data."""
+"""The precisions that each runtime supports, as data."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from .config import PrecisionConfig
 
 FORMAT_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}
 FORMATS = tuple(FORMAT_SUFFIXES)
-# What `export` also writes: artifacts with all that a server needs.
+# A further format of `export`: a Triton repository, with artifacts and everything else that the server needs.
 REPOSITORY = "triton"
-# Formats that a builder makes of an ONNX graph.
+# Formats that a builder creates from an ONNX graph.
 ENGINE_FORMATS = ("trt", "rtx")
 FLAGS = {"float32": "float32 (no flag)", **{name: f"--{SHORT.get(name, name)}" for name in (*HALF, *QUANTIZED)}}
 
 
 @dataclass(frozen=True)
 class Support:
-    """What one format on one target can do: precisions, and what int8 and float8 may leave the rest in."""
+    """What a format supports on a target: `precisions`, and `rests`, the precisions of everything that int8 and float8
+    do not cover."""
 
     runtime: str
     precisions: tuple[str, ...]
@@ -40,7 +41,7 @@ SUPPORT = {
 
 @dataclass(frozen=True)
 class ResolvedTarget:
-    """A resolved request: every field is set."""
+    """A precision request with every field set."""
 
     format: str
     target: str
@@ -50,12 +51,13 @@ class ResolvedTarget:
 
 def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool,
             capabilities: Sequence[str] = ()) -> ResolvedTarget:
-    """Where a request leads to. `capabilities` are those of the GPUs that it is for, like "8.9".
+    """Chooses the target of a format and the precision of the rest. `capabilities` are the compute capabilities of the
+    GPUs that the artifact will run on, like "8.9".
 
-    ONNX is for a CPU unless only TensorRT has the precision, or `config.target` says TensorRT.
+    The target of ONNX is a CPU, unless only TensorRT supports the precision or `config.target` is TensorRT.
 
     Raises:
-        ConfigError: the target cannot do it; the message names what it can do.
+        ConfigError: the target does not support the request; the message names the alternatives.
     """
     if format not in FORMATS:
         raise ConfigError(f"Unknown format {format!r}.{did_you_mean(format, (*FORMATS, REPOSITORY))}")
@@ -73,9 +75,9 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool,
     rests = [rest for rest in support.rests if rest != "bfloat16" or cpu_has_bfloat16]
     rest = config.rest or rests[0]
     if config.rest and config.precision not in QUANTIZED:
-        raise ConfigError("--rest is what --int8 and --fp8 leave out; leave it out itself.")
+        raise ConfigError("--rest applies only to --int8 and --fp8; leave it out.")
     if rest not in rests:
-        raise ConfigError(f"What {config.precision} leaves out cannot be {rest} for {support.runtime} here; choose one "
+        raise ConfigError(f"With {config.precision}, the rest cannot be {rest} for {support.runtime} here; choose one "
                           f"of: {', '.join(rests)}.")
     if config.io == "float16" and "float16" not in (config.precision, rest if config.precision in QUANTIZED else None):
         raise ConfigError("float16 images and logits need float16 inside; add --fp16, or leave out --io.")
@@ -89,7 +91,7 @@ def _check_hardware(config: PrecisionConfig, target: str, support: Support, cpu_
 
 def _check_gpus(config: PrecisionConfig, target: str, support: Support, capabilities: Sequence[str]) -> None:
     if target == "cpu" and capabilities:
-        raise ConfigError("--compute-capability is of a GPU; add --target tensorrt, or leave it out.")
+        raise ConfigError("--compute-capability applies only to a GPU; add --target tensorrt, or leave it out.")
     least = LEAST_CAPABILITY[config.precision]
     for capability in map(float, capabilities):
         if capability < least:

@@ -1,1 +1,1 @@
-"""Images in: folders, the digit scenes, noise, and the preprocessing that checkpoints demand."""
+"""Image sources (folders, shards, Hugging Face data sets, digit scenes, noise) and the preprocessing of checkpoints."""

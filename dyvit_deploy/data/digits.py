@@ -1,8 +1,9 @@
-"""Scenes with one handwritten digit in clutter, made on the spot: the demo data set.
+"""The demo data set: generated scenes with one handwritten digit in clutter.
 
 scikit-learn ships 1,797 real 8x8 handwritten digits. Each scene shows one of them, scaled,
-tilted and coloured, at a random place on a noisy background with fragments of other digits, so
-that most patches carry nothing and the box of the digit is known. No digit is in two splits.
+tilted and coloured, at a random position on a noisy background with fragments of other digits.
+Most patches therefore carry no information, and the bounding box of the digit is known. No digit
+is in two splits.
 """
 from __future__ import annotations
 
@@ -19,18 +20,23 @@ from ..errors import DataError, did_you_mean
 from ..optional import require
 from .images import Batch
 
-SIDE = 64                                   # pixels of a scene
-DIGIT_SIDE = (22, 33)                       # smallest, one past the largest
-TILT = 12.0                                 # degrees to either side
+# Height and width of a scene in pixels.
+SIDE = 64
+# Range of a digit's side in pixels; the upper end is exclusive.
+DIGIT_SIDE = (22, 33)
+# Largest rotation in degrees, in either direction.
+TILT = 12.0
 FRAGMENTS, FRAGMENT_SIDE = 6, 8
+# Share of the digits that each split takes, from and to.
 SPLITS = {"train": (0.0, 0.75), "val": (0.75, 0.8), "test": (0.8, 1.0)}
 COUNTS = {"train": 30_000, "val": 1_000, "test": 2_000}
-INK = 0.15                                  # opacity from which a pixel counts as part of the digit
+# A pixel belongs to the digit if its opacity exceeds this.
+INK = 0.15
 
 
 @functools.cache
 def glyphs(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The digits of a split: uint8 [count, 8, 8] with 0 as paper and 255 as ink, and labels int64."""
+    """The digits of a split: uint8 [count, 8, 8], where 0 is paper and 255 is ink, and int64 labels."""
     data = require("sklearn.datasets", extra="demo").load_digits()
     order = np.random.default_rng(1797).permutation(len(data.target))
     low, high = (round(edge * len(order)) for edge in SPLITS[split])
@@ -39,11 +45,13 @@ def glyphs(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 class DigitScenes:
-    """`limit` scenes of a split; scene i is the same in every run; training gets new ones in every epoch."""
+    """`limit` scenes of a split. Scene i is the same in every run; `sample` draws a new variant in every epoch."""
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
-    mirror = False                          # a mirrored 2 is no 2
-    split: str | None = None                # its name tells
+    # A mirrored 2 is not a 2.
+    mirror = False
+    # The name already contains the split.
+    split: str | None = None
 
     def __init__(self, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
         if split not in SPLITS:
@@ -60,7 +68,7 @@ class DigitScenes:
         return split in SPLITS
 
     def part(self, rank: int, world: int) -> DigitScenes:
-        """Every `world`-th scene from number `rank` on."""
+        """Every `world`-th scene, starting at number `rank`."""
         part = copy.copy(self)
         part._scenes = self._scenes[rank::world]
         return part
@@ -76,7 +84,7 @@ class DigitScenes:
             yield Batch(images, labels, boxes, [f"{self.name} {i}" for i in indices])
 
     def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
-        """A scene of the model's size and its label; see `Samples`."""
+        """A scene resized to the model's input, and its label; see `Samples`."""
         scene, label, _ = draw_scene(self._split, self._scenes[index], epoch + 1)
         return self._resized(scene), label
 
@@ -84,7 +92,7 @@ class DigitScenes:
         return f"{self.name} {self._scenes[index]}"
 
     def _resized(self, scene: NDArray[np.uint8]) -> Image.Image:
-        """The scene as it is when it has the model's size already."""
+        """The scene at the model's input size; unchanged if it already has that size."""
         return Image.fromarray(scene).resize(self._size[::-1], Image.Resampling.BICUBIC)
 
 
@@ -98,18 +106,18 @@ def draw_scene(split: str, index: int, variant: int = 0) -> tuple[NDArray[np.uin
         row, column = rng.integers(0, opacity.shape[0] - FRAGMENT_SIDE + 1, 2)
         opacity = opacity[row:row + FRAGMENT_SIDE, column:column + FRAGMENT_SIDE]
         _blend(canvas, opacity, _ink(rng, paper), *rng.integers(0, SIDE - FRAGMENT_SIDE + 1, 2))
-    which = int(rng.integers(len(shapes)))
-    opacity = _stamp(shapes[which], int(rng.integers(*DIGIT_SIDE)), float(rng.uniform(-TILT, TILT)))
+    digit = int(rng.integers(len(shapes)))
+    opacity = _stamp(shapes[digit], int(rng.integers(*DIGIT_SIDE)), float(rng.uniform(-TILT, TILT)))
     top, left = (int(edge) for edge in rng.integers(0, SIDE - opacity.shape[0] + 1, 2))
     _blend(canvas, opacity, _ink(rng, paper), top, left)
     canvas += 8 * rng.standard_normal(canvas.shape, np.float32)
     rows, columns = (np.flatnonzero((opacity > INK).any(axis)) for axis in (1, 0))
     box = (top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1)
-    return canvas.clip(0, 255).astype(np.uint8), int(labels[which]), box
+    return canvas.clip(0, 255).astype(np.uint8), int(labels[digit]), box
 
 
 def _background(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cloudy paper float32 [64, 64, 3] and its mean colour [3]."""
+    """A cloudy background, float32 [64, 64, 3], and its mean colour [3]."""
     colour = rng.uniform(0, 110, 3).astype(np.float32)
     clouds = (colour + rng.normal(0, 18, (8, 8, 3))).clip(0, 255).astype(np.uint8)
     soft = Image.fromarray(clouds).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -117,8 +125,8 @@ def _background(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[
 
 
 def _ink(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A bright colour [3] that stands out: of 8 tries the first whose brightness exceeds the paper's by
-    at least 80 of 255, else the brightest."""
+    """A colour [3] that contrasts with the paper: of 8 random colours the first that is brighter by at least 80 of
+    255, else the brightest."""
     colours = rng.uniform(60, 255, (8, 3)).astype(np.float32)
     excess = colours.mean(axis=1) - paper.mean()
     colour: NDArray[np.float32] = colours[excess.clip(max=80).argmax()]
@@ -126,7 +134,7 @@ def _ink(rng: np.random.Generator, paper: NDArray[np.float32]) -> NDArray[np.flo
 
 
 def _stamp(shape: NDArray[np.uint8], side: int, degrees: float) -> NDArray[np.float32]:
-    """A digit as opacity, float32 [side, side] in 0..1."""
+    """The opacity of a resized and rotated digit, float32 [side, side] in 0..1."""
     image = Image.fromarray(shape).resize((side, side), Image.Resampling.BICUBIC)
     if degrees:
         image = image.rotate(degrees, Image.Resampling.BICUBIC)

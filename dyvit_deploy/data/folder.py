@@ -13,10 +13,11 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 
 
 class FolderImages(IndexedImages):
-    """The images below a folder, in the order of their paths.
+    """The images in a folder and its subfolders, sorted by path.
 
-    The split is the subfolder of its name; "val" may be called validation; "test" is also that one, or a folder
-    without any split. If images lie in subfolders, each subfolder is a class, numbered in alphabetical order.
+    A split is a subfolder with its name; "val" may also be called "validation" or "valid". Without a "test" subfolder,
+    "test" falls back to the validation split, then to a folder that has no splits. If the images are in subfolders,
+    each subfolder is a class, numbered in alphabetical order.
     """
 
     def __init__(self, folder: str | Path, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
@@ -35,7 +36,7 @@ class FolderImages(IndexedImages):
 
     @staticmethod
     def has_split(folder: str, split: str) -> bool:
-        """True when the folder has that split by its own name."""
+        """True if the folder contains `split` itself, without a fallback."""
         return any((Path(folder) / name).is_dir() for name in SPLITS[split])
 
     def _read(self, item: int) -> tuple[Image.Image, int | None]:
@@ -47,17 +48,18 @@ class FolderImages(IndexedImages):
 
 
 def _check_classes(root: Path, classes: list[str], loose: bool) -> None:
-    """Raises DataError where it is not clear which classes there are; `loose` images lie beside their folders."""
+    """Raises DataError if the classes are ambiguous. `loose`: some images are directly in `root`, beside folders."""
     if loose:
         raise DataError(f"{root} has images both beside and inside its subfolders; "
                         "keep one subfolder per class, or no subfolders.")
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if folder.name not in classes:                                     # or the classes after it change number
+        # Skipping an empty class would renumber all classes after it.
+        if folder.name not in classes:
             raise DataError(f"{folder} is a class without images; fill it, or remove it.")
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    """Raises DataError where falling back would mix splits."""
+    """The folder of a split. Raises DataError if there is none, or if the fallback would mix splits."""
     for name in split_names(split):
         if (folder / name).is_dir():
             return folder / name

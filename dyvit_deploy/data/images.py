@@ -1,4 +1,4 @@
-"""What every image source offers."""
+"""The interfaces of image sources: `ImageSet` to evaluate, `Samples` and `Stream` to train."""
 from __future__ import annotations
 
 import copy
@@ -13,20 +13,21 @@ from ..config import ImageSpec
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str, int], Iterable[T]]
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)   # what a damaged image raises
+# The errors that decoding a damaged image raises.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def no_track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """A `Track` that shows nothing; the command line passes a progress bar instead."""
+    """A `Track` without output; the command line passes a progress bar instead."""
     return items
 
 
 class Batch(NamedTuple):
-    """Images ready for a model, before normalisation.
+    """Images at the model's input size, before normalisation.
 
     images: uint8 [B, height, width, 3], RGB.
-    labels: int64 [B], or None when the source has none.
-    boxes: float32 [B, 4], top, left, bottom, right of the object in pixels, or None.
+    labels: int64 [B], or None if the source has no labels.
+    boxes: float32 [B, 4], top, left, bottom, right of the object in pixels, or None if unknown.
     names: one per image, for messages.
     """
 
@@ -37,8 +38,11 @@ class Batch(NamedTuple):
 
 
 class ImageSet(Protocol):
-    """A source of images. `skipped` fills with one line per unreadable image while it is read; `split` is the one
-    that was taken, None where the source has none or its name tells."""
+    """A source of images.
+
+    `skipped` lists the unreadable images, one line each, and grows while the set is read. `split` is the split in
+    use, None if the source has none or if `name` already contains it.
+    """
 
     name: str
     split: str | None
@@ -52,12 +56,12 @@ class ImageSet(Protocol):
         ...
 
     def part(self, rank: int, world: int) -> ImageSet:
-        """What process `rank` of `world` evaluates; the parts of all processes are the whole, each image once."""
+        """The share of process `rank` of `world`; the shares of all processes contain each image exactly once."""
         ...
 
 
 class Samples(Protocol):
-    """A labelled source of single images in any order, for training. `mirror`: flipped images keep their class."""
+    """A labelled source with random access, for training. `mirror`: a flipped image keeps its class."""
 
     name: str
     mirror: bool
@@ -66,20 +70,20 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
-        """An RGB image of any size and its label; `epoch` counts from 0, and made-up sources make new images in each.
+        """An RGB image of any size and its label; `epoch` counts from 0, and generated sources draw new images in each.
 
         Raises:
-            one of UNREADABLE: the image is damaged or gone; take another one.
+            one of UNREADABLE: the image is damaged or missing; use another one.
         """
         ...
 
     def name_of(self, index: int) -> str:
-        """The image in a message."""
+        """The name of an image, for messages."""
         ...
 
 
 class Stream(Protocol):
-    """A labelled source that can only be read in order, for training; fields as in `Samples` and `ImageSet`."""
+    """A labelled source without random access, for training; the fields are those of `Samples` and `ImageSet`."""
 
     name: str
     mirror: bool
@@ -89,12 +93,12 @@ class Stream(Protocol):
     def __len__(self) -> int: ...
 
     def stream(self, epoch: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
-        """One pass over the share of one of `world` processes, in the order of `epoch`: RGB images and labels."""
+        """RGB images and labels: one pass over the share of process `rank` of `world`, in an order set by `epoch`."""
         ...
 
 
 class NoiseImages:
-    """Random pixels, for when there are no images. Good enough for speed, poor evidence for parity."""
+    """Random pixels, for use without images. They suffice to measure speed, and are poor evidence for parity."""
 
     split: str | None = None
 
@@ -108,7 +112,7 @@ class NoiseImages:
         return self._count
 
     def part(self, rank: int, world: int) -> NoiseImages:
-        """A share of the images; noise has no order to keep."""
+        """As many noise images as the share has, from another seed."""
         part = copy.copy(self)
         part._count, part._seed = len(range(rank, self._count, world)), self._seed + rank
         return part

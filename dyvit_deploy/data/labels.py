@@ -1,4 +1,4 @@
-"""Whether the labels of images are those that a model knows."""
+"""Matches the class names of images to those of a model."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ from ..errors import DataError, did_you_mean
 from .images import ImageSet
 from .reading import NO_LABELS
 
-LISTED = 20                                 # classes that fit in a message
+# A message lists all classes up to this number.
+LISTED = 20
 
 
 def require_labels(images: ImageSet) -> tuple[str, ...]:
     """The class names of `images`.
 
     Raises:
-        DataError: they have none.
+        DataError: the images have no labels.
     """
     if images.class_names is None:
         raise DataError(NO_LABELS.format(images.name))
@@ -25,13 +26,13 @@ def require_labels(images: ImageSet) -> tuple[str, ...]:
 
 
 def class_numbers(images: ImageSet, known: Sequence[str] | None, owner: str = "model") -> NDArray[np.int64]:
-    """For each class of `images`, its number among the `known` ones of the `owner`, matched by name.
+    """For each class of `images`, the index of the class with the same name in `known`, the classes of `owner`.
 
-    Where nothing is `known`, the numbers stay as they are. Ask before training too, with the classes of the
-    training split: a validation split that lacks one of them is numbered otherwise.
+    Without `known` classes the numbers stay unchanged. Training also needs this mapping: a validation split that
+    lacks a class of the training split numbers its classes differently.
 
     Raises:
-        DataError: the images have no labels, or a class that the owner lacks.
+        DataError: the images have no labels, or a class that `known` lacks.
     """
     names = require_labels(images)
     if known is None:

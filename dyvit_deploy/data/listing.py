@@ -1,7 +1,7 @@
-"""Images one after another from files, folders and shards, without labels: only their places, nothing is read.
+"""Lists the locations of unlabelled images in files, folders and shards, without reading the images.
 
-Listing takes as much memory as the names in one folder, and the place of an image is small enough to be sent to
-another process, which then reads it.
+Listing needs memory for the names of one folder only. An image's location is small enough to be sent to another
+process, which then reads the image.
 """
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SHARD = ".tar"
 
 
 class ImagePlace(NamedTuple):
-    """Where an image lies.
+    """The location of an image: a file, or a byte range in a shard.
 
-    name: what it is called in results, valid text whatever the name on disk is.
-    stamp: size and time of the file, or of the shard, which tell whether it has changed.
-    part: offset and size of the image in a shard, (0, 0) for a sample without one; None is the whole file.
+    name: its name in results; valid Unicode even if the name on disk is not.
+    stamp: size and modification time of the file or shard, to detect changes.
+    part: offset and size of the image in a shard, (0, 0) for a sample without an image; None for a whole file.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ImagePlace(NamedTuple):
     part: tuple[int, int] | None = None
 
     def read(self) -> tuple[Image.Image, None]:
-        """An RGB image, without a label, or one of UNREADABLE."""
+        """The RGB image, and None for its label; raises one of UNREADABLE."""
         if self.part is None:
             return decode(self.path), None
         offset, size = self.part
@@ -49,26 +49,26 @@ class ImagePlace(NamedTuple):
 
 
 def count_images(sources: Sequence[str]) -> int:
-    """How many images `list_images` gives now.
+    """How many images `list_images` finds now.
 
     Raises:
-        DataError: a source is not there, or has none.
+        DataError: a source does not exist, or has no images.
     """
     total = 0
     for source in sources:
         damage: list[str] = []
-        found = sum(1 for _ in _list_one(source, damage))
-        if not found:
-            raise DataError(_nothing(source, damage))
-        total += found
+        count = sum(1 for _ in _list_one(source, damage))
+        if not count:
+            raise DataError(_no_images(source, damage))
+        total += count
     return total
 
 
 def list_images(sources: Sequence[str], damage: list[str]) -> Iterator[ImagePlace]:
-    """The images of `sources`, each source in the order of its paths, shards in their own order.
+    """The images of `sources`, in the given order; folders are sorted by path, shards keep their own order.
 
-    A source is an image file, a folder (every image in it and below), a .tar shard, or wds/FOLDER (every shard in it
-    and below). `damage` gets a line for each shard that ends early.
+    A source is an image file, a folder (with its subfolders), a .tar shard, or wds/FOLDER (all shards in the folder
+    and its subfolders). For each shard that ends early, a line is appended to `damage`.
     """
     for source in sources:
         yield from _list_one(source, damage)
@@ -88,53 +88,59 @@ def _list_one(source: str, damage: list[str]) -> Iterator[ImagePlace]:
     elif path.lower().endswith(SHARD):
         yield from _members(path, damage)
     elif shards:
-        raise DataError(f"{path} is no .tar shard; wds/ takes shards, or a folder of them.")
+        raise DataError(f"{path} is not a .tar shard; wds/ takes shards, or a folder of them.")
     else:
         yield ImagePlace(_text(path), path, _stamp(path))
 
 
-def _walk(folder: str, suffixes: Sequence[str] | set[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Files with these suffixes below `folder`, sorted by path; links are followed, into a folder `above` excepted."""
+def _walk(folder: str, suffixes: Sequence[str] | set[str], ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Files with these suffixes in `folder` and its subfolders, sorted by path.
+
+    Links are followed, except to one of the `ancestors`, (device, inode) each.
+    """
     try:
         status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        inode = (status.st_dev, status.st_ino)
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        raise _unlisted(folder, error) from error
-    if here in above:
+        raise _cannot_list(folder, error) from error
+    if inode in ancestors:
         return
     for entry in entries:
         kind = _kind(entry, os.path.splitext(entry.name)[1].lower() in suffixes)
         if kind == "folder":
-            yield from _walk(entry.path, suffixes, (*above, here))
+            yield from _walk(entry.path, suffixes, (*ancestors, inode))
         elif kind == "file":
             yield entry.path
 
 
-def _kind(entry: os.DirEntry[str], wanted: bool) -> str:
-    """"folder", "file" or nothing, by whether the name is `wanted`; a link to nowhere, in a circle or to what is
-    forbidden is a file, to become a row with its error."""
+def _kind(entry: os.DirEntry[str], has_suffix: bool) -> str:
+    """"folder", "file" for a file that `has_suffix`, or "" for anything else.
+
+    A broken, circular or forbidden link that `has_suffix` is a "file": reading it then reports its error.
+    """
     try:
-        return "folder" if entry.is_dir() else "file" if wanted and (entry.is_symlink() or entry.is_file()) else ""
+        return "folder" if entry.is_dir() else "file" if has_suffix and (entry.is_symlink() or entry.is_file()) else ""
     except OSError as error:
-        if not wanted and error.errno != errno.ELOOP:                      # it may be a folder of images
-            raise _unlisted(entry.path, error) from error
-        return "file" if wanted else ""
+        # It may be a folder of images.
+        if not has_suffix and error.errno != errno.ELOOP:
+            raise _cannot_list(entry.path, error) from error
+        return "file" if has_suffix else ""
 
 
-def _unlisted(folder: str, error: OSError) -> DataError:
+def _cannot_list(folder: str, error: OSError) -> DataError:
     return DataError(f"{folder} cannot be listed ({error.strerror}); change its permissions.")
 
 
 def _members(path: str, damage: list[str]) -> Iterator[ImagePlace]:
-    """One place per sample of a shard; a sample is consecutive files of one key."""
-    stamp, found = _stamp(path), list[str]()
-    for key, members in groupby(shard_members(Path(path), found, "r:"), lambda member: member.key):
+    """One location per sample of a shard; a sample is a run of files with the same key."""
+    stamp, reasons = _stamp(path), list[str]()
+    for key, members in groupby(shard_members(Path(path), reasons, "r:"), lambda member: member.key):
         files: dict[str, Member] = {member.suffix: member for member in members}
         image = next((files[suffix] for suffix in IMAGES if suffix in files), None)
         yield ImagePlace(_text(f"{path}/{key}"), path, stamp, (image.offset, image.size) if image else (0, 0))
-    damage += [damage_line(Path(path), reason) for reason in found]
+    damage += [damage_line(Path(path), reason) for reason in reasons]
 
 
 def _text(path: str) -> str:
@@ -142,7 +148,7 @@ def _text(path: str) -> str:
 
 
 def _stamp(path: str) -> str:
-    """Empty for a file that is gone."""
+    """See `ImagePlace`; empty for a missing file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -150,7 +156,7 @@ def _stamp(path: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _nothing(source: str, damage: Sequence[str]) -> str:
+def _no_images(source: str, damage: Sequence[str]) -> str:
     if damage:
         return f"{source} holds no images; {damage[0]}."
     prefix, _, rest = source.partition("/")

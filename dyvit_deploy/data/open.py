@@ -1,4 +1,4 @@
-"""The only importer of images: a name or a folder in, an image set out."""
+"""Opens image sources by name or folder."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .shards import ShardImages
 
 
 class DataSource(NamedTuple):
-    """How images are opened (path, spec, split, limit), and whether there is a split by that very name."""
+    """One kind of source: `open(path, spec, split, limit)`, and `has_split(path, split)`, without fallbacks."""
 
     open: Callable[[str, ImageSpec, str, int | None], ImageSet]
     has_split: Callable[[str, str], bool]
@@ -27,7 +27,7 @@ FOLDER = DataSource(FolderImages, FolderImages.has_split)
 
 
 def _find(source: str) -> tuple[DataSource, str]:
-    """Who opens `source`, and the path it opens; a folder called like a data set is ./digits."""
+    """The kind of `source`, and the path to open. A folder named like a data set needs "./", as in ./digits."""
     prefix, _, path = source.partition("/")
     if path and prefix in PREFIXED:
         return PREFIXED[prefix], path
@@ -35,17 +35,17 @@ def _find(source: str) -> tuple[DataSource, str]:
 
 
 def open_images(source: str | None, spec: ImageSpec, split: str = "test", limit: int | None = None) -> ImageSet:
-    """The images called `source`, prepared as `spec` says.
+    """Opens the images of `source`, resized and cropped by `spec`.
 
     Args:
         source: "digits"; an image folder (flat, or one subfolder per class, possibly below `train`, `val` and
             `test`); "wds/PATH", a folder of WebDataset shards; "hfds/NAME", a Hugging Face data set or a local
             folder of one; or None for noise.
         split: "train", "val" or "test".
-        limit: at most that many images.
+        limit: the maximum number of images.
 
     Raises:
-        DataError: no such source, or nothing usable in it.
+        DataError: the source does not exist, or has no usable images.
         MissingDependency: shards and Hugging Face data sets need the extra `train`.
     """
     if limit is not None and limit < 1:
@@ -53,14 +53,14 @@ def open_images(source: str | None, spec: ImageSpec, split: str = "test", limit:
     if source is None:
         return NoiseImages(spec, limit or 32)
     check_source(source)
-    found, path = _find(source)
-    return found.open(path, spec, split, limit)
+    kind, path = _find(source)
+    return kind.open(path, spec, split, limit)
 
 
 def check_source(source: str) -> None:
-    """Raises DataError when `source` is neither a data set nor a folder; ask before long work."""
-    found, path = _find(source)
-    if found is PREFIXED["hfds"]:
+    """Raises DataError if `source` is neither a data set nor a folder; call it before long work."""
+    kind, path = _find(source)
+    if kind is PREFIXED["hfds"]:
         load(path)
     elif source not in NAMED and not Path(path).is_dir():
         raise DataError(f"{source!r} is neither an image folder nor a data set."
@@ -68,23 +68,23 @@ def check_source(source: str) -> None:
 
 
 def open_calibration(source: str | None, spec: ImageSpec, limit: int | None = None) -> ImageSet:
-    """Images to calibrate on: the train split, else val, else a folder without splits; None is noise."""
+    """Images for calibration: the train split, else val, else a folder without splits; noise if `source` is None."""
     return open_images(source, spec, _first_split(source, "train", "val"), limit)
 
 
 def open_gate(source: str | None, spec: ImageSpec, limit: int | None = None) -> ImageSet:
-    """Images to judge a calibrated artifact on: the val split, else train, else a folder without splits.
-    The test split stays unseen."""
+    """Images to check a calibrated artifact on: the val split, else train, else a folder without splits. The test
+    split is never used."""
     return open_images(source, spec, _first_split(source, "val", "train"), limit)
 
 
 def gate_is_separate(source: str | None) -> bool:
-    """True when `open_gate` gives other images than `open_calibration`."""
+    """True if `open_gate` and `open_calibration` use different images."""
     return _first_split(source, "train", "val") != _first_split(source, "val", "train")
 
 
 def _first_split(source: str | None, *splits: str) -> str:
     if source is None:
         return "test"
-    found, path = _find(source)
-    return next((split for split in splits if found.has_split(path, split)), "test")
+    kind, path = _find(source)
+    return next((split for split in splits if kind.has_split(path, split)), "test")

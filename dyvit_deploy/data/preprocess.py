@@ -1,6 +1,6 @@
-"""From an image file to model input, as the checkpoint was evaluated.
+"""Preprocessing of images, as in the evaluation of the checkpoint.
 
-A Triton repository carries this very file, so it imports nothing of this package when it runs.
+This file is copied into Triton repositories, so at run time it imports nothing from this package.
 """
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
               "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
-MOST_PIXELS = 178_956_970                   # where Pillow, too, refuses an image as a decompression bomb
+# Pillow's own limit, above which it refuses an image as a decompression bomb.
+MOST_PIXELS = 178_956_970
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An RGB image. Of 16 bits of grey the upper 8 count, as of 16 bits of colour; Pillow would cut them off at 255."""
+    """Converts to RGB. 16-bit grey keeps its upper 8 bits, as 16-bit colour does; Pillow would clip it at 255."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] of the model's size: short side resized, centre cropped.
+    """Resizes the short side and crops the centre: uint8 [height, width, 3] at the model's input size.
 
     The order and rounding are those of torchvision's Resize and CenterCrop on a Pillow image,
     which the published evaluation uses.
 
     Raises:
-        ValueError: an image so long and thin that resizing its short side takes more than MOST_PIXELS.
+        ValueError: the image is so long and thin that the resized image would exceed MOST_PIXELS.
     """
     preprocess, (height, width) = spec.preprocess, spec.image_size
     resampling = RESAMPLING[preprocess.interpolation]
@@ -42,12 +43,13 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     short = min(image.size)
     scaled = tuple(side if side == short else int(preprocess.short_side * side / short) for side in image.size)
     scaled = tuple(preprocess.short_side if side == short else side for side in scaled)
-    if scaled[0] * scaled[1] > MOST_PIXELS:                                # 1 x 60000 pixels would become gigabytes
+    # An image of 1 x 60000 pixels would become gigabytes.
+    if scaled[0] * scaled[1] > MOST_PIXELS:
         raise ValueError(f"it is too long and thin: {image.width} x {image.height} pixels become {scaled[0]} x "
                          f"{scaled[1]}, more than {MOST_PIXELS}")
     image = image.resize((scaled[0], scaled[1]), resampling)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    # A crop larger than the resized image (wide non-square inputs) pads with black, as Pillow does.
+    # Where the crop exceeds the resized image (wide non-square inputs), Pillow pads with black.
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
@@ -60,7 +62,7 @@ def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.f
 
 
 def scale_and_shift(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """`normalise` as one product and one sum per channel of raw 0..255 RGB: x * scale + shift."""
+    """Scale and shift per channel so that x * scale + shift equals `normalise` of raw RGB x in 0..255."""
     scale = tuple(1 / (255 * std) for std in preprocess.std)
     shift = tuple(-mean / std for mean, std in zip(preprocess.mean, preprocess.std))
     return scale, shift

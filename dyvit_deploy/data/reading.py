@@ -1,4 +1,4 @@
-"""Reading images one by one; damaged ones are named and left out."""
+"""Decodes images in threads and groups them into batches; damaged images are skipped and recorded."""
 from __future__ import annotations
 
 import abc
@@ -21,53 +21,56 @@ from ..machine.processes import cpu_share
 from .images import UNREADABLE, Batch
 from .preprocess import MOST_PIXELS, as_rgb, resize_and_crop
 
-Read = Callable[[], tuple[Image.Image, int | None]]
+ImageReader = Callable[[], tuple[Image.Image, int | None]]
 NO_LABELS = "{} has no labels; put the images of each class in a subfolder of its own."
 SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """What a split may be called, best first; the validation split stands in for a missing test split.
+    """Accepted names of a split, best first; a missing test split falls back to the validation split.
 
     Raises:
-        DataError: no such split.
+        DataError: `split` is not one of SPLITS.
     """
     if split not in SPLITS:
         raise DataError(f"Unknown split {split!r}.{did_you_mean(split, SPLITS)}")
     return SPLITS[split] + (SPLITS["val"] if split == "test" else ())
 
 
-class Found(NamedTuple):
-    """An image that could be read: uint8 [height, width, 3] of the model's size, and its label if it has one."""
+class DecodedImage(NamedTuple):
+    """An image at the model's input size, uint8 [height, width, 3], and its label if it has one."""
 
     name: str
     pixels: NDArray[np.uint8]
     label: int | None
 
 
-class Unread(NamedTuple):
-    """An image that could not, and why."""
+class UnreadableImage(NamedTuple):
+    """An image that cannot be read, and the reason."""
 
     name: str
     error: str
 
 
-def read_images(items: Iterable[tuple[str, Read]], spec: ImageSpec, ahead: int,
-                threads: int | None = None) -> Generator[Found | Unread, None, None]:
-    """One result per item, in order, from names and what reads an image and its label.
+ReadResult = DecodedImage | UnreadableImage
 
-    Several `threads` decode (default: this process's share of the cores), up to `ahead` items before the one that is
-    asked for; no more than that many are in memory.
+
+def read_images(items: Iterable[tuple[str, ImageReader]], spec: ImageSpec, ahead: int,
+                threads: int | None = None) -> Generator[ReadResult, None, None]:
+    """Reads `items`, names with their readers, and yields one result per item, in order.
+
+    `threads` (default: this process's share of the cores) decode up to `ahead` items in advance; no more than that
+    many are in memory.
     """
-    def read_one(item: tuple[str, Read]) -> Found | Unread:
+    def read_one(item: tuple[str, ImageReader]) -> ReadResult:
         name, read = item
         try:
             image, label = read()
-            return Found(name, resize_and_crop(image, spec), label)
+            return DecodedImage(name, resize_and_crop(image, spec), label)
         except UNREADABLE as error:
-            return Unread(name, str(error))
+            return UnreadableImage(name, str(error))
 
-    pool, waiting = ThreadPoolExecutor(threads or cpu_share()), collections.deque[Future[Found | Unread]]()
+    pool, waiting = ThreadPoolExecutor(threads or cpu_share()), collections.deque[Future[ReadResult]]()
     try:
         for item in items:
             waiting.append(pool.submit(read_one, item))
@@ -75,64 +78,69 @@ def read_images(items: Iterable[tuple[str, Read]], spec: ImageSpec, ahead: int,
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:                                                               # Ctrl-C must not wait for the whole queue
+    finally:
+        # Ctrl-C must not wait for the whole queue.
         pool.shutdown(cancel_futures=True)
 
 
-def read_batches(source: str, items: Iterable[tuple[str, Read]], size: int, spec: ImageSpec, skipped: list[str],
-                 whole: bool) -> Iterator[Batch]:
-    """Batches of up to `size`, in order; the next one is decoded while the caller works on this one.
+def read_batches(source: str, items: Iterable[tuple[str, ImageReader]], size: int, spec: ImageSpec,
+                 skipped: list[str], whole: bool) -> Iterator[Batch]:
+    """Batches of up to `size`, in order; the next batch is decoded while the caller processes the current one.
 
-    `skipped` gets a line for each image that cannot be read.
+    For each image that cannot be read, a line is appended to `skipped`. `whole`: the items are a whole source, not
+    the share of one process.
 
     Raises:
-        DataError: not one image of a `whole` source can be read.
+        DataError: no image of a `whole` source can be read.
     """
-    found, empty = list[Found](), True
+    images, empty = list[DecodedImage](), True
     with contextlib.closing(read_images(items, spec, 2 * size)) as results:
         for result in results:
-            if isinstance(result, Unread):
+            if isinstance(result, UnreadableImage):
                 skipped.append(f"{result.name}: {result.error}")
                 continue
-            found.append(result)
-            if len(found) == size:
-                yield _batch(found)
-                found, empty = [], False
-    if found:
-        yield _batch(found)
-    elif empty and whole:                                                  # a part of one image may be unlucky
+            images.append(result)
+            if len(images) == size:
+                yield _batch(images)
+                images, empty = [], False
+    if images:
+        yield _batch(images)
+    # The share of one process may consist of a single unreadable image.
+    elif empty and whole:
         raise nothing_readable(source, skipped)
 
 
-def _batch(found: Sequence[Found]) -> Batch:
-    names, pixels, labels = zip(*found)
+def _batch(images: Sequence[DecodedImage]) -> Batch:
+    names, pixels, labels = zip(*images)
     return Batch(np.stack(pixels), None if None in labels else np.asarray(labels, np.int64), None, list(names))
 
 
 def decode(file: str | Path | IO[bytes]) -> Image.Image:
-    """An RGB image, or one of UNREADABLE."""
+    """Decodes an RGB image; raises one of UNREADABLE."""
     try:
         with Image.open(file) as image:
             return as_rgb(image)
-    except UnidentifiedImageError as error:                                # its text has an address in memory
-        raise ValueError("it is no image of a known kind") from error
+    # Pillow's own message contains a memory address.
+    except UnidentifiedImageError as error:
+        raise ValueError("it is not an image of a known format") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has more than the {MOST_PIXELS:,} pixels that are allowed") from error
     except UNREADABLE:
         raise
-    except Exception as error:                                             # struct.error, IndexError, by decoder
+    # Some decoders raise struct.error or IndexError.
+    except Exception as error:
         raise ValueError(f"it is damaged ({reason(error)})") from error
 
 
 def spread(count: int, limit: int | None) -> NDArray[np.int64]:
-    """At most `limit` of 0..count-1, evenly spaced: a prefix of sorted images would be one class only."""
+    """At most `limit` of the numbers 0..count-1, evenly spaced: a prefix of sorted images would be a single class."""
     return np.linspace(0, count - 1, min(limit or count, count)).astype(np.int64)
 
 
 class IndexedImages(abc.ABC):
-    """Images that can be read in any order: an `ImageSet`, and `Samples` where they have labels.
+    """Images with random access: an `ImageSet`, and `Samples` if they have labels.
 
-    `items` are what `_read` and `_name` take.
+    `items` are the numbers that `_read` and `_name` accept.
     """
 
     mirror = True
@@ -147,7 +155,7 @@ class IndexedImages(abc.ABC):
         return len(self._items)
 
     def part(self, rank: int, world: int) -> IndexedImages:
-        """Every `world`-th image from number `rank` on."""
+        """Every `world`-th image, starting at number `rank`."""
         part = copy.copy(self)
         part._items, part._whole, part.skipped = self._items[rank::world], world == 1, []
         return part
@@ -156,18 +164,18 @@ class IndexedImages(abc.ABC):
         """See `ImageSet`.
 
         Raises:
-            DataError: not one image can be read.
+            DataError: no image can be read.
         """
         self.skipped = []
         items = ((self._name(item), functools.partial(self._read, item)) for item in self._items)
         return read_batches(self.name, items, size, self._spec, self.skipped, self._whole)
 
     def sample(self, index: int, epoch: int) -> tuple[Image.Image, int]:
-        """An image of its own size and its label; see `Samples`.
+        """An image at its original size, and its label; see `Samples`.
 
         Raises:
             DataError: the images have no labels.
-            one of UNREADABLE: the image is damaged or gone.
+            one of UNREADABLE: the image is damaged or missing.
         """
         image, label = self._read(self._items[index])
         if label is None:
@@ -179,14 +187,14 @@ class IndexedImages(abc.ABC):
 
     @abc.abstractmethod
     def _read(self, item: int) -> tuple[Image.Image, int | None]:
-        """An RGB image and its label, or one of UNREADABLE."""
+        """The RGB image and its label; raises one of UNREADABLE."""
 
     @abc.abstractmethod
     def _name(self, item: int) -> str:
-        """The image in a message."""
+        """The name of an image, for messages."""
 
 
 def nothing_readable(name: str, skipped: Sequence[str]) -> DataError:
-    """The error where every image was skipped."""
+    """The error if every image was skipped."""
     first = f"; the first: {skipped[0]}" if skipped else ""
     return DataError(f"None of the {len(skipped)} images in {name} can be read{first}.")

@@ -1,6 +1,6 @@
-"""WebDataset shards: tar files of images (`000001.jpg`) with their class numbers (`000001.cls`) beside them.
+"""WebDataset shards: tar files with images (`000001.jpg`) and their class numbers (`000001.cls`).
 
-Read by the webdataset library; timm's reader on top of it neither names nor counts what it skips.
+The webdataset library reads them directly, without timm's reader, which does not report what it skips.
 """
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from ..config import ImageSpec
 from ..errors import DataError, reason
 from ..optional import require
 from .images import UNREADABLE, Batch
-from .reading import SPLITS, Read, decode, read_batches, split_names, spread
+from .reading import SPLITS, ImageReader, decode, read_batches, split_names, spread
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-INFO = ("_info.json", "info.json")          # timm's description of a data set
+# timm's description of a data set.
+INFO = ("_info.json", "info.json")
 CLASSES = "classes.txt"
-SHUFFLED = 1000                             # encoded images that a stream draws the next one from
+# Size of the buffer of encoded images from which a stream draws at random.
+SHUFFLE_BUFFER = 1000
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What the headers of a tar file tell: images before the damage, if any, and their class numbers."""
+    """The content of a tar file by its headers: the number of images before any damage, and their class numbers."""
 
     images: int
     labels: frozenset[int]
@@ -41,11 +43,11 @@ class Shard:
 
 
 class ShardImages:
-    """The images of the .tar files of a split in a folder: an `ImageSet`, and a `Stream` for training.
+    """The images in the .tar files of a split in a folder: an `ImageSet`, and a `Stream` for training.
 
-    A split is what timm's `_info.json` says, else a subfolder of its name, else the files with its name in theirs
-    (`train-0000.tar`); "test" is also the validation split, or shards without any split. Class names are the lines
-    of `classes.txt`, else the numbers "0", "1", ... up to the largest in the shards.
+    timm's `_info.json` defines the splits; without it, a split is a subfolder with its name, or the files whose names
+    contain it (`train-0000.tar`). "test" falls back to the validation split, then to shards without any split. Class
+    names are the lines of `classes.txt`, else the numbers "0", "1", ... up to the largest in the shards.
     """
 
     mirror = True
@@ -56,10 +58,11 @@ class ShardImages:
         self.skipped: list[str] = []
         self._shards, count, self.split = _find_shards(Path(folder), split)
         names = _class_names(Path(folder))
-        if count is None or names is None:                                  # reads every header, of all shards
-            found = [scan_shard(path) for path in self._shards]
-            labels = frozenset().union(*(shard.labels for shard in found))
-            count = count or sum(shard.images for shard in found)
+        if count is None or names is None:
+            # This reads every header of all shards.
+            scans = [scan_shard(path) for path in self._shards]
+            labels = frozenset().union(*(shard.labels for shard in scans))
+            count = count or sum(shard.images for shard in scans)
             names = names or tuple(str(i) for i in range(max(labels, default=-1) + 1))
         if not count:
             damage = next((f": {shard.damage}" for shard in map(scan_shard, self._shards) if shard.damage), "")
@@ -76,12 +79,12 @@ class ShardImages:
 
     @staticmethod
     def has_split(folder: str, split: str) -> bool:
-        """True when the folder holds that split by its own name."""
+        """True if the folder contains `split` itself, without a fallback."""
         return any(_shards_of(Path(folder), name) for name in SPLITS[split])
 
     def part(self, rank: int, world: int) -> ShardImages:
-        """Every `world`-th image from number `rank` on; every process reads all shards, which is little work beside
-        decoding."""
+        """Every `world`-th image, starting at number `rank`. Every process reads all shards, which costs little
+        compared to decoding."""
         part = copy.copy(self)
         part._rank, part._world, part.skipped = rank, world, []
         return part
@@ -90,47 +93,49 @@ class ShardImages:
         """Images in the order of the shards; see `ImageSet`.
 
         Raises:
-            DataError: not one image can be read.
+            DataError: no image can be read.
         """
         self.skipped = []
         return read_batches(self.name, self._chosen(), size, self._spec, self.skipped, whole=self._world == 1)
 
-    def _chosen(self) -> Iterator[tuple[str, Read]]:
+    def _chosen(self) -> Iterator[tuple[str, ImageReader]]:
         chosen = spread(self._count, self._limit)
         mine = set(chosen[self._rank::self._world].tolist())
-        damage = self.skipped if self._rank == 0 else []                    # once, not by every process
+        # Only one process reports damage.
+        damage = self.skipped if self._rank == 0 else []
         for number, sample in enumerate(raw for path in self._shards for raw in _read_shard(path, damage)):
-            # The count may come from an info file that tells too little.
+            # The count may come from an info file and be too low.
             if number in mine or (not self._limit and number >= self._count and number % self._world == self._rank):
                 yield _name(sample), functools.partial(self._decode, sample)
             if self._limit and number == chosen[-1]:
                 return
 
     def stream(self, epoch: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
-        """The share of one process, and in a DataLoader of its worker; see `Stream`.
+        """The share of one process or, in a DataLoader, of one of its workers; see `Stream`.
 
-        Shards are dealt out to processes and workers in an order drawn for the epoch, and images drawn from a
-        thousand at a time. Where there are fewer shards than takers, every taker reads all and keeps its share of
-        the images. Shares may differ by some images; each image is in one of them.
+        Each epoch shuffles the shards, divides them among all readers (the workers of all processes), and draws
+        images from a buffer of SHUFFLE_BUFFER. If there are fewer shards than readers, every reader reads all shards
+        and keeps its share of the images. The shares may differ in size; each image is in exactly one.
         """
         worker = require("torch").utils.data.get_worker_info()
         workers = worker.num_workers if worker else 1
-        taker, takers = rank * workers + (worker.id if worker else 0), world * workers
+        reader, readers = rank * workers + (worker.id if worker else 0), world * workers
         shards = list(self._shards)
-        random.Random(epoch).shuffle(shards)                                # alike for every taker
-        by_shard = len(shards) >= takers
-        mine = shards[taker::takers] if by_shard else shards
-        damage = self.skipped if by_shard or taker == 0 else []
+        # Every reader must shuffle alike.
+        random.Random(epoch).shuffle(shards)
+        by_shard = len(shards) >= readers
+        mine = shards[reader::readers] if by_shard else shards
+        damage = self.skipped if by_shard or reader == 0 else []
         samples = (raw for path in mine for raw in _read_shard(path, damage))
-        shuffle = require("webdataset", extra="train").shuffle(SHUFFLED, rng=random.Random(f"{epoch} {taker}"))
-        for sample in shuffle(samples if by_shard else islice(samples, taker, None, takers)):
+        shuffle = require("webdataset", extra="train").shuffle(SHUFFLE_BUFFER, rng=random.Random(f"{epoch} {reader}"))
+        for sample in shuffle(samples if by_shard else islice(samples, reader, None, readers)):
             try:
                 yield self._decode(sample)
             except UNREADABLE as error:
                 self.skipped.append(f"{_name(sample)}: {error}")
 
     def _decode(self, sample: dict[str, Any]) -> tuple[Image.Image, int]:
-        """An RGB image and its label, or one of UNREADABLE."""
+        """The RGB image and its label; raises one of UNREADABLE."""
         content = next((sample[suffix] for suffix in IMAGES if suffix in sample), None)
         if content is None:
             raise no_image()
@@ -138,17 +143,17 @@ class ShardImages:
             raise ValueError("there is no .cls file")
         label = int(sample["cls"])
         if not 0 <= label < len(self.class_names or ()):
-            raise ValueError(f"its class {label} is none of the {len(self.class_names or ())} classes")
+            raise ValueError(f"its class {label} is not one of the {len(self.class_names or ())} classes")
         return decode(io.BytesIO(content)), label
 
 
 def no_image() -> ValueError:
-    """The error of a sample that has none."""
+    """The error for a sample without an image."""
     return ValueError(f"there is no {' or '.join(f'.{suffix}' for suffix in IMAGES)} file")
 
 
 def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None, str | None]:
-    """The shards of a split, how many images they should hold if that is known, and the split's own name."""
+    """The shards of a split, their number of images by the info file (None without one), and the split's name."""
     names = split_names(split)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; wds/ takes one with .tar shards.")
@@ -183,7 +188,7 @@ def _info(folder: Path) -> dict[str, tuple[list[Path], int]]:
                 for name, split in json.loads(path.read_text())["splits"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not timm's description of shards ({reason(error)}); it needs, under splits, each "
-                        "split's filenames and num_samples; mend it, or remove it.") from error
+                        "split's filenames and num_samples; fix it, or remove it.") from error
 
 
 def _class_names(folder: Path) -> tuple[str, ...] | None:
@@ -194,12 +199,12 @@ def _class_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def scan_shard(path: Path) -> Shard:
-    """What a shard holds, from its headers; images are not read."""
+    """Reads the headers of a shard, not its images."""
     return _scan(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=10_000)
-def _scan(path: Path, changed: int) -> Shard:
+def _scan(path: Path, modified_ns: int) -> Shard:
     keys: set[str] = set()
     labels: set[int] = set()
     damage: list[str] = []
@@ -212,7 +217,7 @@ def _scan(path: Path, changed: int) -> Shard:
 
 @dataclass(frozen=True)
 class Member:
-    """One file in a shard: `offset` and `size` are where its bytes lie, if the shard is not compressed."""
+    """One file in a shard. `offset` and `size` give its bytes in an uncompressed shard."""
 
     key: str
     suffix: str
@@ -222,28 +227,30 @@ class Member:
 
 
 def shard_members(path: Path, damage: list[str], mode: Literal["r:*", "r:"] = "r:*") -> Iterator[Member]:
-    """The files of a shard in their order, from its headers; contents are read on request, before the next one.
+    """The files of a shard, in order, by its headers. `Member.read` reads the content, before the next file only.
 
-    `damage` gets what ended it early, if anything did. `mode` "r:" takes no compressed tar.
+    If the shard ends early, the reason is appended to `damage`. `mode` "r:" refuses compressed tar files.
     """
     split_name: Callable[[str], tuple[str, str]] = require("webdataset.tariterators", extra="train").base_plus_ext
-    found = False
+    any_member = False
     try:
         with tarfile.open(path, mode) as tar:
             for member in tar:
                 key, suffix = split_name(member.name)
                 if member.isreg() and key is not None:
-                    found = True
+                    any_member = True
                     yield Member(key, suffix.lower(), member.offset_data, member.size,
                                  functools.partial(_content, tar, member))
-                tar.members = []  # type: ignore[attr-defined]             # or tarfile remembers every one
+                # Otherwise tarfile keeps every member in memory.
+                tar.members = []  # type: ignore[attr-defined]
             assert tar.fileobj is not None
-            # Python's tarfile takes a damaged header for the end; the true end is a block of zeros.
+            # Python's tarfile treats a damaged header as the end; the true end is a block of zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 damage.append("unexpected end of data" if tar.offset >= path.stat().st_size else "damaged header")
     except (tarfile.TarError, OSError, EOFError) as error:
-        damage.append(reason(error) if found else "no readable tar file" + (" without compression" * (mode == "r:")))
+        damage.append(reason(error) if any_member else
+                      "no readable tar file" + (" without compression" * (mode == "r:")))
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -252,13 +259,13 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _read_shard(path: Path, damage: list[str]) -> Iterator[dict[str, Any]]:
-    """The samples of a shard as bytes by suffix, up to its damage, which goes into `damage`."""
+    """The samples of a shard, each as bytes by suffix. A shard that ends early adds a line to `damage`."""
     samples = require("webdataset.tariterators", extra="train").tarfile_samples
-    # Not every damage raises here, so the scan names it.
+    # Some damage raises no error here; the scan below finds it.
     for sample in samples([{"url": str(path.resolve())}], handler=lambda error: True):
         yield sample | {"shard": path}
-    if found := scan_shard(path).damage:
-        damage.append(damage_line(path, found))
+    if cause := scan_shard(path).damage:
+        damage.append(damage_line(path, cause))
 
 
 def damage_line(path: Path, damage: str) -> str:

@@ -1,1 +1,1 @@
-"""What an artifact answers on labelled images: accuracy, and where it keeps tokens."""
+"""Evaluation of artifacts on labelled images: accuracy, calibration, and which patches are kept."""

@@ -1,4 +1,4 @@
-"""Accuracy of any artifact on labelled images, and whether it keeps the patches that matter."""
+"""Accuracy of any artifact on labelled images, and whether it keeps the patches on the object."""
 from __future__ import annotations
 
 import dataclasses
@@ -26,15 +26,15 @@ from ..runners.open import open_runner
 from .config import EvalConfig
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 
-# Of the calibration error; further digits change with batch size and threads.
+# The calibration error is rounded to so many decimals: further ones depend on batch size and threads.
 DIGITS = 6
 
 
 @dataclass(frozen=True)
 class StageCoverage:
-    """How much of the object's box area the kept patches cover after one stage.
+    """The fraction of the object's box that the kept patches cover after one stage.
 
-    `box_coverage` is the mean fraction covered, `chance` what random patches would cover (K / N).
+    `box_coverage` is the mean over images, `chance` the expected value for random patches (K / N).
     """
 
     stage: int
@@ -45,29 +45,29 @@ class StageCoverage:
 
 @dataclass(frozen=True)
 class KeepMap:
-    """Which patches one stage leaves: `probability` [rows][columns] is the fraction of images that still have each."""
+    """`probability` [rows][columns] is the fraction of images that keep each patch after one stage."""
 
     stage: int
     kept: int
     probability: tuple[tuple[float, ...], ...]
 
     def text(self) -> str:
-        """Percent, pooled to at most 7 x 7."""
+        """The probabilities in percent, averaged to at most 7 x 7 cells."""
         percent = (100 * pooled(np.asarray(self.probability))).round().astype(int)
         return "\n".join(" ".join(f"{value:3d}" for value in row) for row in percent.tolist())
 
 
 def keep_maps(shares: NDArray[np.float64], counts: Sequence[int]) -> tuple[KeepMap, ...]:
-    """From float [S, rows, columns], the share of images that keep each patch, and the patches left per stage."""
+    """Keep maps from `shares` [S, rows, columns], the fraction of images that keep each patch, and K per stage."""
     return tuple(KeepMap(stage, counts[stage], tuple(map(tuple, grid.tolist()))) for stage, grid in enumerate(shares))
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """`top1` and `top5` are fractions, `calibration_error` is the expected one (15 bins).
+    """The accuracy of an artifact. False if the artifact gave NaN or infinity for an image, see `failures`.
 
-    `images_per_sec` is that of all processes together, data loading and preprocessing included. False when the
-    artifact gave no numbers for some image, see `failures`.
+    `top1` and `top5` are fractions; `calibration_error` is the expected calibration error with 15 bins.
+    `images_per_sec` is the throughput of all processes together, including data loading and preprocessing.
     """
 
     KIND: ClassVar[str] = "eval"
@@ -91,7 +91,7 @@ class EvalReport:
         return not self.failures
 
     def table(self) -> Table:
-        """Accuracy, then per stage where the object's box is known, and where patches are kept."""
+        """Accuracy, box coverage per stage (if boxes are known), and the keep map of each stage."""
         title = f"{self.artifact} ({self.backend}) on {self.images} images of {self.data}"
         table = Table(title=Text(title), title_justify="left", show_header=False)
         table.add_column(style="bold")
@@ -122,14 +122,14 @@ def evaluate_artifact(path: str | Path, data: str, config: EvalConfig = EvalConf
 
 
 def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any] = no_track) -> EvalReport:
-    """Top-1, top-5 and calibration of `runner` on labelled `images`, box coverage where boxes are known, and the
-    keep-probability map of each stage where the artifact outputs what it keeps.
+    """Evaluates `runner` on labelled `images`: top-1, top-5 and calibration, box coverage if boxes are known, and the
+    keep map of each stage if the artifact outputs the kept patches.
 
-    Labels are matched by class name where the artifact knows its names, else by number. Started as several
-    processes, all of them must call it: each evaluates its share, and all return the same report.
+    Labels are matched by class name if the artifact records its class names, else by number. With several processes,
+    all of them must call this function: each evaluates its share, and all return the same report.
 
     Raises:
-        DataError: the images have no labels, classes the model does not know, or none can be read.
+        DataError: the images have no labels, have classes that the model does not know, or cannot be read.
         BackendError: another process failed.
     """
     [report] = evaluate_all([runner], images, batch, track)
@@ -138,24 +138,24 @@ def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any
 
 def evaluate_all(runners: Sequence[Runner], images: ImageSet, batch: int = 32,
                  track: Track[Any] = no_track) -> list[EvalReport]:
-    """`evaluate` for several models that take the same images, which are decoded once; their speed is that of all."""
+    """`evaluate` for several models with the same input. Images are decoded once; the throughput is of all models."""
     names = require_labels(images)
     tallies = [_Tally(runner, class_numbers(images, runner.facts.class_names if runner.facts else None))
                for runner in runners]
-    part = images.part(rank(), world_size()) if world_size() > 1 else images
+    share = images.part(rank(), world_size()) if world_size() > 1 else images
     started = time.perf_counter()
-    for data in track(part.batches(batch), "evaluating", -(-len(part) // batch)):
+    for data in track(share.batches(batch), "evaluating", -(-len(share) // batch)):
         for runner, tally in zip(runners, tallies):
             out = run_in_batches(runner, data.images, batch)
             if not (runner.facts and runner.facts.class_names) and out.logits.shape[1] != len(names):
                 raise DataError(f"{images.name} has {len(names)} classes, the model {out.logits.shape[1]}; "
                                 "evaluate it on the data it was trained for.")
             tally.add(data, out)
-    skipped = tuple(sorted(line for lines in gather_over_ranks(part.skipped) for line in lines))
+    skipped = tuple(sorted(line for lines in gather_over_ranks(share.skipped) for line in lines))
     for tally in tallies:
         tally.join()
     seconds = time.perf_counter() - started
-    # Each part has a list of its own.
+    # Each share has a list of its own.
     images.skipped = list(skipped)
     if not len(tallies[0].results):
         raise nothing_readable(images.name, skipped)
@@ -164,22 +164,22 @@ def evaluate_all(runners: Sequence[Runner], images: ImageSet, batch: int = 32,
 
 
 class _Tally:
-    """What is known of the images so far; after `join`, of those of all processes.
+    """Collects the results of this process's images; after `join`, of all processes.
 
-    results: float64 [n, 3 or 3 + S], per image: best class right, one of five right, confidence, then box coverage
-        after each stage where boxes are known.
+    results: float64 [n, 3 or 3 + S], per image: top-1 correct, top-5 correct, confidence, then the box coverage after
+        each stage if boxes are known.
     """
 
-    def __init__(self, runner: Runner, number: NDArray[np.int64]) -> None:
-        self._runner, self._number = runner, number
+    def __init__(self, runner: Runner, numbers: NDArray[np.int64]) -> None:
+        self._runner, self._numbers = runner, numbers
         self._model = runner.facts.model if runner.facts else None
         prune = runner.facts.prune if runner.facts else None
         self._counts = prune.counts(self._model.patches) if prune and self._model else ()
         self._kept = np.zeros((len(self._counts), self._model.patches if self._model else 0))
-        # Images without a finite answer.
+        # Names of images with logits that are not finite.
         self._broken: list[str] = []
-        # Images whose kept patches are known.
-        self._known = 0
+        # Number of images whose kept patches are known.
+        self._with_kept = 0
         self._rows: list[NDArray[np.float64]] = []
         self.results = np.empty((0, 3))
 
@@ -188,10 +188,10 @@ class _Tally:
         ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
         broken = np.asarray(~np.isfinite(out.logits).all(axis=1))          # [B]
         self._broken += [name for name, bad in zip(data.names, broken) if bad]
-        hits = (ranked == self._number[data.labels][:, None]) & ~broken[:, None]  # [B, 5]
+        hits = (ranked == self._numbers[data.labels][:, None]) & ~broken[:, None]  # [B, 5]
         columns = [hits[:, 0], hits.any(1), top_probability(out.logits)]
         if self._model and self._counts and out.kept:
-            self._known += len(hits)
+            self._with_kept += len(hits)
             self._kept += [kept_counts(stage, self._model.patches) for stage in out.kept]
             if data.boxes is not None:
                 columns += [box_coverage(stage, data.boxes, self._model.grid, self._model.image_size)
@@ -200,18 +200,18 @@ class _Tally:
 
     def join(self) -> None:
         """Every process's images; sorted, so that nobody's share can be seen in the last digit of a mean."""
-        rows, broken, kept, known = zip(*gather_over_ranks((self._rows, self._broken, self._kept, self._known)))
+        rows, broken, kept, known = zip(*gather_over_ranks((self._rows, self._broken, self._kept, self._with_kept)))
         if any(rows):
             results = np.concatenate([*itertools.chain(*rows)])
             self.results = results[np.lexsort(results.T)]
         self._broken = sorted(itertools.chain(*broken))
-        self._kept, self._known = sum(kept), sum(known)
+        self._kept, self._with_kept = sum(kept), sum(known)
 
     def report(self, data: str, seconds: float, skipped: tuple[str, ...]) -> EvalReport:
-        right1, right5, confidence = self.results[:, :3].T
+        top1, top5, confidence = self.results[:, :3].T
         return EvalReport(
-            self._runner.name, self._runner.label, data, len(right1), float(right1.mean()), float(right5.mean()),
-            round(calibration_error(confidence, right1), DIGITS), len(right1) / seconds, world_size(),
+            self._runner.name, self._runner.label, data, len(top1), float(top1.mean()), float(top5.mean()),
+            round(calibration_error(confidence, top1), DIGITS), len(top1) / seconds, world_size(),
             self._coverage(), self._keep_maps(), skipped, self._notes(), self._failures())
 
     def _coverage(self) -> tuple[StageCoverage, ...]:
@@ -220,9 +220,9 @@ class _Tally:
                      for stage, (kept, mean) in enumerate(zip(self._counts, means)))
 
     def _keep_maps(self) -> tuple[KeepMap, ...]:
-        if not self._known or not self._model:
+        if not self._with_kept or not self._model:
             return ()
-        return keep_maps((self._kept / self._known).reshape(-1, *self._model.grid), self._counts)
+        return keep_maps((self._kept / self._with_kept).reshape(-1, *self._model.grid), self._counts)
 
     def _failures(self) -> tuple[str, ...]:
         if not self._broken:
@@ -232,7 +232,7 @@ class _Tally:
 
     def _notes(self) -> tuple[str, ...]:
         facts = self._runner.facts
-        if not self._counts or self._known or (facts and facts.prune and not facts.prune.tells_tokens):
+        if not self._counts or self._with_kept or (facts and facts.prune and not facts.prune.tells_tokens):
             return ()
-        return (f"{self._runner.name} does not tell which patches it keeps, so there are no keep-probability maps; "
+        return (f"{self._runner.name} does not output which patches it keeps, so there are no keep-probability maps; "
                 "export it with --with-tokens.",)

@@ -1,4 +1,4 @@
-"""Metrics of outputs: calibration of the confidence, and which patches are kept."""
+"""Metrics of predictions and kept patches: calibration error, keep counts, box coverage."""
 from __future__ import annotations
 
 from typing import Any
@@ -11,29 +11,29 @@ SHOWN = 7
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities, float64 [B, classes], of float [B, classes]; NaN where a row has a NaN or an infinity."""
+    """Probabilities, float64 [B, classes], of logits float [B, classes]; NaN in rows with a NaN or an infinity."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return shares
 
 
 def top_probability(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """The largest softmax probability of each row of float [B, classes]: float64 [B], 0 where a logit is NaN."""
+    """The largest softmax probability of each row of logits [B, classes]: float64 [B], 0 in rows with a NaN."""
     confidence: NDArray[np.float64] = np.nan_to_num(softmax(logits).max(axis=1))
     return confidence
 
 
 def calibration_error(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 15) -> float:
-    """Expected calibration error: the mean gap between confidence and accuracy, 0 for a calibrated model.
+    """Expected calibration error: the mean difference between confidence and accuracy, 0 for a calibrated model.
 
-    The images are sorted into `bins` of equal width by their confidence; the gap between the mean confidence and
-    the accuracy of each bin is averaged with its number of images as weight (Guo et al. 2017, On Calibration of
-    Modern Neural Networks, equation 3). The order of the images cannot change the last digit.
+    Images are grouped by confidence into `bins` of equal width. The absolute difference between the mean confidence
+    and the accuracy of each bin is averaged, weighted by the number of images in the bin (Guo et al. 2017, On
+    Calibration of Modern Neural Networks, equation 3). The result does not depend on the order of the images.
 
     Args:
         confidence: float [n], the probability of the predicted class, 0..1.
-        correct: bool or float [n], 1 where the prediction is right.
-        bins: (m - 1) / bins < confidence <= m / bins is bin m.
+        correct: bool or float [n], 1 for a correct prediction.
+        bins: the number of bins; bin m contains (m - 1) / bins < confidence <= m / bins.
 
     Returns:
         0..1; NaN without images.
@@ -48,7 +48,7 @@ def calibration_error(confidence: NDArray[Any], correct: NDArray[Any], bins: int
 
 
 def kept_counts(kept: NDArray[np.int64], patches: int) -> NDArray[np.int64]:
-    """How many images keep each patch: int64 [patches] from int64 [B, K], patch numbers in row order."""
+    """How many images keep each patch, int64 [N], from `kept` int64 [B, K], patch numbers in row order."""
     return np.bincount(kept.ravel(), minlength=patches)
 
 
@@ -84,7 +84,7 @@ def box_coverage(kept: NDArray[np.int64], boxes: NDArray[np.float32], grid: tupl
 
 
 def _overlap(low: NDArray[Any], high: NDArray[Any], count: int, side: int) -> NDArray[Any]:
-    """Length of each interval [low, high] within each of `count` equal cells of a side: [B, count]."""
+    """Length of the overlap of each interval [low, high] with each of `count` equal cells of `side`: [B, count]."""
     edges = np.arange(count + 1) * (side / count)
     inside = np.minimum(high[:, None], edges[None, 1:]) - np.maximum(low[:, None], edges[None, :-1])
     pixels: NDArray[Any] = inside.clip(min=0)

@@ -1,4 +1,4 @@
-"""What names of graph nodes mean: `blocks.7.attn.qkv/MatMul` is "block 7 attention"; some mark the score path."""
+"""Interprets the names of graph nodes: `blocks.7.attn.qkv/MatMul` is "block 7 attention"; some mark the score path."""
 from __future__ import annotations
 
 import re
@@ -15,23 +15,23 @@ LABEL_PATTERNS = (
     (r"(?:aux_)?head\b", "head"),
 )
 OTHER = "between the blocks"
-# Nodes that compute or rank keep scores: rounded scores tie, and every backend breaks ties its own way.
+# Nodes that compute or rank keep scores. Rounded scores would tie, and every backend breaks ties differently.
 SCORE_PATH = (r"score_predictor\.\d+\.score/.*", r"selector\.\d+/TopK")
 
 
 def node_label(node: str) -> str:
-    """The part of the model that the graph node `node` belongs to; OTHER where its name does not tell."""
-    for pattern, words in LABEL_PATTERNS:
+    """The part of the model to which the graph node `node` belongs; OTHER if its name matches none."""
+    for pattern, label in LABEL_PATTERNS:
         match = re.match(pattern, node)
         if match:
-            return words.format(*match.groups())
+            return label.format(*match.groups())
     return OTHER
 
 
 def node_labels(nodes: Iterable[str]) -> list[str]:
-    """Every part once, in the order of `nodes`; nodes that do not tell are called by their own name."""
-    names = ((node_label(node), node) for node in nodes)
-    return list(dict.fromkeys(node if part == OTHER else part for part, node in names))
+    """The distinct labels of `nodes`, in order; a node without a label is listed by its own name."""
+    labelled = ((node_label(node), node) for node in nodes)
+    return list(dict.fromkeys(node if label == OTHER else label for label, node in labelled))
 
 
 def on_score_path(node: str) -> bool:

@@ -1,1 +1,1 @@
-"""What figures are measured on: processors, GPUs, their peaks, and the processes that share them."""
+"""The hardware that figures are measured on: processors, GPUs, their peaks, and the processes that share them."""

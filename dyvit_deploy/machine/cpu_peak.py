@@ -1,4 +1,4 @@
-"""What the CPU can do at most: one large matrix product, through the runtime that artifacts are timed in."""
+"""The CPU's peak performance: one large matrix product, in the runtime in which artifacts are timed."""
 from __future__ import annotations
 
 import functools
@@ -11,17 +11,17 @@ import numpy as np
 from ..optional import require
 from .openvino import HINTS, core, cpu_has_bfloat16
 
-# Side of the square matrices, and the number of products timed.
+# Side of the square matrices; number of products timed.
 SIDE, RUNS = 2048, 10
 PEAK_PRECISIONS = {"ONNX Runtime": ("float32", "int8"), "OpenVINO": ("float32", "bfloat16", "int8")}
 
 
 def matmul_gflops(backend: str, precision: str, threads: int = 0, side: int = SIDE) -> float | None:
-    """GFLOP/s (two operations a multiply-accumulate) of a product of two `side` x `side` matrices, one of them
-    constant, as in a linear layer: the best of RUNS. None for a `backend` and `precision` not in PEAK_PRECISIONS.
+    """GFLOP/s (two operations per multiply-accumulate) of a product of two `side` x `side` matrices, one of them
+    constant, as in a linear layer. None for a `backend` and `precision` not in PEAK_PRECISIONS.
 
-    The best, not the median: it is a bound. int8 counts the rounding of its input and the scaling of its result,
-    which no product goes without.
+    The result is the best of RUNS, not the median, because it serves as an upper bound. An int8 product includes the
+    rounding of its input and the scaling of its result, which every int8 product needs.
     """
     if precision not in PEAK_PRECISIONS.get(backend, ()):
         return None
@@ -38,7 +38,7 @@ def matmul_gflops(backend: str, precision: str, threads: int = 0, side: int = SI
 
 
 def _product(quantized: bool, side: int) -> bytes:
-    """An ONNX file of one MatMul of x [side, side] by a constant, with Q/DQ of both where `quantized`."""
+    """An ONNX file with one MatMul of x [side, side] by a constant; if `quantized`, with Q/DQ of both operands."""
     onnx = require("onnx")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def _in_onnxruntime(model: bytes, precision: str, threads: int, side: int) -> Ca
 
 
 def _in_openvino(model: bytes, precision: str, threads: int, side: int) -> Callable[[], Any]:
-    # What int8 leaves out is in bfloat16 where the CPU has it, as in an export.
+    # As in an export, operations that are not int8 use bfloat16 if the CPU supports it.
     rest = "bfloat16" if precision == "int8" and cpu_has_bfloat16() else precision
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS.get(rest, "f32")}
     options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}

@@ -1,4 +1,4 @@
-"""What figures were measured on, and how much memory a process took."""
+"""The hardware of this machine, and the peak memory of this process."""
 from __future__ import annotations
 
 import contextlib
@@ -12,12 +12,12 @@ from ..errors import ConfigError
 from ..optional import require
 from .processes import gpu_number
 
-# The least compute capability of a GPU that has the precision (TensorRT's support matrix).
+# The least compute capability of a GPU that supports each precision (TensorRT's support matrix).
 LEAST_CAPABILITY = {"float8": 8.9, "bfloat16": 8.0, "int8": 7.5, "float16": 7.5, "float32": 7.5}
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on; `gpu` is the name of this process's GPU, None without one."""
+    """The facts about this machine in reports; `gpu` is the name of this process's GPU, or None."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {"processor": _processor(), "logical_cores": os.cpu_count(), "cpus": cpus, "system": platform.platform(),
             "gpu": _gpu()}
@@ -25,10 +25,11 @@ def machine() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def on_cpus(cpus: Collection[int]) -> Iterator[None]:
-    """This thread, and all threads and processes that it starts within, run on these cores only; empty for any.
+    """Binds this thread, and the threads and processes that it starts within the block, to these cores. Without
+    `cpus` nothing is bound.
 
     Raises:
-        ConfigError: the system cannot do that, or does not have these cores.
+        ConfigError: the system does not support binding, or the process may not use these cores.
     """
     if not cpus:
         yield
@@ -55,8 +56,8 @@ def _processor() -> str:
 
 
 def _gpu() -> str | None:
-    found = gpu()
-    return found.name if found else None
+    device = gpu()
+    return device.name if device else None
 
 
 class Gpu(NamedTuple):
@@ -67,7 +68,7 @@ class Gpu(NamedTuple):
 
 
 def gpu() -> Gpu | None:
-    """The GPU that this process uses, None without one or without its driver."""
+    """The GPU that this process uses; None without a GPU or its driver."""
     torch = require("torch")
     if not torch.cuda.is_available():
         return None
@@ -76,13 +77,13 @@ def gpu() -> Gpu | None:
 
 
 def system() -> str:
-    """Operating system and processor family, which native code is for: "linux-x86_64"."""
+    """Operating system and processor family, the platform of native code: "linux-x86_64"."""
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def gpu_uuid() -> str | None:
-    """The name by which NVIDIA's tools know the GPU of this process, None without one; they and PyTorch count GPUs in
-    different orders."""
+    """The UUID of this process's GPU, for NVIDIA's tools, which number GPUs differently from PyTorch; None without a
+    GPU."""
     torch = require("torch")
     if not torch.cuda.is_available():
         return None
@@ -91,8 +92,8 @@ def gpu_uuid() -> str | None:
 
 
 def peak_mib() -> float | None:
-    """Peak resident memory of this process in MiB; None where it is unknown."""
-    # On Linux getrusage would give the peak of the process that started this one.
+    """Peak resident memory of this process in MiB; None if the system does not provide it."""
+    # On Linux, getrusage may return the peak of the parent process.
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""OpenVINO's runtime on this CPU, and the precisions that it computes in natively."""
+"""OpenVINO's runtime, and the precisions that it supports natively on this CPU."""
 from __future__ import annotations
 
 import functools
@@ -11,10 +11,10 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO's runtime, which is slow to start."""
+    """OpenVINO's runtime, created once, because it is slow to start."""
     return require("openvino", extra="openvino").Core()
 
 
 def cpu_has_bfloat16() -> bool:
-    """True when OpenVINO computes bfloat16 natively on this CPU."""
+    """True if OpenVINO supports bfloat16 natively on this CPU."""
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -1,4 +1,4 @@
-"""Keeps PyTorch's float32 on a GPU from being computed in TF32."""
+"""Prevents PyTorch from computing float32 in TF32 on a GPU."""
 from __future__ import annotations
 
 import contextlib
@@ -17,20 +17,20 @@ TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 def full_float32() -> Iterator[None]:
     """Within the block, PyTorch's float32 products and convolutions on a GPU do not round their inputs to TF32.
 
-    By default convolutions do, and products do where another library asked for it. PyTorch has an older and a newer
-    name for each setting, and its older ones cannot be read while the two disagree: both are set and restored.
+    By default convolutions do, and products do if another library enabled it. PyTorch has an older and a newer name
+    for each setting, and refuses to read the older one while the two disagree. Both are set and restored.
     """
     torch = require("torch")
     cudnn, newer = torch.backends.cudnn, (torch.backends.cuda.matmul, torch.backends.cudnn.conv,
                                           torch.backends.cudnn.rnn)
-    before = [place.fp32_precision for place in newer]
-    products, convolutions = _setting(torch.get_float32_matmul_precision), _setting(lambda: cudnn.allow_tf32)
+    previous = [backend.fp32_precision for backend in newer]
+    products, convolutions = _read(torch.get_float32_matmul_precision), _read(lambda: cudnn.allow_tf32)
     if products is not None:
         torch.set_float32_matmul_precision("highest")
     if convolutions is not None:
         cudnn.allow_tf32 = False
-    for place in newer:
-        place.fp32_precision = "ieee"
+    for backend in newer:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
@@ -38,22 +38,23 @@ def full_float32() -> Iterator[None]:
             torch.set_float32_matmul_precision(products)
         if convolutions is not None:
             cudnn.allow_tf32 = convolutions
-        for place, precision in zip(newer, before):
-            place.fp32_precision = precision
+        for backend, precision in zip(newer, previous):
+            backend.fp32_precision = precision
 
 
-def _setting(read: Callable[[], Any]) -> Any:
-    """A setting by its older name; None where it disagrees with the newer one."""
+def _read(setting: Callable[[], Any]) -> Any:
+    """The value of a setting by its older name; None if it disagrees with the newer one."""
     try:
-        return read()
+        return setting()
     except RuntimeError:
         return None
 
 
 def require_full_float32() -> None:
-    """Raises BackendError when the environment rounds float32 products on a GPU to TF32, whatever a program says."""
+    """Raises BackendError if the environment forces TF32 on a GPU, which a program cannot override."""
     forced = [f"{name}={os.environ[name]}" for name in TF32_VARIABLES if os.environ.get(name, "0") not in ("", "0")]
     if forced:
         names = " ".join(setting.partition("=")[0] for setting in forced)
         raise BackendError(f"{' and '.join(forced)} in the environment rounds float32 products to TF32 on this GPU, so "
-                           f"its float32 is no reference; run 'unset {names}' first, or pass --device cpu.")
+                           f"its float32 cannot serve as the reference; run 'unset {names}' first, or pass "
+                           "--device cpu.")

@@ -1,1 +1,1 @@
-"""DynamicViT in PyTorch: token maths, predictors, timm adapter, checkpoints."""
+"""DynamicViT in PyTorch: token operations, selectors, the adapter to timm, checkpoints."""

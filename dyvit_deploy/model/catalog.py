@@ -1,4 +1,4 @@
-"""The zoo as a table: parameters, patches, and what pruning saves."""
+"""A table of the zoo: input size, patches, parameters, and GMACs per keep ratio."""
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +17,7 @@ RATIOS = (1.0, 0.9, 0.8, 0.7, 0.5)
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """`parameters` include the predictors; `gmacs` are 1e9 multiply-accumulates per keep ratio."""
+    """One model. `parameters` include the predictors; `gmacs` are 1e9 multiply-accumulates, by keep ratio."""
 
     name: str
     image_size: tuple[int, int]
@@ -48,7 +48,7 @@ class Catalog:
 
 
 def list_models(names: Sequence[str] = (), track: Track[Any] = no_track) -> Catalog:
-    """Counts the models called `names`, `timm:NAME` included; by default the whole zoo."""
+    """Counts parameters and GMACs of the models `names`, which may be `timm:NAME`; default: the whole zoo."""
     chosen = names or tuple(zoo.MODELS)
     return Catalog(tuple(_entry(name) for name in track(chosen, "counting", len(chosen))))
 

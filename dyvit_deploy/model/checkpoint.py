@@ -1,8 +1,8 @@
-"""Reads published and own checkpoints safely, writes own ones.
+"""Reads published checkpoints and our own, and writes our own.
 
-Own format: safetensors whose header metadata holds the facts as JSON. Published `.pth` and
-`.pth.tar` files are unpickled with nothing but tensors and argparse.Namespace allowed, so
-that no code in them can run.
+Our format is safetensors; the metadata in its header holds the facts as JSON. Published `.pth`
+and `.pth.tar` files are unpickled with only tensors and argparse.Namespace allowed, so no code
+in them can run.
 """
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from .pretrained import pretrained_name, read_pretrained, tensors_sha256
 
 PREDICTOR = "score_predictor."
 HEADS = ("head.", "head_dist.", "aux_head.")
-RESUME = "resume."          # tensors of an interrupted training run, no part of the model
+# Prefix of the tensors that only resuming a training run needs.
+RESUME = "resume."
 
 
 @dataclass(frozen=True)
 class RawCheckpoint:
-    """The tensors of a file under their published names, and what the file says about them.
+    """The tensors of a file under their published names, and the facts that the file records.
 
-    `path` may be `timm:NAME`. `weights` tells which set was taken, "model" or "ema"; `arguments` are those of the
+    `path` may be `timm:NAME`. `weights` is the set that was read, "model" or "ema"; `arguments` are those of the
     published training script.
     """
 
@@ -50,7 +51,7 @@ class RawCheckpoint:
     arguments: dict[str, Any]
 
     def origin(self) -> dict[str, Any]:
-        """What facts record as `parent`; the sha256 is the file's, of downloaded weights the tensors'."""
+        """The `parent` of the facts. Its sha256 is that of the file or, for downloaded weights, of the tensors."""
         timm = is_timm(self.path)
         return {"file": self.path.name, "sha256": tensors_sha256(self.state) if timm else sha256(self.path),
                 "weights": self.weights}
@@ -60,8 +61,9 @@ def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
     """Reads the tensors of `path` without running any code from it.
 
     Raises:
-        CheckpointError: damaged, not a checkpoint, it holds more than plain data, or it cannot be downloaded.
-        ArtifactError: missing or empty.
+        CheckpointError: the file is damaged, is not a checkpoint, contains more than plain data, or cannot be
+            downloaded.
+        ArtifactError: the file is missing or empty.
     """
     path = require_source(path)
     if is_timm(path):
@@ -91,7 +93,7 @@ def _read_safetensors(path: Path, weights: str) -> RawCheckpoint:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(RESUME)}
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); make or copy it again.") from error
+        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); make or copy it again.") from error
     text = metadata.get(METADATA_KEY)
     facts = ArtifactFacts.from_json(text, str(path)) if text else None
     return RawCheckpoint(path, state, facts, "model", {})
@@ -102,13 +104,14 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global|class)\S* ([A-Za-z_]\w*\.[\w.]+)", str(error))
-        if found:
-            raise CheckpointError(f"{path} wants to run {found.group(1)}, which a checkpoint has no need to; "
+        code = re.search(r"(?:GLOBAL|global|class)\S* ([A-Za-z_]\w*\.[\w.]+)", str(error))
+        if code:
+            raise CheckpointError(f"{path} contains code, {code.group(1)}, which a checkpoint does not need; "
                                   "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
         raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
                               "it is damaged or of another kind, make or copy it again.") from error
-    except Exception as error:                                             # damage shows in any way at all
+    # A damaged file can raise any error.
+    except Exception as error:
         raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
                               "it is damaged or of another kind, make or copy it again.") from error
 
@@ -126,26 +129,27 @@ def _choose_weights(path: Path, saved: Mapping[str, Any], weights: str) -> tuple
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors or (len(tensors) < len(state) and state is saved):
         raise CheckpointError(f"{path} holds no state dict; expected tensors under 'model' or at the top level.")
-    if all(name.startswith("module.") for name in tensors):                # saved from DataParallel
+    # DataParallel adds the prefix.
+    if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors, taken
 
 
 def infer_model(state: Mapping[str, Tensor], where: str, image_size: tuple[int, int] | None = None) -> ModelConfig:
-    """The architecture that published tensor names and shapes belong to.
+    """Infers the architecture from the published names and shapes of the tensors.
 
     Args:
         state: tensors under their published names.
         where: the file, for messages.
-        image_size: (height, width) in pixels when the file was trained at another than a square one.
+        image_size: (height, width) in pixels, needed if the model was trained on images that are not square.
 
     Raises:
         CheckpointError: no known model has this width, depth and stem.
     """
     for name, rank in (("pos_embed", 3), ("head.weight", 2), ("blocks.0.attn.qkv.weight", 2)):
         if name not in state or state[name].ndim != rank:
-            raise CheckpointError(f"{where} has no tensor {name!r} of {rank} dimensions, so it is no ViT checkpoint; "
-                                  "name its architecture with --model if it is one of timm's.")
+            raise CheckpointError(f"{where} has no tensor {name!r} of {rank} dimensions, so it is not a ViT "
+                                  "checkpoint; name its architecture with --model if it is one of timm's.")
     width = state["pos_embed"].shape[-1]
     depth = 1 + max(int(m.group(1)) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     builder = "lvvit" if "patch_embed.conv1.weight" in state else "vit"
@@ -162,26 +166,26 @@ def infer_model(state: Mapping[str, Tensor], where: str, image_size: tuple[int, 
     elif image_size and config.with_image_size(image_size).patches == patches:
         config = config.with_image_size(image_size)
     else:
-        raise CheckpointError(f"{where} has {patches} patch positions, which make no square grid; "
+        raise CheckpointError(f"{where} has {patches} patch positions, which do not form a square grid; "
                               "give the image size it was trained at with --image-size HEIGHTxWIDTH.")
     return dataclasses.replace(config, classes=state["head.weight"].shape[0])
 
 
 def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
                like: ArtifactFacts | None = None) -> tuple[DynamicViT, ArtifactFacts]:
-    """Opens a checkpoint as a model in evaluation mode.
+    """Loads a checkpoint as a model in evaluation mode.
 
     Args:
-        path: own `.safetensors`, a published `.pth` / `.pth.tar`, or `timm:NAME` for timm's pretrained weights.
-        load: overrides.
-        like: take model, pruning and weights from this artifact instead, to compare with it.
+        path: our `.safetensors`, a published `.pth` / `.pth.tar`, or `timm:NAME` for timm's pretrained weights.
+        load: overrides of what the checkpoint records.
+        like: use the model, pruning and weights of this artifact instead, to compare the checkpoint with it.
 
     Returns:
-        the model, and its facts with `parent` filled in: the file, its sha256, the weights taken.
+        the model, and its facts; their `parent` records the file, its sha256 and the set of weights.
 
     Raises:
-        CheckpointError: tensors missing, unexpected or of the wrong shape.
-        ConfigError: overrides that the model cannot have.
+        CheckpointError: tensors are missing, unexpected or of the wrong shape.
+        ConfigError: the model does not support an override.
     """
     weights = load.weights
     if like and weights == "auto" and like.parent and Path(path).suffix != ".safetensors":
@@ -196,13 +200,13 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
 
 
 def load_facts(path: str | Path, load: LoadConfig = LoadConfig()) -> ArtifactFacts:
-    """The facts that `load_model` would return, without `parent` and without building the model."""
+    """The facts that `load_model` returns, without `parent`; does not build the model."""
     return _resolve(read_checkpoint(path, load.weights), load)
 
 
 class Backbone(NamedTuple):
-    """A dense model to start training from. `new_head`: its classes are others than the checkpoint's, so that its
-    head is random."""
+    """A dense model to start training from. `new_head`: its classes differ from the checkpoint's, so its head is
+    random."""
 
     model: DynamicViT
     facts: ArtifactFacts
@@ -210,18 +214,18 @@ class Backbone(NamedTuple):
 
 
 def load_backbone(source: str | Path, config: ModelConfig) -> Backbone:
-    """Opens dense weights as a `config`, whatever image size and number of classes they were trained for.
+    """Loads dense weights into the model `config`, which may have another image size and number of classes.
 
     Args:
         source: a checkpoint, `timm:NAME`, or "timm-pretrained" for timm's weights of this architecture.
-        config: the model to make of them.
+        config: the model to load the weights into.
 
     Raises:
-        CheckpointError: weights of another architecture, weights that drop tokens, or none to be had.
+        CheckpointError: the weights are of another architecture, drop tokens, or are not available.
     """
     raw = read_checkpoint(pretrained_name(config) if source == zoo.TIMM_PRETRAINED else source)
     if count_predictors(raw.state) or (raw.facts and raw.facts.prune):
-        raise CheckpointError(f"{raw.path} drops tokens, and a backbone is dense; pass the dense checkpoint that it "
+        raise CheckpointError(f"{raw.path} drops tokens, but a backbone is dense; pass the dense checkpoint that it "
                               "was trained from.")
     facts = raw.facts or ArtifactFacts(config)
     if facts.model.name != config.name:
@@ -280,7 +284,8 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
                                   "--keep-ratio 1.0, let attention choose with --selector attention (no training, "
                                   "less accurate), or train predictors first: dyvit train "
                                   f"--model {load.model or model.name} --data YOUR_DATA --backbone {where} -o run/")
-        base = dataclasses.replace(base, training=None)                    # none was for dropping tokens
+        # The recorded training was of the dense model.
+        base = dataclasses.replace(base, training=None)
     elif prune is None:
         raise CheckpointError(f"{where} does not record its keep ratio; pass the one it was trained for, "
                               "e.g. --keep-ratio 0.7.")
@@ -288,7 +293,7 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
         raise CheckpointError(f"{where} was trained to drop tokens by {trained!r}, not by {prune.selector!r}; leave "
                               "out --selector, or name a dense checkpoint.")
     elif predictors not in (0, len(prune.stages)):
-        raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were asked for "
+        raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were requested, "
                               f"{list(prune.stages)}; give --stages with {predictors} blocks.")
     if load.keep.align:
         prune = prune.aligned(model.patches, vit.prefix_tokens(model) + prune.fuse, load.keep.align)
@@ -296,12 +301,12 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
 
 
 def count_predictors(state: Mapping[str, Tensor]) -> int:
-    """How many stages the predictors in `state` serve."""
+    """How many stages have a predictor in `state`."""
     return len({name.split(".")[1] for name in state if name.startswith(PREDICTOR)})
 
 
 def recorded_prune(raw: RawCheckpoint, depth: int | None = None) -> PruneConfig | None:
-    """The schedule that a published training run noted (`base_rate`), or None."""
+    """The schedule that a published training run recorded (`base_rate`), or None."""
     rate = raw.arguments.get("base_rate")
     if not isinstance(rate, float) or not count_predictors(raw.state):
         return None
@@ -309,45 +314,51 @@ def recorded_prune(raw: RawCheckpoint, depth: int | None = None) -> PruneConfig 
 
 
 def published_name(name: str) -> str:
-    """The tensor's name in published checkpoints: the backbone has no prefix there."""
+    """The name of a tensor in published checkpoints, where the backbone has no prefix."""
     return name.removeprefix("backbone.")
 
 
 def _load_state(model: DynamicViT, raw: RawCheckpoint, resample: bool) -> None:
-    """Raises CheckpointError unless names and shapes fit; `resample` lets positions move to another grid."""
-    wanted = {published_name(name): tensor for name, tensor in model.state_dict().items()}
+    """Copies the tensors of `raw` into `model`; `resample` interpolates the positions to its grid.
+
+    Raises:
+        CheckpointError: a name or shape does not match.
+    """
+    expected = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     state = dict(raw.state)
-    if model.prune and model.prune.selector == "random":                   # a dense file has no ranking
-        state = {name: tensor for name, tensor in wanted.items() if name.startswith(PREDICTOR)} | state
-    if resample and "pos_embed" in wanted and "pos_embed" in state:
+    # A dense file has no ranking.
+    if model.prune and model.prune.selector == "random":
+        state = {name: tensor for name, tensor in expected.items() if name.startswith(PREDICTOR)} | state
+    if resample and "pos_embed" in expected and "pos_embed" in state:
         state["pos_embed"] = _resample(model, state["pos_embed"], raw.facts.model.grid if raw.facts else None)
-    for name in wanted:
+    for name in expected:
         if name not in state:
             why = ("it has no classifier, so train one on it with --backbone" if name == "head.weight" else
                    "it is incomplete or of another model")
             raise CheckpointError(f"{raw.path} lacks the tensor {name!r} of {model.config.name}; {why}.")
     for name, tensor in state.items():
-        if name not in wanted:
+        if name not in expected:
             raise CheckpointError(f"{raw.path} has the tensor {name!r}, which {model.config.name} does not; "
                                   "it is of another model.")
-        if tensor.shape != wanted[name].shape:
+        if tensor.shape != expected[name].shape:
             hint = ("" if name != "pos_embed" and not name.startswith(PREDICTOR) else
                     " Give the size it was trained at with --image-size.")
             raise CheckpointError(f"{raw.path}: tensor {name!r} has shape {list(tensor.shape)}, "
-                                  f"{model.config.name} needs {list(wanted[name].shape)}.{hint}")
-    own = model.state_dict().keys()
-    model.load_state_dict({name: state[published_name(name)] for name in own})
+                                  f"{model.config.name} needs {list(expected[name].shape)}.{hint}")
+    model.load_state_dict({name: state[published_name(name)] for name in model.state_dict().keys()})
 
 
 def _resample(model: DynamicViT, stored: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Positional embedding [1, P + N, C] interpolated from `grid` (None: a square one) to the model's."""
+    """Interpolates a positional embedding [1, P + N, C] from `grid` (None: a square one) to the model's grid."""
     prefix = 0 if model.backbone.no_embed_class else model.prefix
     patches = stored.shape[1] - prefix if stored.ndim == 3 else 0
     side = math.isqrt(max(patches, 0))
-    if grid is None:                                                       # an unusual grid is the one asked for
+    # Without a record, positions that are not square are taken to have the model's grid.
+    if grid is None:
         grid = (side, side) if side * side == patches else model.config.grid
+    # The caller checks the shape and names a mismatch.
     if grid == model.config.grid or math.prod(grid) != patches:
-        return stored                                                      # the shape check names what is wrong
+        return stored
     resampled: Tensor = resample_abs_pos_embed(stored, new_size=list(model.config.grid), old_size=list(grid),
                                                num_prefix_tokens=prefix)
     return resampled
@@ -355,7 +366,7 @@ def _resample(model: DynamicViT, stored: Tensor, grid: tuple[int, int] | None) -
 
 def save_checkpoint(path: str | Path, model: DynamicViT, facts: ArtifactFacts,
                     resume: Mapping[str, Tensor] | None = None) -> None:
-    """Writes own format, atomically. `resume` adds tensors that only training reads."""
+    """Writes our format, atomically. `resume`: further tensors, which only training reads."""
     state = {published_name(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     state |= {RESUME + name: tensor.detach().cpu().contiguous() for name, tensor in (resume or {}).items()}
     with atomic_write(path) as temporary:
@@ -366,6 +377,6 @@ def save_checkpoint(path: str | Path, model: DynamicViT, facts: ArtifactFacts,
 
 
 def read_resume(path: str | Path) -> dict[str, Tensor]:
-    """The tensors that `save_checkpoint` got as `resume`."""
+    """The tensors that were passed to `save_checkpoint` as `resume`."""
     with safetensors.safe_open(require_file(path), framework="pt") as file:
         return {name.removeprefix(RESUME): file.get_tensor(name) for name in file.keys() if name.startswith(RESUME)}

@@ -1,4 +1,4 @@
-"""DynamicViT: a ViT backbone, and a predictor per stage that decides which patches go on."""
+"""DynamicViT: a ViT backbone, and one selector per stage, which decides which patches are kept."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -20,19 +20,19 @@ from .pruning import (
     straight_through,
     top_k_mask,
 )
-from .selectors import BY_PLACE, EXACT, make_selectors
+from .selectors import BY_POSITION, EXACT, make_selectors
 from .vit import Attended
 
 
 class PrunedOutput(NamedTuple):
-    """What inference knows.
+    """The result of the inference path.
 
     logits: float [B, classes].
-    kept: per stage int64 [B, K_s], surviving patches in the original grid, best first.
-    scores: per stage float [B, N] over the original grid; -inf where a patch was gone before the
-        stage, otherwise zeros when the stage drops nothing.
+    kept: per stage int64 [B, K_s], indices of the kept patches in the original grid, best first.
+    scores: per stage float [B, N] over the original grid; -inf for a patch that an earlier stage
+        dropped. If the stage drops nothing, all other scores are zero.
 
-    Structural pooling keeps no patch: both are empty.
+    After structural pooling `kept` and `scores` are empty, because no patch is kept.
     """
 
     logits: Tensor
@@ -41,13 +41,13 @@ class PrunedOutput(NamedTuple):
 
 
 class MaskedOutput(NamedTuple):
-    """What training needs.
+    """The result of the training path.
 
     logits: float [B, classes].
-    tokens: float [B, N, C], patch tokens after the final norm, dropped ones included.
+    tokens: float [B, N, C], patch tokens after the final norm, including dropped ones.
     decisions: per stage float [B, N], 1 for the patches kept so far.
 
-    After structural pooling, tokens are the N/4 pooled ones and there are no decisions.
+    After structural pooling, `tokens` are the N/4 pooled ones and `decisions` is empty.
     """
 
     logits: Tensor
@@ -56,10 +56,10 @@ class MaskedOutput(NamedTuple):
 
 
 class DynamicViT(nn.Module):
-    """A prunable ViT. `prune` None makes the dense backbone, without selectors.
+    """A ViT that drops tokens; with `prune` None the dense backbone, without selectors.
 
-    `forward` and `forward_pruned` are the inference path, which removes tokens; `forward_masked`
-    is the training path, which keeps all of them and hides the dropped ones.
+    `forward` and `forward_pruned` are the inference path, which removes tokens. `forward_masked`
+    is the training path, which keeps all tokens and masks the dropped ones.
     """
 
     def __init__(self, config: ModelConfig, prune: PruneConfig | None) -> None:
@@ -71,40 +71,42 @@ class DynamicViT(nn.Module):
         check_stages(stages, config.depth)
         self.keep_counts = prune.counts(config.patches) if prune else ()
         self.stage_of = {block: stage for stage, block in enumerate(stages)}
-        # Called after what it is in most published checkpoints, because tensors are.
+        # The attribute names the tensors, so it has the name used in published checkpoints.
         self.score_predictor = make_selectors(config, prune)
         self.selector = nn.ModuleList(TokenSelector() for _ in stages)
         self.fuser = nn.ModuleList(TokenFuser() for _ in stages) if prune and prune.fuse else None
         self._pools = prune is not None and prune.selector == "structural"
         self._attends = prune is not None and prune.selector == "attention"
-        self._asks_position = prune is not None and prune.selector in BY_PLACE
+        self._needs_position = prune is not None and prune.selector in BY_POSITION
         for block in stages if self._attends else ():
             vit.check_attention(self.backbone.blocks[block - 1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """float [B, 3, height, width], normalised -> logits [B, classes]; what `forward_pruned` tells besides is not
-        computed, because it takes four launches a stage on a GPU."""
-        return self._forward(images, tell=False).logits
+        """float [B, 3, height, width], normalised -> logits [B, classes].
+
+        Unlike `forward_pruned` it omits kept patches and scores, which take four kernel launches per stage on a GPU.
+        """
+        return self._forward(images, with_tokens=False).logits
 
     def forward_pruned(self, images: Tensor) -> PrunedOutput:
         """Inference with tokens removed.
 
-        A stage that keeps everything is skipped, predictor and all: keep ratio 1 is the dense
-        backbone bit for bit.
+        A stage that keeps all patches is skipped, including its selector, so keep ratio 1 gives
+        the output of the dense backbone bit for bit.
 
         Args:
             images: float [B, 3, height, width], normalised.
         """
-        return self._forward(images, tell=True)
+        return self._forward(images, with_tokens=True)
 
-    def _forward(self, images: Tensor, tell: bool) -> PrunedOutput:
-        """See `forward_pruned`; kept patches and scores are left out unless it is to `tell` them."""
+    def _forward(self, images: Tensor, with_tokens: bool) -> PrunedOutput:
+        """See `forward_pruned`; kept patches and scores are computed only `with_tokens`."""
         if self._pools:
             return PrunedOutput(self.backbone.forward_head(self._pooled(images)), (), ())
         tokens = vit.embed(self.backbone, images)                          # [B, P + N, C]
         batch, patches = tokens.shape[0], tokens.shape[1] - self.prefix
         position = None
-        if tell or self._asks_position:
+        if with_tokens or self._needs_position:
             position = torch.arange(patches, device=tokens.device).expand(batch, -1)  # [B, N]
         kept, scores, attended, count = [], [], None, patches
         for index, block in enumerate(self.backbone.blocks):
@@ -114,7 +116,7 @@ class DynamicViT(nn.Module):
                     tokens, chosen, score = self._drop(stage, tokens, count, position, attended)
                     count = self.keep_counts[stage]
                     position = None if position is None else position.gather(1, chosen)  # [B, K]
-                if tell:
+                if with_tokens:
                     assert before is not None and position is not None
                     kept.append(position)
                     score = tokens.new_zeros(before.shape) if score is None else score  # [B, N_s]
@@ -126,10 +128,9 @@ class DynamicViT(nn.Module):
 
     def _drop(self, stage: int, tokens: Tensor, count: int, position: Tensor | None, attended: Attended | None,
               ) -> tuple[Tensor, Tensor, Tensor]:
-        """Removes tokens: [B, P + N, C] -> [B, P + K, C], the positions [B, K] of the kept ones, scores [B, N]; N is
-        `count`.
+        """Removes tokens: [B, P + N, C] -> [B, P + K, C], the positions [B, K] of the kept tokens, the scores [B, N].
 
-        With fusion, the fused token F comes after the prefix: [B, P + F + N, C] -> [B, P + 1 + K, C].
+        `count` is N. With fusion, F fused tokens (0 or 1) follow the prefix: [B, P + F + N, C] -> [B, P + 1 + K, C].
         """
         left, keep = tokens[:, self.prefix:], self.keep_counts[stage]      # [B, F + N, C]
         score = self.score_predictor[stage].scores(left, position, attended)
@@ -142,13 +143,13 @@ class DynamicViT(nn.Module):
 
     def _observed(self, index: int, run: Callable[[], Tensor], kept: Tensor | None = None,
                  ) -> tuple[Tensor, Attended | None]:
-        """`run`, which runs block `index`, and its attention where the next stage asks for it."""
+        """The result of `run`, which runs block `index`, and its attention if the next stage scores by attention."""
         if self._attends and index + 1 in self.stage_of:
             return vit.observe_attention(self.backbone, self.backbone.blocks[index], run, kept)
         return run(), None
 
     def _pooled(self, images: Tensor) -> Tensor:
-        """Tokens after the final norm, float [B, P + N/4, C], of a model that pools."""
+        """Tokens after the final norm, float [B, P + N/4, C], of a model with structural pooling."""
         tokens = vit.embed(self.backbone, images)                          # [B, P + N, C]
         for index, block in enumerate(self.backbone.blocks):
             if (stage := self.stage_of.get(index)) is not None:
@@ -160,21 +161,21 @@ class DynamicViT(nn.Module):
 
     def forward_masked(self, images: Tensor, samples: Sequence[Tensor] | None = None, eps: float = ATTENTION_EPS, *,
                        noise: Sequence[Tensor] | None = None, keep: Tensor | None = None) -> MaskedOutput:
-        """Training forward: every block sees all tokens, dropped ones are masked.
+        """Training forward: every block processes all tokens, with dropped ones masked.
 
-        Attention and random selectors keep exactly the scheduled number; the others draw each patch for itself
-        unless `keep` is given. Structural pooling has nothing to draw and really pools.
+        Attention and random selectors keep exactly the scheduled number of patches. The others sample each patch
+        independently unless `keep` is given. Structural pooling samples nothing and pools as at inference.
 
         Args:
             images: float [B, 3, height, width], normalised.
             samples: per stage float [B, N], 1 where the stage keeps; None draws them. Given
                 samples pass their gradient to the keep probabilities.
-            eps: smoothing of the masked softmax; 0 makes masked equal to removed.
+            eps: smoothing of the masked softmax; with 0, masking equals removing.
             noise: per stage float [B, N, 2], see `gumbel_noise`; None draws it.
-            keep: int64 [B, S], patches that each image keeps after each stage, exactly.
+            keep: int64 [B, S], the exact number of patches that each image keeps after each stage.
 
         Raises:
-            ConfigError: a dense model, fused tokens, or blocks or pooling without a masked form.
+            ConfigError: the model is dense or fuses tokens, or its blocks or pooling have no masked form.
         """
         if not self.score_predictor:
             raise ConfigError("A dense model has no predictors to train; give it a keep ratio below 1.")
@@ -185,7 +186,8 @@ class DynamicViT(nn.Module):
             return MaskedOutput(self.backbone.forward_head(tokens), tokens[:, self.prefix:], ())
         tokens = vit.embed(self.backbone, images)                          # [B, P + N, C]
         decision = tokens.new_ones(tokens.shape[0], tokens.shape[1] - self.prefix)  # [B, N]
-        always = tokens.new_ones(tokens.shape[0], self.prefix)             # prefix tokens are never dropped
+        # Prefix tokens are never dropped.
+        always = tokens.new_ones(tokens.shape[0], self.prefix)             # [B, P]
         decisions, attended = [], None
         for index, block in enumerate(self.backbone.blocks):
             if (stage := self.stage_of.get(index)) is not None:

@@ -1,9 +1,9 @@
-"""Inference forms of a model: modules that compute the same in fewer operations, for the exported graph and for CUDA
-graphs of PyTorch.
+"""Inference forms of a model: modules that compute the same result in fewer operations, for the exported graph and for
+CUDA graphs of PyTorch.
 
-Each form replaces parts of a copy that is deployed, never those of a model that is trained or that
-exports are compared with. Results are equal to rounding; modules keep their names in published checkpoints
-(a part of one is named below it), because calibration, precision and messages go by them.
+Each form changes the copy that is deployed, never the model that is trained or that exports are
+compared with. Results are equal up to rounding. Modules keep their names in published checkpoints
+(new submodules are named below them), because calibration, precision and messages use these names.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .token_scorer import TokenScorer
 
 
 class SplitLinear(nn.Module):
-    """A linear layer over [local, pooled], where `pooled` is one row per image: its product is computed once.
+    """A linear layer over [local, pooled]; the product of `pooled`, one row per image, is computed once.
 
         Concat(local [B, N, L], Expand(pooled [B, 1, G])) -> MatMul(W)
         ->  MatMul(local, W[:L]) + MatMul(pooled, W[L:])
@@ -48,7 +48,7 @@ class SplitLinear(nn.Module):
 
 
 class SplitTokenScorer(nn.Module):
-    """`TokenScorer.scores` with `SplitLinear`, in place of one row of the mean for every patch."""
+    """`TokenScorer.scores` with `SplitLinear`, instead of expanding the mean to every patch."""
 
     def __init__(self, predictor: TokenScorer) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ class SplitTokenScorer(nn.Module):
         joined, *between, last = self.out_conv
         features = joined(local, others.mean(dim=1, keepdim=True))
         for layer in between:
-            features = layer(features)                                     # [B, N, C/4] in the end
+            features = layer(features)                                     # [B, N, C/2], then [B, N, C/4]
         score: Tensor = self.score(features, last)
         return score
 
 
 class OneGather(nn.Module):
-    """Prefix tokens ride along with the kept ones: one copy of the rows that go on.
+    """Gathers prefix tokens and kept patches together: one copy of the remaining rows.
 
         Slice(tokens), GatherElements(patches, kept), Concat  ->  Concat(prefix, kept + P), GatherElements(tokens)
     """
@@ -77,7 +77,7 @@ class OneGather(nn.Module):
 
     def __init__(self, prefix: int) -> None:
         super().__init__()
-        # A buffer, because making it is a launch on a GPU.
+        # A buffer, because creating it in each forward would be a kernel launch on a GPU.
         self.register_buffer("always", torch.arange(prefix), persistent=False)
 
     def forward(self, tokens: Tensor, scores: Tensor, keep: int, prefix: int = 0) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ class OneGather(nn.Module):
 
 
 class ReadAttention(nn.Module):
-    """timm's attention for the first `rows` queries, over all keys."""
+    """timm's attention, computed for the first `rows` queries only, over all keys."""
 
     def __init__(self, attn: Attention, rows: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class ReadAttention(nn.Module):
 
 
 class ReadBlock(nn.Module):
-    """The last block, for the tokens that the head reads: after its attention the others are of no use.
+    """The last block, computed only for the tokens that the head reads; the others only serve as keys and values.
 
         attention over T rows, MLP over T rows, head reads row 0  ->  queries and MLP of the P prefix rows alone
     """
@@ -142,7 +142,7 @@ class ReadBlock(nn.Module):
 
 
 def split_predictor(model: DynamicViT) -> bool:
-    """Predictors compute the half of their first output layer that is alike for all patches once."""
+    """Computes the part of each predictor's first output layer that is equal for all patches only once."""
     changed = False
     for stage, selector in enumerate(model.score_predictor):
         if isinstance(selector, TokenScorer):
@@ -151,16 +151,17 @@ def split_predictor(model: DynamicViT) -> bool:
 
 
 def one_gather(model: DynamicViT) -> bool:
-    """One copy of prefix and kept rows in place of three."""
+    """Copies prefix and kept rows once instead of three times."""
+    # A fused token is between the prefix and the patches, so they cannot be gathered together.
     if model.prune is None or model.prune.fuse or model.prune.selector == "structural":
-        return False                                                       # a fused token stands between them
+        return False
     like = next(model.parameters()).device
     model.selector = nn.ModuleList(OneGather(model.prefix).to(like) for _ in model.selector)
     return True
 
 
 def read_block(model: DynamicViT) -> bool:
-    """The last block computes what the head reads; not where that is every token."""
+    """Computes only the rows of the last block that the head reads, unless it reads all tokens."""
     vit: Any = model.backbone
     last = vit.blocks[-1]
     reads_prefix = vit.global_pool == "token" and not isinstance(vit, LVViT) and vit.attn_pool is None
@@ -171,7 +172,7 @@ def read_block(model: DynamicViT) -> bool:
 
 
 def fold_scale(model: DynamicViT) -> bool:
-    """The factor on the attention's logits goes into the weights of the query.
+    """Folds the factor on the attention's logits into the weights of the query.
 
         Mul(q, D ** -0.5)  ->  nothing
     """
@@ -188,19 +189,20 @@ def fold_scale(model: DynamicViT) -> bool:
 
 
 def fold_batch_norm(model: DynamicViT) -> bool:
-    """Batch norms of a stem go into the convolutions before them.
+    """Folds the batch norms of a stem into the convolutions before them.
 
         Conv(W), BatchNormalization  ->  Conv(W * gamma / sigma, b)
     """
     changed = False
     for parent in model.backbone.patch_embed.modules():
-        before = ""
+        convolution = ""
         for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d and before:                   # timm's subclasses activate, too
-                setattr(parent, before, fuse_conv_bn_eval(getattr(parent, before).eval(), child.eval()))
+            # timm's subclasses of BatchNorm2d include an activation, so they do not match.
+            if type(child) is nn.BatchNorm2d and convolution:
+                setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution).eval(), child.eval()))
                 setattr(parent, name, nn.Identity())
                 changed = True
-            before = name if type(child) is nn.Conv2d else ""
+            convolution = name if type(child) is nn.Conv2d else ""
     return changed
 
 
@@ -210,15 +212,15 @@ FORMS: dict[str, Callable[[DynamicViT], bool]] = {
 }
 
 
-# timm's fused attention scales the query by itself, so a factor in the weights would count twice.
+# timm's fused attention scales the query itself, so a factor in the weights would be applied twice.
 NOT_WITH_FUSED_ATTENTION = ("fold-scale",)
 
 
 def plain_attention(model: DynamicViT) -> None:
-    """Attention as MatMul, Softmax, MatMul.
+    """Replaces fused attention by MatMul, Softmax, MatMul.
 
-    The exporter's expansion of the fused operator transposes the key through reshapes of computed
-    shape, nine nodes a block; and no runtime needs the opset 23 Attention operator.
+    The exporter expands the fused operator with a transpose of the key through reshapes of computed
+    shape, nine nodes per block; and no runtime needs the opset 23 Attention operator.
     """
     for module in model.modules():
         if getattr(module, "fused_attn", False):
@@ -227,8 +229,11 @@ def plain_attention(model: DynamicViT) -> None:
 
 def inference_form(model: DynamicViT, leave_out: Collection[str] = (), *,
                    fused_attention: bool = False) -> tuple[DynamicViT, tuple[str, ...]]:
-    """A copy of `model` in its inference forms, and the names of those that applied; with PyTorch's fused attention,
-    which no graph is exported with, some do not."""
+    """A copy of `model` with all forms that apply except `leave_out`, and the names of the applied forms.
+
+    `fused_attention` keeps PyTorch's fused attention, and omits the forms that do not work with it. Graphs are
+    exported without it.
+    """
     model = copy.deepcopy(model).eval()
     if fused_attention:
         leave_out = (*leave_out, *NOT_WITH_FUSED_ATTENTION)

@@ -1,7 +1,7 @@
 """LV-ViT as a timm VisionTransformer: its stem, halved residual branches and auxiliary head.
 
-Jiang et al., "All Tokens Matter: Token Labeling for Training Better Vision Transformers", 2021;
-tensor names are those of the published checkpoints.
+Jiang et al., "All Tokens Matter: Token Labeling for Training Better Vision Transformers", 2021.
+Tensor names are those of the published checkpoints.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..config import ModelConfig
 
 
 class GridStem(nn.Module):
-    """Base of patch embeddings that timm's VisionTransformer can take: knows its grid."""
+    """Base of patch embeddings for timm's VisionTransformer, which reads the grid from them."""
 
     def __init__(self, img_size: tuple[int, int], patch_size: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class GridStem(nn.Module):
 
 
 class LVStem(GridStem):
-    """Three convolutions at half resolution, then 8x8 patches of their output."""
+    """Three convolutions at half resolution, then patches of half the patch size (8x8 for 16x16)."""
 
     def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int,
                  **_timm_options: Any) -> None:
@@ -48,14 +48,14 @@ class LVStem(GridStem):
 
 
 class Halve(nn.Module):
-    """LV-ViT divides every residual branch by 2 (`skip_lam` of its code)."""
+    """Divides a residual branch by 2, as LV-ViT does with every one (`skip_lam` in its code)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 0.5
 
 
 class LVViT(VisionTransformer):
-    """The LV-ViT backbone; only stem, residual scale and head differ from timm's ViT."""
+    """The LV-ViT backbone; only its stem, residual scale and head differ from timm's ViT."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(
@@ -68,7 +68,7 @@ class LVViT(VisionTransformer):
         self.aux_head = nn.Linear(config.width, config.classes)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Class-token logits plus half the maximum over the patch tokens' auxiliary logits.
+        """Logits of the class token, plus half the maximum of the patch tokens' auxiliary logits.
 
         Args:
             x: float [B, 1 + K, C], normalised tokens, class token first.

@@ -1,4 +1,4 @@
-"""Multiply-accumulates and parameters, counted on the real forward pass without computing it."""
+"""Counts multiply-accumulates and parameters of the forward pass, from shapes alone."""
 from __future__ import annotations
 
 import contextlib
@@ -19,8 +19,8 @@ from .forms import FORMS
 
 @dataclass(frozen=True)
 class Cost:
-    """`gmacs` are 1e9 multiply-accumulates for one image, `blocks` and `selectors` (one per stage) their parts in it;
-    `parameters` include the predictors."""
+    """The cost of one image. `gmacs` are 1e9 multiply-accumulates; `blocks` and `selectors` (one per stage) are
+    their shares of it. `parameters` include the predictors."""
 
     gmacs: float
     parameters: int
@@ -29,13 +29,13 @@ class Cost:
 
 
 def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms: Sequence[str] = ()) -> list[Cost]:
-    """Counts convolutions and matrix products of the inference path, predictors included, per schedule.
+    """Counts convolutions and matrix products of the inference path, including predictors, for each schedule.
 
-    `forms` are those of the exported graph, see `forms`. PyTorch's own counter runs the model on the meta device:
-    shapes are computed, values are not.
+    `forms` are those of the exported graph, see the module `forms`. PyTorch's counter runs the model on the meta
+    device, which computes shapes but no values.
 
     Raises:
-        ArtifactError: a form that this version does not know.
+        ArtifactError: this version does not know a form.
     """
     if unknown := [name for name in forms if name not in FORMS]:
         raise ArtifactError(f"The graph has a rewrite that this version does not know ({unknown[0]}); use the version "
@@ -56,7 +56,7 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
         with (torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter,
               _metered(model.score_predictor, counter) as selectors):
             model(image)
-        flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+        flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
         blocks = tuple(flops.get(f"DynamicViT.backbone.blocks.{i}", 0) / 2e9 for i in range(config.depth))
         costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters()), blocks,
                           tuple(selectors)))
@@ -65,23 +65,25 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
 
 @contextlib.contextmanager
 def _metered(selectors: Iterable[Any], counter: FlopCounterMode) -> Iterator[list[float]]:
-    """The GMACs of each selector, filled while the model runs. The counter knows modules that are called; of selectors
-    a method is."""
-    watched = [selector for selector in selectors if hasattr(selector, "scores")]  # pooling has none, and costs nothing
-    spent = [0.0] * len(watched)
+    """The GMACs of each selector, filled while the model runs. The counter attributes costs to modules, but the model
+    calls the method `scores` of a selector."""
+    # Pooling has no scores and no products.
+    scoring = [selector for selector in selectors if hasattr(selector, "scores")]
+    gmacs = [0.0] * len(scoring)
 
     def metered(stage: int, scores: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def run(*inputs: Any) -> Tensor:
             before = counter.get_total_flops()
             result = scores(*inputs)
-            spent[stage] += (counter.get_total_flops() - before) / 2e9
+            gmacs[stage] += (counter.get_total_flops() - before) / 2e9
             return result
         return run
 
-    for stage, selector in enumerate(watched):
-        selector.scores = metered(stage, selector.scores)                  # over the method of its class
+    for stage, selector in enumerate(scoring):
+        # The instance attribute hides the method until it is deleted.
+        selector.scores = metered(stage, selector.scores)
     try:
-        yield spent
+        yield gmacs
     finally:
-        for selector in watched:
+        for selector in scoring:
             del selector.scores

@@ -1,4 +1,4 @@
-"""timm's pretrained weights, downloaded once and kept in its cache."""
+"""timm's pretrained weights, downloaded once and then read from its cache."""
 from __future__ import annotations
 
 import hashlib
@@ -17,25 +17,27 @@ from . import vit
 from .zoo import PRETRAINED
 
 WEIGHTS_FILE = "model.safetensors"
-TIMEOUT = 10.0                              # seconds for the first answer; the download itself may take its time
+# Seconds to wait for the Hub's first answer; the download itself has no limit.
+TIMEOUT = 10.0
 
 
 def read_pretrained(name: str) -> dict[str, Tensor]:
     """The weights of `timm:NAME`, under timm's names.
 
     Raises:
-        ConfigError: no such model, or no such weights of it.
-        CheckpointError: timm has no weights of it, or they cannot be downloaded.
+        ConfigError: timm has no such model, or no such weights.
+        CheckpointError: timm has no pretrained weights of the model, or they cannot be downloaded.
     """
     with torch.device("meta"):
-        facts = vit.create_timm(name.removeprefix(TIMM_PREFIX)).pretrained_cfg
-    if not any(facts.get(place) for place in ("hf_hub_id", "url", "file")):
+        pretrained = vit.create_timm(name.removeprefix(TIMM_PREFIX)).pretrained_cfg
+    if not any(pretrained.get(key) for key in ("hf_hub_id", "url", "file")):
         raise CheckpointError(f"timm has no pretrained weights of {name}; choose another model or tag, or pass a "
                               f"checkpoint FILE --model {name}.")
     try:
-        _reach(facts.get("hf_hub_id"))
+        _require_reachable(pretrained.get("hf_hub_id"))
         model = timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True)
-    except Exception as error:                                             # every layer of the network has its own
+    # Each network library raises errors of its own.
+    except Exception as error:
         raise CheckpointError(f"The weights of {name} could not be downloaded ({reason(error)}); download them on a "
                               f"machine with a network and name the FILE instead: dyvit export FILE --model {name}, "
                               "dyvit train --backbone FILE.") from error
@@ -43,14 +45,15 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
     return state
 
 
-def _reach(repository: str | None) -> None:
-    """Raises at once when weights that are not in the cache cannot be had: the hub's own retries take a minute."""
+def _require_reachable(repository: str | None) -> None:
+    """Raises within TIMEOUT if weights are neither cached nor available; the Hub client's own retries take a minute."""
     if not repository or isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE), str):
         return
     url = huggingface_hub.hf_hub_url(repository, WEIGHTS_FILE)
     try:
         huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
-    except EntryNotFoundError:                                             # of older weights, the name differs
+    # Older weights have another file name.
+    except EntryNotFoundError:
         return
 
 
@@ -58,7 +61,7 @@ def pretrained_name(config: ModelConfig) -> str:
     """`timm:NAME` of the pretrained weights of this architecture.
 
     Raises:
-        CheckpointError: timm has none.
+        CheckpointError: timm has no pretrained weights of it.
     """
     name = config.timm_name or PRETRAINED.get(config.name)
     if name is None:
@@ -68,7 +71,7 @@ def pretrained_name(config: ModelConfig) -> str:
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hex digest of names, shapes, types and values, for weights that are not one file."""
+    """Hex digest of names, shapes, types and values, for weights that are not stored in one file."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].contiguous()

@@ -1,11 +1,11 @@
-"""What chooses the patches that go on, one module per stage (paper, table 4).
+"""Selectors, which choose the patches to keep: one module per stage (paper, table 4).
 
 | selector | score of a patch | needs training |
 |---|---|---|
-| prediction | a small network on the tokens | yes |
-| attention | what the class token attends to, in the block before | no |
-| random | nothing | no |
-| static | a learned number per place in the grid | yes |
+| prediction | the output of a small network on the tokens | yes |
+| attention | the attention from the class token in the block before the stage | no |
+| random | a random rank | no |
+| static | a learned number per position in the grid | yes |
 | structural | none: 2x2 neighbours are averaged | no |
 """
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .vit import Attended
 
 
 class AttentionScore(nn.Module):
-    """`received_attention` as a module, so that exported nodes carry the name by which they stay float32."""
+    """`received_attention` as a module; by its name in the exported graph, its nodes stay float32."""
 
     def forward(self, query: Tensor, key: Tensor, scale: float, class_token: bool, kept: Tensor | None) -> Tensor:
         return received_attention(query, key, scale, class_token, kept)
 
 
-class PlaceScore(nn.Module):
-    """One score per place in the grid, likewise."""
+class PositionScore(nn.Module):
+    """Looks up one score per position in the grid; by its name in the exported graph, its nodes stay float32."""
 
     def forward(self, table: Tensor, position: Tensor) -> Tensor:
         """float [N] at int64 [B, K] -> [B, K]."""
@@ -47,29 +47,30 @@ class AttentionSelector(nn.Module):
         self.score = AttentionScore()
 
     def scores(self, tokens: Tensor, position: Tensor | None, attended: Attended) -> Tensor:
-        """float [B, N, C] -> [B, N], in units of an even share of the attention among all patches."""
+        """float [B, N, C] -> [B, N]; 1 is an equal share of the attention among all patches of the image."""
         received: Tensor = self.score(*attended)                           # [B, P + N]
         return received[:, -tokens.shape[1]:] * self.share
 
 
 class RandomSelector(nn.Module):
-    """Keeps patches by chance, to tell what a selector is worth.
+    """Keeps random patches: a baseline for other selectors.
 
-    Training draws a new set for every image. Inference uses one ranking for all images, which the checkpoint
-    holds: a graph must answer the same twice.
+    Training draws a new set for every image. Inference uses one ranking for all images, stored in the checkpoint,
+    because a graph must be deterministic.
     """
 
     ranking: Tensor
 
     def __init__(self, config: ModelConfig, stage: int) -> None:
         super().__init__()
-        dice = random.Random(stage)                                        # the same on every machine and device
-        order = sorted(range(config.patches), key=lambda _: dice.random())
+        # Python's generator gives the same numbers on every machine and device.
+        generator = random.Random(stage)
+        order = sorted(range(config.patches), key=lambda _: generator.random())
         self.register_buffer("ranking", torch.tensor(order, dtype=torch.float32))
-        self.score = PlaceScore()
+        self.score = PositionScore()
 
     def forward(self, tokens: Tensor, decision: Tensor) -> Tensor:
-        """Even log-probabilities, float [B, N, 2]."""
+        """Equal log-probabilities of keep and drop, float [B, N, 2]."""
         return tokens.new_zeros(*decision.shape, 2)
 
     def scores(self, tokens: Tensor, position: Tensor, attended: Attended | None = None) -> Tensor:
@@ -79,12 +80,12 @@ class RandomSelector(nn.Module):
 
 
 class StaticSelector(nn.Module):
-    """Learns one score per place in the grid, the same for every image."""
+    """Learns one score per position in the grid, equal for all images."""
 
     def __init__(self, config: ModelConfig, stage: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(config.patches, 2))
-        self.score = PlaceScore()
+        self.score = PositionScore()
 
     def forward(self, tokens: Tensor, decision: Tensor) -> Tensor:
         """Log-probabilities of keep and drop, float [B, N, 2]."""
@@ -97,14 +98,18 @@ class StaticSelector(nn.Module):
 
 
 class StructuralSelector(nn.Module):
-    """Averages 2x2 patches, as the stages of a convolutional network do; raises ConfigError on an odd grid."""
+    """Averages 2x2 patches, as the stages of a convolutional network do.
+
+    Raises:
+        ConfigError: the grid has an odd number of rows or columns.
+    """
 
     def __init__(self, config: ModelConfig, stage: int) -> None:
         super().__init__()
         rows, columns = config.grid
         if rows % 2 or columns % 2:
-            raise ConfigError(f"Structural pooling joins 2x2 patches, and {rows} x {columns} is no even grid; choose "
-                              "an --image-size of an even number of patches.")
+            raise ConfigError(f"Structural pooling joins 2x2 patches, but the grid of {rows} x {columns} is not even; "
+                              "choose an --image-size of an even number of patches.")
         self.cells = (rows // 2, 2, columns // 2, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -117,11 +122,13 @@ SELECTORS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
     "attention": AttentionSelector, "random": RandomSelector, "static": StaticSelector,
     "structural": StructuralSelector,
 }
-EXACT = ("attention", "random")                                            # keep exactly K in training too
-BY_PLACE = ("random", "static")                                            # look at where a patch is
+# Selectors that keep exactly K patches in training, too.
+EXACT = ("attention", "random")
+# Selectors whose scores depend on the position of a patch.
+BY_POSITION = ("random", "static")
 
 
 def make_selectors(config: ModelConfig, prune: PruneConfig | None) -> nn.ModuleList:
-    """One selector per stage."""
+    """One selector per stage; empty without `prune`."""
     stages = prune.stages if prune else ()
     return nn.ModuleList(SELECTORS[prune.selector](config, stage) for stage in range(len(stages)) if prune)

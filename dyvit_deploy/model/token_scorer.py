@@ -9,7 +9,7 @@ from .pruning import masked_mean
 
 
 class KeepScore(nn.Module):
-    """z0 - z1 of a linear layer as one linear output; a module, so that exported nodes carry the name."""
+    """z0 - z1 of a linear layer as one linear output; by the name of this module, the exported nodes stay float32."""
 
     def forward(self, features: Tensor, last: nn.Linear) -> Tensor:
         """[B, N, C/4] -> [B, N]."""
@@ -18,7 +18,7 @@ class KeepScore(nn.Module):
 
 
 class TokenScorer(nn.Module):
-    """Scores patch tokens from their own features and the mean of the others.
+    """Scores patch tokens by their own features and the mean over all kept tokens.
 
     Tensor names are those of published checkpoints. Output index 0 means KEEP, as in the
     published code (the paper writes index 1).
@@ -35,12 +35,12 @@ class TokenScorer(nn.Module):
         self.score = KeepScore()
 
     def _features(self, tokens: Tensor, decision: Tensor | None) -> Tensor:
-        """[B, N, C] -> [B, N, C/4], all but the last layer."""
-        local, others = self.in_conv(tokens).chunk(2, dim=-1)              # [B, N, C/2] twice
+        """All layers but the last: [B, N, C] -> [B, N, C/4]."""
+        local, shared = self.in_conv(tokens).chunk(2, dim=-1)              # [B, N, C/2] twice
         if decision is None:
-            mean = others.mean(dim=1, keepdim=True)                        # [B, 1, C/2]
+            mean = shared.mean(dim=1, keepdim=True)                        # [B, 1, C/2]
         else:
-            mean = masked_mean(others, decision)                           # [B, 1, C/2]
+            mean = masked_mean(shared, decision)                           # [B, 1, C/2]
         joined = torch.cat([local, mean.expand_as(local)], dim=-1)         # [B, N, C]
         features: Tensor = self.out_conv[:-1](joined)
         return features
@@ -50,7 +50,7 @@ class TokenScorer(nn.Module):
 
         Args:
             tokens: float [B, N, C], patch tokens of the raw residual stream.
-            decision: float [B, N], which of them are still kept.
+            decision: float [B, N], 1 for tokens still kept.
 
         Returns:
             float [B, N, 2].
@@ -60,13 +60,13 @@ class TokenScorer(nn.Module):
     def scores(self, tokens: Tensor, position: Tensor | None = None, attended: object = None) -> Tensor:
         """Keep scores for inference: z0 - z1, the logit of the keep probability.
 
-        The order is that of log p(keep) in the published code; unlike it, the difference does
-        not saturate, so confident tokens do not tie. It is computed as one linear output, so
-        that the exported graph has no softmax.
+        They rank tokens like log p(keep) in the published code. Unlike log p(keep) they do not
+        saturate, so confident tokens do not tie. They are computed as one linear output, so the
+        exported graph has no softmax.
 
         Args:
-            tokens: float [B, N, C], the patch tokens that are left.
-            position, attended: what other selectors look at, see `selectors`.
+            tokens: float [B, N, C], the remaining patch tokens.
+            position, attended: unused; other selectors need them, see `selectors`.
 
         Returns:
             float [B, N].

@@ -1,7 +1,7 @@
-"""The only module that knows timm's ViT: builds backbones and runs their parts.
+"""The adapter to timm's ViT: builds backbones and runs their parts.
 
-timm's own blocks run the inference path unchanged. Training needs the masked attention inside
-them, which timm has no hook for; the block forms that support it are one small table below.
+At inference timm's own blocks run unchanged. Training needs masked attention inside them, for
+which timm has no hook; the table MASKED_BLOCKS lists the block types that support it.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .pruning import ATTENTION_EPS, masked_attention, masked_mean
 
 
 class ConvStem(GridStem):
-    """Stride-2 convolutions down to the patch grid, each with batch norm and ReLU.
+    """Stride-2 convolutions down to the patch grid, each followed by batch norm and ReLU.
 
     Early convolutions help small ViTs on small data (Xiao et al., 2021).
     """
@@ -71,14 +71,18 @@ def build_backbone(config: ModelConfig) -> VisionTransformer:
 
 
 def prefix_tokens(config: ModelConfig) -> int:
-    """How many tokens of `config` are no patches."""
+    """P, the number of tokens of `config` that are not patches."""
     with torch.device("meta"):
         count: int = build_backbone(config).num_prefix_tokens
     return count
 
 
 def create_timm(name: str, **options: Any) -> VisionTransformer:
-    """timm's model `name` with random weights; ConfigError when it has none of that name, kind or tag."""
+    """timm's model `name` with random weights.
+
+    Raises:
+        ConfigError: timm has no such model or tag, or the model is not a VisionTransformer.
+    """
     architecture, _, tag = name.partition(".")
     if architecture not in timm.list_models():
         raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
@@ -88,7 +92,7 @@ def create_timm(name: str, **options: Any) -> VisionTransformer:
     try:
         model = timm.create_model(name, pretrained=False, **options)
     except RuntimeError as error:
-        raise ConfigError(f"timm cannot make {name!r}: {error}") from error
+        raise ConfigError(f"timm cannot create {name!r}: {error}") from error
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"timm:{name} is a {type(model).__name__}, not a VisionTransformer; "
                           "only those can be pruned here.")
@@ -99,30 +103,31 @@ def resolve(name: str) -> ModelConfig:
     """The config of a zoo model, or of any timm VisionTransformer written as `timm:NAME`.
 
     Raises:
-        ConfigError: unknown name, or a timm model of another kind.
+        ConfigError: the name is unknown, or the timm model is not a VisionTransformer.
     """
     if not name.startswith(TIMM_PREFIX):
         return zoo.get(name)
     timm_name = name.removeprefix(TIMM_PREFIX)
     with torch.device("meta"):
         model = create_timm(timm_name)
-    grid, facts = model.patch_embed.grid_size, model.pretrained_cfg
-    size = tuple(facts["input_size"][1:])
-    crop = facts.get("crop_pct") or 1.0
+    grid, pretrained = model.patch_embed.grid_size, model.pretrained_cfg
+    size = tuple(pretrained["input_size"][1:])
+    crop = pretrained.get("crop_pct") or 1.0
     first = model.blocks[0]
     return ModelConfig(
         name=name, builder="timm", timm_name=timm_name, image_size=(size[0], size[1]),
         patch_size=size[0] // grid[0], width=model.embed_dim, depth=len(model.blocks),
         heads=getattr(getattr(first, "attn", first), "num_heads", 0),
-        classes=model.num_classes or 1000,                                 # timm's feature extractors have no head
+        # timm's feature extractors have no head.
+        classes=model.num_classes or 1000,
         preprocess=Preprocess(short_side=None if crop == 1.0 else int(min(size) / crop),
-                              mean=tuple(facts["mean"]), std=tuple(facts["std"]),
-                              interpolation=facts["interpolation"]),
+                              mean=tuple(pretrained["mean"]), std=tuple(pretrained["std"]),
+                              interpolation=pretrained["interpolation"]),
     )
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """float [B, 3, height, width] -> tokens [B, P + N, C], as `vit` itself starts."""
+    """float [B, 3, height, width] -> tokens [B, P + N, C]: the input of the first block of `vit`."""
     tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
     return tokens
 
@@ -146,10 +151,10 @@ MASKED_BLOCKS: dict[type, Callable[[Any, Tensor, Attend], Tensor]] = {Block: _pr
 
 
 def _masked_attend(attn: Any, x: Tensor, decision: Tensor, eps: float) -> Tensor:
-    """timm's Attention with the masked softmax in place of the plain one."""
+    """timm's Attention with a masked softmax."""
     batch, count, _ = x.shape
     qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # each [B, H, T, D]
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # [B, H, T, D] each
     out = masked_attention(attn.q_norm(query), attn.k_norm(key), value, decision, attn.scale, eps)
     out = attn.norm(out.transpose(1, 2).reshape(batch, count, attn.attn_dim))
     if attn.gate is not None:
@@ -161,8 +166,10 @@ def _masked_attend(attn: Any, x: Tensor, decision: Tensor, eps: float) -> Tensor
 class Attended(NamedTuple):
     """The attention of a block, before its softmax.
 
-    query, key: float [B, H, T, D], normalised where the model does so. scale: on their product.
-    class_token: token 0 is one. kept: float [B, T], 1 for tokens that are still there; None: all are.
+    query, key: float [B, H, T, D], after the norms of the model, if it has them.
+    scale: factor on their product.
+    class_token: token 0 is a class token.
+    kept: float [B, T], 1 for tokens still kept; None: all of them.
     """
 
     query: Tensor
@@ -173,22 +180,22 @@ class Attended(NamedTuple):
 
 
 def check_attention(block: nn.Module) -> None:
-    """Raises ConfigError when the block's attention is of a kind that `observe_attention` cannot see into."""
+    """Raises ConfigError if `observe_attention` does not support the attention of the block."""
     attn = getattr(block, "attn", block)
     if type(attn) is not Attention:
-        raise ConfigError(f"{type(attn).__name__} does not show its attention here; choose a timm ViT with the "
+        raise ConfigError(f"The attention of {type(attn).__name__} cannot be read here; choose a timm ViT with the "
                           "standard block, or another --selector.")
 
 
 def observe_attention(vit: VisionTransformer, block: Any, run: Callable[[], Tensor],
-          kept: Tensor | None = None) -> tuple[Tensor, Attended]:
-    """`run`, which runs `block`, and what its attention was made of.
+                      kept: Tensor | None = None) -> tuple[Tensor, Attended]:
+    """The result of `run`, which runs `block`, and the query and key of its attention.
 
-    The block itself is not rewritten: its result is timm's to the bit, and exported nodes carry its name.
+    Hooks read them, so the block stays unchanged: its result is bit for bit timm's, and exported nodes keep its name.
     """
     seen: list[Tensor] = []
-    hooks = [part.register_forward_hook(lambda _part, _inputs, output: seen.append(output))
-             for part in (block.attn.q_norm, block.attn.k_norm)]
+    hooks = [norm.register_forward_hook(lambda _norm, _inputs, output: seen.append(output))
+             for norm in (block.attn.q_norm, block.attn.k_norm)]
     try:
         tokens = run()
     finally:
@@ -199,7 +206,7 @@ def observe_attention(vit: VisionTransformer, block: Any, run: Callable[[], Tens
 
 
 def set_drop_path(vit: VisionTransformer, rate: float) -> None:
-    """Stochastic depth that rises linearly over the blocks from 0 to `rate`; 0 removes it."""
+    """Sets stochastic depth, rising linearly over the blocks from 0 to `rate`; 0 removes it."""
     for block, share in zip(vit.blocks, torch.linspace(0, rate, len(vit.blocks)).tolist()):
         for path, _ in list(block.named_modules()):
             parent, _, name = path.rpartition(".")
@@ -208,7 +215,7 @@ def set_drop_path(vit: VisionTransformer, rate: float) -> None:
 
 
 def masked_block(block: nn.Module, tokens: Tensor, decision: Tensor, eps: float = ATTENTION_EPS) -> Tensor:
-    """One transformer block in which dropped tokens are seen only by themselves.
+    """Runs a transformer block in which no token attends to a dropped token, except that token itself.
 
     Args:
         tokens: float [B, T, C], prefix tokens included.
@@ -216,7 +223,7 @@ def masked_block(block: nn.Module, tokens: Tensor, decision: Tensor, eps: float 
         eps: smoothing of the masked softmax.
 
     Raises:
-        ConfigError: a block or attention form without a masked version.
+        ConfigError: the block or its attention has no masked form.
     """
     form = MASKED_BLOCKS.get(type(block))
     if form is None or type(block.attn) is not Attention:
@@ -227,7 +234,7 @@ def masked_block(block: nn.Module, tokens: Tensor, decision: Tensor, eps: float 
 
 
 def masked_head(vit: VisionTransformer, tokens: Tensor, decision: Tensor) -> Tensor:
-    """Logits that dropped tokens do not reach.
+    """Logits that do not depend on dropped tokens.
 
     Args:
         tokens: float [B, P + N, C] after the final norm.
@@ -237,16 +244,16 @@ def masked_head(vit: VisionTransformer, tokens: Tensor, decision: Tensor) -> Ten
         float [B, classes].
 
     Raises:
-        ConfigError: pooling that has no masked form here.
+        ConfigError: the pooling has no masked form here.
     """
     prefix = vit.num_prefix_tokens
     logits: Tensor
     if isinstance(vit, LVViT):
-        hidden = (decision < 0.5).unsqueeze(-1)                            # [B, N, 1]
-        auxiliary = vit.aux_head(tokens[:, prefix:]).masked_fill(hidden, -torch.inf)
-        some = decision.amax(dim=1) > 0.5                                  # [B]
-        # An image that lost every token is judged by its class token alone.
-        return vit.join_heads(tokens[:, 0], torch.where(some[:, None, None], auxiliary, 0.0))
+        dropped = (decision < 0.5).unsqueeze(-1)                           # [B, N, 1]
+        auxiliary = vit.aux_head(tokens[:, prefix:]).masked_fill(dropped, -torch.inf)
+        any_kept = decision.amax(dim=1) > 0.5                              # [B]
+        # An image without kept patches is classified by its class token alone.
+        return vit.join_heads(tokens[:, 0], torch.where(any_kept[:, None, None], auxiliary, 0.0))
     if vit.global_pool == "avg" and not vit.pool_include_prefix:
         pooled = masked_mean(tokens[:, prefix:], decision).squeeze(1)      # [B, C]
         logits = vit.head(vit.head_drop(vit.fc_norm(pooled)))

@@ -1,16 +1,17 @@
-"""The models this package knows by name, as data.
+"""The table of models that have a name in this package.
 
-Sizes: DynamicViT (Rao et al., NeurIPS 2021) and its published checkpoints, LV-ViT
-(Jiang et al., 2021). `digits-s` is the demo model of this package. Any VisionTransformer of
-timm is available as `timm:NAME` beside these.
+Their sizes are from DynamicViT (Rao et al., NeurIPS 2021) with its published checkpoints, and
+LV-ViT (Jiang et al., 2021). `digits-s` is the demo model of this package. Besides these, any
+VisionTransformer of timm is available as `timm:NAME`.
 """
 from __future__ import annotations
 
 from ..config import ModelConfig, Preprocess
 from ..errors import ConfigError, did_you_mean
 
-TIMM_PRETRAINED = "timm-pretrained"         # in the place of a backbone's file: timm's weights of the same model
-# Their tags in timm; positions are interpolated where the image size differs.
+# Given as a backbone, this names timm's pretrained weights of the same architecture.
+TIMM_PRETRAINED = "timm-pretrained"
+# Names of these weights in timm; positions are interpolated if the image size differs.
 PRETRAINED = {"deit-s": "deit_small_patch16_224.fb_in1k", "deit-b": "deit_base_patch16_224.fb_in1k",
               "deit-s-384": "deit_small_patch16_224.fb_in1k"}
 _PHOTO = Preprocess(short_side=256)
@@ -36,7 +37,7 @@ MODELS: dict[str, ModelConfig] = {config.name: config for config in (
 
 
 def get(name: str) -> ModelConfig:
-    """The zoo entry called `name`. Raises ConfigError with the closest name."""
+    """The config of the zoo model `name`. Raises ConfigError for an unknown name, with the closest known one."""
     if name not in MODELS:
         raise ConfigError(f"Unknown model {name!r}.{did_you_mean(name, [*MODELS, 'timm:NAME'])}")
     return MODELS[name]

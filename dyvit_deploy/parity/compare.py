@@ -1,4 +1,4 @@
-"""Do two artifacts compute the same? Logits, top-1, and which tokens they keep."""
+"""Compares a candidate artifact with a reference: logits, top-1, and kept tokens."""
 from __future__ import annotations
 
 import contextlib
@@ -22,18 +22,17 @@ from ..runners.base import Outputs, Runner, join_outputs, run_in_batches, take
 from ..runners.open import is_checkpoint, load_for, open_runner
 from .config import CheckConfig
 from .kept_tokens import StageOverlap, near_cut, stage_overlaps
-from .tolerance import TOLERANCES, PrecisionTolerance, Tolerance, disagreements, relative_error
+from .tolerance import TOLERANCES, PrecisionTolerance, Tolerance, mismatches, relative_error
 
 
 @dataclass(frozen=True)
 class BatchParity:
-    """The comparison at one batch size. Errors are absolute, on logits, None when infinite; fractions are 0..1.
+    """The comparison at one batch size. Errors are absolute errors of logits, None if infinite; fractions are 0..1.
 
-    `relative_error` is the root mean square error in units of the logits', see `agreement`.
-    `non_finite` counts images for which either side gives NaN or infinity. `overlap` is the mean
-    fraction of the reference's kept tokens that the candidate keeps, per stage; `overlap_forgiven`
-    counts tokens at a tie as kept. Both are empty when one side does not tell. `tied_images` differ
-    only because of such a tie; they are left out of the verdict.
+    `relative_error` is defined in `tolerance.relative_error`. `non_finite` counts the images for which either
+    artifact gives NaN or infinity. `overlap` is the mean fraction of the reference's kept tokens that the candidate
+    keeps, per stage; `overlap_forgiven` counts tokens at a tie as kept. Both are empty unless both artifacts output
+    their kept tokens. `tied_images` counts the images that differ only because of a tie; the verdict ignores them.
     """
 
     batch: int
@@ -53,7 +52,7 @@ class BatchParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """True when the two agree. `notes` say what could not be compared."""
+    """The result of a comparison; true without failures. `notes` lists what could not be compared."""
 
     KIND: ClassVar[str] = "check"
 
@@ -97,7 +96,7 @@ def check_artifacts(reference: str | Path, candidate: str | Path, data: str | No
                     track: Track[Any] = no_track) -> ParityReport:
     """Opens two files and compares them; see `compare`.
 
-    A checkpoint is opened as the other file was exported: same keep counts, image size and weights.
+    A checkpoint is opened with the keep counts, image size and weights of the other file's export.
 
     Raises:
         ArtifactError, DataError: a file or the images cannot be used.
@@ -111,8 +110,8 @@ def check_artifacts(reference: str | Path, candidate: str | Path, data: str | No
 
 def open_pair(stack: contextlib.ExitStack, reference: str | Path, candidate: str | Path, load: LoadConfig,
               device: str | None) -> tuple[Runner, Runner]:
-    """Two artifacts to be compared, closed with `stack`; a checkpoint is opened as the other one was exported."""
-    # Beside a checkpoint, the options are meant for the checkpoint.
+    """Opens two artifacts to compare, and closes them with `stack`; a checkpoint is opened like the other's export."""
+    # If one file is a checkpoint, `load` applies to the checkpoint only.
     mixed = is_checkpoint(reference) or is_checkpoint(candidate)
 
     def opened(path: str | Path, like: ArtifactFacts | None = None) -> Runner:
@@ -128,15 +127,14 @@ def open_pair(stack: contextlib.ExitStack, reference: str | Path, candidate: str
 
 def compare(reference: Runner, candidate: Runner, images: ImageSet, config: CheckConfig = CheckConfig(),
             track: Track[Any] = no_track) -> ParityReport:
-    """Runs the same images through both and compares, at every batch size.
+    """Runs both artifacts on the same images and compares their outputs, at every batch size.
 
-    The reference runs once, at the largest batch; the candidate at each: an artifact that is right
-    at batch 1 can be wrong at others.
-
-    Fewer images than a batch are repeated to fill it. An artifact with a fixed batch runs at that.
+    The reference runs once, at the largest batch size. The candidate runs at each batch size, because
+    an artifact that is correct at batch 1 can be wrong at others; one with a fixed batch runs at that
+    batch size only. If there are fewer images than a batch, they are repeated to fill it.
 
     Raises:
-        DataError: the artifacts know other numbers of classes, or keep other numbers of tokens.
+        DataError: the artifacts have different numbers of classes, or keep different numbers of tokens.
         BackendError: the images do not fit an artifact, or it fails on them.
     """
     tolerance = config.tolerance or default_tolerance(reference, candidate, config.error)
@@ -146,32 +144,34 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
     notes = _notes(reference, candidate, images)
     for runner, other in ((reference, candidate), (candidate, reference)):
         runner.assumed_preprocess = other.preprocess
-    wanted, pixels, names = [], [], []
+    outputs, pixels, names = [], [], []
     total = -(-len(images) // largest)
     for data in track(images.batches(largest), f"running {reference.name}", total):
-        wanted.append(run_in_batches(reference, data.images, largest))
+        outputs.append(run_in_batches(reference, data.images, largest))
         pixels.append(data.images)
         names += data.names
-    expected, everything = join_outputs(wanted), np.concatenate(pixels)
+    expected, all_pixels = join_outputs(outputs), np.concatenate(pixels)
     results = []
     for batch in sizes:
-        fill = np.resize(np.arange(len(names)), max(len(names), batch))    # repeats a set smaller than the batch
+        # Repeats the images if they are fewer than the batch.
+        fill = np.resize(np.arange(len(names)), max(len(names), batch))
         starts = range(0, len(fill), batch)
-        parts = [run_in_batches(candidate, everything[fill[start:start + batch]], batch) for start in
-                 track(starts, f"running {candidate.name} at batch {batch}", len(starts))]
-        got = join_outputs(parts)
+        outputs = [run_in_batches(candidate, all_pixels[fill[start:start + batch]], batch) for start in
+                   track(starts, f"running {candidate.name} at batch {batch}", len(starts))]
+        got = join_outputs(outputs)
         results.append(compare_outputs(take(expected, fill), got, batch, tolerance, [names[i] for i in fill]))
     if len(names) < largest:
         notes.append(f"{len(names)} images were repeated to fill batch {largest}.")
     if (expected.kept or got.kept) and not (expected.kept and got.kept):
-        notes.append("Kept tokens were not compared: one side does not tell them; export with --with-tokens.")
+        notes.append("Kept tokens were not compared, because one artifact does not output them; export it with "
+                     "--with-tokens.")
     return ParityReport(reference.name, candidate.name, images.name, tolerance, tuple(results), tuple(notes),
                         tuple(images.skipped))
 
 
 def default_tolerance(reference: Runner, candidate: Runner, error: float | None = None,
                       ) -> Tolerance | PrecisionTolerance:
-    """That of the candidate's precision, or of the reference's where only that is lower than float32."""
+    """The tolerance of the candidate's precision, or of the reference's if only that is lower than float32."""
     lower = [TOLERANCES[r.precision] for r in (candidate, reference) if r.precision in TOLERANCES]
     if not lower:
         return Tolerance() if error is None else Tolerance(logits=error)
@@ -196,7 +196,7 @@ def _notes(reference: Runner, candidate: Runner, images: ImageSet) -> list[str]:
 
 def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tolerance | PrecisionTolerance,
                     names: Sequence[str]) -> BatchParity:
-    """The numbers and the verdict for outputs of the same images, called `names`; see `BatchParity`.
+    """Compares the outputs `got` of the candidate with the `expected` ones of the reference, for the images `names`.
 
     Raises:
         DataError: the outputs are not of the same model and schedule.
@@ -209,32 +209,34 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
         error = np.abs(got.logits.astype(np.float64) - expected.logits)    # [B, classes]
     error = np.where(finite[:, None], error, np.inf)
     per_image = error.max(axis=1)                                          # [B]
-    both_tell = bool(expected.kept and got.kept)
     scores = expected.scores or got.scores
     exact = tolerance if isinstance(tolerance, Tolerance) else Tolerance()
-    overlaps = stage_overlaps(expected.kept, got.kept, scores, exact.tie) if both_tell else []
+    overlaps = stage_overlaps(expected.kept, got.kept, scores, exact.tie) if expected.kept and got.kept else []
     agreement = float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean())
     relative = relative_error(expected.logits, got.logits)
     failures = [] if finite.all() else [f"{int((~finite).sum())} of {count} images give NaN or infinity"]
-    excused = 0
+    tied_images = 0
     if isinstance(tolerance, PrecisionTolerance):
-        failures += disagreements(agreement, relative, [float(o.plain.mean()) for o in overlaps], count, tolerance)
+        failures += mismatches(agreement, relative, [float(o.plain.mean()) for o in overlaps], count, tolerance)
     else:
-        excused, differing = _differences(expected, got, per_image, tolerance, overlaps, names)
-        failures += differing
-    with np.errstate(invalid="ignore"):                                    # inf - inf within, None at the end
+        tied_images, differences = _differences(expected, got, per_image, tolerance, overlaps, names)
+        failures += differences
+    # Infinite errors give NaN here, which `_finite` turns into None.
+    with np.errstate(invalid="ignore"):
         largest, mean, p99, cosine = (_finite(value) for value in (
             error.max(), error.mean(), np.quantile(error, 0.99), _cosine(expected.logits, got.logits).min()))
     return BatchParity(
         batch, count, largest, mean, p99, _finite(relative), cosine, int((~finite).sum()), agreement,
         tuple(float(o.plain.mean()) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
-        excused, tuple(failures))
+        tied_images, tuple(failures))
 
 
 def _differences(expected: Outputs, got: Outputs, per_image: NDArray[np.float64], tolerance: Tolerance,
                  overlaps: Sequence[StageOverlap], names: Sequence[str]) -> tuple[int, list[str]]:
-    """How many images differ by a tie alone, and what is wrong with the others; `per_image` are the
-    largest logit errors [B], infinite where a logit is not finite."""
+    """How many images differ only because of a tie, and the failures of the others.
+
+    `per_image` is the largest logit error of each image [B], infinite if a logit is not finite.
+    """
     count = len(names)
     scores, finite = expected.scores or got.scores, np.isfinite(per_image)
     limit = tolerance.logits * np.where(finite, np.maximum(1.0, np.abs(expected.logits).max(axis=1)), 1.0)
@@ -246,7 +248,7 @@ def _differences(expected: Outputs, got: Outputs, per_image: NDArray[np.float64]
     else:
         kept = expected.kept if expected.scores else got.kept
         tied = near_cut(kept, scores, tolerance.tie) if scores else np.zeros(count, bool)
-    excused = int((wrong & tied & finite).sum())
+    tied_images = int((wrong & tied & finite).sum())
     wrong &= ~tied | ~finite
     failures = []
     if wrong.any():
@@ -254,23 +256,24 @@ def _differences(expected: Outputs, got: Outputs, per_image: NDArray[np.float64]
         failures.append(f"{int(wrong.sum())} of {count} images differ, the worst ({names[worst]}) by a logit error of "
                         f"{per_image[worst]:.1e} where {limit[worst]:.1e} is allowed"
                         + (f" and kept-token overlap {min(o.plain[worst] for o in overlaps):.3f}" if overlaps else ""))
-    if excused > min(max(1, tolerance.tied_images * count), count - 1):
-        failures.append(f"{excused} of {count} images differ by ties at a cut, more than chance explains; "
+    if tied_images > min(max(1, tolerance.tied_images * count), count - 1):
+        failures.append(f"{tied_images} of {count} images differ because of tied scores, more than chance explains; "
                         "compare more images")
-    return excused, failures
+    return tied_images, failures
 
 
 def _check_comparable(expected: Outputs, got: Outputs) -> None:
     if expected.logits.shape != got.logits.shape:
         raise DataError(f"The artifacts give logits of shape {list(expected.logits.shape)} and "
                         f"{list(got.logits.shape)}; compare artifacts of the same model.")
-    ours, theirs = ([k.shape[1] for k in out.kept] for out in (expected, got))
-    if ours and theirs and ours != theirs:
-        raise DataError(f"The artifacts keep {ours} and {theirs} tokens; compare artifacts of one schedule.")
+    reference_counts, candidate_counts = ([k.shape[1] for k in out.kept] for out in (expected, got))
+    if reference_counts and candidate_counts and reference_counts != candidate_counts:
+        raise DataError(f"The artifacts keep {reference_counts} and {candidate_counts} tokens; compare artifacts of "
+                        "one schedule.")
 
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[B]: cosine similarity of the rows."""
+    """Cosine similarity of the rows of `a` and `b`: [B]."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     cosine: NDArray[np.float64] = (x * y).sum(axis=1) / np.where(norms > 0, norms, 1)

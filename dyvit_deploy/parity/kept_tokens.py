@@ -1,4 +1,4 @@
-"""How far two artifacts keep the same tokens, and whether a difference is only a tie."""
+"""Compares the kept tokens of two artifacts, and detects differences that are only ties."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ Scores = NDArray[np.float32]
 
 
 class StageOverlap(NamedTuple):
-    """One stage, per image.
+    """The overlap of the kept tokens at one stage, per image.
 
-    plain: float64 [B], share of the reference's kept tokens that the candidate keeps.
-    forgiven: float64 [B], the same with tokens at a tie counted as kept.
+    plain: float64 [B], the fraction of the reference's kept tokens that the candidate keeps.
+    forgiven: float64 [B], the same, but tokens at a tie count as kept.
     """
 
     plain: NDArray[np.float64]
@@ -30,7 +30,7 @@ def as_mask(kept: Indices, patches: int) -> NDArray[np.bool_]:
 
 
 def tie_width(scores: Scores, tie: float) -> NDArray[np.float64]:
-    """[B]: the score difference that counts as a tie; `tie` is relative to scores above 1."""
+    """The largest score difference that is a tie, [B]; `tie` is relative to the largest score if that exceeds 1."""
     size = np.where(np.isfinite(scores), np.abs(scores), 0).max(axis=1)
     width: NDArray[np.float64] = tie * np.maximum(1.0, size)
     return width
@@ -40,29 +40,31 @@ def stage_overlaps(expected: Sequence[Indices], got: Sequence[Indices], scores: 
                    tie: float) -> list[StageOverlap]:
     """Compares kept tokens stage by stage.
 
-    A lost token is forgiven when the reference scores it, and one that took its place, within the tie
-    of its cut (the lowest score it keeps). From the first forgiven difference on, the two artifacts see different
-    tokens, so all later differences of that image are forgiven too.
+    The cut is the lowest score that the reference keeps. A missing token is forgiven if both it and a token that
+    replaced it have a reference score within a tie of the cut. From the first forgiven difference on, the two
+    artifacts process different tokens, so all later differences of that image are forgiven, too.
 
     Args:
-        expected, got: per stage int64 [B, K_s], original patch numbers.
-        scores: per stage float32 [B, N] of the reference, -inf where a patch was gone; may be empty,
-            then nothing is forgiven.
+        expected, got: per stage int64 [B, K_s], original patch numbers, of the reference and the candidate.
+        scores: per stage float32 [B, N] of the reference, -inf for patches dropped before; if empty, nothing
+            is forgiven.
+        tie: see `tie_width`.
     """
     results: list[StageOverlap] = []
-    parted = np.zeros(len(expected[0]) if expected else 0, bool)           # images that differ by a tie so far
-    for stage, (ours, theirs) in enumerate(zip(expected, got)):
-        patches = scores[stage].shape[1] if scores else int(max(ours.max(), theirs.max())) + 1
-        wanted, found = as_mask(ours, patches), as_mask(theirs, patches)
+    # Images with a forgiven difference at an earlier stage.
+    diverged = np.zeros(len(expected[0]) if expected else 0, bool)
+    for stage, (reference, candidate) in enumerate(zip(expected, got)):
+        patches = scores[stage].shape[1] if scores else int(max(reference.max(), candidate.max())) + 1
+        wanted, found = as_mask(reference, patches), as_mask(candidate, patches)
         missing, extra = wanted & ~found, found & ~wanted
-        plain = (wanted & found).sum(axis=1) / ours.shape[1]
+        plain = (wanted & found).sum(axis=1) / reference.shape[1]
         if scores:
             cut = np.where(wanted, scores[stage], np.inf).min(axis=1)      # [B]
             at_cut = np.abs(scores[stage] - cut[:, None]) <= tie_width(scores[stage], tie)[:, None]
-            # A tie is a swap: a token at the cut is gone, and another one at the cut took its place.
+            # A tie is a swap: one token at the cut is missing, and another token at the cut replaces it.
             swapped = np.minimum((missing & at_cut).sum(axis=1), (extra & at_cut).sum(axis=1))
-            forgiven = np.where(parted, 1.0, plain + swapped / ours.shape[1])
-            parted |= missing.any(axis=1) & (missing.sum(axis=1) == swapped)
+            forgiven = np.where(diverged, 1.0, plain + swapped / reference.shape[1])
+            diverged |= missing.any(axis=1) & (missing.sum(axis=1) == swapped)
         else:
             forgiven = plain
         results.append(StageOverlap(plain, forgiven))
@@ -70,13 +72,14 @@ def stage_overlaps(expected: Sequence[Indices], got: Sequence[Indices], scores: 
 
 
 def near_cut(kept: Sequence[Indices], scores: Sequence[Scores], tie: float) -> NDArray[np.bool_]:
-    """[B]: True where at some stage the best dropped token ties with the worst kept one."""
+    """True for images in which the best dropped token ties with the worst kept one at some stage: bool [B]."""
     near = np.zeros(len(scores[0]), bool)
-    for ours, score in zip(kept, scores):
-        wanted = as_mask(ours, score.shape[1])
-        lowest = np.where(wanted, score, np.inf).min(axis=1)
-        highest = np.where(wanted, -np.inf, score).max(axis=1)
-        dropped = np.isfinite(highest)                                     # a stage may drop nothing
+    for indices, score in zip(kept, scores):
+        mask = as_mask(indices, score.shape[1])
+        lowest = np.where(mask, score, np.inf).min(axis=1)
+        highest = np.where(mask, -np.inf, score).max(axis=1)
+        # A stage may drop nothing.
+        dropped = np.isfinite(highest)
         gap = np.where(dropped, lowest - np.where(dropped, highest, 0), np.inf)
         near |= gap <= tie_width(score, tie)
     return near

@@ -1,4 +1,4 @@
-"""What counts as the same, in float32 and at a lower precision, where no image is computed exactly alike."""
+"""The tolerance at lower precisions, where the results of every image differ slightly."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class PrecisionTolerance:
-    """Bounds over all images of a comparison with float32; fractions are 0..1.
+    """Bounds for a comparison with float32, over all images; fractions are 0..1.
 
-    `top1` is the least share of images with the same best class, `error` the largest relative error of
-    the logits (see `relative_error`), `overlap` the least mean share of kept tokens, at every stage.
-    One image may always differ in its best class.
+    `top1` is the least fraction of images with the same best class; one image may always differ. `error` is the
+    largest relative error of the logits, see `relative_error`. `overlap` is the least mean fraction of the
+    reference's kept tokens that the candidate keeps, at every stage.
     """
 
     top1: float
@@ -46,11 +46,11 @@ class PrecisionTolerance:
     def __post_init__(self) -> None:
         for name in ("top1", "error", "overlap"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"The tolerance for {name} must lie from 0 to 1, not {getattr(self, name)}.")
+                raise ConfigError(f"The tolerance for {name} must be from 0 to 1, not {getattr(self, name)}.")
 
 
-# A gross gate: what passes is worth evaluating. On a thousand classes, int8 that costs one point of top-1 changes
-# the best class of about one image in twenty; calibration gone wrong changes that of every other one.
+# A coarse check: an artifact that passes is worth evaluating. With a thousand classes, an int8 artifact that loses one
+# point of top-1 changes the best class of about one image in twenty; one with bad calibration, of every second image.
 TOLERANCES = {
     "float16": PrecisionTolerance(top1=0.99, error=0.01, overlap=0.98),
     "bfloat16": PrecisionTolerance(top1=0.95, error=0.05, overlap=0.95),
@@ -60,10 +60,10 @@ TOLERANCES = {
 
 
 def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
-    """Root mean square difference of logits [B, classes] over the root mean square of the expected ones.
+    """Root mean square of the difference of logits [B, classes], divided by that of the expected logits.
 
-    Both are centred per image first: adding a constant to all logits of an image changes nothing.
-    Infinite when a logit is not finite.
+    The mean of each image is subtracted first, because adding a constant to all logits of an image changes no
+    prediction. The error is infinite if a logit is not finite.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         x, y = (a.astype(np.float64) - a.mean(axis=1, keepdims=True, dtype=np.float64) for a in (expected, got))
@@ -71,9 +71,15 @@ def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def disagreements(top1: float, error: float, overlap: Sequence[float], count: int,
-                  tolerance: PrecisionTolerance) -> list[str]:
-    """What lies outside `tolerance`, one sentence each: shares of `count` images, and the mean overlap per stage."""
+def mismatches(top1: float, error: float, overlap: Sequence[float], count: int,
+               tolerance: PrecisionTolerance) -> list[str]:
+    """One sentence for each bound of `tolerance` that the result over `count` images violates.
+
+    Args:
+        top1: fraction of the images with the same best class.
+        error: see `relative_error`.
+        overlap: mean fraction of kept tokens per stage.
+    """
     failures = []
     different = round((1 - top1) * count)
     if different > max(1, (1 - tolerance.top1) * count):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import LoadConfig
 from ..data.listing import ImagePlace
-from ..data.reading import Found, Read, Unread, read_images
+from ..data.reading import DecodedImage, ImageReader, UnreadableImage, read_images
 from ..errors import ConfigError
 from ..evaluation.metrics import softmax
 from ..runners.base import Runner, run_in_batches
@@ -41,14 +41,14 @@ class Predictor:
         known = runner.facts.class_names if runner.facts else None
         self._names = known or tuple(str(number) for number in range(classes))
 
-    def predict(self, images: Sequence[Found | Unread]) -> list[Prediction]:
+    def predict(self, images: Sequence[DecodedImage | UnreadableImage]) -> list[Prediction]:
         """A row per image, in order; those that could be read make one batch."""
-        found = [image for image in images if isinstance(image, Found)]
+        found = [image for image in images if isinstance(image, DecodedImage)]
         rows = iter(self._rows(found))
         return [Prediction(image.name, error=" ".join(image.error.split()) or "it cannot be read")
-                if isinstance(image, Unread) else next(rows) for image in images]
+                if isinstance(image, UnreadableImage) else next(rows) for image in images]
 
-    def _rows(self, found: Sequence[Found]) -> list[Prediction]:
+    def _rows(self, found: Sequence[DecodedImage]) -> list[Prediction]:
         if not found:
             return []
         logits = run_in_batches(self._runner, np.stack([image.pixels for image in found]), self._config.batch).logits
@@ -70,7 +70,7 @@ def predict_here(artifact: str, config: PredictConfig, load: LoadConfig) -> Iter
         def answer(chunks: Iterator[Places]) -> Iterator[tuple[Places, list[Prediction]]]:
             begun = deque[Places]()
 
-            def items() -> Iterator[tuple[str, Read]]:
+            def items() -> Iterator[tuple[str, ImageReader]]:
                 for places in chunks:
                     begun.append(places)
                     yield from ((place.name, place.read) for place in places)

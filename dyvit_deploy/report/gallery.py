@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from ..data.images import ImageSet, Track
 from ..data.labels import class_numbers
 from ..data.open import open_images
-from ..data.reading import Found
+from ..data.reading import DecodedImage
 from ..errors import DataError, DyvitError
 from ..runners.base import Runner
 from ..runners.open import open_runner
@@ -87,7 +87,7 @@ def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track
     """
     pictures: dict[str, Picture] = {}
     galleries, notes = [], []
-    read: dict[ModelConfig, tuple[ImageSet, list[Found]]] = {}
+    read: dict[ModelConfig, tuple[ImageSet, list[DecodedImage]]] = {}
     pruned = [e for e in entries if e.facts and not e.facts.dense]
     for entry in track(pruned, "looking at images", len(pruned)):
         assert entry.facts is not None
@@ -106,8 +106,8 @@ def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track
     return Galleries(tuple(pictures.values()), tuple(galleries), tuple(dict.fromkeys(notes)))
 
 
-def _read(images: ImageSet) -> list[Found]:
-    return [Found(*item) for batch in images.batches(CHUNK) for item in zip(
+def _read(images: ImageSet) -> list[DecodedImage]:
+    return [DecodedImage(*item) for batch in images.batches(CHUNK) for item in zip(
         batch.names, batch.images, batch.labels.tolist() if batch.labels is not None else [None] * len(batch.names))]
 
 
@@ -124,7 +124,7 @@ def _classes(images: ImageSet, facts: ArtifactFacts) -> tuple[tuple[str, ...] | 
         return None, f"The galleries do not say which predictions are right: {error}"
 
 
-def _gallery(entry: PageArtifact, runner: Runner, images: Sequence[Found], classes: tuple[str, ...] | None,
+def _gallery(entry: PageArtifact, runner: Runner, images: Sequence[DecodedImage], classes: tuple[str, ...] | None,
              pictures: dict[str, Picture]) -> Gallery:
     facts: ArtifactFacts = pruned_facts(runner)
     shots: list[Shot] = []

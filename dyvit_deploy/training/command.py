@@ -1,4 +1,4 @@
-"""Trains a dense backbone, or a pruned student beside its dense teacher: what is trained, and in which order."""
+"""Trains a dense model, or a dense teacher and then its pruned student."""
 from __future__ import annotations
 
 import dataclasses
@@ -19,26 +19,28 @@ from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpo
 from ..model.dynamicvit import DynamicViT
 from ..runners.pytorch import PyTorchRunner, torch_device
 from .loop import VAL_BATCH, Run
-from .plan import Plan, TrainConfig
+from .plan import TrainConfig, TrainPhase
 from .recipe import Recipe, make_recipe, read_recipe
 from .report import EventCallback, TrainReport
 from .setup import device_names
 
 DEFAULT_RATIO, DEFAULT_RECIPE = 0.7, "small"
-STUDENTS_OWN = ("epochs", "lr", "lr_batch", "elastic")    # overrides that are meant for the student alone
+# Overrides that do not apply to the dense teacher.
+STUDENT_ONLY = ("epochs", "lr", "lr_batch", "elastic")
 
 
 def train(config: TrainConfig, watch: EventCallback = lambda _: None) -> TrainReport:
-    """Trains, writing `best`, `best-ema` and `last.safetensors` under `config.out` after every epoch.
+    """Trains, and writes `best`, `best-ema` and `last.safetensors` to `config.out` after every epoch.
 
-    Started by torchrun, all its processes share the work. SIGTERM and Ctrl-C save and raise KeyboardInterrupt.
+    Processes that torchrun starts share the work. SIGTERM and Ctrl-C save a checkpoint and raise KeyboardInterrupt.
 
     Raises:
         TrainingError: a loss became NaN, a process or worker died, or there is nothing to resume.
-        ConfigError, DataError, CheckpointError: the request cannot be met.
+        ConfigError, DataError, CheckpointError: the options, the data or the backbone cannot be used.
     """
-    config = _with_file(config)
-    if config.eval_only:                                                   # what trains for 0 epochs needs a value
+    config = _merge_recipe_file(config)
+    # A recipe refuses 0 epochs, which are allowed if nothing is trained.
+    if config.eval_only:
         config = dataclasses.replace(config, overrides=tuple(v for v in config.overrides
                                                              if v[0] != "epochs" or str(v[1]) != "0"))
     model, classes, prune = _resolve(config)
@@ -46,27 +48,29 @@ def train(config: TrainConfig, watch: EventCallback = lambda _: None) -> TrainRe
     recipe = make_recipe(config.recipe or DEFAULT_RECIPE, model.name, kind, dict(config.overrides))
     _check_options(config, recipe, model, prune)
     facts = ArtifactFacts(model, prune, class_names=classes)
-    torch.manual_seed(recipe.seed)                                         # a new head is drawn
+    # A new head has random weights.
+    torch.manual_seed(recipe.seed)
     if config.eval_only:
-        return _measure(config, recipe, facts)
+        return _validate_only(config, recipe, facts)
     out = Path(config.out)
     _check_folder(config, out, prune)
-    if prune:                                                              # before an hour goes into its teacher
+    # Fails for an unsupported student before its teacher trains for an hour.
+    if prune:
         DynamicViT(model, prune).forward_masked(torch.zeros(1, 3, *model.image_size))
     backbone = _open_backbone(config.backbone, facts) if config.backbone is not None else None
     if prune and backbone and not backbone.new_head and config.dense_epochs is not None:
-        raise ConfigError(f"{config.backbone} is the teacher as it is; leave out --dense-epochs.")
+        raise ConfigError(f"{config.backbone} is the teacher without further training; leave out --dense-epochs.")
     if prune and (backbone is None or backbone.new_head):
         backbone = _open_backbone(_train_teacher(config, out / "dense", watch), facts)
         if backbone.new_head:
             raise TrainingError(f"The teacher in {out / 'dense'} was trained on other classes; choose another folder.")
-    run = Run(Plan(config, recipe, facts), backbone, watch)
+    run = Run(TrainPhase(config, recipe, facts), backbone, watch)
     make_folder(out)
     return run.run()
 
 
 def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
-    """The dense weights, whose head counts as new where it was trained on other classes."""
+    """Loads dense weights; their head counts as new if it was trained on other classes."""
     backbone = load_backbone(source, facts.model)
     names = backbone.facts.class_names
     same = names is None or names == facts.class_names
@@ -74,7 +78,7 @@ def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
 
 
 def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneConfig | None]:
-    """Model, class names and schedule; None where no token is dropped."""
+    """The model, its class names, and the schedule (None if no token is dropped)."""
     model = vit.resolve(config.model)
     if config.image_size:
         model = model.with_image_size(config.image_size)
@@ -86,8 +90,8 @@ def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneCo
     return model, names, None if prune is None or prune.is_dense(model.patches) else prune
 
 
-def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:
-    """Validation of the model that training would start with, or go on with."""
+def _validate_only(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:
+    """Validates the model that training would start from, or resume."""
     claim_share()
     last = Path(config.out) / "last.safetensors"
     if config.resume:
@@ -103,30 +107,31 @@ def _measure(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> Train
         model.backbone.load_state_dict(backbone.model.backbone.state_dict())
     device = torch_device(config.device)
     runner = PyTorchRunner(model.eval().to(device), facts)
-    found = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
-    what = str(last if config.resume else config.backbone)
+    report = evaluate(runner, open_images(config.data, facts.model, "val"), VAL_BATCH)
+    measured = str(last if config.resume else config.backbone)
     if facts.prune and not config.resume:
-        what += f", {facts.prune.selector} untrained, keeping {model.keep_counts}"
-    if not found:
-        raise TrainingError(found.failures[0])
-    return TrainReport(None, None, str(last) if config.resume else None, found.top1, None, (), recipe, found.skipped,
-                       device_names(device), what)
+        measured += f", {facts.prune.selector} untrained, keeping {model.keep_counts}"
+    if not report:
+        raise TrainingError(report.failures[0])
+    return TrainReport(None, None, str(last) if config.resume else None, report.top1, None, (), recipe, report.skipped,
+                       device_names(device), measured)
 
 
-def _with_file(config: TrainConfig) -> TrainConfig:
-    """The recipe file as overrides, under those that are given anyway."""
+def _merge_recipe_file(config: TrainConfig) -> TrainConfig:
+    """The config with the values of its recipe file as overrides; overrides given directly take precedence."""
     if config.recipe_file is None:
         return config
-    values, typed = read_recipe(config.recipe_file), dict(config.overrides)
+    values, direct = read_recipe(config.recipe_file), dict(config.overrides)
     base = values.pop("recipe", None)
-    if "lr" in typed:                                                      # meant as it is, whatever the file scales
+    # A learning rate given directly is not scaled.
+    if "lr" in direct:
         values.pop("lr_batch", None)
     return dataclasses.replace(config, recipe_file=None, recipe=config.recipe or base,
-                               overrides=tuple((values | typed).items()))
+                               overrides=tuple((values | direct).items()))
 
 
 def _check_options(config: TrainConfig, recipe: Recipe, model: ModelConfig, prune: PruneConfig | None) -> None:
-    """Raises ConfigError for options that would have no effect, and for an elastic range that cannot be had."""
+    """Raises ConfigError for options without effect, and for an elastic range that the schedule does not allow."""
     if prune is None:
         if recipe.elastic or config.keep.selector or config.keep.fuse or config.dense_epochs is not None:
             raise ConfigError("A dense model drops no tokens and has no teacher; leave out --elastic, --selector, "
@@ -138,14 +143,15 @@ def _check_options(config: TrainConfig, recipe: Recipe, model: ModelConfig, prun
     if prune.selector == "structural" or prune != PruneConfig.from_ratio(first, prune.stages, prune.selector):
         raise ConfigError("Elastic training needs one keep ratio for all stages; give --keep-ratio or nothing.")
     if not low <= first <= high:
-        raise ConfigError(f"The keep ratio {first:g}, which an export takes by default, lies outside the elastic "
+        raise ConfigError(f"The keep ratio {first:g}, the default of an export, is outside the elastic "
                           f"range {low:g}:{high:g}; choose one within it.")
-    PruneConfig.from_ratio(low, prune.stages).counts(model.patches)        # refuses what leaves no token
+    # Raises if the lowest ratio leaves no token.
+    PruneConfig.from_ratio(low, prune.stages).counts(model.patches)
 
 
 def _check_folder(config: TrainConfig, out: Path, prune: PruneConfig | None) -> None:
     if (out / "last.safetensors").exists() and not config.resume:
-        raise TrainingError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder.")
+        raise TrainingError(f"{out} already contains a run; pass --resume to continue it, or choose another folder.")
     if config.resume and not any((folder / "last.safetensors").exists() for folder in (out, out / "dense")):
         raise TrainingError(f"There is nothing to resume in {out}; check the folder or leave out --resume.")
     if prune and config.backbone is None and (out / "last.safetensors").exists() and not (out / "dense").exists():
@@ -153,16 +159,16 @@ def _check_folder(config: TrainConfig, out: Path, prune: PruneConfig | None) -> 
 
 
 def _train_teacher(config: TrainConfig, folder: Path, watch: EventCallback) -> Path:
-    """Trains the dense backbone in `folder`, or goes on with it, or finds it finished."""
+    """Trains or resumes the dense backbone in `folder`, unless it is finished; returns its best checkpoint."""
     last = folder / "last.safetensors"
-    started = config.resume and last.exists()
-    facts = read_checkpoint(last).facts if started else None
+    resume = config.resume and last.exists()
+    facts = read_checkpoint(last).facts if resume else None
     if facts and facts.training and facts.training["epoch"] >= facts.training["recipe"]["epochs"]:
         return folder / "best.safetensors"
-    overrides = {k: v for k, v in config.overrides if k not in STUDENTS_OWN}
+    overrides = {k: v for k, v in config.overrides if k not in STUDENT_ONLY}
     if config.dense_epochs is not None:
         overrides["epochs"] = config.dense_epochs
-    train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=started, dense_epochs=None,
+    train(dataclasses.replace(config, keep=KeepRequest(ratio=1.0), out=folder, resume=resume, dense_epochs=None,
                               overrides=tuple(overrides.items())), watch)
     return folder / "best.safetensors"
 

@@ -1,8 +1,8 @@
-"""Batches for training: timm's augmentation, and an order that does not depend on who computes it.
+"""Batches for training: timm's augmentation, in an order that does not depend on the number of processes.
 
-Every random choice follows from (seed, epoch, step or image), never from what ran before. So a resumed
-run, another number of processes, workers or accumulated parts see the same images, augmented alike. Streams of
-shards are the exception: their order depends on who reads which shard.
+Every random choice is a function of (seed, epoch, step or image), never of earlier computations. A resumed run, or a
+run with another number of processes, workers or micro-batches, therefore sees the same images with the same
+augmentation. Streams of shards are the exception: their order depends on which process and worker reads which shard.
 """
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ from ..errors import BackendError, ConfigError, DataError, TrainingError
 from .recipe import Recipe
 
 log = logging.getLogger(__name__)
-RETRIES = 50                                # unreadable images in a row, after which the data are at fault
-ROUND = 1_000_000                           # added to the epoch when an image comes again within it
-Key = tuple[int, int]                       # epoch, index
+# So many unreadable images in a row are an error of the data.
+RETRIES = 50
+# Added to the epoch in the key of an image each time it is repeated within the epoch.
+ROUND = 1_000_000
+# Epoch and index of an image.
+Key = tuple[int, int]
 DEATH = re.compile(r"worker.*(killed by signal|exited unexpectedly)")
 
 
-class Part(NamedTuple):
-    """What one process computes at once: a slice of a step's images.
+class MicroBatch(NamedTuple):
+    """The images of a step that one process computes at once.
 
     images: float32 [B, 3, height, width], normalised and augmented.
     labels: int64 [B].
-    first: number of the first image within the step.
-    broken: images that could not be read and were replaced, with the reason.
+    first: index of the first image within the step.
+    broken: the images that were replaced because they could not be read, each with the reason.
     """
 
     images: Tensor
@@ -57,7 +60,7 @@ class Part(NamedTuple):
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; the host does not wait for a copy to a GPU, which for that is made from pinned memory."""
+    """Copies `tensor` to `device`; to a GPU from pinned memory, so that the host does not wait for the copy."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -65,7 +68,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """Which slices of each step's `batch` images one process takes: one of `world`, in `accumulate` parts."""
+    """The share of process `rank` of `world` in each step of `batch` images, in `accumulate` micro-batches."""
 
     batch: int
     rank: int = 0
@@ -75,56 +78,56 @@ class Share:
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.batch % (self.world * self.accumulate):
             raise ConfigError(f"A batch of {self.batch} cannot be divided among {self.world} processes in "
-                              f"{self.accumulate} parts each; change --batch or --accumulate.")
+                              f"{self.accumulate} micro-batches each; change --batch or --accumulate.")
 
     @property
     def size(self) -> int:
-        """Images of one part."""
+        """Images per micro-batch."""
         return self.batch // (self.world * self.accumulate)
 
     def firsts(self) -> list[int]:
-        """Where this process's parts begin within the step."""
-        return [(part * self.world + self.rank) * self.size for part in range(self.accumulate)]
+        """The index within the step of the first image of each of this process's micro-batches."""
+        return [(number * self.world + self.rank) * self.size for number in range(self.accumulate)]
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed of several numbers, below 2**32."""
+    """Combines several numbers into one seed below 2**32."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def seed_everything(*numbers: int) -> None:
-    """Seeds what augmentation, mixup, stochastic depth and token sampling draw from."""
+    """Seeds all generators that augmentation, mixup, stochastic depth and token sampling use."""
     seed = mixed_seed(*numbers)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def epoch_order(count: int, wanted: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """`wanted` of `count` image numbers, shuffled; all of them before any comes twice."""
+def epoch_order(count: int, length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """`length` shuffled indices below `count`; every index occurs once before any occurs twice."""
     rng = np.random.default_rng([seed, epoch])
-    rounds = [rng.permutation(count) for _ in range(-(-wanted // count))]
-    return np.concatenate(rounds)[:wanted].astype(np.int64)
+    rounds = [rng.permutation(count) for _ in range(-(-length // count))]
+    return np.concatenate(rounds)[:length].astype(np.int64)
 
 
 class _Order(Sampler[list[Key]]):
-    """The keys of one process's parts of an epoch, from `first_step` on."""
+    """The keys of one process's micro-batches in an epoch, starting at `first_step`."""
 
-    def __init__(self, count: int, wanted: int, share: Share, seed: int) -> None:
-        self.count, self.wanted, self.share, self.seed = count, wanted, share, seed
+    def __init__(self, count: int, length: int, share: Share, seed: int) -> None:
+        self.count, self.length, self.share, self.seed = count, length, share, seed
         self.epoch = self.first_step = 0
 
     def __len__(self) -> int:
-        return (self.wanted // self.share.batch - self.first_step) * self.share.accumulate
+        return (self.length // self.share.batch - self.first_step) * self.share.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = epoch_order(self.count, self.wanted, self.seed, self.epoch)
-        for step in range(self.first_step, self.wanted // self.share.batch):
+        order = epoch_order(self.count, self.length, self.seed, self.epoch)
+        for step in range(self.first_step, self.length // self.share.batch):
             for first in self.share.firsts():
                 start = step * self.share.batch + first
-                places = range(start, start + self.share.size)
-                # An image that comes twice in an epoch is another one each time.
-                yield [(self.epoch + ROUND * (place // self.count), int(order[place])) for place in places]
+                positions = range(start, start + self.share.size)
+                # An image that is repeated within an epoch is augmented differently each time.
+                yield [(self.epoch + ROUND * (i // self.count), int(order[i])) for i in positions]
 
 
 class Augment:
@@ -141,22 +144,23 @@ class Augment:
                 interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
                 re_prob=recipe.random_erasing, re_mode="pixel")
         except (AssertionError, ValueError, KeyError) as error:
-            raise ConfigError(f"timm knows no augmentation {recipe.rand_augment!r}; write it like "
+            raise ConfigError(f"timm has no augmentation {recipe.rand_augment!r}; write it like "
                               "rand-m9-mstd0.5-inc1.") from error
 
     def __call__(self, image: Image.Image) -> Tensor:
-        if self._model is not None:                                        # framed as in evaluation
+        # Without random crops, images are cropped as in evaluation.
+        if self._model is not None:
             image = Image.fromarray(resize_and_crop(image, self._model))
         tensor: Tensor = self._transform(image)
         return tensor
 
 
+# An error raised in a worker would arrive with the worker's traceback as its message, so it is returned instead.
 Item = tuple[Tensor, int, list[str]] | DataError
-# An error raised in a worker would arrive with the worker's traceback as its text; so it is returned.
 
 
 class _Samples(Dataset[Item]):
-    """Augmented images by (epoch, index); an unreadable one is replaced by the next."""
+    """Augmented images by (epoch, index); an unreadable image is replaced by the next readable one."""
 
     def __init__(self, samples: Samples, augment: Augment, seed: int) -> None:
         self.samples, self.augment, self.seed = samples, augment, seed
@@ -178,27 +182,29 @@ class _Samples(Dataset[Item]):
 
 
 class _Streamed(IterableDataset[Item]):
-    """Augmented images of shards that can only be read in order; begins again when they are used up."""
+    """Augmented images of a `Stream`, which starts again when it ends."""
 
     def __init__(self, stream: Stream, augment: Augment, share: Share, seed: int) -> None:
         self.stream, self.augment, self.share, self.seed = stream, augment, share, seed
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Item]:
-        again, told = 0, len(self.stream.skipped)
+        passes, reported = 0, len(self.stream.skipped)
         worker = get_worker_info()
         while True:
-            seed_everything(self.seed, self.epoch, self.share.rank, worker.id if worker else 0, again)
-            order, empty = mixed_seed(self.seed, self.epoch, again), True  # alike for all who share the shards
+            seed_everything(self.seed, self.epoch, self.share.rank, worker.id if worker else 0, passes)
+            # All processes and workers must shuffle the shards alike.
+            order, empty = mixed_seed(self.seed, self.epoch, passes), True
             for image, label in self.stream.stream(order, self.share.rank, self.share.world):
                 empty = False
-                broken, told = self.stream.skipped[told:], len(self.stream.skipped)
+                broken, reported = self.stream.skipped[reported:], len(self.stream.skipped)
                 yield self.augment(image), label, broken
-            if empty:                                                      # other workers may have better shards
-                for line in self.stream.skipped[told:]:
+            # No error: the shards of other workers may be readable.
+            if empty:
+                for line in self.stream.skipped[reported:]:
                     log.warning("skipped %s", line)
                 return
-            again += 1
+            passes += 1
 
 
 def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]] | DataError:
@@ -210,20 +216,21 @@ def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]] | DataError:
 
 
 @cache
-def _leaving() -> Event:
-    """Set when this process ends, before Python ends its workers."""
+def _exiting() -> Event:
+    """An event that is set when this process exits, before Python terminates its workers."""
     event = multiprocessing.Event()
     atexit.register(event.set)
     return event
 
 
-def _answer_signals(leaving: Event, worker: int) -> None:
-    """A signal to all processes of a job is the main one's to answer: it still needs what the workers load.
+def _handle_signals(exiting: Event, worker: int) -> None:
+    """Makes a worker ignore signals to the whole job: the main process handles them, and still needs the worker.
 
-    Once the main process is leaving, SIGTERM is its own: Python sends it at exit and then waits without a limit.
+    Once the main process is exiting, SIGTERM comes from Python itself, which then waits for the worker without a
+    limit.
     """
     def terminate(number: int, frame: Any) -> None:
-        if leaving.is_set():
+        if exiting.is_set():
             os._exit(0)
 
     signal.signal(signal.SIGTERM, terminate)
@@ -231,49 +238,51 @@ def _answer_signals(leaving: Event, worker: int) -> None:
 
 
 class TrainLoader:
-    """The training images of one process, step by step. `steps` per epoch; what does not fill one is left out.
+    """The training images of one process, step by step. `steps` is their number per epoch; an incomplete last step is
+    omitted.
 
-    `pinned` loads them into page-locked memory, from which `to_device` copies to a GPU without blocking.
+    `pinned` loads images into page-locked memory, from which `to_device` copies to a GPU without blocking.
     """
 
     def __init__(self, samples: Samples | Stream, model: ModelConfig, recipe: Recipe, share: Share,
                  workers: int, pinned: bool = False) -> None:
         if workers < 0:
             raise ConfigError(f"--workers must be 0 or more, not {workers}.")
-        wanted = recipe.images or len(samples)
-        self.steps, self.share, self._name = wanted // share.batch, share, samples.name
+        length = recipe.images or len(samples)
+        self.steps, self.share, self._name = length // share.batch, share, samples.name
         if not self.steps:
             raise ConfigError(f"{samples.name} has {len(samples)} training images, which do not fill one batch of "
                               f"{share.batch}; lower --batch.")
         augment = Augment(model, recipe, samples.mirror)
-        self._order = _Order(len(samples), wanted, share, recipe.seed)
+        self._order = _Order(len(samples), length, share, recipe.seed)
         self._streamed = hasattr(samples, "stream")
         make: Any = partial(_Streamed, share=share) if self._streamed else _Samples
         dataset = make(samples, augment=augment, seed=recipe.seed)
         self._dataset = dataset
         batching = {"batch_size": share.size} if self._streamed else {"batch_sampler": self._order}
         self._loader = DataLoader(dataset, collate_fn=_collate, num_workers=workers, pin_memory=pinned,
-                                  worker_init_fn=partial(_answer_signals, _leaving()),
+                                  worker_init_fn=partial(_handle_signals, _exiting()),
                                   persistent_workers=bool(workers) and not self._streamed, **batching)
 
-    def steps_of(self, epoch: int, first_step: int = 0) -> Iterator[list[Part]]:
-        """This process's parts of every step of `epoch` from `first_step` on.
+    def steps_of(self, epoch: int, first_step: int = 0) -> Iterator[list[MicroBatch]]:
+        """This process's micro-batches of every step of `epoch`, starting at `first_step`.
 
         Raises:
-            DataError: nothing readable.
+            DataError: no image can be read.
         """
         self._order.epoch, self._order.first_step, self._dataset.epoch = epoch, first_step, epoch
         firsts = self.share.firsts()
-        parts: list[Part] = []
-        skip = first_step * len(firsts) if self._streamed else 0           # a stream has no other way to go on
-        left = (self.steps - first_step) * len(firsts)
-        for number, (images, labels, broken) in enumerate(self._batches(skip + left)):
+        micro_batches: list[MicroBatch] = []
+        # A stream can only resume by reading what it skips.
+        skip = first_step * len(firsts) if self._streamed else 0
+        remaining = (self.steps - first_step) * len(firsts)
+        for number, (images, labels, broken) in enumerate(self._batches(skip + remaining)):
             if number < skip:
                 continue
-            parts.append(Part(images, labels, firsts[len(parts)], broken))
-            if len(parts) == len(firsts):
-                yield parts
-                parts = []
+            micro_batches.append(MicroBatch(images, labels, firsts[len(micro_batches)], broken))
+            if len(micro_batches) == len(firsts):
+                yield micro_batches
+                micro_batches = []
 
     def _batches(self, count: int) -> Iterator[Any]:
         batches = iter(self._loader)
@@ -288,19 +297,19 @@ class TrainLoader:
 
 @contextlib.contextmanager
 def worker_deaths() -> Iterator[None]:
-    """A dead worker as a sentence; PyTorch raises it wherever the main process happens to be."""
+    """Raises TrainingError if a data worker dies; PyTorch reports that wherever the main process happens to be."""
     try:
         yield
     except (RuntimeError, BackendError) as error:
         if not DEATH.search(str(error)):
             raise
-        said = str(error).splitlines()[0].rstrip(" .")
-        raise TrainingError(f"A data worker died ({said}); it ran out of memory or was killed: lower --workers and go "
-                            "on with --resume.") from error
+        reason = str(error).splitlines()[0].rstrip(" .")
+        raise TrainingError(f"A data worker died ({reason}); it ran out of memory or was killed: lower --workers, and "
+                            "continue with --resume.") from error
 
 
 def make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
-    """timm's mixup and cutmix, label smoothing included, or None when both are off."""
+    """timm's mixup and cutmix with label smoothing, or None if both are off."""
     if not recipe.mixup and not recipe.cutmix:
         return None
     return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)

@@ -1,4 +1,4 @@
-"""One training run: epochs of steps, validation at the inference path, checkpoints that can be gone on from."""
+"""One training run: epochs of steps, validation on the inference path, resumable checkpoints."""
 from __future__ import annotations
 
 import contextlib
@@ -25,26 +25,27 @@ from ..model import vit
 from ..model.checkpoint import Backbone, load_model, read_resume, save_checkpoint
 from ..model.dynamicvit import DynamicViT
 from ..runners.pytorch import PyTorchRunner
-from .data import Part, Share, TrainLoader, make_mixup, seed_everything, to_device, worker_deaths
+from .data import MicroBatch, Share, TrainLoader, make_mixup, seed_everything, to_device, worker_deaths
 from .logs import Logs
 from .losses import LossParts, LossWeights, total_loss
-from .plan import Plan
+from .plan import TrainPhase
 from .report import EpochReport, EventCallback, Started, Step, TrainReport
 from .setup import FABRIC_DISTRIBUTIONS, device_names, make_fabric, make_optimizer, make_scheduler
 from .state import StopRequest, restore, resume_tensors
 from .step import Draws, TrainingStep, draw
 
 VAL_BATCH = 100
-WORKERS = 2                                 # that load images, per process
+# Data workers per process.
+WORKERS = 2
 Sums = dict[str, float]
 
 
 class Run:
-    """The models, the optimizer and where they stand."""
+    """One training run: its models, its optimizer and its progress."""
 
-    def __init__(self, plan: Plan, backbone: Backbone | None, watch: EventCallback) -> None:
-        config, self.recipe, self.facts = plan.config, plan.recipe, plan.facts
-        self.config, self.phase, self.watch, self.out = config, plan.phase, watch, Path(config.out)
+    def __init__(self, phase: TrainPhase, backbone: Backbone | None, watch: EventCallback) -> None:
+        config, self.recipe, self.facts = phase.config, phase.recipe, phase.facts
+        self.config, self.phase, self.watch, self.out = config, phase.name, watch, Path(config.out)
         self._last = self.out / "last.safetensors"
         self.fabric = make_fabric(config.device, self.recipe)
         self.devices = device_names(self.fabric.device)
@@ -59,17 +60,20 @@ class Run:
             raise ConfigError(f"Mixup pairs images, and {self.share.size} is odd; change --batch or --accumulate.")
         torch.manual_seed(self.recipe.seed)
         self.model = DynamicViT(self.facts.model, self.facts.prune)
-        if backbone:                                                       # the student starts as its teacher
+        # A student starts with the weights of its teacher.
+        if backbone:
             self.model.backbone.load_state_dict(backbone.model.backbone.state_dict())
-        needed = self.facts.prune and (self.recipe.kl_weight or self.recipe.distill_weight)
-        self.teacher = backbone.model if backbone and needed else None
+        needs_teacher = self.facts.prune and (self.recipe.kl_weight or self.recipe.distill_weight)
+        self.teacher = backbone.model if backbone and needs_teacher else None
         if self.teacher:
             self.teacher.requires_grad_(False).eval().to(self.fabric.device)
         vit.set_drop_path(self.model.backbone, self.recipe.drop_path)
         self.model.to(self.fabric.device)
         self._set_up(config.compile)
-        self.epoch = self.step = 0                                         # whole epochs, and steps of the next
-        self.sums: Sums = {}                                               # of the running epoch
+        # Finished epochs, and finished steps of the current epoch.
+        self.epoch = self.step = 0
+        # Sums of the losses over the current epoch.
+        self.sums: Sums = {}
         self.images_per_sec = self.seconds = 0.0
         self.best, self.best_ema = -1.0, -1.0
         self.reports: list[EpochReport] = []
@@ -83,7 +87,7 @@ class Run:
             self._resume()
 
     def _set_up(self, compiled: bool) -> None:
-        """Optimizer, schedule and moving average, and the module that processes share."""
+        """Creates the optimizer, the learning-rate schedule, the moving average and the distributed module."""
         recipe = self.recipe
         self.optimizer = make_optimizer(self.model, recipe)
         self.scheduler = make_scheduler(self.optimizer, recipe, self.loader.steps)
@@ -94,32 +98,34 @@ class Run:
         self.weights = LossWeights(1.0, recipe.ratio_weight, recipe.kl_weight, recipe.distill_weight)
 
     def run(self) -> TrainReport:
-        """Trains to the end."""
+        """Trains all remaining epochs."""
         logs = Logs(self.out, self.recipe, self.config.tensorboard)
         if self.epoch < self.recipe.epochs:
             self.watch(Started(self.phase, self.recipe, self.loader.steps, world_size(), self.epoch, self.step,
                                self.resumed, self._other_data))
         stop = StopRequest()
-        with stop.listening(), contextlib.closing(logs), worker_deaths(), self._translated():
+        with stop.listening(), contextlib.closing(logs), worker_deaths(), self._translated_errors():
             while self.epoch < self.recipe.epochs:
                 stopped = self._train(stop, logs)
                 self._check_weights()
-                self._save()                                               # validation may take its time, or fail
+                # Before validation, which may take long or fail.
+                self._save()
                 if stopped or self._finish(stop, logs):
                     raise KeyboardInterrupt
         return self._report()
 
     def _train(self, stop: StopRequest, logs: Logs) -> bool:
-        """Trains an epoch, or what is left of it; True when any process was asked to stop."""
+        """Trains the rest of an epoch; True if any process was requested to stop."""
         self.model.train()
-        # Only a selector that learns can train while the backbone stands still.
+        # The backbone is frozen only if the selector has parameters to train.
         frozen = self.epoch < self.recipe.freeze_epochs and any(True for _ in self.model.score_predictor.parameters())
-        self.model.backbone.requires_grad_(not frozen).train(not frozen)   # batch norms stand still too
+        # Evaluation mode also freezes the statistics of batch norms.
+        self.model.backbone.requires_grad_(not frozen).train(not frozen)
         started, first = time.perf_counter(), self.step
-        for parts in self.loader.steps_of(self.epoch, self.step):
+        for micro_batches in self.loader.steps_of(self.epoch, self.step):
             update = self.epoch * self.loader.steps + self.step
             self.scheduler.step_update(update)
-            values = self._optimize(parts, stop)
+            values = self._optimize(micro_batches, stop)
             if self.ema:
                 self.ema.update(self.model, step=update + 1)
             self.step += 1
@@ -133,42 +139,44 @@ class Run:
                 return True
         return False
 
-    def _optimize(self, parts: list[Part], stop: StopRequest) -> Sums:
-        """One optimizer step; its losses, averaged over all processes."""
-        total = torch.zeros(0)
+    def _optimize(self, micro_batches: list[MicroBatch], stop: StopRequest) -> Sums:
+        """Runs one optimizer step and returns its losses, averaged over all processes."""
+        total, count = torch.zeros(0), len(micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
-        for number, part in enumerate(parts):
-            self.skipped += part.broken
-            with self.fabric.no_backward_sync(self.module, enabled=number + 1 < len(parts)):
-                losses, kept = self._losses(part)
+        for number, micro_batch in enumerate(micro_batches):
+            self.skipped += micro_batch.broken
+            with self.fabric.no_backward_sync(self.module, enabled=number + 1 < count):
+                losses, kept = self._losses(micro_batch)
                 loss = total_loss(LossParts(*losses), self.weights)
-                self.fabric.backward(loss / len(parts))
+                self.fabric.backward(loss / count)
             # `new_full` fills on the device; `new_tensor` would copy a number to it and wait.
-            asked = kept.new_full((1,), float(bool(stop)))
-            values = torch.cat([loss.detach()[None], losses.detach(), kept, asked])
+            stop_requested = kept.new_full((1,), float(bool(stop)))
+            values = torch.cat([loss.detach()[None], losses.detach(), kept, stop_requested])
             total = values if number == 0 else total + values
-        total = self.fabric.all_reduce(total / len(parts), reduce_op="mean")
+        total = self.fabric.all_reduce(total / count, reduce_op="mean")
         norm = self.fabric.clip_gradients(self.module, self.shared_optimizer,
                                           max_norm=self.recipe.clip_grad or math.inf, error_if_nonfinite=False)
         names = ("loss", *LossParts._fields, *(f"kept_{s}" for s in range(len(total) - 6)), "stop")
         values = dict(zip(names, total.tolist()))
-        gradient = 0.0 if norm is None or self.recipe.precision == "fp16" else norm.item()   # fp16 skips such steps
+        # The gradient scaler of fp16 skips steps whose gradient is not finite.
+        gradient = 0.0 if norm is None or self.recipe.precision == "fp16" else norm.item()
         self._check_finite({name: values[name] for name in LossParts._fields} | {"gradient": gradient})
         self.shared_optimizer.step()
-        if self._scaler is not None and self._scaler.get_scale() < 1:      # it halves with every step that overflows
-            raise TrainingError("The gradients overflow in fp16, step after step; start in another folder with "
-                                f"--precision bf16 or fp32{self._intact}.")
+        # Every step that overflows halves the scale.
+        if self._scaler is not None and self._scaler.get_scale() < 1:
+            raise TrainingError("The gradients overflow in fp16 in many steps in a row; start in another folder with "
+                                f"--precision bf16 or fp32{self._intact_note}.")
         return values
 
-    def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _losses(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         device, recipe = self.fabric.device, self.recipe
-        seed_everything(recipe.seed, self.epoch, self.step, part.first)
-        images, labels = to_device(part.images, device), to_device(part.labels, device)
+        seed_everything(recipe.seed, self.epoch, self.step, micro_batch.first)
+        images, labels = to_device(micro_batch.images, device), to_device(micro_batch.labels, device)
         if self.mixup:
             images, labels = self.mixup(images, labels)
         draws = Draws()
         if self.facts.prune:
-            rows = slice(part.first, part.first + len(images))
+            rows = slice(micro_batch.first, micro_batch.first + len(images))
             noise, keep = draw(recipe, self.facts.prune, self.facts.model.patches, (self.epoch, self.step), rows)
             draws = Draws(noise and tuple(to_device(stage, device) for stage in noise),
                           None if keep is None else to_device(keep, device))
@@ -177,13 +185,13 @@ class Run:
         return losses, kept
 
     def _attention(self) -> contextlib.AbstractContextManager[None]:
-        # PyTorch's fused attention takes 45 % of a training step on a CPU, in its backward; plain products do not.
+        # On a CPU the backward of PyTorch's fused attention takes 45 % of a training step; plain products are faster.
         plain = self.fabric.device.type == "cpu"
         return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Errors of PyTorch that a user can act on, as sentences."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Translates PyTorch's errors that a user can fix into our own."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -193,32 +201,32 @@ class Run:
                 raise TrainingError("The memory is full; add --accumulate 2 (or more), or lower --batch.") from error
             if world_size() == 1 or not any(w in str(error) for w in ("onnection", "peer", "NCCL", "gloo", "imed out")):
                 raise
-            raise BackendError("Another process of this run failed or was killed; its own error, if it had one, stands "
-                               "above.") from error
+            raise BackendError("Another process of this run failed or was killed; see its own error above, if there is "
+                               "one.") from error
 
     def _check_finite(self, values: Sums) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
-                what = name if name == "gradient" else f"{name} loss"
-                raise TrainingError(f"The {what} became {value} at epoch {self.epoch + 1}, step {self.step + 1}; start "
-                                    f"with a lower --lr in another folder{self._intact}.")
+                value_name = name if name == "gradient" else f"{name} loss"
+                raise TrainingError(f"The {value_name} became {value} at epoch {self.epoch + 1}, step {self.step + 1}; "
+                                    f"start with a lower --lr in another folder{self._intact_note}.")
 
     def _check_weights(self) -> None:
-        """Raises TrainingError for weights that give no numbers, before they take the place of better ones."""
+        """Raises TrainingError if the logits are not finite, before the weights replace an earlier checkpoint."""
         images = torch.zeros(1, 3, *self.facts.model.image_size, device=self.fabric.device)
         with torch.inference_mode():
             logits = self.model.eval()(images)
         if not logits.isfinite().all():
             raise TrainingError(f"The weights give {logits.flatten()[0].item()} after epoch {self.epoch + 1}, step "
-                                f"{self.step}; start with a lower --lr in another folder{self._intact}.")
+                                f"{self.step}; start with a lower --lr in another folder{self._intact_note}.")
 
     @property
-    def _intact(self) -> str:
+    def _intact_note(self) -> str:
         return f" (finished epochs in {self.out} are intact)" if self.epoch else ""
 
     @property
     def _lr(self) -> float:
-        """Of the predictors, or of a dense backbone."""
+        """The learning rate of the predictors, or of a dense backbone."""
         return float(self.optimizer.param_groups[-1]["lr"])
 
     def _event(self, values: Sums) -> Step:
@@ -227,20 +235,21 @@ class Run:
                     {name: values[name] for name in LossParts._fields}, kept, self.images_per_sec)
 
     def _validate(self) -> tuple[float, float | None]:
-        """Top-1 of the weights and of their moving average, if there is one."""
+        """Top-1 of the weights, and of their moving average if there is one."""
         models = [self.model, *([self.ema.module] if self.ema else [])]
-        # The batch norms of each process saw other images.
+        # Each process has its own statistics of batch norms, from other images.
         broadcast_tensors(buffer for model in models for buffer in model.buffers())
         names = ("The model", "Its moving average")
         reports = evaluate_all([PyTorchRunner(model, self.facts, name) for model, name in zip(models, names)],
                                self.val_set, VAL_BATCH)
         for report in reports:
             if not report:
-                raise TrainingError(f"{report.failures[0]} Start with a lower --lr in another folder{self._intact}.")
+                raise TrainingError(f"{report.failures[0]} Start with a lower --lr in another folder"
+                                    f"{self._intact_note}.")
         return reports[0].top1, reports[1].top1 if self.ema else None
 
     def _finish(self, stop: StopRequest, logs: Logs) -> bool:
-        """Validates, saves and tells an epoch; True when any process was asked to stop meanwhile."""
+        """Validates, saves and reports an epoch; True if any process was requested to stop meanwhile."""
         event = self._event({name: value / self.loader.steps for name, value in self.sums.items()})
         top1, ema_top1 = self._validate()
         report = EpochReport(self.phase, self.epoch + 1, event.loss, event.parts, event.kept, top1, ema_top1, self._lr,
@@ -249,12 +258,12 @@ class Run:
         self.best, self.best_ema = max(self.best, top1), max(self.best_ema, ema_top1 or -1.0)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
         self.reports.append(report)
-        told = gather_over_ranks((self.skipped, bool(stop)))
-        self.skipped = sorted({line for lines, _ in told for line in lines})
+        gathered = gather_over_ranks((self.skipped, bool(stop)))
+        self.skipped = sorted({line for lines, _ in gathered for line in lines})
         self._save(better, better_ema)
         logs.epoch(report)
         self.watch(report)
-        return any(asked for _, asked in told)
+        return any(stop_requested for _, stop_requested in gathered)
 
     def _save(self, better: bool = False, better_ema: bool = False) -> None:
         if is_first():
@@ -268,7 +277,7 @@ class Run:
             save_checkpoint(self._last, self.model, facts, resume=resume_tensors(
                 self.model, self.optimizer, self.ema and self.ema.module, self._scaler))
             save_report(self.out / "train.json", self._report(), self.config.command)
-        # The other processes read what was written here.
+        # Other processes read the files written here.
         self.fabric.barrier()
 
     @property
@@ -283,8 +292,8 @@ class Run:
 
     def _resume(self) -> None:
         restored, facts = load_model(self._last)
-        mine, theirs = ((f.model, f.prune, f.class_names) for f in (self.facts, facts))
-        if mine != theirs or not facts.training:
+        expected, saved_as = ((f.model, f.prune, f.class_names) for f in (self.facts, facts))
+        if expected != saved_as or not facts.training:
             raise TrainingError(f"{self._last} belongs to a run with another model, selector, keep ratio or other "
                                 "classes; choose another folder or the same options.")
         parents = [(training["parent"] or {}).get("sha256") for training in (self.training, facts.training)]
@@ -301,7 +310,8 @@ class Run:
         self._other_data = saved.get("data") if saved.get("data") != self.config.data else None
         self.epoch, self.step, self.sums = saved["epoch"], saved.get("step", 0), saved.get("sums", {})
         self.best, self.best_ema = saved["best_val_top1"], saved.get("best_val_ema_top1", -1.0)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):    # the history is a convenience
+        # The history is not needed to train.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             history = json.loads((self.out / "train.json").read_text())
             self.reports = [EpochReport(**epoch) for epoch in history["epochs"] if epoch["epoch"] <= self.epoch]
             self.skipped = list(history["skipped"])

@@ -1,4 +1,4 @@
-"""The four losses of DynamicViT with named parts (paper, equations 12 to 16; published code)."""
+"""The four losses of DynamicViT (paper, equations 12 to 16; published code)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class LossParts(NamedTuple):
-    """Unweighted scalars; `ratio` is the mean over stages."""
+    """The losses before weighting, scalars; `ratio` is the mean over stages."""
 
     classification: Tensor
     ratio: Tensor
@@ -19,7 +19,7 @@ class LossParts(NamedTuple):
 
 
 class LossWeights(NamedTuple):
-    """Published defaults; ratio is 5.0 for deit-b."""
+    """Weights of the losses. The defaults are the published ones, except that deit-b has a `ratio` of 5.0."""
 
     classification: float = 1.0
     ratio: float = 2.0
@@ -28,7 +28,7 @@ class LossWeights(NamedTuple):
 
 
 def total_loss(parts: LossParts, weights: LossWeights = LossWeights()) -> Tensor:
-    """The weighted sum."""
+    """The weighted sum of the losses."""
     return torch.stack([part * weight for part, weight in zip(parts, weights)]).sum()
 
 
@@ -43,23 +43,23 @@ def ratio_loss(decisions: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
 
 
 def kl_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of logits float [B, classes], mean over images."""
+    """KL(teacher || student) of logits float [B, classes], averaged over images."""
     return F.kl_div(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1), reduction="batchmean",
                     log_target=True)
 
 
 def token_mse(student: Tensor, teacher: Tensor, decision: Tensor) -> Tensor:
-    """Squared difference of normalised tokens [B, N, C], mean over finally kept tokens and channels.
+    """Squared difference of normalised tokens [B, N, C], averaged over the finally kept tokens and channels.
 
-    Zero when nothing is kept. `decision` is float [B, N].
+    Zero if nothing is kept. `decision` is float [B, N], 1 for kept.
     """
     kept = (decision.detach() > 0.5).to(student.dtype)                     # [B, N]
-    # Summed under a mask: picking the kept rows out costs a scatter in the backward.
+    # A sum under a mask: indexing the kept rows would cost a scatter in the backward.
     return ((student - teacher).square().mean(dim=-1) * kept).sum() / kept.sum().clamp(min=1)
 
 
 def token_kl(student: Tensor, teacher: Tensor, decision: Tensor) -> Tensor:
-    """Per-token KL of auxiliary logits [B, N, classes], mean over finally kept tokens (LV-ViT)."""
+    """KL per token of auxiliary logits [B, N, classes], averaged over the finally kept tokens (LV-ViT)."""
     kept = decision > 0.5
     if not kept.any():
         return student.sum() * 0

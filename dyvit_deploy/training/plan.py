@@ -1,4 +1,4 @@
-"""What a training run is asked for."""
+"""The configuration of a training run."""
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
@@ -13,7 +13,7 @@ from .recipe import RECIPES, Recipe
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train on what, and how.
+    """The model, the data and the options of a training run.
 
     `backbone` is a dense checkpoint or "timm-pretrained"; None trains one first, under `out`/dense. One with other
     classes is trained on the data first. `recipe` names a base in RECIPES, `recipe_file` and `overrides` replace single
@@ -44,13 +44,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One phase of it: the user's wishes, the recipe that follows, and the facts of the result."""
+class TrainPhase:
+    """One phase of training, "dense" or "student": the config, its resolved recipe, and the facts of the result."""
 
     config: TrainConfig
     recipe: Recipe
     facts: ArtifactFacts
 
     @property
-    def phase(self) -> str:
+    def name(self) -> str:
         return "student" if self.facts.prune else "dense"

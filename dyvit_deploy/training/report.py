@@ -1,4 +1,4 @@
-"""What training tells while it runs and when it is done."""
+"""The events that training emits while it runs, and its final report."""
 from __future__ import annotations
 
 import dataclasses
@@ -15,8 +15,8 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Started:
-    """A phase begins, or goes on after `epoch` whole epochs and `step` steps when `resumed`; `other_data` is what it
-    began with, where that was called otherwise."""
+    """A phase starts or, if `resumed`, continues after `epoch` epochs and `step` steps of the next. `other_data` is
+    the data that a resumed run started with, if its name differs."""
 
     phase: str
     recipe: Recipe
@@ -49,9 +49,9 @@ class Step:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished epoch; `top1` and `ema_top1` are measured at the inference path, tokens removed.
+    """One finished epoch. `top1` and `ema_top1` are measured on the inference path, with tokens removed.
 
-    `kept` is the mean fraction kept per stage while training; `ema_top1` is None without a moving average.
+    `kept` is the mean fraction of patches kept in training, per stage. `ema_top1` is None without a moving average.
     """
 
     phase: str
@@ -68,11 +68,11 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """Where the checkpoints lie, and how good they are on the validation split.
+    """The paths of the checkpoints, and their accuracy on the validation split.
 
-    `best` is None before the first validation, `best_ema` also without a moving average. `skipped` names images that
-    could not be read. `devices` names what each process computed on, in order of rank: its GPU, or the processor.
-    With `eval_only`, `measured` tells what was, and `last` is None unless that is it.
+    `best` is None before the first validation, and `best_ema` also without a moving average. `skipped` names the
+    images that could not be read. `devices` is the GPU or processor of each process, by rank. With `eval_only`,
+    `measured` describes the validated model, and `last` is None unless it is that model.
     """
 
     KIND: ClassVar[str] = "train"
@@ -90,7 +90,7 @@ class TrainReport:
 
     @property
     def choice(self) -> str | None:
-        """The better one of `best` and `best_ema`."""
+        """The more accurate of `best` and `best_ema`."""
         return self.best_ema if self.best_ema and (self.ema_top1 or 0) > (self.top1 or 0) else self.best
 
     def to_json(self) -> dict[str, Any]:
@@ -100,10 +100,11 @@ class TrainReport:
         title = f"{self.measured or self.best}: validation top-1 {self.top1 or 0:.2%}"
         if self.best_ema:
             title += f"; {self.best_ema}: {self.ema_top1 or 0:.2%}"
-        if not self.epochs:                                                # measured only
-            only = Table("", box=None, show_header=False)
-            only.add_row(Text(title))
-            return only
+        # Without epochs, a model was only validated.
+        if not self.epochs:
+            single = Table("", box=None, show_header=False)
+            single.add_row(Text(title))
+            return single
         table = Table(title=Text(title), title_justify="left")
         for column in ("phase", "epoch", "top-1", "EMA top-1", "loss", *LossParts._fields, "kept", "images/s", "s"):
             table.add_column(column, justify="right")

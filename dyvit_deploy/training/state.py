@@ -1,4 +1,5 @@
-"""What a run needs to go on bit for bit: optimizer, moving average, counters; and the request to stop."""
+"""The state that a run needs to resume bit for bit (optimizer, moving average, gradient scaler), and the request to
+stop a run."""
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +20,7 @@ SCALER = "scaler/"
 
 def resume_tensors(model: DynamicViT, optimizer: torch.optim.Optimizer, ema: DynamicViT | None,
                    scaler: Any) -> dict[str, Tensor]:
-    """The state of a run beside its weights, by published tensor names."""
+    """The state of a run besides its weights, by published tensor names."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -33,7 +34,7 @@ def resume_tensors(model: DynamicViT, optimizer: torch.optim.Optimizer, ema: Dyn
 
 def restore(tensors: Mapping[str, Tensor], model: DynamicViT, optimizer: torch.optim.Optimizer,
             ema: DynamicViT | None, scaler: Any) -> None:
-    """Puts the result of `resume_tensors` back."""
+    """Restores the state from the result of `resume_tensors`."""
     for name, parameter in model.named_parameters():
         prefix = published_name(name) + "/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -47,31 +48,34 @@ def restore(tensors: Mapping[str, Tensor], model: DynamicViT, optimizer: torch.o
 
 
 class StopRequest:
-    """True once SIGTERM or Ctrl-C asked the run to stop; it does so after the step that is computed."""
+    """True after SIGTERM or Ctrl-C; the run then stops after the current step."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.requested
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Takes the signals over; a second one acts at once. Only a main thread may."""
+        """Handles the signals within the block; a second signal takes effect at once.
+
+        Does nothing outside the main thread, which alone may handle signals.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL
-                                  for number in (signal.SIGTERM, signal.SIGINT)}
+        previous: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL
+                                    for number in (signal.SIGTERM, signal.SIGINT)}
 
-        def ask(number: int, frame: Any) -> None:
-            self.asked = True
-            signal.signal(number, before[number])
+        def request(number: int, frame: Any) -> None:
+            self.requested = True
+            signal.signal(number, previous[number])
 
-        for number in before:
-            signal.signal(number, ask)
+        for number in previous:
+            signal.signal(number, request)
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)

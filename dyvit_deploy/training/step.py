@@ -1,4 +1,4 @@
-"""What one optimizer step computes: the losses of a batch, and what its sampling draws."""
+"""The computation of one optimizer step: the losses of a batch, and the random draws of its token sampling."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -16,31 +16,32 @@ from .data import mixed_seed
 from .losses import LossParts, kl_loss, ratio_loss, token_kl, token_mse
 from .recipe import Recipe
 
-DRAWN = (*LEARNED, "random")               # selectors that training draws noise for
+# Selectors that need noise in training.
+DRAWN = (*LEARNED, "random")
 
 
-# Fused attention is slow on a CPU in its backward only, which a teacher does not have.
+# On a CPU only the backward of fused attention is slow, and a teacher has no backward.
 FORWARD = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
 class Draws(NamedTuple):
-    """What is random in the token sampling of some images.
+    """The random draws for the token sampling of some images.
 
-    noise: per stage float32 [B, N, 2], Gumbel noise, or None where nothing is sampled.
-    keep: int64 [B, S], patches that each image keeps (elastic training), or None.
+    noise: per stage float32 [B, N, 2], Gumbel noise; None if nothing is sampled.
+    keep: int64 [B, S], the number of patches that each image keeps; None without elastic training.
     """
 
     noise: tuple[Tensor, ...] | None = None
     keep: Tensor | None = None
 
 
-def draw(recipe: Recipe, prune: PruneConfig, patches: int, when: tuple[int, int], rows: slice) -> Draws:
-    """The draws of the images `rows` of one step.
+def draw(recipe: Recipe, prune: PruneConfig, patches: int, epoch_step: tuple[int, int], rows: slice) -> Draws:
+    """The draws for the images `rows` of the step `epoch_step`.
 
-    They are made for the whole batch from (seed, epoch, step), so that it does not matter how the batch is
-    divided among processes.
+    They are drawn for the whole batch from (seed, epoch, step), so they do not depend on how the batch is divided
+    among processes.
     """
-    generator = torch.Generator().manual_seed(mixed_seed(recipe.seed, *when))
+    generator = torch.Generator().manual_seed(mixed_seed(recipe.seed, *epoch_step))
     keep = noise = None
     if recipe.elastic:
         keep = elastic_counts(recipe.elastic, recipe.batch, len(prune.stages), patches, generator)[rows]
@@ -51,10 +52,11 @@ def draw(recipe: Recipe, prune: PruneConfig, patches: int, when: tuple[int, int]
 
 def elastic_counts(span: tuple[float, float], batch: int, stages: int, patches: int,
                    generator: torch.Generator) -> Tensor:
-    """Patches that each image of a batch keeps after each stage, int64 [B, S].
+    """The number of patches that each image of a batch keeps after each stage, int64 [B, S].
 
-    A third of the images takes the low end, a third the high end, a third a ratio between them: the sandwich
-    rule (Yu and Huang, ICCV 2019), with its three passes over a batch made one pass over three parts.
+    A third of the images keeps the low end of `span`, a third the high end, and a third a random ratio in between:
+    the sandwich rule (Yu and Huang, ICCV 2019), with one pass over three thirds of a batch instead of three passes
+    over the batch.
     """
     low, high = span
     ratios = torch.empty(batch, dtype=torch.float64).uniform_(low, high, generator=generator)
@@ -64,9 +66,9 @@ def elastic_counts(span: tuple[float, float], batch: int, stages: int, patches: 
 
 
 class TrainingStep(nn.Module):
-    """The losses of a batch as one module, which several processes can share and torch.compile can take.
+    """The losses of a batch as one module, for distributed training and torch.compile.
 
-    The teacher is no submodule: it is neither trained, nor saved, nor synchronised.
+    The teacher is not a submodule, because it is not trained, saved or synchronised.
     """
 
     def __init__(self, model: DynamicViT, teacher: DynamicViT | None, label_smoothing: float) -> None:
@@ -76,7 +78,8 @@ class TrainingStep(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, noise: tuple[Tensor, ...] | None = None,
                 keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The four unweighted losses, float32 [4], and the fraction kept after each stage, [S]."""
-        smoothing = 0.0 if labels.is_floating_point() else self.label_smoothing  # mixup has smoothed them
+        # Labels from mixup are already smoothed.
+        smoothing = 0.0 if labels.is_floating_point() else self.label_smoothing
         if self.model.prune is None:
             cls = F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
             return torch.stack([cls, *(cls.new_zeros(()) for _ in LossParts._fields[1:])]), cls.new_zeros(0)
@@ -91,33 +94,36 @@ def student_losses(model: DynamicViT, teacher: DynamicViT | None, images: Tensor
 
     Args:
         model: a student, in training mode.
-        teacher: the dense backbone; None leaves both distillation parts at zero.
+        teacher: the dense backbone; without it both distillation losses are zero.
         images: float [B, 3, height, width], normalised.
         labels: int64 [B], or soft targets float [B, classes].
-        draws: what the sampling draws; made here where it is None.
-        samples: per stage float [B, N], in place of sampling.
+        draws: the random draws of the sampling; fields that are None are drawn here.
+        samples: per stage float [B, N], used instead of sampling.
     """
     assert model.prune is not None
     out = model.forward_masked(images, samples, noise=draws.noise, keep=draws.keep)
     logits = out.logits.float()
     cls = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     ratio = kl = token = logits.new_zeros(())
-    if out.decisions and draws.keep is None:                               # else the counts are exact
+    # With `keep` the counts are exact.
+    if out.decisions and draws.keep is None:
         ratio = ratio_loss(out.decisions, model.prune.ratios(model.config.patches))
     if teacher is not None:
         with torch.no_grad(), sdpa_kernel(FORWARD):
-            teacher_all = teacher.backbone.forward_features(images)
-            teacher_logits = teacher.backbone.forward_head(teacher_all).float()
+            teacher_tokens = teacher.backbone.forward_features(images)
+            teacher_logits = teacher.backbone.forward_head(teacher_tokens).float()
         kl = kl_loss(logits, teacher_logits)
-        if out.decisions:                                                  # pooled tokens have no counterpart
-            token = _token_loss(model, teacher, out.tokens, teacher_all[:, teacher.prefix:], out.decisions[-1])
+        # Pooled tokens have no counterpart in the teacher.
+        if out.decisions:
+            token = _token_loss(model, teacher, out.tokens, teacher_tokens[:, teacher.prefix:], out.decisions[-1])
     kept = [decision.detach().mean() for decision in out.decisions]
     return LossParts(cls, ratio, kl, token), torch.stack(kept) if kept else logits.new_zeros(0)
 
 
-def _token_loss(model: DynamicViT, teacher: DynamicViT, ours: Tensor, theirs: Tensor, decision: Tensor) -> Tensor:
+def _token_loss(model: DynamicViT, teacher: DynamicViT, tokens: Tensor, teacher_tokens: Tensor,
+                decision: Tensor) -> Tensor:
     if isinstance(model.backbone, LVViT):
         with torch.no_grad():
-            target = teacher.backbone.aux_head(theirs).float()
-        return token_kl(model.backbone.aux_head(ours).float(), target, decision)
-    return token_mse(ours.float(), theirs.float(), decision)
+            target = teacher.backbone.aux_head(teacher_tokens).float()
+        return token_kl(model.backbone.aux_head(tokens).float(), target, decision)
+    return token_mse(tokens.float(), teacher_tokens.float(), decision)

@@ -13,7 +13,7 @@ from ..config import ImageSpec, LoadConfig
 from ..data.images import Batch, Track, no_track
 from ..data.listing import count_images, list_images
 from ..data.open import open_images
-from ..data.reading import Found, read_batches, spread
+from ..data.reading import DecodedImage, read_batches, spread
 from ..errors import ConfigError
 from ..optional import require
 from ..parity.compare import open_pair
@@ -57,7 +57,7 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
         folder, called = make_folder(folder), _apart(artifacts)
         drawing, count = make(folder, config, called, images.total), 0
         for batch in track(images.batches(config.batch), "drawing", -(-images.total // config.batch)):
-            found = [Found(images.short(name), pixels, None) for name, pixels in zip(batch.names, batch.images)]
+            found = [DecodedImage(images.short(name), pixels, None) for name, pixels in zip(batch.names, batch.images)]
             for seen in zip(*(view_images(*known, found) for known in zip(runners, facts))):
                 drawing.add(*seen)
             count += len(found)

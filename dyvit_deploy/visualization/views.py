@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.facts import ArtifactFacts
-from ..data.reading import Found
+from ..data.reading import DecodedImage
 from ..errors import ConfigError
 from ..evaluation.metrics import softmax
 from ..parity.kept_tokens import as_mask
@@ -68,7 +68,7 @@ def _of_blank(runner: Runner, facts: ArtifactFacts) -> Outputs:
     return run_in_batches(runner, np.zeros((1, *facts.model.image_size, 3), np.uint8), 1)
 
 
-def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[Found]) -> list[ImageView]:
+def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[DecodedImage]) -> list[ImageView]:
     """One view per image; see `pruned_facts` for `facts`."""
     if not images:
         return []

@@ -23,14 +23,14 @@ def test_scenes_are_the_same_in_every_run_and_new_in_every_epoch():
     assert not np.array_equal(first[0], draw_scene("test", 6)[0])
 
 
-def test_the_box_holds_the_digit_and_lies_in_the_scene():
+def test_the_box_has_the_size_of_a_digit_and_is_within_the_scene():
     for index in range(50):
         _, label, (top, left, bottom, right) = draw_scene("train", index)
         assert 0 <= top < bottom <= 64 and 0 <= left < right <= 64
         assert bottom - top <= 32 and right - left <= 32 and 0 <= label <= 9
 
 
-def test_the_digit_stands_out_inside_its_box():
+def test_the_digit_is_brighter_than_the_rest_of_the_scene():
     inside, outside = [], []
     for index in range(100):
         image, _, (top, left, bottom, right) = draw_scene("train", index)
@@ -56,7 +56,7 @@ def test_other_input_sizes_scale_scene_and_box():
     assert np.allclose(large.boxes, small.boxes * [2, 0.5, 2, 0.5])
 
 
-def test_training_samples_are_new_in_every_epoch_and_not_those_of_evaluation():
+def test_training_samples_change_every_epoch_and_differ_from_evaluation():
     images = DigitScenes(zoo.get("digits-s"), "train", 4)
     [batch] = images.batches(4)
     seen = [batch.images[2], *(np.asarray(images.sample(2, epoch)[0]) for epoch in (0, 1))]
@@ -66,7 +66,7 @@ def test_training_samples_are_new_in_every_epoch_and_not_those_of_evaluation():
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_parts_of_all_processes_are_the_whole(world):
+def test_the_shares_of_all_processes_make_up_the_whole_set(world):
     images = DigitScenes(zoo.get("digits-s"), "test", 7)
     parts = [next(images.part(rank, world).batches(7)) for rank in range(world)]
     [whole] = images.batches(7)

@@ -40,7 +40,7 @@ def test_a_limit_still_sees_every_class(tmp_path):
 
 
 @pytest.mark.parametrize("world", [2, 3, 9])
-def test_the_parts_of_all_processes_are_the_whole_each_image_once(tmp_path, world):
+def test_the_shares_of_all_processes_contain_each_image_once(tmp_path, world):
     for i in range(7):
         picture(tmp_path / "ab"[i % 2] / f"{i}.png")
     (tmp_path / "a" / "broken.png").touch()
@@ -53,7 +53,7 @@ def test_the_parts_of_all_processes_are_the_whole_each_image_once(tmp_path, worl
     assert [line for _, lines in parts for line in lines] == skipped
 
 
-def test_training_takes_single_images_with_labels(tmp_path):
+def test_training_reads_single_images_with_labels(tmp_path):
     for name in ("dog/1.png", "cat/1.png", "cat/2.png"):
         picture(tmp_path / "train" / name, mode="L")
     images = open_images(str(tmp_path), tiny_config(), "train")
@@ -81,7 +81,7 @@ def test_the_validation_split_may_be_spelled_out(tmp_path):
         assert batch.names[0].endswith("validation.png")
 
 
-def test_split_folders_are_entered_and_val_serves_as_test(tmp_path):
+def test_a_split_is_its_subfolder_and_test_falls_back_to_val(tmp_path):
     for name in ("train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png"):
         picture(tmp_path / name)
     for split, stem in (("train", "1"), ("val", "2"), ("test", "2")):
@@ -108,7 +108,7 @@ def test_odd_modes_become_rgb(tmp_path, mode, value):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_sixteen_bits_of_grey_are_scaled_not_cut_off(tmp_path, suffix):
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
     grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     for name, pixels in (("eight", grey), ("sixteen", grey.astype(np.uint16) * 257)):
         (tmp_path / name).mkdir()
@@ -124,14 +124,14 @@ def test_an_image_of_too_many_pixels_says_how_many_are_allowed(tmp_path, monkeyp
         list(open_images(str(tmp_path), tiny_config()).batches(1))
 
 
-@pytest.mark.parametrize("prepare, words", [
+@pytest.mark.parametrize("prepare, message", [
     (lambda p: None, "holds no images"),
     (lambda p: (p / "notes.txt").write_text("x"), "holds no images"),
     (lambda p: (picture(p / "a.png"), picture(p / "cat" / "b.png")), "beside and inside"),
 ])
-def test_unusable_folders_are_refused(tmp_path, prepare, words):
+def test_unusable_folders_are_refused(tmp_path, prepare, message):
     prepare(tmp_path)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         open_images(str(tmp_path), tiny_config())
 
 
@@ -146,6 +146,6 @@ def test_unknown_sources_are_refused_with_the_nearest_name():
         open_images("digist", tiny_config())
 
 
-def test_noise_is_the_same_every_time_and_sized_for_the_model():
+def test_noise_is_reproducible_and_has_the_models_input_size():
     one, two = (next(iter(NoiseImages(tiny_config(), 5).batches(8))) for _ in range(2))
     assert np.array_equal(one.images, two.images) and one.images.shape == (5, 32, 32, 3)

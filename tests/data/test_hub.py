@@ -42,24 +42,25 @@ def test_a_local_folder_gives_splits_classes_and_samples(tmp_path):
     assert sorted(name for rank in range(2) for name in names(val.part(rank, 2))) == sorted(names(val))
 
 
-def test_rows_without_an_image_or_a_label_are_named_and_left_out(tmp_path):
+def test_rows_without_an_image_or_a_label_are_skipped_and_recorded(tmp_path):
     photos = [str(path) for path in sorted(photo_folder(tmp_path / "photos", 4).iterdir())]
     (tmp_path / "broken.png").write_bytes(b"no png")
     (tmp_path / "rows").mkdir()
     source = parquet(tmp_path / "rows", image=[*photos, None, str(tmp_path / "broken.png")], label=[0, 3, 1, -1, 0, 0])
     images = open_images(f"hfds/{source}", SPEC, "train")
     assert images.class_names == ("0", "1", "2", "3") and len(names(images)) == 3
-    reasons = ("its class -1 is none of the 4 classes", "the row has no image", "it is no image of a known kind")
-    assert [line.endswith(words) for line, words in zip(images.skipped, reasons)] == [True] * 3
+    reasons = ("its class -1 is not one of the 4 classes", "the row has no image",
+               "it is not an image of a known format")
+    assert [line.endswith(reason) for line, reason in zip(images.skipped, reasons)] == [True] * 3
 
 
-@pytest.mark.parametrize("columns, words", [
+@pytest.mark.parametrize("columns, message", [
     (dict(text=["a"], label=[0]), "no images: its columns are text, label"),
     (dict(image=[None]), "no labels: its columns are image"),
     (dict(image=[None], label=[-1]), "no labels in this split"),
 ])
-def test_unusable_columns_are_refused(tmp_path, columns, words):
-    with pytest.raises(DataError, match=words):
+def test_unusable_columns_are_refused(tmp_path, columns, message):
+    with pytest.raises(DataError, match=message):
         open_images(f"hfds/{parquet(tmp_path, **columns)}", SPEC, "train")
 
 
@@ -72,16 +73,16 @@ def test_missing_splits_and_folders_without_data_are_refused(tmp_path):
         open_images(f"hfds/{tmp_path}/empty", SPEC)
 
 
-def test_a_hub_out_of_reach_is_one_sentence_and_asked_once(monkeypatch):
-    asked = []
+def test_an_unreachable_hub_is_one_sentence_after_one_request(monkeypatch):
+    requests = []
 
     def unreachable(self, name, timeout):
-        asked.append(name)
+        requests.append(name)
         raise ConnectionError("no route to host")
     monkeypatch.setattr(hub.HfApi, "dataset_info", unreachable)
     with pytest.raises(DataError, match=r"cannot be reached \(no route to host\)"):
         open_images("hfds/someone/photos", SPEC)
-    assert asked == ["someone/photos"]
+    assert requests == ["someone/photos"]
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ def images(folder, classes):
     return open_images(str(photo_folder(folder, classes, classes=classes)), tiny_config())
 
 
-def test_classes_are_matched_by_name_and_kept_where_nothing_is_known(tmp_path):
+def test_classes_are_matched_by_name_and_keep_their_numbers_without_known_classes(tmp_path):
     three = images(tmp_path, 3)
     assert class_numbers(three, ("class2", "other", "class0", "class1")).tolist() == [2, 3, 0]
     assert class_numbers(three, None).tolist() == [0, 1, 2]
@@ -19,7 +19,7 @@ def test_classes_are_matched_by_name_and_kept_where_nothing_is_known(tmp_path):
 
 @pytest.mark.parametrize("known, hint", [(("class0", "class1"), "Did you mean 'class1'"),
                                          (tuple(map(str, range(1000))), "It knows 1000, like '0'")])
-def test_a_strange_class_is_named_with_its_owner(tmp_path, known, hint):
+def test_an_unknown_class_is_named_with_the_owner_of_the_known_ones(tmp_path, known, hint):
     with pytest.raises(DataError, match=f"training split does not know the class .*{hint}"):
         class_numbers(images(tmp_path, 3), known, "training split")
 

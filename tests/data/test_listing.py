@@ -33,7 +33,7 @@ def listed(*sources):
     return list(list_images([str(source) for source in sources], damage)), damage
 
 
-def test_folders_are_listed_whole_in_the_order_of_paths_whatever_lies_beside(tmp_path):
+def test_folders_are_listed_recursively_sorted_by_path_ignoring_other_files(tmp_path):
     photo_folder(tmp_path / "b", 3, classes=2)
     photo_folder(tmp_path, 2)
     (tmp_path / "a.txt").write_text("no image")
@@ -45,7 +45,7 @@ def test_folders_are_listed_whole_in_the_order_of_paths_whatever_lies_beside(tmp
     assert count_images([str(tmp_path)]) == 6
 
 
-def test_a_link_in_a_circle_is_an_image_with_an_error(tmp_path):
+def test_a_circular_link_is_an_image_with_an_error(tmp_path):
     photo_folder(tmp_path, 1)
     os.symlink("x.jpg", tmp_path / "x.jpg")
     os.symlink("circle", tmp_path / "circle")
@@ -57,20 +57,21 @@ def test_a_link_in_a_circle_is_an_image_with_an_error(tmp_path):
         count_images([str(tmp_path / "x.jpg")])
 
 
-def test_what_is_forbidden_is_an_image_with_an_error_or_one_sentence(tmp_path, monkeypatch):
+def test_a_forbidden_entry_is_an_image_with_an_error_or_a_refused_folder(tmp_path, monkeypatch):
     photo_folder(tmp_path, 1)
 
-    class Forbidden:                                                        # for root nothing is
+    # Root may read everything, so the error is simulated.
+    class Forbidden:
         path, name = str(tmp_path / "secret"), "secret.png"
 
         def is_dir(self):
             raise PermissionError(13, "Permission denied")
-    was, entry = os.scandir, Forbidden()
+    real, entry = os.scandir, Forbidden()
 
     @contextlib.contextmanager
     def scandir(folder):
-        with was(folder) as found:
-            yield [*found, entry]
+        with real(folder) as entries:
+            yield [*entries, entry]
     monkeypatch.setattr(os, "scandir", scandir)
     assert count_images([str(tmp_path)]) == 2
     entry.name = "secret"
@@ -78,7 +79,7 @@ def test_what_is_forbidden_is_an_image_with_an_error_or_one_sentence(tmp_path, m
         count_images([str(tmp_path)])
 
 
-def test_sources_come_as_they_are_given_and_a_named_file_is_always_tried(tmp_path):
+def test_sources_keep_their_order_and_an_explicit_file_is_listed_whatever_its_suffix(tmp_path):
     photo_folder(tmp_path / "many", 2)
     odd = tmp_path / "photo.heic"
     odd.write_bytes(png())
@@ -87,7 +88,7 @@ def test_sources_come_as_they_are_given_and_a_named_file_is_always_tried(tmp_pat
     assert places[0].read()[0].size == (4, 4)
 
 
-def test_a_name_that_is_no_text_is_shown_and_read(tmp_path):
+def test_a_name_that_is_not_valid_unicode_is_escaped_and_its_image_read(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     with open(path, "wb") as file:
         file.write(png())
@@ -95,7 +96,7 @@ def test_a_name_that_is_no_text_is_shown_and_read(tmp_path):
     assert place.name.endswith("\\udcff.png") and place.read()[0].size == (4, 4)
 
 
-def test_every_shard_is_listed_without_labels_and_each_image_read_by_itself(tmp_path):
+def test_all_shards_are_listed_and_each_image_is_read_independently(tmp_path):
     pytest.importorskip("webdataset", reason="shards need webdataset: pip install 'dyvit-deploy[train]'")
     write_shard(tmp_path / "wds/train-0.tar", [("a.json", b"{}"), ("a.png", png(1)), ("b.PNG", png(2))])
     write_shard(tmp_path / "wds/val/0.tar", [("c.jpg", b"no image"), ("d.txt", b"x"), ("e.png", png(3))])
@@ -103,14 +104,14 @@ def test_every_shard_is_listed_without_labels_and_each_image_read_by_itself(tmp_
     assert [place.name.removeprefix(f"{tmp_path}/wds/") for place in places] == [
         "train-0.tar/a", "train-0.tar/b", "val/0.tar/c", "val/0.tar/d", "val/0.tar/e"] and not damage
     assert [places[i].read()[0].getpixel((0, 0))[0] for i in (4, 1, 0)] == [3, 2, 1]
-    with pytest.raises(ValueError, match="no image of a known kind"):
+    with pytest.raises(ValueError, match="not an image of a known format"):
         places[2].read()
     with pytest.raises(ValueError, match=r"there is no \.jpg"):
         places[3].read()
     assert listed(tmp_path / "wds/train-0.tar")[0] == places[:2]
 
 
-def test_a_shard_that_ends_early_is_named_after_what_is_in_it(tmp_path):
+def test_a_shard_that_ends_early_lists_its_readable_images_and_is_reported(tmp_path):
     pytest.importorskip("webdataset", reason="shards need webdataset: pip install 'dyvit-deploy[train]'")
     shard = write_shard(tmp_path / "0.tar", [(f"{i}.png", png(i)) for i in range(4)])
     shard.write_bytes(shard.read_bytes()[:2 * 1024 + 600])
@@ -122,8 +123,8 @@ def test_a_shard_that_ends_early_is_named_after_what_is_in_it(tmp_path):
 @pytest.mark.parametrize("source, message", [
     ("nowhere", "neither an image, a folder nor a .tar shard"), ("empty", "holds no images"),
     ("shards", "write wds/"), ("wds/empty", "no images in .tar shards"), ("hfds/x", "save its images"),
-    ("wds/empty/a.txt", "is no .tar shard"), ("packed.tar", "without compression")])
-def test_what_holds_no_image_is_one_sentence(tmp_path, monkeypatch, source, message):
+    ("wds/empty/a.txt", "is not a .tar shard"), ("packed.tar", "without compression")])
+def test_a_source_without_images_is_refused_with_the_reason(tmp_path, monkeypatch, source, message):
     pytest.importorskip("webdataset", reason="shards need webdataset: pip install 'dyvit-deploy[train]'")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -25,7 +25,7 @@ def test_photos_are_prepared_exactly_as_torchvision_does(name):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 3), (33, 32), (32, 33)])
-def test_any_image_size_becomes_the_models(size):
+def test_an_image_of_any_size_gets_the_models_input_size(size):
     image = Image.new("RGB", size, (10, 20, 30))
     for short_side in (None, 36):
         config = tiny_config(preprocess=Preprocess(short_side=short_side))

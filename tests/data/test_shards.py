@@ -39,7 +39,7 @@ def opened(folder, split="train", limit=None):
     return open_images(f"wds/{folder}", SPEC, split, limit)
 
 
-def test_shards_are_read_in_order_with_numbers_for_names(folder):
+def test_shards_are_read_in_order_and_classes_are_named_by_number(folder):
     images = opened(folder)
     assert len(images) == 30 and images.class_names == ("0", "1", "2") and greys(images) == list(range(30))
     [batch] = images.batches(30)
@@ -50,7 +50,7 @@ def test_shards_are_read_in_order_with_numbers_for_names(folder):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 40])
 @pytest.mark.parametrize("limit", [None, 7])
-def test_the_parts_of_all_processes_are_the_whole_each_image_once(folder, world, limit):
+def test_the_shares_of_all_processes_contain_each_image_once(folder, world, limit):
     images = opened(folder, limit=limit)
     parts = [images.part(rank, world) for rank in range(world)]
     assert sorted(grey for part in parts for grey in greys(part)) == greys(images)
@@ -68,7 +68,7 @@ def test_names_come_from_a_list_and_counts_from_an_info_file(folder):
     images = opened(folder)
     assert images.class_names == ("ant", "bee") and len(images) == 10
     assert greys(images) == [i for i in range(10, 20) if i % 3 < 2]
-    assert images.skipped[0].endswith("000011: its class 2 is none of the 2 classes")
+    assert images.skipped[0].endswith("000011: its class 2 is not one of the 2 classes")
 
 
 def damage(kind, data):
@@ -100,7 +100,7 @@ def test_images_and_labels_that_cannot_be_read_are_named(tmp_path):
     images = opened(tmp_path, "val")
     assert len(greys(images)) == 1
     assert [line.split("val-0.tar/")[1] for line in images.skipped] == [
-        "b: it is no image of a known kind", "c: there is no .cls file",
+        "b: it is not an image of a known format", "c: there is no .cls file",
         "d: there is no .jpg or .jpeg or .png or .webp file"]
     assert len(list(images.stream(0, 0, 1))) == 1
 
@@ -126,7 +126,7 @@ def test_streams_are_drawn_by_epoch_and_shared_by_workers(folder):
     assert sorted(torch_data.DataLoader(Stream(), batch_size=None, num_workers=2)) == list(range(30))
 
 
-def test_a_scan_tells_images_and_labels_of_a_whole_shard(folder):
+def test_a_scan_counts_images_and_collects_labels_of_a_shard(folder):
     shard = scan_shard(folder / "val-0000.tar")
     assert shard.images == 7 and shard.labels == {0, 1, 2} and shard.damage is None
 
@@ -138,7 +138,7 @@ def unlabelled(folder):
         shard.write({"__key__": "a", "png": Image.new("RGB", (4, 4))})
 
 
-@pytest.mark.parametrize("spoil, split, words", [
+@pytest.mark.parametrize("spoil, split, message", [
     (lambda f: [p.unlink() for p in f.glob("train*")], "train", "no train shards; name them train-0000.tar"),
     (lambda f: (f / "val-0000.tar").write_bytes(b""), "val", "hold no images: no readable tar file"),
     (unlabelled, "val", "no labels; put the class number"),
@@ -146,9 +146,9 @@ def unlabelled(folder):
     (lambda f: (f / "info.json").write_text('{"splits": {"val": {"filenames": ["x.tar"], "num_samples": 2}}}'), "val",
      "x.tar is missing"),
 ])
-def test_unusable_shards_are_refused(folder, spoil, split, words):
+def test_unusable_shards_are_refused(folder, spoil, split, message):
     spoil(folder)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         opened(folder, split)
 
 

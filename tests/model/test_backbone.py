@@ -20,17 +20,17 @@ ATTENTION = LoadConfig(keep=KeepRequest(ratio=0.5, selector="attention"))
 
 @pytest.fixture
 def downloaded(monkeypatch):
-    """timm's weights of one block, as if its download had worked."""
+    """timm's models with seeded random weights, in place of a download."""
     create = timm.create_model
 
     def fake(name, pretrained=False, **options):
         torch.manual_seed(5)
         return create(name, pretrained=False, **options)
-    monkeypatch.setattr(pretrained, "_reach", lambda repository: None)
+    monkeypatch.setattr(pretrained, "_require_reachable", lambda repository: None)
     monkeypatch.setattr(timm, "create_model", fake)
 
 
-def test_a_selector_without_parameters_drops_tokens_of_any_dense_file(tmp_path):
+def test_selectors_without_training_drop_tokens_of_any_dense_file(tmp_path):
     dense = tiny_checkpoint(tmp_path, None)
     for keep in (ATTENTION.keep, KeepRequest(ratio=0.5, selector="random"), KeepRequest(selector="structural")):
         model, facts = load_model(dense, LoadConfig(keep=keep))
@@ -52,7 +52,7 @@ def test_a_trained_checkpoint_keeps_its_selector(tmp_path, selector):
         load_model(tmp_path / "m.safetensors", LoadConfig(keep=KeepRequest(ratio=0.5, selector="prediction")))
 
 
-def test_a_backbone_serves_other_image_sizes_and_class_counts(tmp_path):
+def test_a_backbone_loads_for_other_image_sizes_and_numbers_of_classes(tmp_path):
     for builder in ("vit", "lvvit"):
         dense, facts = tiny_model(None, builder=builder)
         save_checkpoint(tmp_path / "m.safetensors", dense, facts)
@@ -65,7 +65,7 @@ def test_a_backbone_serves_other_image_sizes_and_class_counts(tmp_path):
         assert torch.equal(model.backbone.blocks[1].mlp.fc1.weight, dense.backbone.blocks[1].mlp.fc1.weight)
 
 
-def test_what_is_no_backbone_is_refused(tmp_path):
+def test_a_file_that_is_not_a_backbone_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="a backbone is dense"):
         load_backbone(tiny_checkpoint(tmp_path), tiny_config())
     with pytest.raises(CheckpointError, match="is a tiny, not a digits-s"):
@@ -74,7 +74,7 @@ def test_what_is_no_backbone_is_refused(tmp_path):
         load_backbone(zoo.TIMM_PRETRAINED, zoo.get("lvvit-s"))
 
 
-def test_timm_names_stand_in_the_place_of_a_file(downloaded):
+def test_a_timm_name_is_accepted_in_place_of_a_file(downloaded):
     keep = KeepRequest(ratio=0.8, selector="attention", fuse=True)
     assert is_checkpoint(NAME)
     with open_runner(NAME, load=LoadConfig(keep=keep), device="cpu") as runner:
@@ -88,7 +88,7 @@ def test_timm_names_stand_in_the_place_of_a_file(downloaded):
         load_model(NAME, LoadConfig(model="timm:deit_tiny_patch16_224"))
 
 
-def test_weights_that_cannot_be_had_are_refused_at_once(monkeypatch):
+def test_unavailable_weights_are_refused_at_once(monkeypatch):
     def unreachable(*_, **__):
         raise OSError("no network")
     monkeypatch.setattr(pretrained.huggingface_hub, "try_to_load_from_cache", lambda *_: None)

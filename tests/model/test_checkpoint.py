@@ -26,7 +26,7 @@ def published(folder, name="digits-s", predictors=True, **extra):
     return path, state
 
 
-def test_own_format_gives_back_weights_and_facts(tmp_path):
+def test_our_format_round_trips_weights_and_facts(tmp_path):
     model, facts = tiny_model(0.5)
     save_checkpoint(tmp_path / "m.safetensors", model, facts)
     again, read = load_model(tmp_path / "m.safetensors")
@@ -44,7 +44,7 @@ def test_published_files_are_recognised_by_their_tensors(tmp_path):
 
 @needs_reference
 @pytest.mark.parametrize("name", ["deit-256", "deit-s", "lvvit-s"])
-def test_published_names_and_shapes_are_ours(name):
+def test_our_tensor_names_and_shapes_are_the_published_ones(name):
     config = zoo.get(name)
     with torch.device("meta"):
         model = DynamicViT(config, PruneConfig.from_ratio(0.7, (3, 6, 9)))
@@ -83,7 +83,7 @@ def test_the_keep_ratio_of_the_training_arguments_is_used(tmp_path):
     assert model.keep_counts == (32, 16, 8)
 
 
-def test_a_nonsense_keep_ratio_in_the_file_does_not_stop_an_explicit_one(tmp_path):
+def test_an_explicit_keep_ratio_replaces_an_invalid_one_in_the_file(tmp_path):
     path, _ = published(tmp_path, args=argparse.Namespace(base_rate=2.0))
     assert load_model(path, KEEP)[0].keep_counts == (44, 31, 21)
 
@@ -103,7 +103,7 @@ def test_another_image_size_interpolates_positions(tmp_path):
     assert torch.equal(model.backbone.pos_embed[:, 0], state["pos_embed"][:, 0])
 
 
-def test_positions_move_to_another_grid_of_the_same_count(tmp_path):
+def test_positions_are_resampled_to_another_grid_with_as_many_patches(tmp_path):
     path, state = published(tmp_path)
     model, _ = load_model(path, LoadConfig(image_size=(32, 128), keep=KeepRequest(ratio=0.7)))
     assert model.config.grid == (4, 16)
@@ -116,7 +116,7 @@ def test_positions_of_a_rectangular_checkpoint_are_resampled_from_its_own_grid(t
     assert facts.model.grid == (8, 8)
 
 
-def test_a_named_model_never_resizes_the_positions_unasked(tmp_path):
+def test_a_named_model_does_not_resample_positions_without_an_image_size(tmp_path):
     path, state = published(tmp_path)
     state["pos_embed"] = torch.randn(1, 145, 128)
     torch.save({"model": state}, path)
@@ -124,7 +124,7 @@ def test_a_named_model_never_resizes_the_positions_unasked(tmp_path):
         load_model(path, LoadConfig(model="digits-s", keep=KeepRequest(ratio=0.7)))
 
 
-def test_a_dense_backbone_loads_densely_and_is_refused_with_pruning(tmp_path):
+def test_a_dense_backbone_loads_as_dense_and_is_refused_with_a_keep_ratio(tmp_path):
     path, _ = published(tmp_path, predictors=False)
     assert load_model(path)[1].dense
     assert load_model(path, LoadConfig(keep=KeepRequest(ratio=1.0)))[1].dense
@@ -133,7 +133,7 @@ def test_a_dense_backbone_loads_densely_and_is_refused_with_pruning(tmp_path):
 
 
 class RunsCode:
-    """Pickles to a call: creating the file named in it."""
+    """Pickles to a call that creates the file `path`."""
 
     def __init__(self, path):
         self.path = path
@@ -145,7 +145,7 @@ class RunsCode:
 def test_code_in_a_pickle_does_not_run(tmp_path):
     trap, path = tmp_path / "it-ran", tmp_path / "evil.pth"
     torch.save({"model": {"pos_embed": torch.zeros(1)}, "args": RunsCode(trap)}, path)
-    with pytest.raises(CheckpointError, match=r"evil.pth wants to run .*open.* not run"):
+    with pytest.raises(CheckpointError, match=r"evil.pth contains code, .*open.* not run"):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(RunsCode(trap), protocol=2))
     with pytest.raises(CheckpointError):
@@ -167,7 +167,7 @@ def damaged(tmp_path):
     yield "json.pth.tar", b'{"a": 1}'
 
 
-def test_damaged_files_are_named_and_never_a_traceback(tmp_path):
+def test_a_damaged_file_is_a_checkpoint_error_that_names_it(tmp_path):
     for name, content in damaged(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
@@ -175,48 +175,48 @@ def test_damaged_files_are_named_and_never_a_traceback(tmp_path):
         assert "again" in str(caught.value), name
 
 
-@pytest.mark.parametrize("saved, words", [
+@pytest.mark.parametrize("saved, message", [
     ([1, 2], "holds a list"), ({}, "no state dict"), ({"model": {}}, "no state dict"), ({"epoch": 3}, "no state dict"),
     (torch.zeros(3), "holds a Tensor"),
 ])
-def test_files_that_hold_no_state_dict_are_refused(tmp_path, saved, words):
+def test_files_without_a_state_dict_are_refused(tmp_path, saved, message):
     torch.save(saved, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("change, words", [
+@pytest.mark.parametrize("change, message", [
     (lambda s: s.pop("norm.weight"), "lacks the tensor 'norm.weight'"),
     (lambda s: s.update(extra=torch.zeros(1)), "has the tensor 'extra'"),
     (lambda s: s.update({"norm.weight": torch.zeros(7)}), r"'norm.weight' has shape \[7\], digits-s needs \[128\]"),
-    (lambda s: s.update(pos_embed=torch.zeros(1, 60, 128)), "no square grid"),
-    (lambda s: s.update(pos_embed=torch.zeros(1, 0, 128)), "no square grid"),
+    (lambda s: s.update(pos_embed=torch.zeros(1, 60, 128)), "do not form a square grid"),
+    (lambda s: s.update(pos_embed=torch.zeros(1, 0, 128)), "do not form a square grid"),
     (lambda s: s.update(pos_embed=torch.zeros(65)), "no tensor 'pos_embed' of 3 dimensions"),
     (lambda s: s.update({"head.weight": torch.tensor(1.0)}), "no tensor 'head.weight' of 2 dimensions"),
     (lambda s: s.update(pos_embed=torch.zeros(1, 65, 100)), "no known model has"),
     (lambda s: s.pop("pos_embed"), "has no tensor 'pos_embed'"),
     (lambda s: s.pop("head.weight"), "has no tensor 'head.weight'"),
 ])
-def test_tensors_that_do_not_fit_are_named(tmp_path, change, words):
+def test_tensors_that_do_not_match_the_model_are_named(tmp_path, change, message):
     path, state = published(tmp_path)
     change(state)
     torch.save({"model": state}, path)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         load_model(path, KEEP)
 
 
 def test_requests_that_the_checkpoint_cannot_meet_are_refused(tmp_path):
     path, _ = published(tmp_path)
-    for load, words in ((LoadConfig(), "does not record its keep ratio"),
-                        (LoadConfig(keep=KeepRequest(ratio=0.7, stages=(1, 3))), "3 predictors but 2 stages"),
-                        (LoadConfig(weights="ema"), "no EMA weights")):
-        with pytest.raises(CheckpointError, match=words):
+    for load, message in ((LoadConfig(), "does not record its keep ratio"),
+                          (LoadConfig(keep=KeepRequest(ratio=0.7, stages=(1, 3))), "3 predictors but 2 stages"),
+                          (LoadConfig(weights="ema"), "no EMA weights")):
+        with pytest.raises(CheckpointError, match=message):
             load_model(path, load)
     with pytest.raises(ConfigError, match="multiple of the patch size"):
         load_model(path, LoadConfig(image_size=(60, 60), keep=KeepRequest(ratio=0.7)))
 
 
-def test_a_timm_backbone_is_opened_by_name(tmp_path):
+def test_a_file_of_a_timm_backbone_needs_the_models_name(tmp_path):
     import timm
     path = tmp_path / "backbone.pth"
     torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=7, depth=2).state_dict(), path)
@@ -232,7 +232,7 @@ def test_a_missing_file_is_an_artifact_error():
         load_model("nowhere.pth")
 
 
-def test_pickled_numpy_scalars_are_refused_not_trusted(tmp_path):
+def test_pickled_numpy_scalars_are_refused(tmp_path):
     torch.save({"model": {}, "best": np.float64(79.3)}, tmp_path / "n.pth")
     with pytest.raises(CheckpointError, match="numpy"):
         read_checkpoint(tmp_path / "n.pth")

@@ -47,7 +47,7 @@ def test_any_timm_vit_is_dense_at_ratio_one_and_keeps_its_prefix_tokens(name):
     assert seen == [model.prefix + model.keep_counts[-1]]
 
 
-def test_qk_norm_and_swiglu_are_pruned_like_any_other():
+def test_a_backbone_with_qk_norm_swiglu_and_registers_can_be_pruned():
     config = tiny_config()
     model = DynamicViT(config, PruneConfig.from_ratio(0.5, (1, 2, 3)))
     model.backbone = timm.models.vision_transformer.VisionTransformer(
@@ -97,7 +97,7 @@ def test_kept_patches_shrink_and_stay_within_those_kept_before():
         assert all(set(a.tolist()) < set(b.tolist()) for a, b in zip(after, before))
 
 
-def test_scores_are_minus_infinity_exactly_where_a_patch_was_gone():
+def test_scores_are_minus_infinity_exactly_for_patches_dropped_before():
     model, _ = tiny_model(0.7)
     with torch.inference_mode():
         out = model.forward_pruned(tiny_images())
@@ -107,7 +107,7 @@ def test_scores_are_minus_infinity_exactly_where_a_patch_was_gone():
     assert torch.equal(kept_scores, kept_scores.sort(descending=True).values)
 
 
-def test_an_image_does_not_depend_on_its_batch():
+def test_the_result_of_an_image_does_not_depend_on_its_batch():
     model, _ = tiny_model(0.5)
     images = tiny_images(4)
     with torch.inference_mode():
@@ -117,7 +117,7 @@ def test_an_image_does_not_depend_on_its_batch():
     assert torch.equal(together.kept[-1], torch.cat([a.kept[-1] for a in alone]))
 
 
-def test_an_image_that_loses_every_token_gives_finite_loss_and_gradient():
+def test_an_image_without_kept_tokens_gives_finite_logits_and_gradients():
     for builder in ("vit", "lvvit"):
         model, _ = tiny_model(0.5, builder=builder)
         model.train()
@@ -135,7 +135,7 @@ def test_rectangular_images_other_patch_sizes_and_class_counts_work():
     assert out.kept[0].max() < 6
 
 
-def test_what_cannot_be_trained_is_refused_with_the_reason():
+def test_models_that_cannot_be_trained_are_refused_with_the_reason():
     dense, _ = tiny_model(None)
     with pytest.raises(ConfigError, match="no predictors"):
         dense.forward_masked(tiny_images())

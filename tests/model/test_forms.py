@@ -1,4 +1,4 @@
-"""The inference forms compute what the model computes."""
+"""The inference forms give the same results as the model."""
 import pytest
 import torch
 from helpers import tiny_images, tiny_model
@@ -19,8 +19,8 @@ MODELS = {
 }
 
 
-def lively(model):
-    """Norms as after training: by default their scale is 1 and their shift 0, which would hide a mistake."""
+def with_trained_norms(model):
+    """Gives the norms random values: their initial scale of 1 and shift of 0 would hide a mistake."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -34,8 +34,8 @@ def lively(model):
 
 @pytest.mark.parametrize("changes, applies", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("name", [*FORM_NAMES, "all"])
-def test_results_are_equal_to_rounding_and_the_model_stays_as_it_was(changes, applies, name):
-    model = lively(tiny_model(0.5, **changes)[0])
+def test_results_are_equal_up_to_rounding_and_the_model_stays_unchanged(changes, applies, name):
+    model = with_trained_norms(tiny_model(0.5, **changes)[0])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     form, applied = inference_form(model, [] if name == "all" else [other for other in FORM_NAMES if other != name])
     assert set(applied) == (applies if name == "all" else applies & {name})
@@ -53,8 +53,9 @@ def test_prefix_tokens_and_other_poolings_of_timm_are_respected(name):
     torch.manual_seed(0)
     config = resolve(f"timm:{name}")
     model = DynamicViT(config, PruneConfig.from_ratio(0.5, (1,)))
-    model.backbone.blocks = model.backbone.blocks[:2]                      # two blocks show it as well as twelve
-    model = lively(model)
+    # Two blocks suffice.
+    model.backbone.blocks = model.backbone.blocks[:2]
+    model = with_trained_norms(model)
     form, applied = inference_form(model)
     assert ("read-block" in applied) == (model.backbone.global_pool == "token")
     images = tiny_images(2, config.image_size[0])
@@ -63,12 +64,12 @@ def test_prefix_tokens_and_other_poolings_of_timm_are_respected(name):
 
 
 @pytest.mark.parametrize("selector", ["attention", "random", "static", "structural"])
-def test_other_selectors_keep_their_tokens(selector):
+def test_all_selectors_keep_the_same_tokens_in_the_inference_forms(selector):
     config = tiny_model()[0].config
     ratios = (0.25,) if selector == "structural" else (0.5, 0.25)
     torch.manual_seed(0)
-    model = lively(DynamicViT(config, PruneConfig((2,) if selector == "structural" else (2, 3), ratios,
-                                                  selector=selector)))
+    stages = (2,) if selector == "structural" else (2, 3)
+    model = with_trained_norms(DynamicViT(config, PruneConfig(stages, ratios, selector=selector)))
     form, applied = inference_form(model)
     assert "split-predictor" not in applied and ("one-gather" in applied) == (selector != "structural")
     images = tiny_images(2)
@@ -78,8 +79,8 @@ def test_other_selectors_keep_their_tokens(selector):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.kept, expected.kept))
 
 
-def test_a_dense_model_has_nothing_to_gather_and_still_reads_one_token():
-    model = lively(tiny_model(None)[0])
+def test_a_dense_model_gets_the_forms_that_do_not_depend_on_pruning():
+    model = with_trained_norms(tiny_model(None)[0])
     form, applied = inference_form(model)
     assert set(applied) == {"read-block", "fold-scale"}
     images = tiny_images(2)
@@ -87,11 +88,11 @@ def test_a_dense_model_has_nothing_to_gather_and_still_reads_one_token():
         assert torch.allclose(form(images), model(images), rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_norm_that_activates_too_stays():
+def test_a_batch_norm_with_an_activation_is_not_folded():
     from timm.layers import ConvNormAct
-    model = lively(tiny_model(0.5, stem="conv")[0])
+    model = with_trained_norms(tiny_model(0.5, stem="conv")[0])
     stem = ConvNormAct(3, 3, 3, act_layer=torch.nn.GELU)
-    model.backbone.patch_embed = torch.nn.Sequential(lively(stem), model.backbone.patch_embed)
+    model.backbone.patch_embed = torch.nn.Sequential(with_trained_norms(stem), model.backbone.patch_embed)
     form, _ = inference_form(model)
     images = tiny_images(2)
     with torch.inference_mode():
@@ -99,7 +100,7 @@ def test_a_batch_norm_that_activates_too_stays():
 
 
 @pytest.mark.parametrize("changes", [dict(qk_norm=True), dict(scale_norm=True), dict(gate=True)])
-def test_attention_of_timm_with_norms_and_gates_reads_the_same(changes):
+def test_read_attention_equals_timms_attention_with_norms_and_gates(changes):
     from timm.layers import Attention
     torch.manual_seed(0)
     try:
@@ -116,11 +117,11 @@ def test_a_rewrite_of_another_version_is_refused():
         count_costs(zoo.get("digits-s"), [None], ["folded-by-the-future"])
 
 
-def test_the_command_line_names_every_form():
+def test_form_names_of_the_export_config_are_those_of_the_forms():
     assert tuple(FORMS) == FORM_NAMES and ExportConfig(without=("all",)).left_out == FORM_NAMES
 
 
-def test_the_ceiling_of_deit_s_rises_with_the_forms():
+def test_the_forms_raise_the_theoretical_speedup_of_deit_s():
     config = zoo.get("deit-s")
     prune = PruneConfig.from_ratio(0.7, default_stages(config.depth))
     [dense, plain], [fast] = count_costs(config, [None, prune]), count_costs(config, [prune], FORM_NAMES)

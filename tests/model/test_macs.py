@@ -32,12 +32,13 @@ def test_gmacs_and_parameters_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("forms", [(), tuple(FORMS)])
-def test_blocks_and_predictors_are_parts_of_the_whole(forms):
+def test_blocks_and_selectors_make_up_most_of_the_gmacs(forms):
     config = zoo.get("digits-s")
     prune = PruneConfig.from_ratio(0.7, (1, 3, 4))
     [dense], [pruned] = count_costs(config, [None]), count_costs(config, [prune], forms)
     assert len(dense.blocks) == 6 and len(set(dense.blocks)) == 1 and dense.selectors == ()
     assert pruned.blocks[0] == dense.blocks[0] > pruned.blocks[1] == pruned.blocks[2] > pruned.blocks[3]
     assert len(pruned.selectors) == 3 and sorted(pruned.selectors, reverse=True) == list(pruned.selectors)
+    # The rest is stem and head.
     rest = [cost.gmacs - sum(cost.blocks) - sum(cost.selectors) for cost in (dense, pruned)]
-    assert 0 < rest[1] <= rest[0] < 0.1 * dense.gmacs                      # stem and head
+    assert 0 < rest[1] <= rest[0] < 0.1 * dense.gmacs

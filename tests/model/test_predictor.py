@@ -17,7 +17,7 @@ def test_scores_are_the_logit_of_the_keep_probability():
     assert torch.allclose(predictor.scores(tokens).sigmoid(), keep, atol=1e-6)
 
 
-def test_scores_do_not_tie_where_log_softmax_saturates():
+def test_scores_do_not_tie_where_the_log_softmax_saturates():
     predictor, tokens = TokenScorer(32), torch.randn(1, 50, 32)
     with torch.no_grad():
         predictor.out_conv[-1].weight.mul_(3000)

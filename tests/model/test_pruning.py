@@ -42,11 +42,12 @@ def test_masked_attention_without_smoothing_is_attention_over_the_kept_tokens():
         assert torch.allclose(out[image][:, left], expected, atol=1e-5)
 
 
-def test_a_dropped_token_sees_only_itself_and_the_kept_ones():
+def test_a_dropped_token_attends_only_to_itself_and_the_kept_ones():
     query, key, value = torch.randn(3, 1, 1, 3, 4).unbind(0)
     decision = torch.tensor([[1.0, 0.0, 0.0]])
     before = masked_attention(query, key, value, decision, 0.5, eps=0)
-    value[0, 0, 2] += 100                                          # another dropped token
+    # Changes another dropped token.
+    value[0, 0, 2] += 100
     after = masked_attention(query, key, value, decision, 0.5, eps=0)
     assert torch.equal(before[0, 0, :2], after[0, 0, :2])
 
@@ -84,7 +85,7 @@ def test_samples_follow_the_keep_probability():
     assert sample.mean().item() == pytest.approx(0.8, abs=0.02)
 
 
-def test_noise_drawn_beforehand_draws_the_same_tokens_with_the_same_gradient_as_torch():
+def test_given_noise_samples_the_same_tokens_with_the_same_gradient_as_torch():
     log_probs = torch.randn(2, 50, 2).log_softmax(dim=-1)
     mine, theirs = log_probs.clone().requires_grad_(), log_probs.clone().requires_grad_()
     torch.manual_seed(1)
@@ -106,11 +107,11 @@ def test_top_k_keeps_exactly_k_per_image_nested_in_the_decision_before():
     (sample * torch.randn_like(sample)).sum().backward()
     gradient = log_probs.grad[..., 0]
     assert (gradient[:2, :9] != 0).all() and (gradient[:, 9:] == 0).all()
-    # The ranking does not change when all scores grow alike, so neither does the loss.
+    # Adding a constant to all scores changes neither the ranking nor the loss.
     assert gradient.sum(dim=1).abs().max() < 1e-5 < gradient[:2].abs().max()
 
 
-def test_top_k_of_all_keeps_all_and_of_more_keeps_what_is_left_with_a_finite_gradient():
+def test_top_k_keeps_all_remaining_tokens_if_k_is_larger_with_a_finite_gradient():
     log_probs = torch.randn(3, 6, 2).log_softmax(dim=-1).requires_grad_()
     decision = torch.tensor([[1.0] * 6, [1.0, 1, 0, 0, 0, 0], [0.0] * 6])
     sample = sample_top_k(log_probs, decision, torch.tensor([6, 4, 2]))
@@ -119,7 +120,7 @@ def test_top_k_of_all_keeps_all_and_of_more_keeps_what_is_left_with_a_finite_gra
     assert log_probs.grad.isfinite().all()
 
 
-def test_top_k_without_noise_keeps_the_likeliest_and_equal_scores_do_not_change_the_number():
+def test_top_k_without_noise_keeps_the_likeliest_and_exactly_k_of_equal_scores():
     log_probs = torch.tensor([[0.9, 0.2, 0.6, 0.4]]).log()[..., None] * torch.tensor([1.0, 0.0])
     sample = sample_top_k(log_probs, torch.ones(1, 4), torch.tensor([2]), torch.zeros(1, 4, 2))
     assert sample.tolist() == [[1, 0, 1, 0]]
@@ -133,7 +134,7 @@ def test_gumbel_top_k_follows_the_keep_probability():
     assert share[0] > 0.75 and 0.1 < share[1] < 0.2 and share[2] < 0.05
 
 
-def test_fusing_sums_what_is_not_kept_by_weight():
+def test_fusing_sums_the_dropped_tokens_by_weight():
     tokens = torch.tensor([[[1.0, 0], [10, 0], [0, 100], [0, 1]]])
     fused = TokenFuser()(tokens, torch.tensor([[0.5, 0.25, 0.125, 0.125]]), torch.tensor([[2, 0]]))
     assert fused.tolist() == [[[2.5, 0.125]]]

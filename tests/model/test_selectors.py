@@ -8,11 +8,11 @@ from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.pruning import gumbel_noise, received_attention
 from dyvit_deploy.model.vit import embed, observe_attention, resolve
 
-CHOOSING = ("prediction", "attention", "random", "static")
+KEEP_PATCHES = ("prediction", "attention", "random", "static")
 
 
-def shaken(config, prune) -> DynamicViT:
-    """A model with random weights large enough to matter."""
+def with_large_weights(config, prune) -> DynamicViT:
+    """A model whose random weights are large enough to affect the results."""
     torch.manual_seed(0)
     model = DynamicViT(config, prune).eval()
     with torch.no_grad():
@@ -25,7 +25,7 @@ def pruned(selector, fuse=False, stages=(1, 2, 3), ratios=(0.75, 0.5, 0.25), **c
     """16 patches, of which 12, 8 and 4 are kept; structural pooling leaves 4 before block 2."""
     if selector == "structural":
         stages, ratios = (2,), (0.25,)
-    return shaken(tiny_config(**changes), PruneConfig(stages, ratios, None, selector, fuse))
+    return with_large_weights(tiny_config(**changes), PruneConfig(stages, ratios, None, selector, fuse))
 
 
 def masks(kept, patches=16):
@@ -33,7 +33,7 @@ def masks(kept, patches=16):
 
 
 @pytest.mark.parametrize("builder", ["vit", "lvvit"])
-@pytest.mark.parametrize("selector", CHOOSING)
+@pytest.mark.parametrize("selector", KEEP_PATCHES)
 def test_masked_training_equals_pruned_inference_for_every_selector(selector, builder):
     model, images = pruned(selector, builder=builder), tiny_images()
     with torch.inference_mode():
@@ -44,10 +44,11 @@ def test_masked_training_equals_pruned_inference_for_every_selector(selector, bu
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_little_patch16_reg1_gap_256"])
-def test_attention_draws_in_training_what_it_keeps_at_inference(name):
+def test_the_attention_selector_keeps_the_same_patches_in_training_and_inference(name):
     config = resolve(f"timm:{name}")
-    model = shaken(config, PruneConfig((1, 2), (0.5, 0.2), selector="attention"))
-    model.backbone.blocks = model.backbone.blocks[:3]                      # the others take time only
+    model = with_large_weights(config, PruneConfig((1, 2), (0.5, 0.2), selector="attention"))
+    # Three blocks suffice.
+    model.backbone.blocks = model.backbone.blocks[:3]
     images = tiny_images(2, config.image_size[0])
     with torch.inference_mode():
         out = model.forward_pruned(images)
@@ -56,8 +57,8 @@ def test_attention_draws_in_training_what_it_keeps_at_inference(name):
     assert all(map(torch.equal, masked.decisions, masks(out.kept, config.patches)))
 
 
-@pytest.mark.parametrize("selector", CHOOSING)
-def test_an_elastic_step_keeps_exactly_what_it_is_asked_for_in_each_image(selector):
+@pytest.mark.parametrize("selector", KEEP_PATCHES)
+def test_an_elastic_step_keeps_exactly_the_given_number_in_each_image(selector):
     model = pruned(selector).train()
     keep = torch.tensor([[16, 10, 3], [9, 9, 1]])
     out = model.forward_masked(tiny_images(), keep=keep)
@@ -67,7 +68,7 @@ def test_an_elastic_step_keeps_exactly_what_it_is_asked_for_in_each_image(select
     assert all(p.grad.abs().sum() > 0 for p in model.score_predictor.parameters())
 
 
-def test_the_same_noise_draws_the_same_patches_and_other_noise_others():
+def test_equal_noise_keeps_equal_patches_and_other_noise_keeps_others():
     model = pruned("prediction").train()
     noise = [gumbel_noise((2, 16, 2), torch.Generator().manual_seed(stage)) for stage in range(3)]
     first, again = (model.forward_masked(tiny_images(), noise=noise).decisions for _ in range(2))
@@ -86,7 +87,7 @@ def test_random_patches_are_fixed_at_inference_and_fresh_in_training():
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
-def test_attention_is_the_models_own_whether_it_has_a_class_token_or_not(pool):
+def test_received_attention_is_that_of_the_block_with_and_without_a_class_token(pool):
     config = tiny_config()
     model = DynamicViT(config, None).eval()
     model.backbone.has_class_token = pool == "token"
@@ -100,7 +101,7 @@ def test_attention_is_the_models_own_whether_it_has_a_class_token_or_not(pool):
     assert torch.allclose(received, weights[:, 0] if pool == "token" else weights.mean(dim=1), atol=1e-6)
 
 
-def test_dropped_tokens_neither_give_nor_take_attention():
+def test_dropped_tokens_neither_give_nor_receive_attention():
     query, key = torch.randn(2, 1, 2, 6, 4).unbind(0)
     kept = torch.tensor([[1.0, 1, 0, 1, 0, 1]])
     for class_token in (True, False):
@@ -118,7 +119,7 @@ def test_structural_pooling_averages_neighbours_and_keeps_no_patch():
     assert torch.equal(out.logits, masked.logits) and masked.tokens.shape == (2, 4, 32)
 
 
-def test_the_fused_token_follows_the_prefix_and_gathers_what_was_dropped():
+def test_the_fused_token_follows_the_prefix_and_sums_the_dropped_tokens():
     model = pruned("attention", fuse=True, stages=(1, 2), ratios=(0.75, 0.5))
     seen = []
     hooks = [block.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
@@ -135,8 +136,8 @@ def test_the_fused_token_follows_the_prefix_and_gathers_what_was_dropped():
         model.forward_masked(tiny_images())
 
 
-def test_what_a_selector_cannot_do_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match="3 x 4 is no even grid"):
-        shaken(tiny_config(image_size=(24, 32)), PruneConfig((2,), (0.25,), selector="structural"))
+def test_models_that_a_selector_does_not_support_are_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="the grid of 3 x 4 is not even"):
+        with_large_weights(tiny_config(image_size=(24, 32)), PruneConfig((2,), (0.25,), selector="structural"))
     with pytest.raises(ConfigError, match="choose a timm ViT with the standard block"):
         DynamicViT(resolve("timm:vit_pwee_patch16_reg1_gap_256"), PruneConfig((2,), (0.5,), selector="attention"))

@@ -7,7 +7,7 @@ from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.model.vit import ConvStem, build_backbone, embed, masked_block, resolve, set_drop_path
 
 
-def test_an_all_ones_mask_is_the_block_itself_for_pre_and_post_norm():
+def test_a_masked_block_equals_the_block_if_nothing_is_dropped():
     from timm.models.vision_transformer import Block, ResPostBlock
     tokens = torch.randn(2, 7, 32)
     for block in (Block(32, 2, qk_norm=True, init_values=0.1), ResPostBlock(32, 2), Block(32, 2, scale_attn_norm=True)):
@@ -20,7 +20,7 @@ def test_blocks_without_a_masked_form_are_refused_by_name():
         masked_block(ParallelScalingBlock(32, 2), torch.randn(1, 3, 32), torch.ones(1, 3))
 
 
-def test_embedding_is_what_timm_feeds_its_first_block():
+def test_the_embedding_is_the_input_of_timms_first_block():
     model = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
     seen = []
     model.blocks[0].register_forward_hook(lambda _, args, __: seen.append(args[0]))
@@ -36,7 +36,7 @@ def test_the_convolutional_stem_ends_on_the_patch_grid(patch):
     assert stem.grid_size == (32 // patch, 64 // patch)
 
 
-def test_preprocessing_of_a_timm_model_is_timms():
+def test_a_timm_model_has_timms_preprocessing():
     config = resolve("timm:vit_small_patch16_224.augreg_in21k_ft_in1k")
     data = timm.data.resolve_model_data_config(timm.create_model("vit_small_patch16_224.augreg_in21k_ft_in1k"))
     assert (config.preprocess.mean, config.preprocess.std) == (data["mean"], data["std"])
@@ -54,7 +54,7 @@ def test_lvvit_halves_its_residuals_and_adds_the_best_auxiliary_logits():
     assert torch.allclose(model.forward_head(tokens), expected)
 
 
-def test_stochastic_depth_rises_over_the_blocks_and_goes_away_again():
+def test_stochastic_depth_rises_over_the_blocks_and_can_be_removed():
     model = build_backbone(tiny_config())
     set_drop_path(model, 0.3)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]

@@ -99,10 +99,10 @@ def test_what_cannot_be_read_is_a_row_with_its_error_and_stops_nothing(tmp_path,
     rows = rows_of(tmp_path / "o.csv")
     assert result.exit_code == 0 and [row["image"][-5] for row in rows] == list("abcdefg")
     errors = {row["image"][-5]: row["error"] for row in rows if row["error"]}
-    assert errors["b"] == "it is no image of a known kind" and "NaN" in errors["c"] and errors["d"]
+    assert errors["b"] == "it is not an image of a known format" and "NaN" in errors["c"] and errors["d"]
     assert "178,956,970 pixels" in errors["e"] and "No such file" in errors["g"] and set(errors) == set("bcdeg")
     assert [row["class_1"] for row in rows] == ["1", "", "", "", "", "0", ""]
-    assert "No prediction for 5 images" in result.stderr and "b.jpg: it is no image" in result.stderr
+    assert "No prediction for 5 images" in result.stderr and "b.jpg: it is not an image" in result.stderr
 
 
 def test_a_long_thin_image_is_refused_before_it_fills_the_memory(tmp_path, graph):

@@ -1,4 +1,4 @@
-"""Trains the tiny model and writes the loss of every step: a program for torchrun, started by test_distributed.
+"""Trains the tiny model and writes the loss of every step. test_distributed starts this program with torchrun.
 
     share_a_run.py DATA OUT LOSSES [FAILING_RANK]
 """
@@ -26,7 +26,7 @@ def run(data: str, out: str, losses: str, failing: int = -1) -> None:
         if isinstance(event, Step):
             curve.append(event.loss)
             if rank() == failing and event.step == 2:
-                raise ValueError("this process was told to fail")
+                raise ValueError("this process fails on request")
 
     overrides = (("epochs", 7), ("batch", 8), ("precision", "fp32"), ("lr", 1e-3), ("ema", None))
     train(TrainConfig("tiny", data, out, KeepRequest(ratio=0.5), f"{data}/tiny-dense.safetensors", overrides=overrides,

@@ -39,18 +39,18 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
     assert set(np.bincount(epoch_order(5, 12, 0, 0))) <= {2, 3}
 
 
-def test_however_a_batch_is_divided_the_images_are_the_same(folder):
+def test_the_images_do_not_depend_on_how_a_batch_is_divided(folder):
     whole = steps(folder, recipe=STRONG)
     for shares in ([Share(8, rank, 2) for rank in range(2)], [Share(8, 0, 1, 4)],
                    [Share(8, rank, 2, 2) for rank in range(2)]):
         for number, [expected] in enumerate(whole):
-            parts = sorted((part for share in shares for part in steps(folder, share, STRONG)[number]),
-                           key=lambda part: part.first)
-            assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
-            assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
+            found = sorted((batch for share in shares for batch in steps(folder, share, STRONG)[number]),
+                           key=lambda batch: batch.first)
+            assert torch.equal(torch.cat([batch.images for batch in found]), expected.images)
+            assert torch.equal(torch.cat([batch.labels for batch in found]), expected.labels)
 
 
-def test_workers_and_a_later_start_change_nothing(folder):
+def test_the_images_do_not_depend_on_workers_or_the_first_step(folder):
     whole = steps(folder, recipe=STRONG, epoch=1)
     later = steps(folder, recipe=STRONG, epoch=1, first=1)
     for other in (steps(folder, recipe=STRONG, epoch=1, workers=2), [None, *later]):
@@ -59,7 +59,7 @@ def test_workers_and_a_later_start_change_nothing(folder):
             assert torch.equal(expected.images, found[0].images)
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees(folder):
+def test_without_augmentation_training_and_evaluation_see_the_same_images(folder):
     plain = make_recipe("small", "tiny", "student", {"flip": 0})
     [batch] = folder.batches(24)
     expected = torch.from_numpy(normalise(batch.images, tiny_config().preprocess))
@@ -68,7 +68,7 @@ def test_without_augmentation_training_sees_what_evaluation_sees(folder):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_images_that_are_not_square_are_framed_as_in_evaluation():
+def test_images_that_are_not_square_are_cropped_as_in_evaluation():
     wide = tiny_config(image_size=(32, 48), preprocess=tiny_config().preprocess)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
     found = Augment(wide, make_recipe("small", "tiny", "student", {"flip": 0}), mirror=True)(image)
@@ -88,7 +88,7 @@ def test_an_augmentation_that_timm_does_not_know_is_refused():
         Augment(tiny_config(), make_recipe("small", "tiny", "student", {"rand_augment": "foo"}), mirror=True)
 
 
-def test_what_must_not_be_mirrored_is_not():
+def test_data_that_must_not_be_mirrored_are_never_flipped():
     always = make_recipe("small", "tiny", "student", {"flip": 1})
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     mirrored, straight = (Augment(tiny_config(preprocess=tiny_config().preprocess), always, mirror)(image)
@@ -99,13 +99,13 @@ def test_what_must_not_be_mirrored_is_not():
 def test_a_broken_image_is_named_and_replaced(folder, tmp_path):
     for name in ("dark/3.png", "dark/4.png"):
         (tmp_path / "train" / name).write_bytes(b"broken")
-    parts = [part for step in steps(folder) for part in step]
-    named = [line for part in parts for line in part.broken]
+    batches = [batch for step in steps(folder) for batch in step]
+    named = [line for batch in batches for line in batch.broken]
     assert {line.split(":")[0].rsplit("/", 1)[1] for line in named} == {"3.png", "4.png"}
-    assert all(len(part.images) == 8 for part in parts)
+    assert all(len(batch.images) == 8 for batch in batches)
 
 
-def test_data_without_a_readable_image_end_the_run(folder, tmp_path):
+def test_data_without_a_readable_image_are_an_error(folder, tmp_path):
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"broken")
     for workers in (0, 1):
@@ -113,7 +113,7 @@ def test_data_without_a_readable_image_end_the_run(folder, tmp_path):
             steps(folder, workers=workers)
 
 
-def test_a_worker_that_dies_is_a_sentence(folder, monkeypatch):
+def test_a_dead_worker_is_a_training_error(folder, monkeypatch):
     monkeypatch.setattr(FolderImages, "sample", lambda *_: os._exit(9))
     with pytest.raises(TrainingError, match="A data worker died"), worker_deaths():
         steps(folder, workers=1)
@@ -128,21 +128,21 @@ def test_batches_that_cannot_be_divided_or_filled_are_refused(folder):
 
 @pytest.mark.parametrize("pinned", [True, False])
 def test_images_are_loaded_into_pinned_memory_for_a_gpu_only(folder, monkeypatch, pinned):
-    asked = []
-    monkeypatch.setattr(data, "DataLoader", lambda *_, **options: asked.append(options["pin_memory"]))
+    options = []
+    monkeypatch.setattr(data, "DataLoader", lambda *_, **given: options.append(given["pin_memory"]))
     TrainLoader(folder, tiny_config(), RECIPE, Share(8), 0, **({"pinned": True} if pinned else {}))
-    assert asked == [pinned]
+    assert options == [pinned]
 
 
-def test_what_pytorch_pins_is_still_a_part_with_its_broken_images(folder, tmp_path, monkeypatch):
-    """PyTorch's own code for pinned batches, on memory that is not."""
+def test_a_pinned_micro_batch_keeps_its_broken_images(folder, tmp_path, monkeypatch):
+    """Runs PyTorch's own code for pinned batches, with a fake that does not pin memory."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     copied = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: copied.append(tensor.shape) or tensor.clone())
     (tmp_path / "train" / "dark" / "3.png").write_bytes(b"broken")
     plain = steps(folder)
     pinned = list(TrainLoader(folder, tiny_config(), RECIPE, Share(8), 0, pinned=True).steps_of(0))
-    assert [part.broken for [part] in pinned] == [part.broken for [part] in plain] and any(p.broken for [p] in pinned)
+    assert [a.broken for [a] in pinned] == [b.broken for [b] in plain] and any(a.broken for [a] in pinned)
     assert all(torch.equal(a.images, b.images) for [a], [b] in zip(pinned, plain)) and len(copied) == 2 * len(plain)
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"broken")
@@ -150,7 +150,7 @@ def test_what_pytorch_pins_is_still_a_part_with_its_broken_images(folder, tmp_pa
         list(TrainLoader(folder, tiny_config(), RECIPE, Share(8), 0, pinned=True).steps_of(0))
 
 
-def test_mixup_is_timms_and_off_unless_asked():
+def test_mixup_is_timms_and_off_by_default():
     assert make_mixup(RECIPE, 5) is None
     mixup = make_mixup(STRONG, 5)
     np.random.seed(0)
@@ -177,26 +177,27 @@ class Shards:
                 yield Image.new("RGB", (32, 32), (i * 80,) * 3), i % 2
 
 
-def test_a_stream_fills_its_steps_and_counts_what_was_broken():
-    [[part]] = steps(Shards())
-    assert part.images.shape == (8, 3, 32, 32) and part.broken and set(part.broken) == {"two.jpg: broken"}
+def test_a_stream_fills_its_steps_and_records_broken_images():
+    [[batch]] = steps(Shards())
+    assert batch.images.shape == (8, 3, 32, 32) and batch.broken and set(batch.broken) == {"two.jpg: broken"}
     with pytest.raises(DataError, match="no readable image"):
         steps(Shards(0))
 
 
-LEFT_BEHIND = """
+KILL_THE_WORKER = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from test_data import Shards, loader
 batches = loader(Shards(), workers=1).steps_of(0)
 next(batches)
 [worker] = __import__("multiprocessing").active_children()
-os.kill(worker.pid, signal.SIGTERM)                    # as a signal to the whole job does
+# A signal to the whole job reaches the worker, too.
+os.kill(worker.pid, signal.SIGTERM)
 worker.join(0.5)
 assert worker.is_alive()
 """
 
 
-def test_workers_outlive_a_jobs_signal_but_never_keep_a_process_from_ending():
-    script = LEFT_BEHIND.format(tests=str(ROOT / "tests"), here=str(ROOT / "tests/training"))
+def test_workers_ignore_a_signal_to_the_job_but_end_with_the_main_process():
+    script = KILL_THE_WORKER.format(tests=str(ROOT / "tests"), here=str(ROOT / "tests/training"))
     subprocess.run([sys.executable, "-c", script], check=True, timeout=HANGS, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them, with gloo on the CPU."""
+"""Training in several processes started by torchrun, with gloo on the CPU."""
 import json
 import os
 import subprocess
@@ -23,26 +23,26 @@ def start(processes: int, *arguments, script="share_a_run.py", **environment) ->
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What `two_ranks.py` found in each of its two processes."""
+def results(tmp_path_factory):
+    """The results of `two_ranks.py` from each of its two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     output, _ = (process := start(2, folder, script="two_ranks.py")).communicate(timeout=HANGS)
     assert process.returncode == 0, output
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_tensors_of_any_kind_become_those_of_the_first_process_in_place(told):
-    assert [rank["broadcast"] for rank in told] == [[[[0.5] * 3] * 2, [True], 7]] * 2
+def test_a_broadcast_overwrites_tensors_in_place_with_those_of_the_first_process(results):
+    assert [rank["broadcast"] for rank in results] == [[[[0.5] * 3] * 2, [True], 7]] * 2
 
 
-def test_all_processes_validate_with_the_batch_norms_of_the_first(told):
+def test_all_processes_validate_with_the_batch_norms_of_the_first(results):
     expected = {"running_mean": [pytest.approx(1.0)] * 2, "running_var": [pytest.approx(0.9)] * 2,
                 "num_batches_tracked": 1}
-    assert [rank["validate"] for rank in told] == [[expected] * 2] * 2
+    assert [rank["validate"] for rank in results] == [[expected] * 2] * 2
 
 
-def test_each_process_reports_its_own_gpu_and_training_those_of_all(told):
-    assert [rank["gpus"] for rank in told] == [[f"GPU {rank}", ["GPU 0", "GPU 1"]] for rank in range(2)]
+def test_each_process_reports_its_own_gpu_and_training_those_of_all(results):
+    assert [rank["gpus"] for rank in results] == [[f"GPU {rank}", ["GPU 0", "GPU 1"]] for rank in range(2)]
 
 
 # A training that is sent SIGTERM at the end of its third step.
@@ -67,20 +67,20 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_processes_and_accumulated_parts_give_the_loss_curve_of_one_process(data):
-    curves, runs = {}, {"one": (1, "1"), "parts": (1, "2"), "two": (2, "1")}
-    started = {name: start(processes, data / "data", data / name, data / f"{name}.json", ACCUMULATE=parts)
-               for name, (processes, parts) in runs.items()}
+def test_processes_and_micro_batches_give_the_loss_curve_of_one_process(data):
+    curves, runs = {}, {"one": (1, "1"), "accumulated": (1, "2"), "two": (2, "1")}
+    started = {name: start(processes, data / "data", data / name, data / f"{name}.json", ACCUMULATE=accumulate)
+               for name, (processes, accumulate) in runs.items()}
     for name, process in started.items():
         output, _ = process.communicate(timeout=HANGS)
         assert process.returncode == 0, output
         curves[name] = json.loads((data / f"{name}.json").read_text())
     assert len(curves["one"]) >= 20 and curves["one"][-1] < curves["one"][0]
-    for name in ("parts", "two"):
+    for name in ("accumulated", "two"):
         assert curves[name] == pytest.approx(curves["one"], abs=1e-3)
     devices = {name: json.loads((data / name / "train.json").read_text())["devices"] for name in runs}
-    assert devices == {"one": [machine()["processor"]], "parts": devices["one"], "two": devices["one"] * 2}
-    # Not only the losses: the weights went the same way.
+    assert devices == {"one": [machine()["processor"]], "accumulated": devices["one"], "two": devices["one"] * 2}
+    # Not only the losses are equal, but also the weights.
     with safe_open(data / "one" / "last.safetensors", "pt") as one, safe_open(data / "two" / "last.safetensors",
                                                                              "pt") as two:
         name = "score_predictor.0.in_conv.1.weight"
@@ -90,11 +90,11 @@ def test_processes_and_accumulated_parts_give_the_loss_curve_of_one_process(data
 def test_one_process_that_fails_ends_all_with_its_error(data):
     process = start(2, data / "data", data / "run", data / "losses.json", "1")
     output, _ = process.communicate(timeout=HANGS)
-    assert process.returncode != 0 and "this process was told to fail" in output
+    assert process.returncode != 0 and "this process fails on request" in output
     assert not (data / "losses.json").exists()
 
 
-def test_sigterm_saves_within_the_epoch_and_the_run_goes_on_as_if_nothing_had_happened(data):
+def test_sigterm_saves_within_the_epoch_and_the_run_resumes_bit_for_bit(data):
     def run(program, name, *more):
         options = "--keep-ratio 1.0 --epochs 1 --images 16 --batch 2 --precision fp32 --workers 0 --device cpu"
         command = [sys.executable, *program, "train", "--model", "digits-s", "--data", "digits", "-o", data / name,

@@ -34,7 +34,7 @@ def one_thread():
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Two classes, told apart by brightness, and the tiny model in the zoo."""
+    """Two classes that differ in brightness, and the tiny model in the zoo."""
     monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config())
     two_classes(tmp_path / "data")
     return tmp_path
@@ -52,7 +52,7 @@ def tensors(path):
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
-def test_one_command_trains_teacher_and_student_and_says_what_it_did(data):
+def test_one_command_trains_teacher_and_student_and_records_it(data):
     events = []
     report = train(config(data, command="dyvit train x"), events.append)
     student, facts = load_model(data / "run" / "best.safetensors")
@@ -66,7 +66,7 @@ def test_one_command_trains_teacher_and_student_and_says_what_it_did(data):
     assert 0 <= report.top1 <= 1 and saved["dyvit"]["command"] == "dyvit train x"
 
 
-def test_training_learns_what_can_be_learnt(data):
+def test_training_learns_two_separable_classes(data):
     overrides = (*SHORT[1:], ("epochs", 8), ("lr", 3e-3))
     report = train(config(data, keep=KeepRequest(ratio=1.0), overrides=overrides))
     assert report.top1 == 1.0
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(data):
     assert not torch.equal(a["head.weight"], c["head.weight"])
 
 
-def test_a_nan_loss_stops_with_part_and_step_and_keeps_the_last_checkpoint(data, monkeypatch):
+def test_a_nan_loss_stops_naming_loss_and_step_and_keeps_the_last_checkpoint(data, monkeypatch):
     real, calls = step.student_losses, []
 
     def breaks_in_epoch_two(*args, **kwargs):
@@ -127,14 +127,15 @@ def test_the_teacher_does_not_change_and_the_predictors_do(data):
     assert not (data / "run" / "dense").exists()
 
 
-def test_a_run_is_not_overwritten_unasked(data):
+def test_a_run_is_never_overwritten_without_resume(data):
     dense = config(data, keep=KeepRequest(ratio=1.0))
     train(dense)
     before = (data / "run" / "best.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match="holds a run already; pass --resume"):
+    with pytest.raises(TrainingError, match="already contains a run; pass --resume"):
         train(dense)
     assert (data / "run" / "best.safetensors").read_bytes() == before
-    assert train(dataclasses.replace(dense, resume=True)).epochs[-1].epoch == 2    # finished: nothing left to do
+    # The run is finished, so resuming it does nothing.
+    assert train(dataclasses.replace(dense, resume=True)).epochs[-1].epoch == 2
 
 
 def test_broken_images_are_named_in_the_report(data):
@@ -144,8 +145,9 @@ def test_broken_images_are_named_in_the_report(data):
     assert len(report.skipped) == 1 and "broken.png" in report.skipped[0]
 
 
-def test_a_frozen_backbone_stays_where_it_was(data, monkeypatch):
-    monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config(stem="conv"))              # its batch norms must stand still
+def test_a_frozen_backbone_does_not_change(data, monkeypatch):
+    # The batch norms of this stem must not change either.
+    monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config(stem="conv"))
     train(config(data, "dense", keep=KeepRequest(ratio=1.0)))
     teacher = data / "dense" / "best.safetensors"
     train(config(data, backbone=teacher, overrides=(*SHORT, ("freeze_epochs", 9))))
@@ -154,7 +156,7 @@ def test_a_frozen_backbone_stays_where_it_was(data, monkeypatch):
     assert student["score_predictor.0.in_conv.1.weight"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("change, error, words", [
+@pytest.mark.parametrize("change, error, message", [
     (dict(backbone="x"), ArtifactError, "does not exist"),
     (dict(resume=True), TrainingError, "nothing to resume"),
     (dict(overrides=(("epochs", 0),)), ConfigError, "positive epochs"),
@@ -164,8 +166,8 @@ def test_a_frozen_backbone_stays_where_it_was(data, monkeypatch):
     (dict(keep=KeepRequest(ratio=0.5, stages=(3, 1))), ConfigError, "ascend"),
     (dict(keep=KeepRequest(ratio=1.0), resume=True), TrainingError, "nothing to resume"),
 ])
-def test_requests_that_cannot_be_met_are_refused(data, change, error, words):
-    with pytest.raises(error, match=words):
+def test_options_that_cannot_be_used_are_refused(data, change, error, message):
+    with pytest.raises(error, match=message):
         train(config(data, **change))
 
 
@@ -208,7 +210,7 @@ def test_a_moving_average_is_saved_beside_the_weights(data):
     assert without.best_ema is None and not (data / "without" / "best-ema.safetensors").exists()
 
 
-def test_a_run_leaves_its_recipe_a_csv_and_curves(data):
+def test_a_run_writes_its_recipe_a_csv_and_curves(data):
     train(config(data, tensorboard=True, keep=KeepRequest(ratio=1.0)))
     lines = (data / "run" / "log.csv").read_text().splitlines()
     assert lines[0].startswith("epoch,train_loss,train_classification") and len(lines) == 3
@@ -229,12 +231,12 @@ def test_every_selector_trains_and_loads_again(data, selector):
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
-def test_elastic_training_keeps_both_ends_and_what_lies_between(data):
+def test_elastic_training_keeps_both_ends_of_the_range_and_ratios_between(data):
     events = []
     report = train(config(data, overrides=(*SHORT, ("elastic", (0.5, 0.9))), keep=KeepRequest(ratio=0.7)),
                    events.append)
     student = [e for e in events if isinstance(e, Step) and e.phase == "student"]
-    # Of 8 images 3 keep 0.5, 3 keep 0.9, 2 something between: int(16 * ratio) patches.
+    # Of 8 images 3 keep 0.5, 3 keep 0.9 and 2 a ratio between: int(16 * ratio) patches.
     for event in student:
         assert (3 * 8 + 3 * 14 + 2 * 8) / 128 <= event.kept[0] <= (3 * 8 + 3 * 14 + 2 * 14) / 128
         assert event.parts["ratio"] == 0
@@ -243,11 +245,11 @@ def test_elastic_training_keeps_both_ends_and_what_lies_between(data):
     for ratio, noted in ((0.5, False), (0.95, True)):
         exported = export_artifact(report.best, data / "model.onnx", load=LoadConfig(keep=KeepRequest(ratio=ratio)))
         assert any("Trained for keep ratios from 0.5 to 0.9" in line for line in exported.notes) == noted
-    with pytest.raises(ConfigError, match="lies outside the elastic range"):
+    with pytest.raises(ConfigError, match="is outside the elastic range"):
         train(config(data, "no", overrides=(*SHORT, ("elastic", (0.8, 0.9))), keep=KeepRequest(ratio=0.7)))
 
 
-def test_eval_only_measures_and_writes_nothing(data):
+def test_eval_only_validates_and_writes_nothing(data):
     train(config(data, "dense", keep=KeepRequest(ratio=1.0)))
     best = data / "dense" / "best.safetensors"
     report = train(config(data, "nowhere", backbone=best, keep=KeepRequest(ratio=1.0), eval_only=True,
@@ -278,7 +280,7 @@ def test_a_validation_class_that_training_lacks_is_named(data):
         train(config(data))
 
 
-def test_a_resumed_run_says_where_it_goes_on(data):
+def test_a_resumed_run_reports_where_it_resumes(data):
     with pytest.raises(Stop):
         train(config(data), interrupt("dense", 2, 1))
     events = []
@@ -301,12 +303,12 @@ def test_the_paper_recipe_trains_with_mixup_stochastic_depth_and_a_frozen_start(
     assert after["resume.score_predictor.0.in_conv.1.weight/step"] > after["resume.blocks.0.attn.qkv.weight/step"]
 
 
-def test_weights_that_give_no_numbers_never_take_the_place_of_better_ones(data, monkeypatch):
+def test_weights_with_nan_logits_never_replace_a_checkpoint(data, monkeypatch):
     dense = dict(keep=KeepRequest(ratio=1.0))
     broken = (*SHORT, ("lr", 1e30), ("warmup_epochs", 0))
     with pytest.raises(TrainingError, match=r"weights give nan after epoch 1, step 1; [^(]*$"):
         train(config(data, overrides=(*broken, ("images", 8)), **dense))
-    assert not (data / "run" / "last.safetensors").exists()                # nothing good was there to keep
+    assert not (data / "run" / "last.safetensors").exists()
     with pytest.raises(Stop):
         train(config(data, "kept", **dense), interrupt("dense", 2, 1))
     before = tensors(data / "kept" / "last.safetensors")
@@ -317,7 +319,7 @@ def test_weights_that_give_no_numbers_never_take_the_place_of_better_ones(data, 
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_run_that_was_stopped_early_names_no_checkpoint_that_is_not_there(data):
+def test_a_run_stopped_before_validation_reports_no_best_checkpoint(data):
     with pytest.raises(KeyboardInterrupt):
         train(config(data, keep=KeepRequest(ratio=1.0)),
               lambda event: isinstance(event, Step) and event.step == 1 and signal.raise_signal(signal.SIGTERM))
@@ -325,14 +327,14 @@ def test_a_run_that_was_stopped_early_names_no_checkpoint_that_is_not_there(data
     assert (saved["best"], saved["top1"]) == (None, None) and saved["last"].endswith("last.safetensors")
 
 
-def test_what_is_refused_leaves_no_folder(data):
+def test_a_refused_run_creates_no_folder(data):
     for changes in (dict(accumulate=3), dict(workers=-1), dict(accumulate=0)):
         with pytest.raises(ConfigError):
             train(config(data, "refused", **changes))
     assert not (data / "refused").exists()
 
 
-def test_a_run_that_goes_on_with_other_data_says_so(data):
+def test_a_run_that_resumes_with_other_data_reports_the_original(data):
     with pytest.raises(Stop):
         train(config(data, keep=KeepRequest(ratio=1.0)), interrupt("dense", 2, 1))
     moved, events = (data / "data").rename(data / "moved"), []
@@ -341,22 +343,22 @@ def test_a_run_that_goes_on_with_other_data_says_so(data):
     assert events[0].other_data == str(data / "data")
 
 
-def test_gradients_that_overflow_fp16_all_the_time_end_the_run(data, monkeypatch):
+def test_repeated_overflow_in_fp16_is_an_error(data, monkeypatch):
     monkeypatch.setattr(Run, "_scaler", SimpleNamespace(get_scale=lambda: 0.5))
     with pytest.raises(TrainingError, match="overflow in fp16"):
         train(config(data))
 
 
 def test_options_without_effect_are_refused(data):
-    for changes, words in ((dict(keep=KeepRequest(ratio=1.0, selector="attention")), "drops no tokens"),
-                           (dict(keep=KeepRequest(ratio=1.0), dense_epochs=3), "drops no tokens"),
-                           (dict(workers=-1), "must be 0 or more"),
-                           (dict(overrides=(*SHORT, ("elastic", (0.1, 0.9)))), "leave 0 tokens")):
-        with pytest.raises(ConfigError, match=words):
+    for changes, message in ((dict(keep=KeepRequest(ratio=1.0, selector="attention")), "drops no tokens"),
+                             (dict(keep=KeepRequest(ratio=1.0), dense_epochs=3), "drops no tokens"),
+                             (dict(workers=-1), "must be 0 or more"),
+                             (dict(overrides=(*SHORT, ("elastic", (0.1, 0.9)))), "leave 0 tokens")):
+        with pytest.raises(ConfigError, match=message):
             train(config(data, "refused", **changes))
 
 
-def test_a_backbone_that_numbers_the_classes_otherwise_is_trained_on_the_data_first(data):
+def test_a_backbone_with_another_order_of_classes_is_trained_on_the_data_first(data):
     model, facts = tiny_model(None, classes=2)
     save_checkpoint(data / "other.safetensors", model, dataclasses.replace(facts, class_names=("light", "dark")))
     events = []
@@ -366,21 +368,21 @@ def test_a_backbone_that_numbers_the_classes_otherwise_is_trained_on_the_data_fi
         train(config(data, backbone=data / "other.safetensors", eval_only=True))
 
 
-def test_large_seeds_and_stops_on_the_last_step_are_no_special_cases(data):
+def test_a_run_with_the_largest_seed_resumes_after_a_stop_on_the_last_step(data):
     seeded = (*SHORT, ("seed", 2**31 - 1))
     train(config(data, "whole", overrides=seeded))
 
-    def ask(event):
+    def interrupt_last_step(event):
         if isinstance(event, Step) and (event.phase, event.epoch, event.step) == ("student", 1, event.steps - 1):
             signal.raise_signal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        train(config(data, "cut", overrides=seeded), ask)
+        train(config(data, "cut", overrides=seeded), interrupt_last_step)
     train(config(data, "cut", overrides=seeded, resume=True))
     whole, cut = (tensors(data / name / "last.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-def test_a_run_goes_on_with_its_own_backbone_only(data):
+def test_a_run_resumes_with_its_own_backbone_only(data):
     for seed in (0, 1):
         model, facts = tiny_model(None, seed, classes=2)
         save_checkpoint(data / f"{seed}.safetensors", model, facts)

@@ -15,7 +15,8 @@ def test_the_paper_recipe_is_the_published_one():
     assert (recipe.ratio_weight, recipe.kl_weight, recipe.distill_weight, recipe.drop_path) == (2.0, 0.5, 0.5, 0.0)
     big = make_recipe("paper", "deit-b", "student", {})
     assert (big.ratio_weight, big.drop_path) == (5.0, 0.2)
-    assert make_recipe("paper", "deit-b", "dense", {}).epochs == 300          # its dense teacher is DeiT
+    # The dense teacher is trained as DeiT.
+    assert make_recipe("paper", "deit-b", "dense", {}).epochs == 300
 
 
 def test_the_learning_rate_follows_the_batch_unless_it_is_given():
@@ -45,7 +46,7 @@ def test_a_file_gives_the_base_and_single_values(tmp_path, suffix, text):
     assert recipe.epochs == 9 and recipe.random_crop == (0.5, 1.0) and recipe.mixup == 0.8
 
 
-def test_a_backbone_that_would_never_train_is_refused_unless_it_is_asked_for():
+def test_a_backbone_that_would_never_train_is_refused_unless_freeze_epochs_are_given():
     with pytest.raises(ConfigError, match="stand still in all 5 epochs"):
         make_recipe("paper", "deit-s", "student", {"epochs": 5})
     assert make_recipe("paper", "deit-s", "student", {"epochs": 5, "freeze_epochs": 5}).freeze_epochs == 5
@@ -56,7 +57,7 @@ def test_help_names_the_value_of_each_recipe():
         "[small 8, paper 30]", "[0.5]", "[small off, paper 0.08:1.0]", "[off]")
 
 
-@pytest.mark.parametrize("name, text, words", [
+@pytest.mark.parametrize("name, text, message", [
     ("r.yaml", "epochs: [", "not valid YAML"), ("r.toml", "epochs", "not valid TOML"),
     ("r.json", "{}", "no recipe file"),
     ("r.yaml", "- 1", "one value per line"), ("r.yaml", "epoch: 3", "Did you mean 'epochs'"),
@@ -64,21 +65,21 @@ def test_help_names_the_value_of_each_recipe():
     ("r.yaml", "lr: yes", "a number, not True"), ("r.yaml", "1: 2", "no value '1'"),
     ("r.yaml", "epochs: many", "a whole number, not 'many'"), ("r.yaml", "lr: null", "cannot be switched off"),
 ])
-def test_files_that_are_no_recipe_are_refused(tmp_path, name, text, words):
+def test_files_that_are_not_a_recipe_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         read_recipe(tmp_path / name)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_recipe(tmp_path / "missing.yaml")
 
 
-@pytest.mark.parametrize("changes, words", [
+@pytest.mark.parametrize("changes, message", [
     (dict(lr=float("nan")), "positive lr"), (dict(weight_decay=-1), "weight_decay must be a number from 0"),
     (dict(ema=1.5), "ema must lie between"), (dict(precision="bf61"), "Did you mean 'bf16'"),
     (dict(elastic=(0.9, 0.5)), "range like 0.5:0.9"), (dict(seed=2**31), "seed"), (dict(images=5), "do not fill"),
 ])
-def test_values_that_make_no_sense_are_refused(changes, words):
-    with pytest.raises(ConfigError, match=words):
+def test_values_outside_their_range_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
         dataclasses.replace(Recipe(epochs=1, lr=1e-3), **changes)
 
 

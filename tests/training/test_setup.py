@@ -1,4 +1,4 @@
-"""What a run is made of: copies to a GPU that is not here, and Lightning Fabric under either name."""
+"""The setup of a run: copies to a simulated GPU, and Lightning Fabric under either of its names."""
 import contextlib
 import importlib.machinery
 import importlib.util
@@ -17,7 +17,7 @@ from dyvit_deploy.model import zoo
 from dyvit_deploy.model.checkpoint import read_checkpoint
 from dyvit_deploy.training import loop, setup
 from dyvit_deploy.training.command import train
-from dyvit_deploy.training.data import Part
+from dyvit_deploy.training.data import MicroBatch
 from dyvit_deploy.training.loop import Run
 from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.training.recipe import make_recipe
@@ -27,7 +27,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def copies(monkeypatch):
-    """Copies of tensors to a GPU, which stay where they are: shape, from pinned memory, without blocking."""
+    """Simulated copies of tensors to a GPU: for each its shape, whether it was pinned, whether it did not block."""
     found, pinned, to = [], [], torch.Tensor.to
 
     def pin(tensor, *_):
@@ -50,10 +50,10 @@ def copies(monkeypatch):
 def test_images_labels_and_draws_are_copied_from_pinned_memory_without_blocking(copies):
     _, facts = tiny_model()
     recipe = make_recipe("small", "tiny", "student", {"batch": 4, "elastic": "0.4:0.9"})
-    part = Part(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64), 0, [])
+    micro_batch = MicroBatch(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64), 0, [])
     running = Thing(fabric=Thing(device=CUDA), recipe=recipe, facts=facts, mixup=None, epoch=0, step=0,
                     _attention=contextlib.nullcontext, module=lambda *inputs: (inputs, None))
-    (images, labels, noise, keep), _ = Run._losses(running, part)
+    (images, labels, noise, keep), _ = Run._losses(running, micro_batch)
     expected = [images, labels, *noise, keep]
     assert copies == [(tuple(tensor.shape), True, True) for tensor in expected] and len(expected) == 6
 
@@ -73,8 +73,8 @@ def test_a_run_loads_into_pinned_memory_where_it_trains_on_a_gpu(tmp_path, monke
     assert seen.value.args == (device == "cuda",)
 
 
-def fresh():
-    """The module `setup` as a process of its own would import it."""
+def reimported():
+    """The module `setup` as a new process would import it."""
     spec = importlib.util.spec_from_file_location("dyvit_deploy.training.setup_again", setup.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -89,20 +89,20 @@ def package(name):
 
 @pytest.fixture
 def bundle(monkeypatch):
-    """The package `lightning`, which has the same library under another name."""
+    """The package `lightning`, which contains the same library under another name."""
     monkeypatch.setitem(sys.modules, "lightning", package("lightning"))
     for part in ("", ".plugins", ".strategies"):
         monkeypatch.setitem(sys.modules, f"lightning.fabric{part}", sys.modules[f"lightning_fabric{part}"])
 
 
-def test_lightning_fabric_is_taken_before_the_one_in_lightning(bundle):
-    module = fresh()
+def test_lightning_fabric_is_preferred_to_the_one_in_lightning(bundle):
+    module = reimported()
     assert module.FABRIC == "lightning_fabric"
 
 
-def test_training_takes_the_fabric_in_lightning_where_that_is_the_only_one(bundle, monkeypatch):
+def test_training_uses_the_fabric_in_lightning_if_it_is_the_only_one(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
-    module = fresh()
+    module = reimported()
     assert module.FABRIC == "lightning.fabric"
     monkeypatch.setattr(logging.getLogger("lightning.fabric"), "level", logging.INFO)
     fabric = module.make_fabric("cpu", make_recipe("small", "tiny", "student", {"precision": "bf16"}))
@@ -122,8 +122,9 @@ def test_without_either_train_names_the_pip_command(tmp_path):
 
 def test_a_checkpoint_records_the_distribution_that_trained_it(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.MODELS, "tiny", tiny_config())
-    there = {"torch", "timm", "lightning", "numpy"}                        # whose wheel has `lightning_fabric`, too
-    monkeypatch.setattr(loop, "library_versions", lambda *names: dict.fromkeys(there & set(names), "1.0"))
+    # The wheel of `lightning` contains `lightning_fabric`, too.
+    installed = {"torch", "timm", "lightning", "numpy"}
+    monkeypatch.setattr(loop, "library_versions", lambda *names: dict.fromkeys(installed & set(names), "1.0"))
     overrides = (("epochs", 1), ("batch", 8), ("images", 8), ("precision", "fp32"))
     train(TrainConfig("tiny", str(two_classes(tmp_path / "data")), tmp_path / "run", KeepRequest(ratio=1.0),
                       overrides=overrides, device="cpu", workers=0))

@@ -1,4 +1,4 @@
-"""What two processes exchange, written per rank as JSON: a program for torchrun, started by test_distributed.
+"""Checks what two processes exchange, and writes JSON per rank. test_distributed starts this program with torchrun.
 
     two_ranks.py FOLDER
 """
@@ -19,7 +19,7 @@ from dyvit_deploy.training.setup import device_names
 
 
 def broadcast():
-    """Tensors that differ per rank; the last one has no dimensions, as the counter of a batch norm."""
+    """Broadcasts tensors that differ per rank; the last one is a scalar, like the counter of a batch norm."""
     tensors = [torch.full((2, 3), rank() + 0.5), torch.tensor([rank() == 0]), torch.tensor(rank() + 7)]
     places = [tensor.data_ptr() for tensor in tensors]
     broadcast_tensors(iter(tensors))
@@ -28,7 +28,7 @@ def broadcast():
 
 
 def validate():
-    """The batch norms that each rank validates with, after other images in each."""
+    """The batch norms that each rank validates with, after each rank saw other images."""
     model, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     for norm in (model, average):
         norm(torch.full((4, 2), 10.0 + rank()))
@@ -47,7 +47,7 @@ def validate():
 
 
 def gpus():
-    """On a machine with two GPUs, which are not here: this rank's own, and those of all."""
+    """On a simulated machine with two GPUs: the GPU of this rank, and those of all ranks."""
     cuda = {"is_available": lambda: True, "device_count": lambda: 2,
             "get_device_properties": lambda i: Thing(name=f"GPU {i}", major=9, minor=0)}
     with ExitStack() as stack:
