@@ -1,4 +1,4 @@
-"""Plan bytes to an engine, for the builder, the runner and refit alike."""
+"""Deserializes a plan to an engine, for the builder, the runner and refit."""
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ class Loaded(NamedTuple):
 
 def load_engine(library: BuilderLibrary, plan: Any, name: str, host_code: bool = False,
                 rebuild: str | None = None) -> Loaded:
-    """Deserializes the bytes `plan` of the file called `name`.
+    """Deserializes `plan`, the bytes of the file called `name`.
 
     Args:
-        host_code: permits the code for the CPU that version-compatible plans bring, which TensorRT refuses otherwise.
-        rebuild: the command that makes the plan again, for the error.
+        host_code: permits the CPU code that version-compatible plans contain; TensorRT refuses it by default.
+        rebuild: the command that builds the plan again, for the error message.
 
     Raises:
-        BackendError: the library refuses it, or memory does not suffice.
+        BackendError: the library refuses the plan, or the GPU runs out of memory.
     """
     runtime = library.trt.Runtime(library.logger)
     if host_code:

@@ -152,7 +152,7 @@ def test_inspect_shows_layers_and_lineage_without_loading_the_plan(plan):
 
 
 @pytest.mark.parametrize("precision, gpu, words", [
-    ("float8", AMPERE, "computes in float8, which Ampere .compute capability 8.6. has not"),
+    ("float8", AMPERE, "computes in float8, which Ampere .compute capability 8.6. does not support"),
     ("float32", Gpu("Turing", "7.5", 1e5), "no float32 products for Turing"), ("float8", ADA, None),
 ])
 def test_a_gpu_without_the_plans_data_types_is_a_problem(plan, monkeypatch, precision, gpu, words):
