@@ -1,4 +1,4 @@
-"""What `dyvit visualize` is asked to draw, and what it tells at the end."""
+"""Settings and report of `dyvit visualize`."""
 from __future__ import annotations
 
 import dataclasses
@@ -15,16 +15,17 @@ from ..evaluation.evaluate import KeepMap
 
 STYLES = ("fade", "outline", "scores")
 STILLS, ANIMATIONS = ("png", "svg"), ("gif", "webp")
-DATA_IMAGES = 64                            # of a data set, unless told
+# Images drawn of a data set by default.
+DATA_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class VisualizeConfig:
     """What to draw, and of which images.
 
-    `data` is the name of a data set in the place of files, `split` one of its splits, `images` the most that are taken
-    (None: every file, DATA_IMAGES of a data set, and all of it for a heat map). `style` is one of STYLES, `format` one
-    of STILLS or ANIMATIONS. `heatmap` draws one figure of all images; `diff` takes two artifacts.
+    `data` is the name of a data set instead of files, `split` one of its splits. `images` is the largest number of
+    images (None: every file, DATA_IMAGES of a data set, or all of it for a heat map). `style` is one of STYLES,
+    `format` one of STILLS or ANIMATIONS. `heatmap` draws one figure of all images; `diff` compares two artifacts.
     """
 
     data: str | None = None
@@ -52,20 +53,20 @@ class VisualizeConfig:
             raise ConfigError("--style is for the images of one artifact; leave it out with --heatmap and --diff.")
 
     def check_animated(self, asked: bool) -> None:
-        """Raises ConfigError where --animate was `asked` for, and a format that stands still."""
+        """Raises ConfigError if --animate was `asked` for together with the format of a still image."""
         if asked and self.format not in ANIMATIONS:
             raise ConfigError(f"--animate writes {' or '.join(ANIMATIONS)}, not {self.format}; leave out --format.")
 
     @property
     def still(self) -> str:
-        """The format of figures that do not move."""
+        """The format of the figures that are not animated."""
         return self.format if self.format in STILLS else STILLS[0]
 
 
 @dataclass(frozen=True)
 class StageDrawn:
-    """One stage over all images: patches `kept`; with two artifacts, the share of images for which they keep the
-    same, and the largest score `margin` of a patch that only one keeps."""
+    """One stage over all images: patches `kept`; for two artifacts, the share of images for which both keep the same
+    patches, and the largest `StageDifference.margin`."""
 
     stage: int
     kept: int
@@ -75,10 +76,10 @@ class StageDrawn:
 
 @dataclass(frozen=True)
 class Drawn:
-    """`files` were written, besides `overview`, which shows many of them at once: a contact sheet or a heat map.
+    """The figures that were written: the number of `files`, and the `overview`, a contact sheet or a heat map.
 
-    `different` is the number of images of which two artifacts keep different patches; `keep_maps` are those of a heat
-    map.
+    `different` is the number of images of which two artifacts keep different patches; `keep_maps` are the data of a
+    heat map.
     """
 
     files: int
@@ -91,7 +92,7 @@ class Drawn:
 @dataclass(frozen=True)
 class VisualizeReport:
     """What was `drawn` in `folder`; `skipped` has a line per image or shard that could not be read, `others` is the
-    number of files in the folder that are not of this run."""
+    number of files in the folder that are not from this run."""
 
     KIND: ClassVar[str] = "visualize"
 
@@ -105,16 +106,17 @@ class VisualizeReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Where to look."""
+        """What was written where, and a warning about other files in the folder."""
         files, first = self.drawn.files, self.drawn.overview
         if self.drawn.different == 0:
-            found = "Both keep the same patches of every image, so nothing was drawn."
+            written = "Both keep the same patches of every image, so nothing was drawn."
         elif not files:
-            found = f"Drawn to {first}."
+            written = f"Drawn to {first}."
         else:
-            found = f"{files} figure{'s' * (files != 1)} in {self.folder}{f'; look at {first} first' if first else ''}."
-        left = f"{self.folder} also holds {self.others} file{'s' * (self.others != 1)} that are not of this run."
-        return (found, left) if self.others else (found,)
+            hint = f"; look at {first} first" if first else ""
+            written = f"{files} figure{'s' * (files != 1)} in {self.folder}{hint}."
+        others = f"{self.folder} also holds {self.others} file{'s' * (self.others != 1)} that are not of this run."
+        return (written, others) if self.others else (written,)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -6,10 +6,10 @@ import pytest
 
 from dyvit_deploy.config import LoadConfig
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.predict.cluster import ALONE, predict_on_ray
+from dyvit_deploy.predict.cluster import LOCAL_ONLY, predict_on_ray
 from dyvit_deploy.predict.report import PredictConfig
 
-[SWITCH] = ALONE
+[SWITCH] = LOCAL_ONLY
 
 
 @pytest.fixture
