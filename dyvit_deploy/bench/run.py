@@ -92,7 +92,7 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, len(on_gpu) < len(candidates)) + graph_notes(timings)
     notes += _peak_notes(timings, config, peaks) + faster_here(timings)
-    notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
+    notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} is not that of an engine."
               for c in candidates if not is_engine(c.path) and c.runner.facts
               and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
     if any(not t.stable for t in timings):
@@ -132,8 +132,8 @@ def _timeable(given: list[TimedArtifact]) -> tuple[list[TimedArtifact], list[str
     emulated = [c.runner for c in given if c.runner.emulated]
     if len(emulated) == len(given):
         first = emulated[0]
-        raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU: its "
-                           "time says nothing; time the engine that TensorRT builds of it.")
+        raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU, so "
+                           "its time is meaningless; time the engine that TensorRT builds of it.")
     notes = [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
              for runner in emulated]
     return [c for c in given if not c.runner.emulated], notes

@@ -1,4 +1,4 @@
-"""What a verdict is, and how one that nothing was measured for says so."""
+"""Verdicts, and the verdict without a measurement."""
 from __future__ import annotations
 
 import shlex
@@ -14,8 +14,8 @@ MEANINGS = {PASS: "good", WARN: "doubtful", FAIL: "bad", OPEN: "not known", INFO
 
 @dataclass(frozen=True)
 class Verdict:
-    """`state` is one of SIGNS; `lines` are the figures behind the `headline`, `source` the file that they are from,
-    `command` what measures them where nothing did."""
+    """`state` is a key of SIGNS; `lines` are the figures behind the `headline`, `source` is the file that has them, and
+    `command` measures them if they are missing or unsure."""
 
     name: str
     state: str
@@ -30,7 +30,7 @@ class Verdict:
 
     @property
     def meaning(self) -> str:
-        """The sign in a word, for those who do not see it."""
+        """The sign as a word, for screen readers."""
         return MEANINGS[self.state]
 
 
@@ -38,17 +38,18 @@ def worst(states: Iterable[str]) -> str:
     return min(states, key=(FAIL, OPEN, WARN, PASS, INFO).index)
 
 
-def missing(name: str, found: Collection, entry: PageArtifact, records: tuple[R, ...], verb: str,
+def missing(name: str, collection: Collection, entry: PageArtifact, records: tuple[R, ...], verb: str,
             command: str) -> Verdict:
-    """None of the `records` is of the file that lies here."""
-    if stale := found.stale(entry, records):
+    """The open verdict on an artifact that none of the `records` was measured on; `command` would measure it."""
+    if stale := collection.stale(entry, records):
         why = f"{entry.name} has changed since {stale[0].source.file} was written."
         return Verdict(name, OPEN, f"{verb} on another file", (why,), command=command)
-    if unsure := found.unsure(entry, records):
+    if unsure := collection.unsure(entry, records):
         why = f"{unsure[0].source.file} does not say which {entry.name} it is about."
         return Verdict(name, OPEN, f"{verb} on an unknown file", (why,), command=command)
     return Verdict(name, OPEN, f"not {verb}", command=command)
 
 
-def typed(*words: str) -> str:
-    return shlex.join(["dyvit", *words])
+def typed(*arguments: str) -> str:
+    """The dyvit command with these arguments, quoted for a shell."""
+    return shlex.join(["dyvit", *arguments])

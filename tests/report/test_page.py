@@ -129,7 +129,7 @@ def test_origin_is_told_by_hashes_and_a_parent_that_changed_is_named(copied):
     after = text_of((copied / "report.html").read_text())
     assert f"changed since: tiny.safetensors here has sha256 {sha256(copied / 'tiny.safetensors')[:12]}" in after
     assert "tiny-dense.safetensors not in this folder" in after
-    assert "tells of tiny-dense.safetensors, which is not in this folder" in after
+    assert "is about tiny-dense.safetensors, which is not in this folder" in after
 
 
 def test_an_engine_stands_below_its_graph_and_a_circle_of_sidecars_ends(copied):

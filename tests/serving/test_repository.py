@@ -66,7 +66,7 @@ def test_several_keep_ratios_stand_behind_a_router_with_the_plain_name(tmp_path,
     assert list(json.loads(choice).values()) == ["cats-0.75", "cats-0.5"]           # the first is the default
     assert models["cats-0.75"].servable.facts.keep_counts > models["cats-0.5"].servable.facts.keep_counts
     text = (tmp_path / "repo/README.md").read_text()
-    assert "0.75 where a request names none" in text and "`cats-0.5-images`" in text
+    assert "0.75 by default" in text and "`cats-0.5-images`" in text
 
 
 def test_an_engine_brings_its_profiles_and_cuda_graphs(tmp_path):

@@ -35,7 +35,7 @@ from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.pbtxt import MAX_PIXELS
 from dyvit_deploy.serving.repository import VERSION_COMPATIBLE, read_repository
-from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, answers, find_triton
+from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, find_triton, responds
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
 pytestmark = needs_triton
@@ -107,7 +107,7 @@ def test_every_way_of_sending_images_gives_what_the_local_runner_gives(repositor
     assert max(row.parity.max_error for row in report.answers) <= EXACT
     console = Console(file=io.StringIO(), width=160)
     console.print(report.table())
-    assert len(report.refused) == 5 and "refused, and went on: a batch above" in console.file.getvalue()
+    assert len(report.refused) == 5 and "refused without harm to the server: a batch above" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -234,7 +234,7 @@ def test_clients_that_go_away_in_the_middle_leave_the_others_alone(served, image
             connection.sendall(head + b'{"inputs"')
     with Client(served[1]) as client:
         client.infer("one-images", files(encode(images[0])), ["logits"])
-    assert answers(f"http://{served[1].http}/v2/health/ready")
+    assert responds(f"http://{served[1].http}/v2/health/ready")
 
 
 def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, images):
@@ -277,10 +277,10 @@ def test_serve_goes_on_until_it_is_stopped_and_leaves_no_process(repository, end
             if line.startswith("Serving "):
                 break
         assert f"127.0.0.1:{port}" in line and "two-0.9-images" in line
-        assert answers(f"http://127.0.0.1:{port}/v2/models/two/ready")
+        assert responds(f"http://127.0.0.1:{port}/v2/models/two/ready")
         process.send_signal(end)
         assert process.wait(60) == 130
-    assert not answers(f"http://127.0.0.1:{port}/v2/health/live")
+    assert not responds(f"http://127.0.0.1:{port}/v2/health/live")
     assert not [place for place in Path("/proc").glob("[0-9]*/cmdline") if _has(place, f"--http-port={port}")]
 
 
@@ -330,7 +330,7 @@ def test_an_engine_passes_the_servers_validation_and_lacks_only_its_backend(tmp_
 
 def test_a_server_takes_the_option_of_version_compatible_plans(repository):
     with serving(repository, VERSION_COMPATIBLE) as (_, address):
-        assert answers(f"http://{address.http}/v2/health/ready")
+        assert responds(f"http://{address.http}/v2/health/ready")
 
 
 def test_openvino_models_are_served_too(checkpoint, tmp_path):

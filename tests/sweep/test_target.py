@@ -59,7 +59,7 @@ def test_targets_come_one_by_one_or_with_commas_and_fractions_in_percent():
     ("latency_ms_p98<=2", "Did you mean 'latency_ms_p99'"), ("latency_ms_p99", "METRIC<=NUMBER"),
     ("", "METRIC<=NUMBER"), ("latency_ms_p99=2", "METRIC<=NUMBER"), ("latency_ms_p99<=fast", "METRIC<=NUMBER"),
     ("top1>=97", "97%"),
-    ("top1>=197%", "from 0 to 1"), ("speedup>=50%", "no share"), ("command<=3", "Unknown metric"),
+    ("top1>=197%", "from 0 to 1"), ("speedup>=50%", "not a fraction"), ("command<=3", "Unknown metric"),
     ("latency_ms_p99<=nan", "METRIC<=NUMBER"), ("latency_ms_p99<=1e999", "must be finite"),
     ("size_mib>=-1e999", "must be finite"), ("top1>=0.5,,", "METRIC<=NUMBER")])
 def test_what_is_no_target_is_refused(text, words):
