@@ -32,8 +32,8 @@ SOFTMAX, MATMUL = "/Softmax", "/MatMul"
 class EngineLayer(JsonConfig):
     """One layer: `inputs` are the data types it reads, `nodes` the graph nodes it implements.
 
-    `constants` are the data types of its weights where the library lists them separately; empty where they are
-    among the inputs, as in lists of TensorRT 10. Both omit tensors of one element, which are only scales.
+    `constants` are the data types of its weights if the library lists them separately; TensorRT 10 lists them among the
+    inputs. Both omit tensors of one element, which are only scales.
     """
 
     name: str
@@ -50,7 +50,7 @@ def from_inspector(text: str) -> list[EngineLayer]:
     """
     layers = []
     try:
-        # Metadata contain control characters, which strict parsing refuses.
+        # The metadata contains control characters, which strict parsing refuses.
         listed = json.loads(text, strict=False).get("Layers", [])
     except ValueError:
         return []
@@ -93,8 +93,8 @@ def engine_precisions(layers: Sequence[EngineLayer], products: Iterable[str],
                       computed: Mapping[str, int] = MappingProxyType({})) -> dict[str, str]:
     """The data type in which the engine multiplies, for each of the graph's `products` that its layers name.
 
-    The metadata of every layer that computes a part of a product name the product, see `_multiplying`. Where
-    several layers multiply for one product, the widest type counts.
+    The metadata of every layer that computes a part of a product names the product, see `_multiplying`. If several
+    layers multiply for one product, the widest type counts.
 
     Args:
         computed: by product, in the order they run, how many of its operands are computed (1 or 2), see

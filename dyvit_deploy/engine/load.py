@@ -31,12 +31,12 @@ def load_engine(library: BuilderLibrary, plan: Any, name: str, host_code: bool =
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        said = last(library.logger.errors)
-        if "out of memory" in said.lower() or "outofmemory" in said.lower():
-            raise BackendError(f"The GPU's memory does not suffice to load {name} ({said}); free some, or build it "
+        message = last(library.logger.errors)
+        if "out of memory" in message.lower() or "outofmemory" in message.lower():
+            raise BackendError(f"The GPU's memory does not suffice to load {name} ({message}); free some, or build it "
                                "with a smaller largest batch.")
         again = f": {rebuild}" if rebuild else (
             ", or pass --trust when it is version-compatible and you know where it comes from")
-        raise BackendError(f"{library.spec.name} {library.version} cannot load {name} ({said}); build it again on this "
-                           f"machine{again}.")
+        raise BackendError(f"{library.spec.name} {library.version} cannot load {name} ({message}); build it again on "
+                           f"this machine{again}.")
     return Loaded(runtime, engine)

@@ -44,7 +44,7 @@ def load_timing_cache(library: BuilderLibrary, config: Any, path: Path) -> str |
     kept = path.with_name(path.name + ".old")
     # The file is renamed, not deleted, because it may not be a timing cache at all.
     os.replace(path, kept)
-    return f"The timing cache {path} {why}; it is made anew, and the old file is now {kept.name}."
+    return f"The timing cache {path} {why}; it is replaced, and the old file is now {kept.name}."
 
 
 def save_timing_cache(config: Any, path: Path) -> None:

@@ -115,7 +115,7 @@ class PartialFile:
             counter.add(_predictions(rows))
         if isinstance(rows, list):
             notes.append("Images were added, removed or changed since the run was interrupted: the first "
-                         f"{counter.images} rows are kept, the others predicted anew.")
+                         f"{counter.images} rows are kept, the others are predicted again.")
         self._file.seek(offset)
         self._file.truncate()
         return chunks if chunk is None else chain([chunk], chunks)

@@ -18,7 +18,7 @@ from ..sweep.store import NAME as SWEEP
 from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep
 
 R = TypeVar("R", Check, Eval, Speed)
-IN_GRAPH = "as the graph says"
+IN_GRAPH = "as recorded in the graph"
 COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
 
 

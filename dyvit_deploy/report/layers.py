@@ -118,7 +118,7 @@ def mac_chart(model: ModelConfig, prune: PruneConfig | None, forms: tuple[str, .
     bars = []
     for block, (full, left) in enumerate(zip(dense.blocks, pruned.blocks)):
         extra = predictors.get(block, 0.0)
-        stage = (f"stage {stages[block]}: {counts[stages[block]]} of {model.patches} patches go on"
+        stage = (f"stage {stages[block]}: {counts[stages[block]]} of {model.patches} patches kept"
                  if block in stages else "")
         title = f"{1000 * left:.3g} of {1000 * full:.3g} million MACs"
         title += f", predictor {1000 * extra:.3g}" if extra else ""

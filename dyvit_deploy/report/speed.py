@@ -111,4 +111,4 @@ def _doubt(collection: Collection, speed: Speed) -> str:
         return "" if sure else "the sweep recorded no intervals" if speed.swept else "the run did not settle"
     (low, high), (base_low, base_high) = mine, other
     apart = high < base_low or low > base_high  # type: ignore[operator]  # not None, see above
-    return "" if apart else "the medians cannot be told apart"
+    return "" if apart else "the intervals of the medians overlap"

@@ -103,7 +103,7 @@ class TensorRTRunner(Runner):
         if self._run.runtime_cache:
             self._cache = settings.create_runtime_cache()
             if (content := _cache_content(self._run.runtime_cache)) and not self._cache.deserialize(content):
-                log.warning("the runtime cache %s is damaged or of another GPU; it is made anew",
+                log.warning("the runtime cache %s is damaged or of another GPU; it is replaced",
                             self._run.runtime_cache)
             settings.set_runtime_cache(self._cache)
         return settings
@@ -178,8 +178,8 @@ class TensorRTRunner(Runner):
                                "batch, or free the GPU.") from error
         except RuntimeError as error:
             fresh = self._library.logger.errors[before:]
-            said = last(fresh) if fresh else reason(error)
-            raise BackendError(f"{self.backend} could not run {self.name} at batch {batch} ({said}); build it again, "
+            cause = last(fresh) if fresh else reason(error)
+            raise BackendError(f"{self.backend} could not run {self.name} at batch {batch} ({cause}); build it again, "
                                "or run dyvit doctor --target PLAN.") from error
 
     def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:

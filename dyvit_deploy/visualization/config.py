@@ -52,9 +52,9 @@ class VisualizeConfig:
         if self.style != "fade" and (self.heatmap or self.diff):
             raise ConfigError("--style is for the images of one artifact; leave it out with --heatmap and --diff.")
 
-    def check_animated(self, asked: bool) -> None:
-        """Raises ConfigError if --animate was `asked` for together with the format of a still image."""
-        if asked and self.format not in ANIMATIONS:
+    def check_animated(self, animate: bool) -> None:
+        """Raises ConfigError if --animate was given together with the format of a still image."""
+        if animate and self.format not in ANIMATIONS:
             raise ConfigError(f"--animate writes {' or '.join(ANIMATIONS)}, not {self.format}; leave out --format.")
 
     @property

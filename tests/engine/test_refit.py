@@ -18,7 +18,8 @@ from dyvit_deploy.engine.refit import refit_engine
 from dyvit_deploy.engine.sidecar import read_sidecar, sidecar_path
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 
-DOUBTED = "11.3.0.14"                       # its REFIT can drop a bias
+# In this version, REFIT can drop a bias.
+DOUBTED = "11.3.0.14"
 PROFILES = (BatchProfile(1, 2, 4),)
 STRIPPED, REFITTABLE = BuildConfig(PROFILES, strip_weights=True), BuildConfig(PROFILES, refittable=True)
 BOTH = BuildConfig(PROFILES, strip_weights=True, refittable=True)
@@ -133,7 +134,7 @@ def test_a_refit_that_differs_from_its_graph_is_rejected(trt, tmp_path):
     assert told["passed"] is False and told["failures"] and told["on_device"]["batches"]
 
 
-def test_a_refit_that_cannot_be_compared_says_why(trt, tmp_path):
+def test_a_refit_that_cannot_be_compared_has_a_note_with_the_reason(trt, tmp_path):
     path, own = built(tmp_path, trt, BOTH)
     trt.gives_contexts = False
     report = refit_artifact(path, own, tmp_path / "full.plan")
@@ -141,7 +142,7 @@ def test_a_refit_that_cannot_be_compared_says_why(trt, tmp_path):
     assert [note for note in report.notes if note.startswith("Not compared on this GPU: ") and "cannot prepare" in note]
 
 
-def test_a_graph_of_others_is_refitted_too(trt, tmp_path):
+def test_a_foreign_graph_is_refitted_too(trt, tmp_path):
     """ONNX Runtime cannot run this one, so that nothing is there to compare with."""
     trt.compute = trt.answer
     path = engine(tmp_path, BOTH, trt.format, facts=False)
@@ -174,10 +175,11 @@ def doubted(monkeypatch):
     return library
 
 
-def test_a_refittable_engine_of_11_3_is_compared_without_being_asked_to(doubted, tmp_path):
+def test_a_refittable_engine_of_11_3_is_always_compared(doubted, tmp_path):
     own, warning = tiny_graph(tmp_path), "TensorRT 11.3.0.14 can drop the bias of a matrix product"
     alone = build_engine(own, tmp_path / "alone.plan", "trt", REFITTABLE)
-    assert [warning in note for note in alone.notes] == [True]             # the builder itself runs nothing
+    # The builder itself compares nothing.
+    assert [warning in note for note in alone.notes] == [True]
     report = build_artifact(own, tmp_path / "a.plan", "trt", REFITTABLE)
     assert report and report.on_device is not None and not any(warning in note for note in report.notes)
     assert "-o " + str(tmp_path / "a.plan") in read_sidecar(tmp_path / "a.plan").rebuild

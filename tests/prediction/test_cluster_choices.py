@@ -28,7 +28,8 @@ def ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", fake.module.data)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
-    monkeypatch.setenv(SWITCH, "0")                                         # as if Ray was imported by this package
+    # As if this package had imported Ray.
+    monkeypatch.setenv(SWITCH, "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return fake
 

@@ -118,7 +118,8 @@ def test_files_that_could_not_be_written_at_the_end_cost_no_work(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
     monkeypatch.undo()
-    monkeypatch.setattr(predictor, "open_runner", None)                     # not even the artifact is opened
+    # The artifact must not be opened.
+    monkeypatch.setattr(predictor, "open_runner", None)
     report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
     assert report.resumed == report.images == 90 and report.images_per_sec == 0
 
@@ -205,7 +206,8 @@ def test_a_run_that_opens_the_file_while_another_removes_it_gets_one_of_its_own(
     first, third = (PartialFile(tmp_path / "p", {"top": 1}) for _ in range(2))
     flock, seen = fcntl.flock, []
 
-    def late(file, how):                                                    # the first run ends right before
+    # The first run ends right before the second one locks the file.
+    def late(file, how):
         if not seen:
             seen.append(1)
             first.remove()
@@ -227,7 +229,8 @@ def test_a_partial_file_that_cannot_be_opened_or_locked_is_one_sentence(tmp_path
     def forbidden(file, how):
         raise PermissionError(13, "Permission denied")
     (tmp_path / "folder").mkdir()
-    if place == "forbidden":                                                # for root nothing is
+    # Root may write everywhere.
+    if place == "forbidden":
         monkeypatch.setattr(fcntl, "flock", forbidden)
     with pytest.raises(ArtifactError, match=rf"cannot be written .{message}"):
         PartialFile(tmp_path / place, {}).__enter__()

@@ -70,7 +70,8 @@ def shown(page, selector):
 
 
 def test_it_is_there_within_a_second_and_small(visit, url):
-    visit()                                                                # the browser itself is warm now
+    # Warms up the browser.
+    visit()
     page = visit()
     timing = page.evaluate("(() => { const t = performance.timing; return t.loadEventEnd - t.navigationStart; })()")
     assert 0 < timing < 1000
@@ -170,7 +171,8 @@ def test_a_phone_shows_the_four_signs_and_breaks_names_where_they_can_be_broken(
     page = visit(PHONE)
     row = page.locator(".glance tbody tr").first
     assert row.locator("td.one .sign:visible").count() == 4
-    assert all(": " in text for text in row.locator("td.one").all_text_contents())  # unseen, yet told
+    # The hidden text for screen readers.
+    assert all(": " in text for text in row.locator("td.one").all_text_contents())
     assert "tiny-<wbr>dense.<wbr>safetensors" in page.locator(".glance").inner_html()
 
 

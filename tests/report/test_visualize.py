@@ -223,7 +223,7 @@ def test_the_sheet_of_differences_has_the_largest_margins(tmp_path):
     assert sorted(weight for weight, _, _ in album._strips) == sorted(kept)[-24:]
 
 
-def test_artifacts_of_one_name_are_told_apart(tmp_path, graph):
+def test_artifacts_of_one_name_get_different_names(tmp_path, graph):
     photo_folder(tmp_path / "photos", 1)
     (tmp_path / "other").mkdir()
     other = tiny_graph(tmp_path / "other")
@@ -231,7 +231,7 @@ def test_artifacts_of_one_name_are_told_apart(tmp_path, graph):
     assert report.artifacts == (f"{tmp_path.name}/tiny.onnx", "other/tiny.onnx")
 
 
-def test_files_of_an_earlier_run_are_told(tmp_path, graph):
+def test_files_of_an_earlier_run_give_a_note(tmp_path, graph):
     photo_folder(tmp_path / "photos", 2)
     assert "not of this run" not in dyvit("visualize", graph, tmp_path / "photos", "-o", tmp_path / "m").output
     again = dyvit("visualize", graph, tmp_path / "photos", "--images", 1, "-o", tmp_path / "m")

@@ -21,7 +21,8 @@ def settings():
     places = BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn
     try:
         products = torch.get_float32_matmul_precision()
-    except RuntimeError:                                                   # the newer name says something else
+    # The setting by its newer name differs.
+    except RuntimeError:
         products = None
     return [place.fp32_precision for place in places], products
 
@@ -49,7 +50,7 @@ def by_one_word():
 
 
 @pytest.mark.parametrize("ask", [lambda: None, by_older_names, by_newer_names, by_one_word])
-def test_float32_is_not_rounded_within_the_block_and_what_was_asked_comes_back(ask):
+def test_float32_is_not_rounded_within_the_block_and_settings_are_restored(ask):
     ask()
     before = settings()
     with contextlib.suppress(ZeroDivisionError), full_float32():

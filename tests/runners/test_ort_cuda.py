@@ -20,7 +20,8 @@ class Options(onnxruntime.SessionOptions):
     batch, no_cpu = None, False
 
     def add_session_config_entry(self, name, value):
-        if name == "session.disable_cpu_ep_fallback":                      # a session on the CPU refuses it
+        # A session on the CPU refuses this option.
+        if name == "session.disable_cpu_ep_fallback":
             self.no_cpu = value == "1"
         else:
             super().add_session_config_entry(name, value)
@@ -133,7 +134,7 @@ def test_a_graph_that_would_run_on_the_cpu_in_part_is_not_timed(cuda, graph, mon
         runner.timed_call(tiny_images(2).numpy(), transfers=False)
 
 
-def test_copies_are_timed_when_they_are_asked_for(cuda, graph):
+def test_copies_are_timed_on_request(cuda, graph):
     ort.OrtRunner(graph, "cuda").timed_call(tiny_images(2).numpy(), transfers=True)()
     assert cuda.bindings[-1].runs == [] and cuda.made[-1]["no_cpu"]
 
@@ -171,7 +172,7 @@ def lowered(graph, tmp_path):
     return tmp_path / "low.onnx"
 
 
-def test_a_graph_that_cuda_cannot_run_is_emulated_unless_cuda_was_asked_for(cuda, graph, tmp_path, monkeypatch):
+def test_a_graph_that_cuda_cannot_run_is_emulated_unless_cuda_was_requested(cuda, graph, tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "refuses", staticmethod(lambda options: "NOT_IMPLEMENTED : bfloat16 ReduceMean"))
     path = lowered(graph, tmp_path)
     runner = ort.OrtRunner(path)
@@ -180,7 +181,8 @@ def test_a_graph_that_cuda_cannot_run_is_emulated_unless_cuda_was_asked_for(cuda
     assert np.abs(runner.infer(feed).logits - feed.mean((2, 3))).max() < 1e-2
     with pytest.raises(ArtifactError, match=r"can load on the cuda \(NOT_IMPLEMENTED.*pass --device cpu"):
         ort.OrtRunner(path, "cuda")
-    with pytest.raises(ArtifactError, match="pass --device cpu"):           # float32 needs no emulation
+    # Float32 is not emulated.
+    with pytest.raises(ArtifactError, match="pass --device cpu"):
         ort.OrtRunner(graph)
 
 
@@ -192,7 +194,8 @@ def test_a_driver_that_only_the_loader_finds_counts(monkeypatch):
         if name != "libcuda.so.1":
             raise OSError(name)
     monkeypatch.setattr(ctypes, "CDLL", load)
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)       # not in the cache of ldconfig
+    # The library is not in the cache of ldconfig.
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)

@@ -53,7 +53,7 @@ def test_feeds_that_do_not_fit_are_refused_before_they_run(exported, which, feed
         runner.infer(feed)
 
 
-def test_models_of_others_run_with_what_they_tell(tmp_path):
+def test_foreign_models_run_without_facts(tmp_path):
     with open_runner(foreign_onnx(tmp_path / "f.onnx")) as runner:
         assert runner.facts is None and runner.input == InputSpec("x", "float32", (None, 3, 4, 4))
         assert runner.infer(np.ones((2, 3, 4, 4), np.float32)).logits.tolist() == [[1, 1, 1]] * 2

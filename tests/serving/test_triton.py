@@ -39,7 +39,8 @@ from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, find_triton, re
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
 pytestmark = needs_triton
-EXACT = 1e-5                                # fp32, the same runtime on both sides
+# Float32 with the same runtime on both sides.
+EXACT = 1e-5
 
 
 @contextlib.contextmanager
@@ -138,7 +139,7 @@ def test_every_kind_of_pixel_becomes_rgb_as_here(repository, served, images, mod
     np.testing.assert_allclose(found, local(repository, "one", [pixels]).logits, atol=EXACT)
 
 
-def test_the_router_takes_the_ratio_that_is_asked_for_and_else_the_highest(repository, served, images):
+def test_the_router_takes_the_requested_ratio_and_else_the_highest(repository, served, images):
     highest, lowest = (local(repository, f"two-{ratio}", images[:1]).logits for ratio in ("0.9", "0.5"))
     assert np.abs(highest - lowest).max() > 1e-3
     asked = [(None, highest), ({"keep_ratio": "0.9"}, highest), ({"keep_ratio": "0.50"}, lowest)]
@@ -241,7 +242,8 @@ def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, i
     repository = tmp_path / "repository"
     export_repository(checkpoint, repository, ServingConfig(name="m"))
     old, failures, seen = local(repository, "m", images[:1]).logits[0], [], []
-    other = tiny_checkpoint(tmp_path, seed=1)                               # only the answers tell them apart
+    # The two versions differ only in their outputs.
+    other = tiny_checkpoint(tmp_path, seed=1)
     with serving(repository, "--model-control-mode=poll", "--repository-poll-secs=1") as (_, address):
         done = threading.Event()
 
@@ -269,7 +271,7 @@ def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, i
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_serve_goes_on_until_it_is_stopped_and_leaves_no_process(repository, end):
+def test_serve_runs_until_it_is_stopped_and_leaves_no_process(repository, end):
     port = three_free_ports()
     command = [sys.executable, "-m", "dyvit_deploy", "serve", str(repository), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -295,7 +297,8 @@ def three_free_ports():
 def _has(place, text):
     try:
         return text.encode() in place.read_bytes()
-    except OSError:                                                         # it ended meanwhile
+    # The process has ended meanwhile.
+    except OSError:
         return False
 
 
@@ -354,7 +357,8 @@ def perf_analyzer(tmp_path):
         return found, os.environ
     found = Path(os.environ["DYVIT_TRITON"]) / "bin" / "perf_analyzer"
     for library in Path(os.environ["DYVIT_TRITON"]).glob("lib/*/site-packages/nvidia_pytriton.libs/lib*"):
-        for name in ("libcudart.so.12", "libb64.so.0d"):                    # which the server's package renames
+        # The server's package renames these libraries.
+        for name in ("libcudart.so.12", "libb64.so.0d"):
             if library.name.startswith(name.split(".")[0] + "-"):
                 (tmp_path / name).symlink_to(library)
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
