@@ -26,9 +26,9 @@ def test_only_intervals_that_do_not_overlap_are_a_difference(tmp_path):
     assert {c.artifact: c.verdict for c in report.changes} == {"c": "same", "b": "SLOWER", "a": "faster",
                                                                "d": "unknown"}
     assert next(c for c in report.changes if c.artifact == "a").ratio == 2
-    told = " ".join(report.notes)
-    assert "machine logical_cores differs: 2 before, 4 after" in told and "config threads differs" in told
-    assert "Rows in one of the two only: 1." in told
+    notes = " ".join(report.notes)
+    assert "machine logical_cores differs: 2 before, 4 after" in notes and "config threads differs" in notes
+    assert "Rows in one of the two only: 1." in notes
     result = CliRunner().invoke(main, ["compare", str(before), str(after)])
     assert result.exit_code == 0 and "SLOWER" in result.output
 

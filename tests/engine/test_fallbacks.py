@@ -1,4 +1,4 @@
-"""Matrix products that an engine computes in a wider type than asked, with a library and a GPU that are not there."""
+"""Matrix products that an engine computes in a wider type than requested, with a fake library and a fake GPU."""
 import dataclasses
 import shlex
 

@@ -1,4 +1,4 @@
-"""What is read out of an engine's description; the lines are TensorRT for RTX 1.7.1's."""
+"""Reading of an engine's layers; the log lines are from TensorRT for RTX 1.7.1."""
 import json
 
 import pytest
@@ -63,7 +63,7 @@ def test_the_inspectors_list_separates_weights_from_scales_and_inputs():
 
 
 def test_a_products_precision_is_that_of_the_layer_that_multiplies():
-    """Its name is also on the kernels that scale and shift its result, whose types say nothing."""
+    """The kernels that scale and shift its result have its name, too, but their types do not count."""
     layers = from_log([line("q", "kgen", ["Float"], [QKV]), line("g", "gemm", ["Int8"], [QKV]),
                        line("s", "kgen", ["Half"], [QKV, "blocks.0.attn.qkv/Add"])])
     assert engine_precisions(layers, [QKV, "absent"]) == {QKV: "int8"}
@@ -156,8 +156,8 @@ def test_products_wider_than_requested_are_named_by_part_and_node():
 
 def test_five_products_are_named_and_the_others_counted():
     nodes = [f"blocks.{i}.mlp.fc1/MatMul" for i in range(7)]
-    said = fallback_text(dict.fromkeys(nodes, "float16"), dict.fromkeys(nodes, "float32"))
-    assert said.count("asked float16") == 5 and said.endswith("; and 2 more")
+    text = fallback_text(dict.fromkeys(nodes, "float16"), dict.fromkeys(nodes, "float32"))
+    assert text.count("asked float16") == 5 and text.endswith("; and 2 more")
 
 
 def test_a_product_as_requested_or_not_listed_is_no_fallback():

@@ -1,4 +1,4 @@
-"""What can be said of a plan before it is loaded; plans and libraries of other kinds are in tests/runners."""
+"""Preflight of plans before they are loaded; other kinds of plans and libraries are in tests/runners."""
 import re
 
 import pytest

@@ -1,4 +1,4 @@
-"""Weights put into engines, or exchanged, with a library and a GPU that are not there."""
+"""Refits of engines, with a fake library and a fake GPU."""
 import json
 import shlex
 import shutil
@@ -130,8 +130,8 @@ def test_a_refit_that_differs_from_its_graph_is_rejected(trt, tmp_path):
     result = dyvit("refit", path, own, "-o", tmp_path / "b.plan", "--json", tmp_path / "report.json")
     assert result.exit_code == 1 and "FAILED batch 1: " in result.output
     assert sorted(p.name for p in tmp_path.glob("b*")) == ["b.rejected.plan", "b.rejected.plan.json"]
-    told = json.loads((tmp_path / "report.json").read_text())
-    assert told["passed"] is False and told["failures"] and told["on_device"]["batches"]
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["passed"] is False and values["failures"] and values["on_device"]["batches"]
 
 
 def test_a_refit_that_cannot_be_compared_has_a_note_with_the_reason(trt, tmp_path):
@@ -143,7 +143,7 @@ def test_a_refit_that_cannot_be_compared_has_a_note_with_the_reason(trt, tmp_pat
 
 
 def test_a_foreign_graph_is_refitted_too(trt, tmp_path):
-    """ONNX Runtime cannot run this one, so that nothing is there to compare with."""
+    """ONNX Runtime cannot run this graph, so there is no reference to compare with."""
     trt.compute = trt.answer
     path = engine(tmp_path, BOTH, trt.format, facts=False)
     report = refit_artifact(path, tmp_path / "tiny.onnx", tmp_path / "full.plan")
@@ -215,7 +215,7 @@ def test_other_engines_are_built_without_that_comparison(monkeypatch, tmp_path, 
 
 
 def test_tf32_may_differ_as_float16_may(monkeypatch, tmp_path):
-    """It rounds the operands to as many bits, which is more than float32 is allowed to."""
+    """TF32 rounds operands to as many bits as float16, which exceeds the tolerance of float32."""
     spoil(prepared(monkeypatch, NEW), lambda logits: logits * 1.002)
     for tf32 in (True, False):
         config = DeployConfig("trt", build=BuildConfig(PROFILES, tf32=tf32))

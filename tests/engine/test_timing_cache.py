@@ -1,4 +1,4 @@
-"""A shared timing cache, with stand-ins for what the library does: TensorRT for RTX has none, TensorRT needs a GPU."""
+"""A shared timing cache, with a fake library: TensorRT for RTX has no cache, and TensorRT needs a GPU."""
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from dyvit_deploy.errors import ArtifactError
 
 
 class Cache:
-    """Entries, one byte each; `other` bytes are of another GPU."""
+    """A cache whose entries are one byte each; `other` bytes are of another GPU."""
 
     def __init__(self, content):
         self.entries = set(content)

@@ -1,4 +1,4 @@
-"""Where Ray listens and what it is asked for, with a Ray that is none."""
+"""The address where Ray listens and the resources that it is asked for, with a fake Ray."""
 import sys
 from types import SimpleNamespace as Thing
 
@@ -14,7 +14,7 @@ from dyvit_deploy.predict.report import PredictConfig
 
 @pytest.fixture
 def ray(monkeypatch):
-    """A machine of 8 cores; `gpus` can be given it. What it was started with is in `given`."""
+    """A fake Ray on a machine of 8 cores and `gpus`; its start options are in `given`."""
     fake = Thing(gpus=0, started=False, given={})
     node = {"Alive": True, "Resources": {"CPU": 8.0}}
 

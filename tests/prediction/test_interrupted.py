@@ -1,4 +1,4 @@
-"""An interrupted run goes on, and ends as one that never was."""
+"""An interrupted run is resumed, with the same results as a run without interruption."""
 import os
 import signal
 import subprocess
@@ -39,7 +39,7 @@ def whole(graph, photos, folder, batch=4):
 
 
 def stopped_after(batches, graph, photos, out, **options):
-    """Ctrl-C comes once so many batches are done."""
+    """Raises KeyboardInterrupt after so many batches."""
     seen = []
 
     def watch(rows):
@@ -68,11 +68,11 @@ def test_ctrl_c_and_kill_9_cost_at_most_a_batch_and_change_no_byte(tmp_path, gra
         process = started(graph, photos, out)
         wait_for(lines, partial)
         process.send_signal(signal_number)
-        _, told = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
         assert not out.exists() and partial.exists()
         assert process.returncode == (130 if signal_number == signal.SIGINT else -signal.SIGKILL)
-        assert ("the same command goes on from there" in told) == (signal_number == signal.SIGINT)
-        assert "Traceback" not in told
+        assert ("the same command goes on from there" in output) == (signal_number == signal.SIGINT)
+        assert "Traceback" not in output
     report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
     assert report.images == 90 and report.resumed >= 32 and not report.notes
     assert out.read_bytes() == whole(graph, photos, tmp_path)

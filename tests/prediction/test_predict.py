@@ -1,4 +1,4 @@
-"""Rows for any images: what is in them, in which order, and what is refused."""
+"""The rows of a prediction: their content, their order, and errors."""
 import csv
 import json
 import os
@@ -31,7 +31,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def grey_runner(monkeypatch):
-    """Opens, whatever the path, a model of two classes whose logits are 0 and the mean of its 4 x 4 pixel image."""
+    """Opens, for any path, a model of two classes whose logits are 0 and the mean of its 4 x 4 pixel image."""
     def opened(path, **rest):
         def answer(feed):
             mean = feed.mean(axis=(1, 2, 3), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A folder as a user leaves it, and the page about it; made once, because four artifacts are exported and timed."""
+"""A folder with artifacts and reports, and its page; made once, because four artifacts are exported and timed."""
 import shutil
 
 import pytest
@@ -10,7 +10,7 @@ from dyvit_deploy.export.config import ExportConfig
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory):
-    """Two checkpoints, two graphs of the pruned one (one tells its tokens) and one of the dense one, their reports,
+    """Two checkpoints, two graphs of the pruned one (one with kept tokens) and one of the dense one, their reports,
     and photos of five classes."""
     folder = tmp_path_factory.mktemp("measured") / "shop window"
     folder.mkdir()

@@ -36,7 +36,7 @@ def test_labels_do_not_cover_one_another_nor_the_points():
 
 
 def test_labels_of_the_front_do_not_cover_its_line():
-    """It comes from a point's left, and goes on below it."""
+    """The line reaches a point from the left and continues below it."""
     # Also a point near the right edge.
     for x, y in ((92.6, 10), (50, 50)):
         [found] = label_points([(x, y)])

@@ -1,5 +1,5 @@
-"""What the page says: verdicts with a measurement behind them, where everything is from, and nothing that a file name
-could add. How it looks and works in a browser is test_browser.py's."""
+"""The content of the page: verdicts with their sources, origins, and escaped file names. Its look and behaviour in a
+browser are tested in test_browser.py."""
 import dataclasses
 import html
 import json
@@ -40,7 +40,7 @@ def text_of(content):
 
 
 def quick(folder, **config):
-    """Without galleries."""
+    """The report without galleries."""
     return dv.write_report(folder, config=dv.ReportConfig(run=False, **config))
 
 
@@ -324,7 +324,7 @@ def test_a_sweep_is_read_from_its_own_file(tmp_path):
 
 
 def test_a_sweep_is_judged_against_its_own_dense_model(tmp_path):
-    """Which is the one that was evaluated, and not the unmeasured one that speeds are over."""
+    """The dense model that was evaluated counts, not the baseline of the timings, which was not."""
     checkpoint, photos = tiny_checkpoint(tmp_path), photo_folder(tmp_path / "photos", 10, classes=5)
     folder = tmp_path / "sweep"
     dv.run_sweep(checkpoint, folder, dv.SweepConfig(
@@ -403,7 +403,7 @@ def test_errors_have_types_of_this_package(measured, tmp_path):
 
 
 def test_an_artifact_is_compared_with_the_dense_one_that_saw_the_same_images(copied):
-    """Whichever of several dense files that is."""
+    """Also if there are several dense files."""
     shutil.copy(copied / "dense.onnx", copied / "a-dense-one.onnx")
     found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
     assert "as the dense model" in found.lines

@@ -1,4 +1,4 @@
-"""Pixels of a figure: the paper's fade, outlines, and differences that need no colour."""
+"""Pixels of a figure: the fade of the paper, outlines, and differences that are visible without colour."""
 import numpy as np
 import pytest
 

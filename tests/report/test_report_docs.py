@@ -1,4 +1,4 @@
-"""The lines of docs/report.md work as they stand."""
+"""The commands in docs/report.md work."""
 import re
 import shlex
 

@@ -1,4 +1,4 @@
-"""When a verdict is green, and when it must not be: JSON changed by hand around real artifacts."""
+"""The verdicts for real artifacts with reports that are changed by hand."""
 import json
 import shutil
 
@@ -14,7 +14,7 @@ pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-depl
 
 
 def quick(folder, **config):
-    """Without galleries."""
+    """The report without galleries."""
     return dv.write_report(folder, config=dv.ReportConfig(run=False, **config))
 
 
@@ -36,7 +36,7 @@ def change_timings(path, name, **values):
 
 
 def evaluated(folder, name, data, images, top1, into=None):
-    """As though that file had been evaluated."""
+    """Writes a report as if that file had been evaluated."""
     path = folder / (into or f"{name}.eval.json")
     shutil.copy(folder / "tiny.onnx.eval.json", folder / "model.tmp")
     values = json.loads((folder / "model.tmp").read_text())

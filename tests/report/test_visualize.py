@@ -1,4 +1,4 @@
-"""dyvit visualize: files, names, sheets, and what is refused in one sentence."""
+"""dyvit visualize: files, names, sheets, and errors of one sentence."""
 import numpy as np
 import pytest
 from helpers import dyvit, photo_folder, tiny_checkpoint, tiny_graph
@@ -102,7 +102,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, graph):
 
 
 def odd_images(folder):
-    """One image of each kind that a camera, a scanner or a joker makes."""
+    """Images of many kinds: from cameras, scanners, and unusual ones."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""What a GPU runner needs of CUDA: float32 that is float32, captures that disturb nobody, clocks of a busy GPU."""
+"""CUDA for GPU runners: float32 without rounding, captures without side effects, clocks of a busy GPU."""
 import contextlib
 import sys
 import threading
@@ -73,7 +73,7 @@ def test_an_environment_that_forces_tf32_is_named(monkeypatch, name, value, forc
 
 
 def fake_capture(monkeypatch, fails=False):
-    """PyTorch's graphs as far as a capture goes: the current stream stays where a failed one left it, as in PyTorch."""
+    """A fake of PyTorch's CUDA graphs: as in PyTorch, a failed capture leaves the current stream set."""
     log = Thing(current="default", mode=None)
 
     class Graph:
@@ -119,7 +119,7 @@ def test_a_failed_capture_gives_the_current_stream_back(monkeypatch):
 
 
 class Nvml(Thing):
-    """The part of pynvml that is used; its GPU is `busy` or idle, and tells no power."""
+    """A fake of pynvml; its GPU is `busy` or idle, and does not report its power."""
 
     class NVMLError(Exception): ...
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0

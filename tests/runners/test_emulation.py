@@ -1,4 +1,4 @@
-"""bfloat16 on a runtime without it: against torch, which has it."""
+"""Emulated bfloat16, compared with torch, which supports it."""
 import numpy as np
 import onnx
 import pytest

@@ -27,7 +27,7 @@ class Labelled:
 
 
 def answers(logits, kept, facts):
-    """A runner that answers image i of a run of four with row i."""
+    """A runner whose output for image i of four is row i."""
     state = {"next": 0}
 
     def answer(feed):

@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA, as far as its sessions can be watched without a GPU: never another device in silence."""
+"""ONNX Runtime on CUDA, with sessions that are observed without a GPU: it never falls back to the CPU silently."""
 import ctypes
 
 import numpy as np
@@ -15,7 +15,7 @@ REAL = onnxruntime.InferenceSession
 
 
 class Options(onnxruntime.SessionOptions):
-    """Session options that tell what was asked of them; the real ones take a fixed batch and do not tell."""
+    """Session options that record what was set; the real ones have no way to read a fixed batch."""
 
     batch, no_cpu = None, False
 
@@ -40,7 +40,7 @@ class Binding:
 
 
 class Session:
-    """One that claims to be on CUDA and computes on the CPU; `refuses` says why CUDA does not take it."""
+    """A session that claims to be on CUDA and computes on the CPU; `refuses` is CUDA's reason to refuse it."""
 
     made, bindings, provider = None, None, CUDA
 
@@ -105,7 +105,7 @@ def test_no_node_runs_on_the_cpu_while_it_is_timed_and_the_batch_stays_on_the_gp
 
 
 def test_a_session_for_timing_has_no_shapes_left_that_the_cpu_would_compute(graph, tmp_path):
-    """With a free batch ONNX Runtime puts the arithmetic on shapes on the CPU; with a fixed one it folds it away."""
+    """With a free batch ONNX Runtime computes shapes on the CPU; with a fixed one they are constants."""
     import onnx
     kinds = []
     for batch in (None, 3):

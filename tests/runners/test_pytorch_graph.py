@@ -1,4 +1,4 @@
-"""Checkpoints as CUDA graphs of PyTorch, on a GPU that is none; the last tests need a real one."""
+"""Checkpoints as CUDA graphs of PyTorch, on a fake GPU; the last tests need a real one."""
 import dataclasses
 
 import numpy as np
@@ -130,7 +130,7 @@ def test_logits_alone_are_those_of_the_full_answer():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Runners that are opened live on a GPU that computes on the host."""
+    """Opens runners on a fake GPU, which computes on the host."""
     real = PyTorchRunner.__init__
 
     def make(self, model, facts, name="model", *, graph=False, cuda=None):
@@ -202,20 +202,20 @@ def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
     assert found[1].baseline is found[0]
 
 
-@pytest.mark.parametrize("words, said", [
+@pytest.mark.parametrize("words, message", [
     (["--cuda-graph", "--device", "cpu"], "needs a GPU that works"), (["--fp16", "--bf16"], "one of --fp16 and --bf16"),
     (["--streams", "2"], "--streams is for engine plans; leave it out")])
-def test_what_a_checkpoint_cannot_do_is_one_sentence(tmp_path, words, said):
+def test_what_a_checkpoint_cannot_do_is_one_sentence(tmp_path, words, message):
     result = dyvit("bench", tiny_checkpoint(tmp_path), *words, "--seconds", "0.1")
-    assert result.exit_code in (1, 2) and said in " ".join(result.output.split())
+    assert result.exit_code in (1, 2) and message in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("words, said", [(["--fp16"], "lower the artifact with dyvit export"),
+@pytest.mark.parametrize("words, message", [(["--fp16"], "lower the artifact with dyvit export"),
                                          (["--cuda-graph"], "for checkpoints on a GPU")])
-def test_what_a_graph_cannot_do_is_one_sentence(tmp_path, words, said):
+def test_what_a_graph_cannot_do_is_one_sentence(tmp_path, words, message):
     (tmp_path / "m.onnx").write_bytes(b"x")
     result = dyvit("bench", tmp_path / "m.onnx", *words)
-    assert result.exit_code == 2 and said in " ".join(result.output.split())
+    assert result.exit_code == 2 and message in " ".join(result.output.split())
 
 
 def test_bench_runs_a_checkpoint_in_half_precision_on_a_cpu(tmp_path):

@@ -12,7 +12,7 @@ from dyvit_deploy.runners.open import open_runner
 
 
 def foreign_onnx(path, batch="n", outputs=("scores",), dtype=TensorProto.FLOAT, side=4):
-    """A classifier by somebody else: the mean of each channel, for 4 x 4 images."""
+    """A classifier that dyvit did not write: the mean of each channel, for 4 x 4 images."""
     image = helper.make_tensor_value_info("x", dtype, [batch, 3, side, side])
     nodes = [helper.make_node("ReduceMean", ["x", "axes"], [name], keepdims=0) for name in outputs]
     axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])

@@ -1,4 +1,4 @@
-"""Engines from build to bench, with a library and a GPU that are not there."""
+"""Engines from build to bench, with a fake library and a fake GPU."""
 import contextlib
 import json
 import signal
@@ -67,7 +67,7 @@ def test_the_fake_refuses_names_that_were_removed(version):
     assert library.unknown == ["Builder.build_engine", "IBuilderConfig.max_workspace_size"]
 
 
-@pytest.mark.parametrize("config, told", [
+@pytest.mark.parametrize("config, expected", [
     (BuildConfig(), {"flags": [], "level": 3}),
     (BuildConfig(tf32=True), {"flags": ["TF32"]}),
     (BuildConfig(refittable=True), {"flags": ["REFIT"]}), (BuildConfig(strip_weights=True), {"flags": ["STRIP_PLAN"]}),
@@ -76,9 +76,9 @@ def test_the_fake_refuses_names_that_were_removed(version):
     (BuildConfig((BatchProfile(1, 1, 1, "a"), BatchProfile(2, 8, 16, "b"))), {"profiles": [
         {"images": [[batch, 3, 32, 32] for batch in sizes]} for sizes in ((1, 1, 1), (2, 8, 16))]}),
 ])
-def test_every_setting_reaches_the_library_and_the_engine_is_read_back(trt, tmp_path, config, told):
+def test_every_setting_reaches_the_library_and_the_engine_is_read_back(trt, tmp_path, config, expected):
     facts = read_sidecar(engine(tmp_path, config))
-    assert {key: trt.built[0][key] for key in told} == told
+    assert {key: trt.built[0][key] for key in expected} == expected
     assert facts.verified == ON_DEVICE and facts.products[QKV] == "float32"
     assert trt.network_flags == [1 << (1 if trt.major == 10 else 0)]
     assert facts.builder["version"] == trt.__version__ and facts.target["gpu"] == "Fake GPU"

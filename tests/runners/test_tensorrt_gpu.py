@@ -1,4 +1,4 @@
-"""Engines of the demo student on a real GPU, against float32 in PyTorch: the figures that are open without one."""
+"""Engines of the demo student on a real GPU, compared with float32 in PyTorch."""
 import importlib.util
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is written into a Triton repository, and what is refused, without a server."""
+"""The files of a Triton repository, and refused settings, without a server."""
 import dataclasses
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Servers that are missing, too old, broken or in the way: one sentence each."""
+"""Servers that are missing, too old, broken, or occupy a port: one sentence each."""
 import http.server
 import json
 import os
@@ -34,7 +34,7 @@ def script(path, text):
 
 @pytest.fixture
 def answering(request):
-    """A server that is no Triton: every path gives the same JSON."""
+    """A server that is not a Triton: every path gives the same JSON."""
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = json.dumps(request.param).encode()
@@ -64,8 +64,8 @@ def test_a_missing_server_comes_with_the_command_that_installs_one(monkeypatch, 
 def test_an_environment_with_numpy_2_is_refused_because_it_would_give_wrong_tensors(tmp_path):
     packages = tmp_path / "env/lib/site-packages"
     script(packages / "pytriton/tritonserver/bin/tritonserver", "")
-    told = json.dumps(["2.4.6", "3.11", "/lib", str(packages)])
-    script(tmp_path / "env/bin/python", f"#!/bin/sh\necho '{told}'\n")
+    probed = json.dumps(["2.4.6", "3.11", "/lib", str(packages)])
+    script(tmp_path / "env/bin/python", f"#!/bin/sh\necho '{probed}'\n")
     with pytest.raises(BackendError, match=r"numpy 2\.4\.6.*pip install 'numpy<2'"):
         find_triton(tmp_path / "env")
 

@@ -1,4 +1,4 @@
-"""A real Triton Inference Server on repositories as they are written, its answers against the local runner."""
+"""A real Triton Inference Server on exported repositories; its outputs are compared with the local runner."""
 import contextlib
 import io
 import os
@@ -56,7 +56,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repository(checkpoint, tmp_path_factory):
-    """A model that tells its tokens, and two keep ratios of uint8 input behind a router."""
+    """A model with kept tokens as outputs, and two keep ratios of uint8 input behind a router."""
     folder = tmp_path_factory.mktemp("served") / "repository"
     export_repository(checkpoint, folder, ServingConfig(name="one", max_batch=16),
                       DeployConfig(export=ExportConfig(with_tokens=True)))
@@ -96,8 +96,8 @@ def files(*contents):
 
 
 def statistics(address, name):
-    [told] = address.get(f"/v2/models/{name}/stats")["model_stats"]
-    return np.array([told["inference_count"], told["execution_count"]])
+    [statistics] = address.get(f"/v2/models/{name}/stats")["model_stats"]
+    return np.array([statistics["inference_count"], statistics["execution_count"]])
 
 
 def test_every_way_of_sending_images_gives_what_the_local_runner_gives(repository, served, tmp_path):
@@ -192,7 +192,7 @@ def as_kind(kind):
 
 
 def huge():
-    """A PNG that promises more pixels than the limit, and has none."""
+    """A PNG whose header has more pixels than the limit, and which has no data."""
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     side = int(MAX_PIXELS ** 0.5) + 10

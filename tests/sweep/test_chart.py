@@ -1,4 +1,4 @@
-"""The Pareto chart: what each mark means, and where labels may stand."""
+"""The Pareto chart: the meaning of the marks, and the places of labels."""
 from types import SimpleNamespace
 
 import pytest

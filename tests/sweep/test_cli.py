@@ -1,4 +1,4 @@
-"""`dyvit sweep` as it is typed, on a tiny checkpoint, with nothing replaced but tolerances and repeated exports."""
+"""The command `dyvit sweep` on a tiny checkpoint; only tolerances and repeated exports are replaced."""
 import json
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""What a sweep does, and above all what it does not do twice."""
+"""A sweep: its steps, and that it repeats none of them."""
 import io
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ class Verdict(SimpleNamespace):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Stands in for the stages; `calls` counts them, `rejected` and `broken` name files that fail."""
+    """Fakes of the stages; `calls` counts them, `rejected` and `broken` name files that fail."""
     calls, rejected, broken = [], set(), {}
 
     def export(checkpoint, path, config, load, progress):
@@ -277,7 +277,7 @@ def test_the_report_names_the_machine_and_notes_when_it_is_another(made, fake, t
         monkeypatch.setattr(run_module, "machine", lambda: values)
         return values
 
-    def said(report):
+    def printed(report):
         console = Console(file=io.StringIO(), width=200)
         console.print(report.table())
         # Joined, because titles wrap.
@@ -285,7 +285,7 @@ def test_the_report_names_the_machine_and_notes_when_it_is_another(made, fake, t
 
     before = on(4)
     first = run_sweep(made[0], tmp_path, config(made, batches=(1,)))
-    assert "; Quick 9, 4 cores" in said(first)
+    assert "; Quick 9, 4 cores" in printed(first)
     [run] = first.to_json()["runs"]
     assert run["machine"] == before and run["run"] == first.rows[0].run and "numpy" in run["versions"] and run["at"]
     assert not any("machine" in note for note in first.notes)
@@ -294,7 +294,7 @@ def test_the_report_names_the_machine_and_notes_when_it_is_another(made, fake, t
     assert any("stem from 2 runs on different machines" in note for note in again.notes)
     assert ("Rows of run 0 were measured on another machine (Quick 9, 4 cores); pass a new -o to measure here."
             in again.notes)
-    assert "; Quick 9, 4 cores; Quick 9, 8 cores" in said(again) and " run " in said(again)
+    assert "; Quick 9, 4 cores; Quick 9, 8 cores" in printed(again) and " run " in printed(again)
     assert [run["run"] for run in again.to_json()["runs"]] == [0, 1]
 
 
@@ -350,9 +350,9 @@ def test_the_same_value_twice_is_one_and_file_names_are_their_own():
 
 
 def test_progress_goes_to_the_callback_and_is_never_printed(made, fake, tmp_path, capsys):
-    said = []
-    run_sweep(made[0], tmp_path, config(made), progress=Progress(said.append))
-    assert said[0] == "1 of 4: keep1.0-fp32-onnx.onnx" and "timing 4 artifacts at batch 1" in said[4]
+    printed = []
+    run_sweep(made[0], tmp_path, config(made), progress=Progress(printed.append))
+    assert printed[0] == "1 of 4: keep1.0-fp32-onnx.onnx" and "timing 4 artifacts at batch 1" in printed[4]
     assert capsys.readouterr().out == ""
 
 
