@@ -1,1 +1,1 @@
-"""How fast is an artifact, and how much of what pruning promises does it deliver?"""
+"""Measures how fast an artifact is, and how much of the speed-up expected from pruning it reaches."""

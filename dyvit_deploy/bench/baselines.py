@@ -1,4 +1,4 @@
-"""Which dense artifact each pruned one is timed against."""
+"""Finds the dense artifact that each pruned one is timed against."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,8 +15,11 @@ from ..runners.open import is_engine
 
 @dataclass
 class TimedArtifact:
-    """One artifact in a run of bench. `gmacs` are of one image; `baseline` is what it is compared with;
-    `stand_in` marks a dense backbone with random weights; `load` is how it was opened."""
+    """One artifact in a run of bench.
+
+    `gmacs` are 1e9 multiply-accumulates for one image. `baseline` is the artifact that it is compared with. `stand_in`
+    marks a dense backbone with random weights. `load` are the settings that it was opened with.
+    """
 
     runner: Runner
     path: str
@@ -26,18 +29,25 @@ class TimedArtifact:
     load: LoadConfig = LoadConfig()
 
 
-# Writes the dense backbone of a candidate's model for the same backend; takes the path without its suffix.
+# Writes the dense backbone of a candidate's model for the same backend. Takes the candidate and the path to write
+# without its suffix, returns the path with it.
 DenseMaker = Callable[[TimedArtifact, Path], Path]
 
 
 def with_baselines(candidates: list[TimedArtifact], given: str | Path | None, folder: Path,
                    opened: Callable[..., TimedArtifact],
                    make_dense: DenseMaker | None) -> tuple[list[TimedArtifact], list[str]]:
-    """The baselines first, then the artifacts, each knowing its own; and notes about those that have none.
+    """Sets `baseline` of each candidate. Returns the new baselines followed by the candidates, and notes about
+    candidates without a baseline.
 
-    `opened` opens a path; with `plain`, a checkpoint without rewrites. `make_dense` None makes none. One baseline is
-    enough for all artifacts of the same model, backend and input; a dense artifact among them serves as it is. The
-    baseline of an engine or a checkpoint has the same precision, else it is float32.
+    Artifacts of the same model, backend and input share one baseline; a dense artifact among the candidates is used as
+    it is. The baseline of an engine or a checkpoint has the same precision, any other baseline is float32.
+
+    Args:
+        given: the artifact to compare all candidates with; None finds or makes a dense one for each.
+        folder: where missing baselines are written.
+        opened: opens a path; with `plain=True` without rewrites.
+        make_dense: writes a missing baseline; None adds a note instead.
     """
     if given is not None:
         baseline = opened(given)
@@ -46,55 +56,55 @@ def with_baselines(candidates: list[TimedArtifact], given: str | Path | None, fo
         return [baseline, *candidates], []
     notes: list[str] = []
     built: list[TimedArtifact] = []
-    dense = {_kind(c): c for c in candidates if c.runner.facts and _serves(c)}
+    dense = {_match_key(c): c for c in candidates if c.runner.facts and _is_baseline(c)}
     for candidate in candidates:
-        runner, kind = candidate.runner, _kind(candidate)
+        runner, key = candidate.runner, _match_key(candidate)
         if runner.facts is None:
             notes.append(f"{runner.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline "
                          "FILE to compare it with another artifact.")
-        elif _serves(candidate):
+        elif _is_baseline(candidate):
             notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
-        elif kind in dense:
-            candidate.baseline = dense[kind]
+        elif key in dense:
+            candidate.baseline = dense[key]
         elif make_dense is None:
             notes.append(f"{runner.name} has no dense baseline; pass one to compare it.")
         else:
             try:
                 made = opened(make_dense(candidate, folder / f"dense-{len(built)}"), plain=True)
             except (MissingDependency, ExportError, BackendError) as error:
-                # The others need nothing that is not here.
+                # Only an engine's baseline may need a library or a GPU that is missing here.
                 if not is_engine(candidate.path):
                     raise
                 notes.append(f"{runner.name} has no dense baseline here ({str(error).rstrip('.')}); pass "
                              "--baseline FILE to compare it.")
                 continue
             made.runner.name, made.stand_in = f"dense {runner.facts.model.name}", True
-            candidate.baseline = dense[kind] = made
+            candidate.baseline = dense[key] = made
             built.append(made)
     return [*built, *candidates], notes
 
 
-def _serves(candidate: TimedArtifact) -> bool:
-    """True for a dense artifact that others are compared with."""
+def _is_baseline(candidate: TimedArtifact) -> bool:
+    """True for a dense artifact that can be the baseline of others."""
     runner = candidate.runner
     return bool(runner.facts and runner.facts.dense) and (_keeps_precision(candidate) or runner.precision == "float32")
 
 
 def _keeps_precision(candidate: TimedArtifact) -> bool:
-    """True where the baseline has the candidate's own precision: engines, and checkpoints, which are lowered when they
-    are opened."""
+    """True if the baseline must have the candidate's precision: for engines, and for checkpoints, which are lowered
+    when they are opened."""
     return is_engine(candidate.path) or candidate.runner.backend == "PyTorch"
 
 
-def _kind(candidate: TimedArtifact) -> tuple[Any, ...]:
-    """What two artifacts must share for their times to be compared as dense and pruned."""
+def _match_key(candidate: TimedArtifact) -> tuple[Any, ...]:
+    """The properties that a pruned artifact and its dense baseline must share."""
     runner = candidate.runner
     precision = runner.precision if _keeps_precision(candidate) else "float32"
     return runner.facts and runner.facts.model, runner.label, runner.input.dtype == "uint8", precision
 
 
 def count_gmacs(facts: ArtifactFacts | None) -> float | None:
-    """1e9 multiply-accumulates for one image; None for files that are not ours."""
+    """1e9 multiply-accumulates for one image; None for files that dyvit did not write."""
     if facts is None:
         return None
     from ..model.macs import count_costs

@@ -1,4 +1,4 @@
-"""Compares two saved runs of bench: what became faster, what slower, and what only looks so."""
+"""Compares two saved runs of bench: which rows became faster or slower, and which differences are only noise."""
 from __future__ import annotations
 
 import dataclasses
@@ -13,15 +13,19 @@ from rich.text import Text
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, ConfigError
 
-# How a row was run, see `Timing`.
-HOW = ("CUDA graph", "Number of streams")
-UNIMPORTANT = ("config batches", "config seconds", "config memory", "config profile", "config peak")  # for a ratio
+# Labels of `_Row.mode`, see `Timing`.
+MODE_LABELS = ("CUDA graph", "Number of streams")
+# Settings that do not affect the ratio of two rows.
+IGNORED_SETTINGS = ("config batches", "config seconds", "config memory", "config profile", "config peak")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One artifact at one batch size in both runs. `ratio` is the median before over the median after, above 1 for
-    faster; `verdict` is "same" when the 95 % intervals of the medians overlap, and "unknown" without them."""
+    """One artifact at one batch size in both runs.
+
+    `ratio` is the median before over the median after, above 1 if it became faster. `verdict` is "faster", "SLOWER",
+    "same" if the 95 % intervals of the medians overlap, or "unknown" without intervals.
+    """
 
     artifact: str
     backend: str
@@ -35,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows that both runs have; `notes` tell what differs besides."""
+    """The rows that both runs have; `notes` list differences in machine, versions, settings and rows."""
 
     KIND: ClassVar[str] = "compare"
 
@@ -58,23 +62,24 @@ class Comparison:
 
 
 def compare_runs(before: str | Path, after: str | Path) -> Comparison:
-    """Two files of `dyvit bench --json`, row by row.
+    """Compares two files of `dyvit bench --json` row by row.
 
     Raises:
         ArtifactError: a file is missing, or is not a report of bench.
         ConfigError: they have no row in common.
     """
-    (old, old_around), (new, new_around) = _read(before), _read(after)
+    (old, old_context), (new, new_context) = _read(before), _read(after)
     common = [key for key in new if key in old]
     if not common:
         raise ConfigError(f"{before} and {after} have no artifact, precision and batch size in common; give the "
                           "artifacts the same names.")
-    notes = [f"{name} differs: {old_around.get(name)} before, {new_around.get(name)} after."
-             for name in dict.fromkeys((*old_around, *new_around)) if old_around.get(name) != new_around.get(name)]
-    notes += [f"{word} of {new[key].artifact} at batch {new[key].batch} differs: {before} before, {after} after."
-              for key in common for word, before, after in zip(HOW, old[key].how, new[key].how) if before != after]
-    left = len(old) + len(new) - 2 * len(common)
-    notes += [f"Rows in one of the two only: {left}."] if left else []
+    notes = [f"{name} differs: {old_context.get(name)} before, {new_context.get(name)} after."
+             for name in dict.fromkeys((*old_context, *new_context)) if old_context.get(name) != new_context.get(name)]
+    notes += [f"{label} of {new[key].artifact} at batch {new[key].batch} differs: {old_mode} before, {new_mode} after."
+              for key in common for label, old_mode, new_mode in zip(MODE_LABELS, old[key].mode, new[key].mode)
+              if old_mode != new_mode]
+    unmatched = len(old) + len(new) - 2 * len(common)
+    notes += [f"Rows in one of the two only: {unmatched}."] if unmatched else []
     notes.append("Machines drift between runs: what must be compared closely belongs in one run.")
     return Comparison(str(before), str(after), tuple(_change(old[key], new[key]) for key in common), tuple(notes))
 
@@ -86,23 +91,23 @@ class _Row(NamedTuple):
     batch: int
     ms: float
     interval: tuple[float, float] | None
-    how: tuple[Any, ...]
+    mode: tuple[Any, ...]
 
 
 def _read(path: str | Path) -> tuple[dict[tuple[Any, ...], _Row], dict[str, Any]]:
-    """The rows of the report in `path`, and around them what may differ: machine, versions, settings."""
+    """The rows of the report in `path`, and its context: machine, versions and settings."""
     path = require_file(path)
     try:
         report = json.loads(path.read_text())
         rows = {row[:4]: row for row in map(_row, report["timings"])}
-        twice = len(rows) < len(report["timings"])
-        around = {f"{part} {name}": value for part in ("machine", "versions", "config")
-                  for name, value in report[part].items() if f"{part} {name}" not in UNIMPORTANT}
+        duplicates = len(rows) < len(report["timings"])
+        context = {f"{section} {name}": value for section in ("machine", "versions", "config")
+                   for name, value in report[section].items() if f"{section} {name}" not in IGNORED_SETTINGS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a whole report of dyvit bench; write one with --json.") from error
-    if twice:
+    if duplicates:
         raise ArtifactError(f"{path} has two artifacts of one name; give them different ones and measure again.")
-    return rows, around
+    return rows, context
 
 
 def _row(values: dict[str, Any]) -> _Row:

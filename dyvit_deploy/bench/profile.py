@@ -1,4 +1,4 @@
-"""Where the time of an artifact goes: stem, blocks before and after each cut, predictors, gathers, head."""
+"""The time an artifact spends in each place: stem, blocks before and after each cut, predictors, gathers, head."""
 from __future__ import annotations
 
 import dataclasses
@@ -15,18 +15,19 @@ from ..runners.profiling import LayerTime
 from .process import make_feed
 
 RUNS = 20
-# Layers are named after the modules that they come from; the first pattern that fits tells the place.
-PLACES = ((r"score_predictor\.(\d+)\b", "predictor"), (r"(?:selector|fuser)\.(\d+)\b", "gather"),
-          (r"blocks\.(\d+)\b", "block"), (r"()\b(norm|fc_norm|head|aux_head|attn_pool|logits)\b", "head"),
-          (r"()\b(patch_embed|pos_embed|cls_token|reg_token|norm_pre|images|proj)\b", "stem"))
-MOVES = ("Concat", "Slice", "Split", "StridedSlice", "Expand", "Cast", "Reorder", "GatherND",
-         "GatherElements")                  # of rows and their places, after a gather
-OVERHEAD = ("predictor", "gather")          # what pruning adds
+# Layers are named after the modules that they come from; the first pattern that matches determines the place.
+PLACE_PATTERNS = ((r"score_predictor\.(\d+)\b", "predictor"), (r"(?:selector|fuser)\.(\d+)\b", "gather"),
+                  (r"blocks\.(\d+)\b", "block"), (r"()\b(norm|fc_norm|head|aux_head|attn_pool|logits)\b", "head"),
+                  (r"()\b(patch_embed|pos_embed|cls_token|reg_token|norm_pre|images|proj)\b", "stem"))
+# Operators that move rows and their indices after a gather.
+MOVES = ("Concat", "Slice", "Split", "StridedSlice", "Expand", "Cast", "Reorder", "GatherND", "GatherElements")
+# Places that only a pruned model has.
+OVERHEAD = ("predictor", "gather")
 
 
 @dataclass(frozen=True)
 class PlaceTime:
-    """Milliseconds of `layers` layers, and their share of the sum over all layers."""
+    """The time of the `layers` layers of one place in ms, and its share of the sum over all layers."""
 
     place: str
     layers: int
@@ -37,7 +38,7 @@ class PlaceTime:
 @dataclass(frozen=True)
 class ProfileReport:
     """One artifact at one batch size. `overhead` is the share of predictors and gathers; `layers` are in the order
-    in which they run. Times are by the runtime's profiler, whose own cost is in them: compare shares."""
+    in which they run. Times include the cost of the runtime's profiler itself, so compare shares."""
 
     artifact: str
     backend: str
@@ -71,7 +72,7 @@ def profile(runner: Runner, batch: int, image_size: tuple[int, int] | None = Non
     """Runs `runner`'s artifact on a random batch under its runtime's profiler.
 
     Raises:
-        BackendError: the backend has no profiler that tells layers.
+        BackendError: the backend has no profiler for single layers.
     """
     layers = runner.layer_times(make_feed(runner, batch, image_size), RUNS)
     stages = runner.facts.prune.stages if runner.facts and runner.facts.prune else ()
@@ -83,15 +84,18 @@ def profile(runner: Runner, batch: int, image_size: tuple[int, int] | None = Non
 def place_times(layers: Sequence[LayerTime], stages: Sequence[int]) -> tuple[PlaceTime, ...]:
     """The time of each place of a model that prunes before blocks `stages`, in the order in which they run."""
     total = sum(layer.ms for layer in layers) or 1.0
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for layer, place in zip(layers, locate(layers, stages)):
-        found.setdefault(place, []).append(layer.ms)
-    return tuple(PlaceTime(place, len(ms), sum(ms), sum(ms) / total) for place, ms in found.items())
+        times.setdefault(place, []).append(layer.ms)
+    return tuple(PlaceTime(place, len(ms), sum(ms), sum(ms) / total) for place, ms in times.items())
 
 
 def locate(layers: Sequence[LayerTime], stages: Sequence[int]) -> list[str]:
-    """Where each layer belongs. One whose name does not tell prepares the next that does, unless it moves rows
-    that a gather has just picked; what follows the last named layer belongs to it."""
+    """The place of each layer.
+
+    A layer whose name matches no pattern belongs to the place of the next layer with a match, or to the last place if
+    there is none. If it moves the rows that a gather has just picked, it belongs to the gather.
+    """
     known = [_named_place(layer.name, stages) for layer in layers]
     for i, layer in enumerate(layers):
         if known[i] is None and i and (known[i - 1] or "").startswith("gather") and layer.operator in MOVES:
@@ -105,14 +109,14 @@ def locate(layers: Sequence[LayerTime], stages: Sequence[int]) -> list[str]:
 
 
 def _named_place(name: str, stages: Sequence[int]) -> str | None:
-    for pattern, kind in PLACES:
+    for pattern, kind in PLACE_PATTERNS:
         if match := re.search(pattern, name):
             return _segment(int(match[1]), stages) if kind == "block" else f"{kind} {match[1]}".strip()
     return None
 
 
 def _segment(block: int, stages: Sequence[int]) -> str:
-    """The run of blocks between two cuts that `block` is in."""
+    """The blocks between the two cuts around `block`, as the name of a place."""
     first = max((stage for stage in stages if stage <= block), default=0)
     last = min((stage for stage in stages if stage > block), default=None)
     if last is None:

@@ -1,4 +1,4 @@
-"""What was timed: one row per artifact and batch size."""
+"""Settings and results of bench: one row per artifact and batch size."""
 from __future__ import annotations
 
 import dataclasses
@@ -17,21 +17,21 @@ GRAPH = {None: "", True: ", CUDA graph", False: ", CUDA graph failed"}
 
 @dataclass(frozen=True)
 class Timing:
-    """One artifact at one batch size; `precision` is what its products are computed in. `stand_in` marks a
-    dense backbone with random weights that was built to compare with.
+    """One artifact at one batch size; its products are computed in `precision`. `stand_in` marks a dense backbone with
+    random weights that was built as a baseline.
 
     Latencies are milliseconds for the whole batch, `ci95_ms` their 95 % confidence intervals ("p50", "p90", "p99");
-    an end is None where the runs were too few to tell. `images_per_sec` is batch over the median.
-    `peak_rss_mib`, `load_ms` and `first_ms` are of a process of its own that loads the artifact and runs this
-    batch (see `process.Start`), None where they were not measured. `gflops` is what the products amount to over the
-    median, at two operations a multiply-accumulate, and `peak_share` that over the machine's measured peak in the
-    same runtime and precision. `speedup` is `images_per_sec` over the baseline's,
-    `ceiling` the ratio of their multiply-accumulates; None where there is nothing to compare with.
-    `gpu_ms_p50` are the medians of the phases on a GPU by its own events (`upload`, `compute`,
-    `download`; one stream), and `tflops` what the products amount to in `compute`, at two operations a
-    multiply-accumulate. Without a CUDA graph, `compute` includes gaps in which the GPU waits for the host's launches.
-    `cuda_graph` is None unless one was asked for, else whether the batch was replayed as one; `capture_error` says why
-    not. An engine runs `streams` batches at once, which `images_per_sec` counts.
+    an end is None if there were too few runs. `images_per_sec` is the batch size over the median; it counts the
+    `streams` batches that an engine runs at once.
+    `peak_rss_mib`, `load_ms` and `first_ms` are from a separate process that loads the artifact and runs this batch
+    (see `process.Start`), None if not measured. `gflops` are the operations per second of the matrix products at the
+    median latency, at two operations a multiply-accumulate, and `peak_share` is `gflops` over the machine's measured
+    peak in the same runtime and precision. `speedup` is `images_per_sec` over the baseline's, `ceiling` the ratio of
+    their multiply-accumulates; both are None without a baseline.
+    `gpu_ms_p50` are the medians of the phases on a GPU by its own events (`upload`, `compute`, `download`; one stream),
+    and `tflops` are the operations per second during `compute`. Without a CUDA graph, `compute` includes gaps in which
+    the GPU waits for the host's launches. `cuda_graph` is None unless one was requested, else whether the batch was
+    replayed as one; `capture_error` is the reason if not.
     """
 
     artifact: str
@@ -63,9 +63,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All timings of one run, with the machine they were measured on; `gpu` has what only a GPU run tells:
-    its clocks while each batch size was timed, and the peak of its matrix products, measured in this run. `peaks` are
-    GFLOP/s of the machine's matrix products, per runtime and precision; `profiles` one per artifact and batch size."""
+    """All timings of one run, and the machine they were measured on.
+
+    `gpu`, for runs on a GPU, has its clocks during the timing of each batch size, and the peak of its matrix products,
+    measured in this run. `peaks` are GFLOP/s of the machine's matrix products per runtime and precision; `profiles`
+    has one entry per artifact and batch size.
+    """
 
     KIND: ClassVar[str] = "bench"
 
@@ -79,17 +82,18 @@ class BenchReport:
     profiles: tuple[ProfileReport, ...] = ()
 
     def table(self) -> Group:
-        """Speed, then what a start costs, then where the time goes; the last two where they were measured."""
+        """Speed, then the cost of a start and the profiles, if they were measured."""
         return Group(self._speed(), *([self._starts()] if any(t.load_ms for t in self.timings) else []),
                      *(profile.table() for profile in self.profiles))
 
     def _speed(self) -> Table:
-        """One row per artifact and batch size; ~ marks figures that did not settle."""
+        """One row per artifact and batch size; ~ marks medians that did not become stable in time."""
         parts = [self.machine["processor"], f"{self.machine['logical_cores']} cores", self.machine["gpu"],
                  self.config.cpus and f"on cores {', '.join(map(str, self.config.cpus))} only",
                  self.config.threads and f"{self.config.threads} threads"]
         table = Table(title=", ".join(str(part) for part in parts if part), title_justify="left")
-        table.add_column("artifact", overflow="fold", min_width=10 if self.peaks else 22)  # 130 columns in all
+        # With these widths the whole table fits into 130 columns.
+        table.add_column("artifact", overflow="fold", min_width=10 if self.peaks else 22)
         table.add_column("precision")
         for column in ("batch", "p50 ms", "±", "p90 ms", "p99 ms", "images/s", "GMACs", "speed-up", "ceiling"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -112,7 +116,7 @@ class BenchReport:
         return table
 
     def _starts(self) -> Table:
-        """What a process of its own pays before it answers at full speed."""
+        """The cost of a start in a fresh process."""
         table = Table(title="starting a process: open the artifact, answer the first batch", title_justify="left")
         table.add_column("artifact", overflow="fold")
         for column in ("batch", "load ms", "first ms", "peak MiB"):
@@ -131,7 +135,7 @@ class BenchReport:
 
 
 def _width(timing: Timing) -> str:
-    """How far the 95 % interval of the median reaches, as a share of it."""
+    """The larger distance of the median from an end of its 95 % interval, as a share of the median."""
     low, high = (timing.ci95_ms or {}).get("p50") or (None, None)
     if low is None or high is None:
         return "-"

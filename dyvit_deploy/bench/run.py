@@ -1,11 +1,11 @@
-"""How fast is an artifact, and how much of what pruning promises does it deliver?
+"""Measures how fast artifacts are, and how much of the speed-up expected from pruning they reach.
 
-What is timed: one call of the runtime, from a float32 or uint8 batch in host memory to logits in
-host memory; decoding and preprocessing of images are not in it. On a GPU the batch is there
-already, as in trtexec, unless the copies are asked for; they are timed apart either way. Candidates
-take turns within one run, because machines drift: a ratio of two runs made at different times says little.
+One call of the runtime is timed, from a float32 or uint8 batch in host memory to logits in host memory, without
+decoding and preprocessing of images. On a GPU the batch is already in its memory, as in trtexec, unless transfers are
+included; they are also timed separately. Candidates take turns within one run, because the speed of a machine drifts: a
+ratio of two runs made at different times says little.
 
-The promise is the ratio of multiply-accumulates, dense over pruned: the ceiling of the speed-up.
+The expected speed-up, also its ceiling, is the ratio of multiply-accumulates, dense over pruned.
 """
 from __future__ import annotations
 
@@ -36,43 +36,46 @@ from .report import BenchReport, Timing
 from .timing import alternate, is_stable, quantile_interval
 
 REPORTED_LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
-GPU_RUNS = 50                               # timed by events, beside those timed by the clock
+# Runs that are timed by GPU events, in addition to those timed by the host's clock.
+GPU_RUNS = 50
 
 
 def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig(),
                    load: LoadConfig = LoadConfig(), track: Track[Any] = no_track,
                    make_dense: DenseMaker | None = None) -> BenchReport:
-    """Times `artifacts` and their dense baselines alternately, at each batch size; `make_dense` makes those that are
-    missing.
+    """Times `artifacts` and their dense baselines alternately, at each batch size; `make_dense` makes missing
+    baselines.
 
     Raises:
         ArtifactError, BackendError: an artifact cannot be opened or run.
         ConfigError: values outside their range.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(on_cpus(config.cpus))                          # before any library starts its threads
-        # Without a number, ONNX Runtime would ask for a thread per core of the machine.
+        # Before any library starts its threads.
+        stack.enter_context(on_cpus(config.cpus))
+        # By default, ONNX Runtime would start a thread per core of the machine.
         config = dataclasses.replace(config, threads=config.threads or len(config.cpus))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
 
         def opened(path: str | Path, plain: bool = False) -> TimedArtifact:
-            asked = load_for(path, load)
+            settings = load_for(path, load)
             if plain:
-                # A schedule that was asked for is not for the dense model.
-                asked = load_for(path, LoadConfig(image_size=load.image_size if not is_checkpoint(path) else None,
-                                                  engine=dataclasses.replace(load.engine, rewrites=False),
-                                                  precision=load.precision))
-            runner = stack.enter_context(open_runner(path, load=asked, device=config.device, threads=config.threads))
-            return TimedArtifact(runner, str(path), count_gmacs(runner.facts), load=asked)
+                # The dense model takes no keep schedule.
+                settings = load_for(path, LoadConfig(image_size=load.image_size if not is_checkpoint(path) else None,
+                                                     engine=dataclasses.replace(load.engine, rewrites=False),
+                                                     precision=load.precision))
+            runner = stack.enter_context(open_runner(path, load=settings, device=config.device, threads=config.threads))
+            return TimedArtifact(runner, str(path), count_gmacs(runner.facts), load=settings)
 
         _check_request(artifacts, config, load)
-        given, left_out = _timeable([opened(path) for path in artifacts])
-        candidates, notes = with_baselines(given, config.baseline, folder, opened, make_dense)
-        notes += left_out
+        timeable, skip_notes = _timeable([opened(path) for path in artifacts])
+        candidates, notes = with_baselines(timeable, config.baseline, folder, opened, make_dense)
+        notes += skip_notes
         on_gpu = [c.runner for c in candidates if c.runner.device == "cuda"]
         gpu = gpu_facts({runner.precision for runner in on_gpu}) if on_gpu else None
         for candidate, batch in itertools.product(candidates, config.batches):
-            candidate.runner.check_batch(batch)                            # before an hour of timing, not after
+            # Checked for all before the timing starts, which may take an hour.
+            candidate.runner.check_batch(batch)
         peaks = _peaks(candidates, config)
         timings: list[Timing] = []
         profiles: list[ProfileReport] = []
@@ -81,16 +84,16 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
             timings += rows
             notes += [line for c, row in zip(candidates, rows) if row.gpu_ms_p50 and c.runner.backend == "TensorRT"
                       for line in cross_check(c.runner, c.path, batch, load.engine, row.gpu_ms_p50["compute"])]
-            more, left = _profiles(candidates, batch, config, load)
-            profiles += more
-            notes += [line for line in left if line not in notes]
+            reports, failures = _profiles(candidates, batch, config, load)
+            profiles += reports
+            notes += [line for line in failures if line not in notes]
         ran_on = machine()
         if gpu is None and config.transfers:
             notes.append("--transfers has no effect: nothing ran on a GPU.")
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, len(on_gpu) < len(candidates)) + graph_notes(timings)
     notes += _peak_notes(timings, config, peaks) + faster_here(timings)
-    notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} says nothing about an engine of it."
+    notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} is not that of an engine."
               for c in candidates if not is_engine(c.path) and c.runner.facts
               and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
     if any(not t.stable for t in timings):
@@ -101,17 +104,17 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
 
 
 def _check_request(artifacts: Sequence[str | Path], config: BenchConfig, load: LoadConfig) -> None:
-    """Refuses, before the first artifact is loaded, what cannot be timed as asked."""
+    """Raises ConfigError, before the first artifact is loaded, for options that no artifact here takes."""
     for path in artifacts:
         require_source(path)
     timed = [*artifacts, *([config.baseline] if config.baseline is not None else [])]
     engines, checkpoints = any(map(is_engine, timed)), any(map(is_checkpoint, timed))
     default = EngineRunConfig()
-    asked = [f"--{name.replace('_', '-')}" for name in ("streams", "trust", "runtime_cache")
-             if getattr(load.engine, name) != getattr(default, name)]
-    if asked and not engines:
-        raise ConfigError(f"{' and '.join(asked)} {'is' if len(asked) == 1 else 'are'} for engine plans; leave "
-                          f"{'it' if len(asked) == 1 else 'them'} out.")
+    changed = [f"--{name.replace('_', '-')}" for name in ("streams", "trust", "runtime_cache")
+               if getattr(load.engine, name) != getattr(default, name)]
+    if changed and not engines:
+        raise ConfigError(f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} for engine plans; leave "
+                          f"{'it' if len(changed) == 1 else 'them'} out.")
     if load.engine.cuda_graph and not engines and not checkpoints:
         raise ConfigError("--cuda-graph is for engine plans, and for checkpoints on a GPU; leave it out.")
     if load.precision != "float32" and not checkpoints:
@@ -120,44 +123,44 @@ def _check_request(artifacts: Sequence[str | Path], config: BenchConfig, load: L
 
 
 def graph_notes(timings: Sequence[Timing]) -> list[str]:
-    """The rows in which a CUDA graph was asked for and could not be captured, and why."""
-    return [f"Batch {t.batch}: {_who(t)} ran without a CUDA graph, which could not be captured ({t.capture_error}); "
+    """A note for each row in which a requested CUDA graph could not be captured, with the reason."""
+    return [f"Batch {t.batch}: {_label(t)} ran without a CUDA graph, which could not be captured ({t.capture_error}); "
             "its time includes the host's launches." for t in timings if t.cuda_graph is False]
 
 
 def _timeable(given: list[TimedArtifact]) -> tuple[list[TimedArtifact], list[str]]:
-    """Those that are not emulated, and a note about each of the others; BackendError when none is left."""
+    """The artifacts that are not emulated, and a note about each other one; BackendError if all are emulated."""
     emulated = [c.runner for c in given if c.runner.emulated]
     if len(emulated) == len(given):
         first = emulated[0]
-        raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU: its "
-                           "time says nothing; time the engine that TensorRT builds of it.")
+        raise BackendError(f"{first.name} is {first.precision}, which {first.backend} only emulates on a CPU, so "
+                           "its time is meaningless; time the engine that TensorRT builds of it.")
     notes = [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
              for runner in emulated]
     return [c for c in given if not c.runner.emulated], notes
 
 
 def _peak_notes(timings: Sequence[Timing], config: BenchConfig, peaks: dict[str, float]) -> list[str]:
-    """The peaks that were measured, and the runtimes that have none."""
+    """Notes on the peaks that were measured, and on the runtimes without a measured peak."""
     if not config.peak:
         return []
     unknown = dict.fromkeys(f"{t.backend} in {t.precision}" for t in timings if t.peak_share is None)
-    found = ", ".join(f"{gflops:.0f} GFLOP/s ({kind})" for kind, gflops in peaks.items())
+    known = ", ".join(f"{gflops:.0f} GFLOP/s ({kind})" for kind, gflops in peaks.items())
     return [f"No peak is measured through {kind}." for kind in unknown] + (
-        [f"Matrix-product peaks of this machine, measured in this run: {found}."] if found else [])
+        [f"Matrix-product peaks of this machine, measured in this run: {known}."] if known else [])
 
 
 def _peaks(candidates: Sequence[TimedArtifact], config: BenchConfig) -> dict[str, float]:
-    """GFLOP/s of the machine's matrix products for every runtime and precision among `candidates`."""
+    """GFLOP/s of the CPU's matrix products for every runtime and precision among `candidates`."""
     kinds = dict.fromkeys((c.runner.backend, c.runner.precision) for c in candidates if c.runner.device == "cpu")
-    found = {f"{backend} {precision}": matmul_gflops(backend, precision, config.threads)
+    peaks = {f"{backend} {precision}": matmul_gflops(backend, precision, config.threads)
              for backend, precision in kinds if config.peak}
-    return {kind: gflops for kind, gflops in found.items() if gflops}
+    return {kind: gflops for kind, gflops in peaks.items() if gflops}
 
 
 def _profiles(candidates: Sequence[TimedArtifact], batch: int, config: BenchConfig,
               load: LoadConfig) -> tuple[list[ProfileReport], list[str]]:
-    """Where the time of each artifact goes, and why some cannot tell."""
+    """The profile of each artifact, and a note for each artifact whose runtime has no profiler."""
     reports, notes = [], []
     for candidate in candidates if config.profile else ():
         try:
@@ -168,9 +171,9 @@ def _profiles(candidates: Sequence[TimedArtifact], batch: int, config: BenchConf
 
 
 def faster_here(timings: Sequence[Timing]) -> list[str]:
-    """Which precision is fastest on this machine at each batch size, and which ones only look as if they were.
+    """Notes on the fastest precision at each batch size on this machine, and on lower precisions that are not faster.
 
-    Compared are artifacts of one cost (`gmacs`), so of one model and schedule.
+    Only artifacts of the same cost (`gmacs`), so of the same model and schedule, are compared.
     """
     notes = []
     for batch, gmacs in dict.fromkeys((t.batch, t.gmacs) for t in timings):
@@ -178,18 +181,18 @@ def faster_here(timings: Sequence[Timing]) -> list[str]:
                       key=lambda t: -t.images_per_sec)
         if len({t.precision for t in rows}) > 1:
             ratio = rows[0].images_per_sec / rows[1].images_per_sec
-            notes.append(f"Batch {batch}: {_who(rows[0])} is the fastest here, {ratio:.2f}x {_who(rows[1])}.")
+            notes.append(f"Batch {batch}: {_label(rows[0])} is the fastest here, {ratio:.2f}x {_label(rows[1])}.")
         for lower in (t for t in rows if t.precision != "float32"):
             faster = [t for t in rows if (t.backend, t.precision) == (lower.backend, "float32")
                       and t.images_per_sec >= lower.images_per_sec]
-            notes += [f"Batch {batch}: {_who(lower)} is NOT faster than {_who(t)} here: "
+            notes += [f"Batch {batch}: {_label(lower)} is NOT faster than {_label(t)} here: "
                       f"{lower.images_per_sec / t.images_per_sec:.2f}x." for t in faster]
             if lower.speedup is not None and lower.speedup < 1 and not faster:
-                notes.append(f"Batch {batch}: {_who(lower)} is NOT faster than its baseline: {lower.speedup:.2f}x.")
+                notes.append(f"Batch {batch}: {_label(lower)} is NOT faster than its baseline: {lower.speedup:.2f}x.")
     return notes
 
 
-def _who(timing: Timing) -> str:
+def _label(timing: Timing) -> str:
     return f"{timing.artifact} ({timing.precision}, {timing.backend})"
 
 
@@ -203,28 +206,29 @@ def _time_batch(candidates: Sequence[TimedArtifact], batch: int, config: BenchCo
     if gpu is not None and clocks is not None:
         gpu["clocks"].append(clocks.summary())
     streams = {id(c): load.engine.streams if is_engine(c.path) else 1 for c in candidates}
-    speed = {id(c): streams[id(c)] * batch / float(np.median(s)) for c, s in zip(candidates, samples)}  # images/s
+    # Images per second.
+    speed = {id(c): streams[id(c)] * batch / float(np.median(s)) for c, s in zip(candidates, samples)}
     rows = []
     for candidate, feed, seconds in zip(candidates, feeds, samples):
         phases = {name: float(np.median(ms)) for name, ms in candidate.runner.gpu_ms(feed, GPU_RUNS).items()}
         tflops = 2 * candidate.gmacs * batch / phases["compute"] if phases and candidate.gmacs else None
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
-        base, mine = candidate.baseline, id(candidate)
+        base, key = candidate.baseline, id(candidate)
         start = (measure_start(candidate.path, batch, candidate.load, config.device, config.threads)
                  if config.memory else None)
-        gflops = 2 * candidate.gmacs * speed[mine] if candidate.gmacs else None
+        gflops = 2 * candidate.gmacs * speed[key] if candidate.gmacs else None
         peak = peaks.get(f"{candidate.runner.backend} {candidate.runner.precision}")
         rows.append(Timing(
             artifact=candidate.runner.name, backend=candidate.runner.label, precision=candidate.runner.precision,
             batch=batch, latency_ms_p50=p50, latency_ms_p90=p90, latency_ms_p99=p99,
             ci95_ms={name: _ms(quantile_interval(seconds, q))
                      for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
-            images_per_sec=speed[mine], runs=len(seconds), stable=is_stable(seconds, config.stable),
+            images_per_sec=speed[key], runs=len(seconds), stable=is_stable(seconds, config.stable),
             peak_rss_mib=start.peak_rss_mib if start else None, load_ms=start.load_ms if start else None,
             first_ms=start.first_ms if start else None,
-            gmacs=candidate.gmacs, speedup=speed[mine] / speed[id(base)] if base else None,
+            gmacs=candidate.gmacs, speedup=speed[key] / speed[id(base)] if base else None,
             ceiling=base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None,
-            stand_in=candidate.stand_in, streams=streams[mine], gpu_ms_p50=phases or None, tflops=tflops,
+            stand_in=candidate.stand_in, streams=streams[key], gpu_ms_p50=phases or None, tflops=tflops,
             gflops=gflops,
             cuda_graph=candidate.runner.cuda_graph, capture_error=candidate.runner.capture_error,
             peak_share=gflops / peak if gflops and peak else None))

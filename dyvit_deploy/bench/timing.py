@@ -1,4 +1,4 @@
-"""Times calls in turns and says how sure a figure is."""
+"""Times calls in turns, and computes confidence intervals of the results."""
 from __future__ import annotations
 
 import time
@@ -9,16 +9,17 @@ import numpy as np
 
 from .config import BenchConfig
 
-TURN = 3                                    # counted runs in a row of one candidate
-Z95 = 1.96                                  # standard deviations that hold 95 % of a normal distribution
+# Counted runs of one candidate in a row.
+TURN = 3
+# 95 % of a normal distribution is within this many standard deviations of its mean.
+Z95 = 1.96
 
 
 def alternate(calls: Sequence[Callable[[], Any]], config: BenchConfig) -> list[list[float]]:
-    """Seconds of each call, taken in turns until all are stable or the time is up.
+    """Times the calls in turns until all are stable or the time is up; returns the seconds of each call.
 
-    A turn is one run that is thrown away and TURN that count: the threads of the candidate before may
-    still be spinning during the first. Every other round goes backwards, so that no candidate always
-    follows the same one.
+    A turn is one run that is discarded, because the threads of the previous candidate may still be spinning, and TURN
+    runs that count. Every other round runs in reverse order, so that no candidate always follows the same one.
     """
     for call in calls:
         for _ in range(config.warmup):
@@ -40,10 +41,10 @@ def alternate(calls: Sequence[Callable[[], Any]], config: BenchConfig) -> list[l
 
 
 def quantile_interval(values: Sequence[float], q: float) -> tuple[float | None, float | None]:
-    """The 95 % confidence interval of quantile `q`; None for an end that so few values cannot tell.
+    """The 95 % confidence interval of quantile `q`; an end is None if there are too few values for it.
 
-    It is that of order statistics (normal approximation of the binomial ranks), which assumes nothing about the
-    distribution of the values, only that they are independent.
+    It is the interval of order statistics (normal approximation of the binomial ranks), which assumes nothing about
+    the distribution of the values except that they are independent.
     """
     ordered, count = np.sort(values), len(values)
     half = Z95 * np.sqrt(count * q * (1 - q))
@@ -52,7 +53,7 @@ def quantile_interval(values: Sequence[float], q: float) -> tuple[float | None, 
 
 
 def is_stable(seconds: Sequence[float], width: float) -> bool:
-    """True when the 95 % confidence interval of the median lies within `width` (a fraction) of it."""
+    """True if the 95 % confidence interval of the median is within `width` (a fraction) of the median."""
     low, high = quantile_interval(seconds, 0.5)
     median = float(np.median(seconds))
     return low is not None and high is not None and max(median - low, high - median) <= width * median

@@ -1,4 +1,4 @@
-"""What an export made, and how its work is shown."""
+"""The reports of exports and engine builds, and the callbacks that show their progress."""
 from __future__ import annotations
 
 import dataclasses
@@ -23,7 +23,8 @@ from ..parity.compare import ParityReport
 
 
 class Progress(NamedTuple):
-    """How long work is shown: a line per step, a bar around loops, and the builder's own steps."""
+    """Callbacks for long work: `say` gets a line per step, `track` wraps loops, `watch` gets the steps of an engine
+    builder."""
 
     say: Callable[[str], None] = lambda _: None
     track: Track[Any] = no_track
@@ -32,8 +33,10 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class EngineReport:
-    """An engine that was built of a graph, or refitted. True unless it differs from the graph on this machine's GPU;
-    `on_device` is that comparison, None where there was none. `notes` are for the user."""
+    """An engine that was built of a graph, or refitted; true unless it differs from the graph on this machine's GPU.
+
+    `on_device` is that comparison, None if there was none.
+    """
 
     KIND: ClassVar[str] = "build"
 
@@ -46,12 +49,12 @@ class EngineReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """How it differs."""
+        """How the engine differs from the graph."""
         return self.on_device.failures if self.on_device is not None else ()
 
     @property
     def path(self) -> str:
-        """Where it was written."""
+        """The file of the engine."""
         return self.engine.path
 
     @property
@@ -72,13 +75,13 @@ class EngineReport:
 
 @dataclass(frozen=True)
 class DeployReport:
-    """True unless the gate rejected the artifact.
+    """The result of an export; true unless a comparison rejected the artifact.
 
-    `products` counts convolutions and matrix products per precision; `kept` are those left higher than
-    asked. `gate` is None when nothing was lowered or --no-gate was given, `drop` without --max-drop,
-    `timing` when this machine cannot run the artifact as its target will. `blame` names the layers that
-    cost a rejected artifact most. Of an engine, `export` is the graph that it was built of, `engine` what was
-    built, and `on_device` its comparison with the checkpoint on this machine's GPU.
+    `products` counts convolutions and matrix products per precision; `kept` are those left in a higher precision than
+    requested. `gate` is the comparison with float32, None if nothing was lowered or with --no-gate. `drop` is None
+    without --max-drop, `timing` if this machine cannot run the artifact as its target will. `blame` names the layers
+    that cost a rejected artifact most. For an engine, `export` is the graph that it was built of, `engine` the engine,
+    and `on_device` its comparison with the checkpoint on this machine's GPU.
     """
 
     KIND: ClassVar[str] = "export"
@@ -100,13 +103,13 @@ class DeployReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """Why the artifact was rejected."""
-        # A report that failed is false: only None is absent.
-        return tuple(failure for part in (self.gate, self.drop, self.on_device) if part is not None
-                     for failure in part.failures)
+        # Compared with None, because a report that failed is false.
+        return tuple(failure for report in (self.gate, self.drop, self.on_device) if report is not None
+                     for failure in report.failures)
 
     @property
     def path(self) -> str:
-        """Where the artifact was written."""
+        """The file of the artifact."""
         return self.engine.path if self.engine else self.export.path
 
     @property
@@ -119,7 +122,7 @@ class DeployReport:
                 "--method, or take a higher precision")
 
     def next_step(self, checkpoint: str | Path) -> str:
-        """The command to type after this."""
+        """The command to run after this export."""
         if not self:
             counts, prune = self.export.facts.keep_counts, self.export.facts.prune
             keep = f" --keep-counts {','.join(map(str, counts))}" if counts else ""
@@ -144,7 +147,7 @@ class DeployReport:
         """The artifact, its comparison with float32, and one line each for precision, drop and speed."""
         shown = self.engine or self.export
         compared = [report for report in (self.gate, self.on_device) if report is not None]
-        parts: list[RenderableType] = [shown.table(), *(report.table() for report in compared)]
+        tables: list[RenderableType] = [shown.table(), *(report.table() for report in compared)]
         lines = [] if self.engine else [
             "matrix products: " + ", ".join(f"{count} in {name}" for name, count in self.products.items())]
         if self.kept:
@@ -156,4 +159,4 @@ class DeployReport:
         if self.timing and self.timing.speedup:
             lines.append(f"{self.timing.speedup:.2f}x the speed of float32 in ONNX Runtime (this machine, batch "
                          f"{self.timing.batch})")
-        return Group(*parts, *(Text(line) for line in lines))
+        return Group(*tables, *(Text(line) for line in lines))

@@ -1,1 +1,1 @@
-"""Everything that is TensorRT's: plans are built, described and judged here, and run by `runners.tensorrt`."""
+"""TensorRT engines: building, describing and checking plans. `runners.tensorrt` runs them."""

@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT for RTX: two libraries of one interface, and what they do not share, as data.
+"""TensorRT and TensorRT for RTX: two libraries with one interface; their differences are data.
 
-`--format trt` is TensorRT, `--format rtx` is TensorRT for RTX; neither ever stands in for the other.
-Polygraphy is not used to build: it serves one of the two per process, and it asks the library for names
-that TensorRT 11 removed.
+`--format trt` is TensorRT, `--format rtx` is TensorRT for RTX; neither is a fallback for the other.
+Engines are not built with Polygraphy: it supports only one of the two per process, and it uses names that TensorRT 11
+removed.
 """
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from ..optional import require
 from .config import BuildConfig
 
 Version = tuple[int, ...]
-# Where an engine of TensorRT for RTX runs that was built for no GPU in particular (its documentation).
+# Compute capabilities on which an engine of TensorRT for RTX runs, unless built for certain GPUs (its documentation).
 PORTABLE = "8.0, 8.6, 8.9, 12.0 or later"
 
 
 @dataclass(frozen=True)
 class LibrarySpec:
-    """One library. `magic` are the first bytes of its plans, None where that was never seen.
+    """One library.
 
-    `lacks` says why a setting of BuildConfig does not exist there; `ignored` why one has no effect;
-    `needs_gpu` are settings that it cannot build without a GPU; `runs_on` says for which GPUs it
-    is, where that is not all; `implies` are settings that switch on another one.
+    `magic` are the first bytes of its plans, None if not known. `get_it` says how to install it, `least` is the oldest
+    supported version.
+    `lacks` says why a setting of BuildConfig does not exist in this library, `ignored` why one has no effect.
+    `needs_gpu` are settings that require a GPU at build time. `implies` are settings that switch on another one.
+    `runs_on` names the GPUs that the library supports; empty means all.
     `unsupported` are ranges of compute capabilities, from the first number to below the second, with what the
     library cannot do there. `wrong_refit` are versions, by their leading numbers, whose refittable engines can
     compute wrong results.
@@ -58,7 +60,8 @@ LIBRARY_SPECS = {
         "pip install 'dyvit-deploy[trt]', with NVIDIA's own package index, where full TensorRT comes from, as "
         "NVIDIA's installation guide says", (10, 12), None, False,
         lacks={"compute_capabilities": "TensorRT builds for the GPU at hand"},
-        # Its documentation of 11.3, "Refitting an Engine": REFIT can drop the bias of a product, refitted or not.
+        # Documentation of 11.3, "Refitting an Engine": an engine built with REFIT can lose the bias of a product, even
+        # if it is never refitted.
         wrong_refit=((11, 3),)),
     "rtx": LibrarySpec(
         "rtx", "tensorrt_rtx", "TensorRT for RTX", "rtx", "pip install 'dyvit-deploy[rtx]'", (1, 7), b"vtrt", True,
@@ -69,9 +72,9 @@ LIBRARY_SPECS = {
                                        "little effect"},
         needs_gpu=("refittable", "strip_weights"),
         runs_on=f", for GPUs of compute capability {PORTABLE}",
-        # Its documentation, "Refitting Engines": an engine without weights is built with STRIP_PLAN and REFIT.
+        # Documentation, "Refitting Engines": an engine without weights is built with STRIP_PLAN and REFIT.
         implies={"strip_weights": "refittable"},
-        # 9.0 to 12.0 are in none of its support matrices; keep scores are float32 products.
+        # Keep scores are float32 products. 9.0 to 12.0 are in none of its support matrices.
         unsupported=((0.0, 8.0, "has no float32 products for"), (9.0, 12.0, "does not support"))),
 }
 
@@ -84,21 +87,20 @@ def library_spec(format: str) -> LibrarySpec:
 
 
 def effective(spec: LibrarySpec, config: BuildConfig) -> BuildConfig:
-    """`config` with the settings that others switch on in that library."""
-    implied: dict[str, Any] = {other: True for name, other in spec.implies.items() if getattr(config, name)}
+    """`config` with the settings that are implied by others in that library."""
+    implied: dict[str, Any] = {target: True for name, target in spec.implies.items() if getattr(config, name)}
     return dataclasses.replace(config, **implied)
 
 
-def gpu_problem(spec: LibrarySpec, found: Gpu) -> str | None:
-    """Why engines of that library do not run on this GPU, whatever they were built for; None where they can."""
-    capability = float(found.compute_capability)
-    return next((f"{spec.name} {why} {found.name} (compute capability {found.compute_capability})"
+def gpu_problem(spec: LibrarySpec, device: Gpu) -> str | None:
+    """Why the library cannot run any engine on this GPU; None if it can."""
+    capability = float(device.compute_capability)
+    return next((f"{spec.name} {why} {device.name} (compute capability {device.compute_capability})"
                  for least, above, why in spec.unsupported if least <= capability < above), None)
 
 
 def refit_doubt(format: str, version: str, config: BuildConfig) -> str | None:
-    """Why an engine of that library, version and settings must be compared with its graph; None where there is no
-    such reason."""
+    """Why an engine of that library, version and settings must be compared with its graph; None if it need not."""
     spec, numbers = library_spec(format), parse_version(version)
     if config.refittable and any(numbers[:len(wrong)] == wrong for wrong in spec.wrong_refit):
         return (f"{spec.name} {version} can drop the bias of a matrix product in an engine that is built with "
@@ -107,13 +109,13 @@ def refit_doubt(format: str, version: str, config: BuildConfig) -> str | None:
 
 
 def check_settings(spec: LibrarySpec, config: BuildConfig, gpu: bool) -> None:
-    """Raises ConfigError when `spec` cannot build as `config` says, on a machine with or without a GPU."""
+    """Raises ConfigError if the library does not support a setting of `config`; `gpu` says whether there is a GPU."""
     default = BuildConfig()
     if spec.format == "rtx" and "7.5" in config.compute_capabilities:
         raise ConfigError("GPUs of compute capability 7.5 have no float32 matrix products in TensorRT for RTX, and "
                           "keep scores are float32; leave 7.5 out of --compute-capability.")
-    asked = [name for name in (*spec.lacks, *spec.needs_gpu) if getattr(config, name) != getattr(default, name)]
-    for name in asked:
+    changed = [name for name in (*spec.lacks, *spec.needs_gpu) if getattr(config, name) != getattr(default, name)]
+    for name in changed:
         option = f"--{name.replace('_', '-').replace('capabilities', 'capability')}"
         if name in spec.lacks:
             raise ConfigError(f"{spec.name} has no {option}: {spec.lacks[name]}; leave it out.")
@@ -123,7 +125,7 @@ def check_settings(spec: LibrarySpec, config: BuildConfig, gpu: bool) -> None:
 
 
 class BuilderLibrary:
-    """An opened library: `trt` is the module, `logger` collects what it says."""
+    """An imported library: `trt` is the module, `logger` collects its messages."""
 
     def __init__(self, spec: LibrarySpec, module: Any) -> None:
         self.spec, self.trt = spec, module
@@ -136,18 +138,19 @@ def open_library(format: str) -> BuilderLibrary:
     """The library behind `format`.
 
     Raises:
-        MissingDependency: it is not installed; the message says where it comes from.
-        BackendError: it is too old, or does not start.
+        MissingDependency: it is not installed; the message says how to install it.
+        BackendError: it is too old, or cannot be imported.
     """
     spec = library_spec(format)
     try:
         module = require(spec.module, spec.extra)
         version = parse_version(module.__version__)
     except MissingDependency as error:
-        other = next(f for f in LIBRARY_SPECS.values() if f is not spec)
-        raise MissingDependency(f"{spec.name} is not installed. Install it with: {spec.get_it}; or choose "
-                                f"--format {other.format} ({other.name}{other.runs_on}).") from error
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a wheel without its libraries, say
+        alternative = next(candidate for candidate in LIBRARY_SPECS.values() if candidate is not spec)
+        raise MissingDependency(f"{spec.name} is not installed. Install it with: {spec.get_it}; or choose --format "
+                                f"{alternative.format} ({alternative.name}{alternative.runs_on}).") from error
+    # The module raises any of these if, for example, the wheel lacks the shared libraries.
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise BackendError(f"{spec.name} is installed but does not start ({reason(error)}); install it again: "
                            f"{spec.get_it}.") from error
     if version < spec.least:
@@ -158,16 +161,15 @@ def open_library(format: str) -> BuilderLibrary:
 
 def parse_version(text: str) -> Version:
     """The leading numbers of a version: (10, 12, 0, 36)."""
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:4])
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:4])
 
 
 @functools.cache
 def _collector(trt: Any) -> Any:
-    """A logger that keeps what the library says instead of printing it; one per library, because TensorRT
-    itself keeps the first that it is given.
+    """A logger that stores the library's messages instead of printing them.
 
-    `errors` and `warnings` are its messages; `layers` is the list of the built engine's layers, which the
-    builder writes to its verbose log.
+    There is one per library, because TensorRT itself keeps using the first logger it is given. `layers` is the list of
+    the built engine's layers, which the builder writes to its verbose log.
     """
     class Collector(trt.ILogger):
         def __init__(self) -> None:
@@ -190,4 +192,5 @@ def _collector(trt: Any) -> Any:
     return Collector()
 
 
-LAYERS = ("Layers:", "Engine Layer Information:")  # how the list begins: TensorRT for RTX, TensorRT
+# The headings of the list of layers: of TensorRT for RTX and of TensorRT.
+LAYERS = ("Layers:", "Engine Layer Information:")

@@ -1,4 +1,4 @@
-"""Plan bytes to an engine, for the builder, the runner and refit alike."""
+"""Deserializes a plan to an engine, for the builder, the runner and refit."""
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -17,26 +17,26 @@ class Loaded(NamedTuple):
 
 def load_engine(library: BuilderLibrary, plan: Any, name: str, host_code: bool = False,
                 rebuild: str | None = None) -> Loaded:
-    """Deserializes the bytes `plan` of the file called `name`.
+    """Deserializes `plan`, the bytes of the file called `name`.
 
     Args:
-        host_code: permits the code for the CPU that version-compatible plans bring, which TensorRT refuses otherwise.
-        rebuild: the command that makes the plan again, for the error.
+        host_code: permits the CPU code that version-compatible plans contain; TensorRT refuses it by default.
+        rebuild: the command that builds the plan again, for the error message.
 
     Raises:
-        BackendError: the library refuses it, or memory does not suffice.
+        BackendError: the library refuses the plan, or the GPU runs out of memory.
     """
     runtime = library.trt.Runtime(library.logger)
     if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        said = last(library.logger.errors)
-        if "out of memory" in said.lower() or "outofmemory" in said.lower():
-            raise BackendError(f"The GPU's memory does not suffice to load {name} ({said}); free some, or build it "
+        message = last(library.logger.errors)
+        if "out of memory" in message.lower() or "outofmemory" in message.lower():
+            raise BackendError(f"The GPU's memory does not suffice to load {name} ({message}); free some, or build it "
                                "with a smaller largest batch.")
         again = f": {rebuild}" if rebuild else (
             ", or pass --trust when it is version-compatible and you know where it comes from")
-        raise BackendError(f"{library.spec.name} {library.version} cannot load {name} ({said}); build it again on this "
-                           f"machine{again}.")
+        raise BackendError(f"{library.spec.name} {library.version} cannot load {name} ({message}); build it again on "
+                           f"this machine{again}.")
     return Loaded(runtime, engine)

@@ -1,4 +1,4 @@
-"""Will this plan load here? Answered before TensorRT is asked, whose own answer is a bare None."""
+"""Checks whether a plan can load on this machine, before TensorRT tries, which gives no reason on failure."""
 from __future__ import annotations
 
 import dataclasses
@@ -18,7 +18,8 @@ from ..machine.hardware import LEAST_CAPABILITY, Gpu, gpu, system
 from .library import LIBRARY_SPECS, PORTABLE, LibrarySpec, Version, gpu_problem, open_library, parse_version
 from .sidecar import EngineFacts, is_altered, read_sidecar
 
-HEADER = struct.Struct("<4s12xQ4B")         # of TensorRT for RTX 1.4 to 1.7: magic, size of the file, version
+# The header of a plan of TensorRT for RTX 1.4 to 1.7: magic, size of the file, version.
+HEADER = struct.Struct("<4s12xQ4B")
 NO_GPU = "no NVIDIA GPU with a driver works here"
 ALTERED = "its hash is not the one in its .json, so it is another file than the one that was built"
 STRIPPED = "its weights were left out"
@@ -27,11 +28,10 @@ OTHER_LIBRARY = "use TensorRT on this GPU: make the engine with --format trt"
 
 @dataclass(frozen=True)
 class Preflight:
-    """False when the plan will not load here; `problems` say why, `notes` what is uncertain.
+    """The result of `preflight`; false if the plan cannot load here. `problems` say why, `notes` what is uncertain.
 
-    `built` and `here` are what it was built with and for, and what this machine has. `altered` means that
-    the plan is not the file that its sidecar describes. `remedy` is what helps where building it again with the
-    same library does not.
+    `built` is what the plan was built with and for, `here` what this machine has. `altered` means that the plan is not
+    the file that its sidecar describes. `remedy` is the advice if building again with the same library does not help.
     """
 
     KIND: ClassVar[str] = "preflight"
@@ -50,7 +50,7 @@ class Preflight:
 
     @property
     def advice(self) -> str:
-        """What to do about the problems; empty without any. Building again gives no machine a GPU."""
+        """What to do about the problems; empty without any."""
         if not self.problems:
             return ""
         if self.remedy:
@@ -65,14 +65,14 @@ class Preflight:
 
     @property
     def sentence(self) -> str:
-        """What is wrong and what to do."""
+        """The problems and the advice, as an error message."""
         return f"{self.path} cannot load here: {', and '.join(self.problems)}; {self.advice}."
 
     def to_json(self) -> dict[str, Any]:
         return {"will_load": bool(self), "advice": self.advice, **dataclasses.asdict(self)}
 
     def table(self) -> Table:
-        """What it was built for beside what is here."""
+        """What the plan was built for, beside what this machine has."""
         table = Table(title=Text(f"{self.path}: {'should load here' if self else 'will NOT load here'}"),
                       title_justify="left")
         for column in ("", "built for", "here"):
@@ -85,20 +85,21 @@ class Preflight:
 
 
 def read_plan_header(path: Path) -> tuple[LibrarySpec, Version] | None:
-    """The library and version in a plan's first bytes; None where they do not tell.
+    """The library and version in a plan's first bytes; None if they are not recorded there.
 
     Raises:
-        ArtifactError: it is no plan, or only the beginning of one.
+        ArtifactError: it is not a plan, or it is incomplete.
     """
     path = require_file(path)
     with path.open("rb") as file:
         head = file.read(HEADER.size)
     if path.suffix.lower() == ".onnx":
         raise ArtifactError(f"{path} is an ONNX file; dyvit build makes an engine plan of it.")
-    if head[1:4] != b"trt":                 # TensorRT for RTX writes vtrt, TensorRT ftrt, as Torch-TensorRT checks too
+    # TensorRT for RTX writes vtrt, TensorRT ftrt; Torch-TensorRT checks for these, too.
+    if head[1:4] != b"trt":
         raise ArtifactError(f"{path} is not an engine plan; if another tool put its own data before the plan, cut that "
                             "off, else build it again.")
-    spec = next((f for f in LIBRARY_SPECS.values() if f.magic == head[:4]), None)
+    spec = next((spec for spec in LIBRARY_SPECS.values() if spec.magic == head[:4]), None)
     if spec is None or len(head) < HEADER.size:
         return None
     _, size, *version = HEADER.unpack(head)
@@ -112,7 +113,7 @@ def preflight(path: str | Path) -> Preflight:
     """Compares what the plan was built with and for with this machine.
 
     Raises:
-        ArtifactError: the file is no plan, is cut short, or its sidecar is not ours.
+        ArtifactError: the file is not a plan or is incomplete, or dyvit did not write its sidecar.
     """
     path = require_file(path)
     facts = read_sidecar(path)
@@ -122,8 +123,8 @@ def preflight(path: str | Path) -> Preflight:
                             "not copied to the end; copy or build it again.")
     header = read_plan_header(path) if facts is None or altered else None
     spec = LIBRARY_SPECS[facts.builder["format"]] if facts else header[0] if header else LIBRARY_SPECS["trt"]
-    built, found = _built(facts, spec, header), gpu()
-    here = {"graphics card": _describe(found), "system": system()}
+    built, device = _built(facts, spec, header), gpu()
+    here = {"graphics card": _describe(device), "system": system()}
     problems: list[str] = []
     notes: list[str] = []
     try:
@@ -134,13 +135,13 @@ def preflight(path: str | Path) -> Preflight:
         here["library"] = f"{spec.name} is not usable"
         problems.append(str(error).rstrip("."))
     remedy = None
-    if found is None:
+    if device is None:
         problems.append(NO_GPU)
-    elif (wrong := gpu_problem(spec, found)) is not None:
-        problems.append(wrong)
+    elif (unsupported := gpu_problem(spec, device)) is not None:
+        problems.append(unsupported)
         remedy = OTHER_LIBRARY
     elif facts:
-        problems += _gpus(facts, found)
+        problems += _gpus(facts, device)
     if facts and facts.target.get("system") not in (None, system()):
         problems.append(f"it was built for {facts.target['system']}, and this is {system()}")
     if facts and facts.stripped:
@@ -150,17 +151,21 @@ def preflight(path: str | Path) -> Preflight:
     if facts is None:
         notes.append("There is no .json beside the plan, so what it was built for is known only in part.")
     rebuild = facts.rebuild if facts else None
-    if rebuild and found:                                                  # else it would make the same plan again
-        rebuild = re.sub(r"--compute-capability \S+", f"--compute-capability {found.compute_capability}", rebuild)
+    # The command as recorded would build for the same GPUs again.
+    if rebuild and device:
+        rebuild = re.sub(r"--compute-capability \S+", f"--compute-capability {device.compute_capability}", rebuild)
     return Preflight(str(path), built, here, tuple(problems), tuple(notes), altered, rebuild, remedy)
 
 
 def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[LibrarySpec, EngineFacts | None]:
-    """The library of a plan and its facts, once nothing is known to stand against loading it; `stripped` permits one
-    without weights.
+    """The library and the facts of a plan that passed `preflight`; without facts if the plan is altered.
+
+    Args:
+        trust: accept a plan that is not the file that its sidecar describes.
+        stripped: accept a plan without weights.
 
     Raises:
-        ArtifactError: the plan is not the file that its sidecar describes, and is not trusted.
+        ArtifactError: the plan is not the file that its sidecar describes, and `trust` is false.
         BackendError: it cannot load here.
     """
     report = preflight(path)
@@ -168,8 +173,8 @@ def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[L
     if report.altered and not trust:
         raise ArtifactError(f"{path} is not the file that {path.name}.json describes; a plan is native code, so load "
                             "it with --trust only when you know where it comes from, or build it again.")
-    known = (ALTERED, STRIPPED) if stripped else (ALTERED,)
-    rest = tuple(problem for problem in report.problems if problem not in known)
+    accepted = (ALTERED, STRIPPED) if stripped else (ALTERED,)
+    rest = tuple(problem for problem in report.problems if problem not in accepted)
     if rest:
         raise BackendError(dataclasses.replace(report, problems=rest).sentence)
     if facts:
@@ -179,10 +184,10 @@ def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[L
 
 
 def read_trusted(path: Path, facts: EngineFacts | None) -> bytes:
-    """The plan's bytes, once they are those that `facts` describe: the file may have changed since the preflight.
+    """The plan's bytes, compared with the hash in `facts`: the file may have changed since the preflight.
 
     Raises:
-        ArtifactError: they are not.
+        ArtifactError: the hashes differ.
     """
     content = path.read_bytes()
     if facts and hashlib.sha256(content).hexdigest() != facts.plan["sha256"]:
@@ -196,18 +201,18 @@ def _built(facts: EngineFacts | None, spec: LibrarySpec,
         version = " " + ".".join(map(str, header[1])) if header else ""
         return {"library": f"{spec.name}{version}"}
     target = facts.target
-    asked = ", ".join(target.get("compute_capabilities") or ())
+    capabilities = ", ".join(target.get("compute_capabilities") or ())
     card = f"any of compute capability {PORTABLE}"
-    if asked:
-        card = f"compute capability {asked}"
+    if capabilities:
+        card = f"compute capability {capabilities}"
     elif target.get("gpu"):
         card = f"{target['gpu']} (compute capability {target['compute_capability']})"
     return {"library": f"{spec.name} {facts.builder['version']}", "graphics card": card,
             "system": str(target.get("system"))}
 
 
-def _describe(found: Gpu | None) -> str:
-    return f"{found.name} (compute capability {found.compute_capability})" if found else "none that works"
+def _describe(device: Gpu | None) -> str:
+    return f"{device.name} (compute capability {device.compute_capability})" if device else "none that works"
 
 
 def _versions(spec: LibrarySpec, facts: EngineFacts | None, header: tuple[LibrarySpec, Version] | None,
@@ -222,18 +227,19 @@ def _versions(spec: LibrarySpec, facts: EngineFacts | None, header: tuple[Librar
     return [f"it was built by {spec.name} {'.'.join(map(str, built))}, and {here} is installed"]
 
 
-def _gpus(facts: EngineFacts, found: Gpu) -> list[str]:
-    asked, here = facts.target.get("compute_capabilities") or (), found.compute_capability
-    if asked:
-        return [] if here in asked else [f"it was built for compute capability {', '.join(asked)}, and {found.name} "
-                                         f"has {here}"]
+def _gpus(facts: EngineFacts, device: Gpu) -> list[str]:
+    capabilities, here = facts.target.get("compute_capabilities") or (), device.compute_capability
+    if capabilities:
+        return [] if here in capabilities else [f"it was built for compute capability {', '.join(capabilities)}, and "
+                                                f"{device.name} has {here}"]
     least = max(LEAST_CAPABILITY.get(kind, 0.0) for kind in (*facts.products.values(), "float32"))
     if float(here) < least:
         kinds = [kind for kind in set(facts.products.values()) if LEAST_CAPABILITY.get(kind, 0.0) > float(here)]
-        return [f"it computes in {', '.join(sorted(kinds))}, which {found.name} (compute capability {here}) has not"]
+        return [f"it computes in {', '.join(sorted(kinds))}, which {device.name} (compute capability {here}) does not "
+                "support"]
     if facts.builder["format"] == "rtx":
         return []
     built = facts.target.get("compute_capability")
     if built in (None, here) or (facts.config.hardware_compatible and float(here) >= 8):
         return []
-    return [f"it was built for {facts.target['gpu']} (compute capability {built}), and {found.name} has {here}"]
+    return [f"it was built for {facts.target['gpu']} (compute capability {built}), and {device.name} has {here}"]

@@ -1,4 +1,4 @@
-"""Puts weights into an engine that was built without them, or exchanges them."""
+"""Puts weights into an engine that was built without them, or replaces the weights of a refittable one."""
 from __future__ import annotations
 
 import dataclasses
@@ -19,23 +19,24 @@ from .sidecar import EngineFacts, read_sidecar, sidecar_path
 
 
 def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, rebuild: str | None = None) -> BuildReport:
-    """Writes to `path` the engine `plan` with the weights of `onnx`, and compares nothing: `refit_artifact` does.
+    """Writes to `path` the engine `plan` with the weights of `onnx`; `refit_artifact` also compares the two.
 
-    Needs a GPU that can load the plan, and a plan that was built refittable, or without weights and of `onnx`.
+    Needs a GPU that can load the plan, and a plan that was built refittable, or one that was built without weights
+    from `onnx` itself.
 
     Args:
         rebuild: the command that makes the result again; default is `refit_command`.
 
     Raises:
-        ArtifactError: the plan has no sidecar, or is not the file that it describes.
-        ConfigError: `path` is no plan, or the plan itself; or the plan does not take these weights.
+        ArtifactError: the plan has no sidecar, or is not the file that its sidecar describes.
+        ConfigError: `path` is not named like a plan, or is the plan itself; or the plan does not take these weights.
         BackendError: the plan cannot load here, or the library refuses the weights.
     """
     plan, onnx, path = require_file(plan), require_file(onnx), checked_refit(plan, path)
-    known = read_sidecar(plan)
+    recorded = read_sidecar(plan)
     source = {"file": onnx.name, "sha256": sha256(onnx)}
-    if known:
-        _check_weights(plan, known, source)
+    if recorded:
+        _check_weights(plan, recorded, source)
     spec, facts = require_loadable(plan, trust=False, stripped=True)
     if facts is None:
         raise ArtifactError(f"{plan} has no {sidecar_path(plan).name} of its own, which says what it holds; refit the "
@@ -45,19 +46,19 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, rebuild: 
     loaded = load_engine(library, read_trusted(plan, facts), str(plan), facts.config.version_compatible, facts.rebuild)
     _refit(library, loaded.engine, onnx)
     content, refittable = _serialized(library, loaded.engine, facts.config.refittable)
-    found = dataclasses.replace(
+    refitted = dataclasses.replace(
         facts, stripped=False, source=source,
         config=dataclasses.replace(facts.config, strip_weights=False, refittable=refittable),
         rebuild=rebuild or refit_command(plan, onnx, path), model=graph_facts(load_graph(onnx), str(onnx)))
-    notes = [*_weight_notes(library, plan, facts, found), *refit_warning(facts)]
-    return save_engine(path, content, found, time.perf_counter() - started, notes)
+    notes = [*_weight_notes(library, plan, facts, refitted), *refit_warning(facts)]
+    return save_engine(path, content, refitted, time.perf_counter() - started, notes)
 
 
 def checked_refit(plan: str | Path, path: str | Path) -> Path:
-    """`path`, once it is sure that the refit of `plan` can be written there.
+    """`path`, checked to be a place where the refit of `plan` can be written.
 
     Raises:
-        ConfigError, ArtifactError: it cannot.
+        ConfigError, ArtifactError: it cannot be written there.
     """
     path = checked_target(path)
     if path.resolve() == Path(plan).resolve():
@@ -66,7 +67,7 @@ def checked_refit(plan: str | Path, path: str | Path) -> Path:
 
 
 def refit_command(plan: str | Path, onnx: str | Path, path: str | Path) -> str:
-    """The command that makes such an engine."""
+    """The command that refits `plan` in this way."""
     return shlex.join(["dyvit", "refit", str(plan), str(onnx), "-o", str(path)])
 
 
@@ -77,7 +78,7 @@ def _check_weights(plan: Path, facts: EngineFacts, source: dict[str, str]) -> No
     if not facts.config.strip_weights:
         raise ConfigError(f"{plan} takes no weights; build it with --refittable, or with --strip-weights for the same "
                           "ones.")
-    # With STRIP_PLAN alone the builder relies on the values of the weights: others give undefined results.
+    # With STRIP_PLAN alone the builder relies on the values of the weights: other values give undefined results.
     if source["sha256"] != facts.source.get("sha256"):
         own, digest = facts.source.get("file"), str(facts.source.get("sha256"))[:12]
         raise ConfigError(f"{plan} was built with --strip-weights alone and takes only the weights that it was built "
@@ -94,10 +95,10 @@ def _refit(library: BuilderLibrary, engine: Any, onnx: Path) -> None:
 
 
 def _serialized(library: BuilderLibrary, engine: Any, refittable: bool) -> tuple[Any, bool]:
-    """The plan of `engine` with its weights, and whether other weights can be put into it again; BackendError when
-    the library cannot write it."""
+    """The plan of `engine` with its weights, and whether it can be refitted; raises BackendError if the library cannot
+    write it."""
     flags = library.trt.SerializationFlag
-    # Since TensorRT 10.14; without it a plan that holds its weights takes no others.
+    # The flag exists since TensorRT 10.14; without it a plan that holds its weights cannot be refitted.
     keep = getattr(flags, "INCLUDE_REFIT", None) if refittable else None
     settings = engine.create_serialization_config()
     settings.clear_flag(flags.EXCLUDE_WEIGHTS)
@@ -111,7 +112,7 @@ def _serialized(library: BuilderLibrary, engine: Any, refittable: bool) -> tuple
 
 
 def _weight_notes(library: BuilderLibrary, plan: Path, before: EngineFacts, after: EngineFacts) -> list[str]:
-    """Whose weights the result holds, and whether it takes others."""
+    """Notes on which weights the result holds, and on whether it can be refitted."""
     notes = []
     file = after.source["file"]
     if before.source.get("sha256") != after.source["sha256"]:

@@ -1,4 +1,4 @@
-"""The facts of an engine, kept beside the plan: the plan itself stays raw, for trtexec, Triton and C++."""
+"""The facts of an engine, in a JSON file beside the plan; the plan itself stays raw, for trtexec, Triton and C++."""
 from __future__ import annotations
 
 import json
@@ -16,25 +16,27 @@ from .layers import EngineLayer
 from .library import library_spec
 
 FORMAT = 1
-# Where the precisions of `products` are from, the surest first.
+# The source of the precisions of `products`, the most reliable first.
 ON_DEVICE = "read from the engine on a GPU"
 BY_BUILDER = "as the builder lists them, not yet verified on a device"
 BY_GRAPH = "as the graph asks, not yet verified on a device"
 NEEDED = {"plan": {"sha256", "bytes"}, "builder": {"format", "version"}}
-LARGEST = 64 << 20                          # bytes of a sidecar that is read
+# Bytes; a larger sidecar is not read.
+LARGEST = 64 << 20
 
 
 @dataclass(frozen=True)
 class EngineFacts(JsonConfig):
-    """What a plan is.
+    """The facts of a plan.
 
     `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx") and `version`. `target` is
-    what it was built on and for: `gpu` and `compute_capability` (None where there was none),
-    `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], None for the batch.
-    `products` maps the graph's matrix products to their precision: what the graph asks for, or the wider type of the
-    `fallbacks`, which map to what was asked; `verified` says who told, `untold` are those it told nothing of.
-    `source` is the ONNX file: `file`, `sha256`. `model` are
-    the facts of a graph of ours. `rebuild` is the command that makes the plan again.
+    what it was built on and for: `gpu` and `compute_capability` (None if there was no GPU),
+    `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], with None for the batch.
+    `products` maps the graph's matrix products to their precision. `fallbacks` are the products with a wider precision
+    than the graph requests, each with the requested one. `verified` is the source of the precisions, `untold` are
+    the products that this source does not list, with the precision that the graph requests.
+    `source` is the ONNX file: `file`, `sha256`. `model` are the facts of a graph that dyvit exported. `rebuild` is the
+    command that makes the plan again.
     """
 
     plan: dict[str, Any]
@@ -61,10 +63,10 @@ class EngineFacts(JsonConfig):
         for name in ("plan", "builder", "target", "inputs", "outputs", "products", "source", "fallbacks"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be an object, not {getattr(self, name)!r}")
-        for part, keys in ((self.builder, NEEDED["builder"]), (self.target, {"system"}),
-                           (self.products, self.products.keys()), (self.fallbacks, self.fallbacks.keys()),
-                           ({node: self.products.get(node) for node in self.fallbacks}, self.fallbacks.keys())):
-            if missing := sorted(key for key in keys if not isinstance(part.get(key), str)):
+        for fields, keys in ((self.builder, NEEDED["builder"]), (self.target, {"system"}),
+                             (self.products, self.products.keys()), (self.fallbacks, self.fallbacks.keys()),
+                             ({node: self.products.get(node) for node in self.fallbacks}, self.fallbacks.keys())):
+            if missing := sorted(key for key in keys if not isinstance(fields.get(key), str)):
                 raise ConfigError(f"{', '.join(missing)} must be given as text")
         if isinstance(self.model, Mapping):
             values = {key: value for key, value in self.model.items() if key != "format"}
@@ -86,20 +88,20 @@ def sidecar_path(plan: Path) -> Path:
 
 
 def write_plan(path: Path, plan: bytes | memoryview, facts: EngineFacts) -> None:
-    """Writes the plan and its sidecar; after a failure between the two, the hash tells that they do not belong
-    together."""
+    """Writes the plan and its sidecar; after a failure between the two, their hashes differ."""
     sidecar = sidecar_path(path)
     with atomic_write(path) as temporary:
         temporary.write_bytes(plan)
-        # From here on the old sidecar is of no plan: a hash that does not match says so.
+        # The sidecar is written before the plan is moved into place. A failure in between leaves the new sidecar beside
+        # the old plan, which its hash reveals.
         write_json(sidecar, {"format": FORMAT, **facts.to_dict()})
 
 
 def read_sidecar(plan: Path) -> EngineFacts | None:
-    """What lies beside `plan`; None when nothing does.
+    """The facts in the sidecar of `plan`; None if it has no sidecar.
 
     Raises:
-        ArtifactError: it is not a sidecar of ours.
+        ArtifactError: the sidecar was not written by this version of dyvit.
     """
     path = sidecar_path(plan)
     if not path.is_file():
@@ -123,5 +125,5 @@ def read_sidecar(plan: Path) -> EngineFacts | None:
 
 
 def is_altered(plan: Path, facts: EngineFacts) -> bool:
-    """True when `plan` is not the file that `facts` were written for."""
+    """True if `plan` is not the file that `facts` were written for."""
     return {"sha256": sha256(plan), "bytes": plan.stat().st_size} != facts.plan

@@ -1,4 +1,4 @@
-"""A timing cache that several builds share: locked while it is read and written, made anew when damaged."""
+"""A timing cache that several builds can share: locked during reads and writes, replaced if damaged."""
 from __future__ import annotations
 
 import os
@@ -18,10 +18,10 @@ def _lock(path: Path) -> Any:
 
 
 def load_timing_cache(library: BuilderLibrary, config: Any, path: Path) -> str | None:
-    """Gives the builder's `config` the cache in `path`, an empty one where there is none.
+    """Gives the builder's `config` the cache in `path`, or an empty one if there is no such file.
 
     Returns:
-        What a user should know: the file was damaged, or of another library or GPU, and is made anew.
+        A warning if the file is damaged, or of another library or GPU, and is replaced; else None.
     """
     check_target(path)
     try:
@@ -42,17 +42,19 @@ def load_timing_cache(library: BuilderLibrary, config: Any, path: Path) -> str |
         return None
     why = "is damaged" if damaged else "is of another GPU or version"
     kept = path.with_name(path.name + ".old")
-    os.replace(path, kept)                                                 # it may be no cache at all
-    return f"The timing cache {path} {why}; it is made anew, and the old file is now {kept.name}."
+    # The file is renamed, not deleted, because it may not be a timing cache at all.
+    os.replace(path, kept)
+    return f"The timing cache {path} {why}; it is replaced, and the old file is now {kept.name}."
 
 
 def save_timing_cache(config: Any, path: Path) -> None:
-    """Adds what this build timed to `path`; what another build wrote meanwhile stays."""
+    """Adds the timings of this build to `path`, and keeps those that another build wrote meanwhile."""
     cache = config.get_timing_cache()
     if cache is None:
         return
     with _lock(path):
         if path.is_file() and (earlier := config.create_timing_cache(path.read_bytes())) is not None:
-            cache.combine(earlier, False)                                  # one of another GPU is left out
+            # The library ignores the timings of another GPU.
+            cache.combine(earlier, False)
         with atomic_write(path) as temporary:
             temporary.write_bytes(bytes(cache.serialize()))

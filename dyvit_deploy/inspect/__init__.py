@@ -1,1 +1,1 @@
-"""What an artifact is, and what this machine can run."""
+"""Inspection of artifacts, and of what this machine can run."""

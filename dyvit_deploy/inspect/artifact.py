@@ -1,4 +1,4 @@
-"""What is in an artifact: architecture, pruning, interface, where it comes from."""
+"""Describes an artifact: architecture, pruning, interface, provenance."""
 from __future__ import annotations
 
 import collections
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """`facts` is None for files that are not ours; `details` are what the file itself tells; `engine` is the
-    sidecar of an engine plan.
+    """`facts` is None for files that dyvit did not write; `details` depend on the kind of file; `engine` is the sidecar
+    of an engine plan.
 
-    `gmacs` are 1e9 multiply-accumulates for one image; `keep_counts` patch tokens per stage.
+    `gmacs` are 1e9 multiply-accumulates for one image, `keep_counts` the kept patch tokens per stage.
     """
 
     KIND: ClassVar[str] = "inspect"
@@ -54,17 +54,18 @@ class InspectReport:
         return dataclasses.asdict(self)
 
     def table(self) -> Table:
-        """Two columns: what, and its value."""
+        """The rows, as a table of two columns."""
         table = Table(title=Text(f"{self.path} ({self.kind})"), show_header=False, title_justify="left")
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in self.rows().items():
             if value not in (None, "", (), [], {}):
-                table.add_row(name, Text(str(value)))             # brackets are no markup
+                # As Text, because brackets in a string would be read as markup.
+                table.add_row(name, Text(str(value)))
         return table
 
     def rows(self) -> dict[str, Any]:
-        """What, and its value in words; empty values are those that the file does not have."""
+        """Label and value of each row, as text; values that the file does not have are empty."""
         rows: dict[str, Any] = {"size": f"{self.size_mib:.1f} MiB", "sha256": self.sha256}
         if facts := self.facts:
             model, prune = facts.model, facts.prune
@@ -105,7 +106,7 @@ def _pairs(values: dict[str, Any] | None) -> str:
 
 
 def _lowered(facts: ArtifactFacts) -> dict[str, Any]:
-    """How the precision was lowered, in the words of the table."""
+    """How the precision was lowered, with the labels of the table."""
     values = dict(facts.lowered or {})
     ranges, kept = values.pop("ranges", None), values.pop("kept", None)
     if ranges:
@@ -114,16 +115,16 @@ def _lowered(facts: ArtifactFacts) -> dict[str, Any]:
 
 
 def _brief(training: dict[str, Any] | None) -> dict[str, Any]:
-    """The recipe and versions belong in the JSON; a person wants the rest."""
+    """The training facts without recipe and versions, which only the JSON shows."""
     return {k: v for k, v in (training or {}).items() if not isinstance(v, dict)}
 
 
 def inspect_artifact(path: str | Path) -> InspectReport:
-    """Reads what `path` says about itself; nothing is run, but graphs are compiled. An engine plan is
-    not loaded: what its builder found is in its sidecar.
+    """Describes the artifact `path`. Graphs are compiled, but not run; an engine plan is not loaded, because its
+    sidecar describes it.
 
     Raises:
-        ArtifactError: missing, damaged, or of an unknown kind.
+        ArtifactError: the file is missing, damaged, or of an unknown kind.
     """
     path = require_file(path)
     if is_checkpoint(path):
@@ -142,7 +143,8 @@ def _inspect_checkpoint(path: Path) -> InspectReport:
                                "predictors": checkpoint.count_predictors(raw.state)}
     try:
         facts = raw.facts or ArtifactFacts(checkpoint.infer_model(raw.state, str(path)), checkpoint.recorded_prune(raw))
-    except CheckpointError as error:                                       # of timm, say: export names it with --model
+    # The architecture is unknown if the file is of timm, for example; dyvit export then needs --model.
+    except CheckpointError as error:
         facts, details["architecture"] = None, str(error)
     return _report(path, "checkpoint", facts, details, sum(t.numel() for t in raw.state.values()))
 
@@ -152,7 +154,8 @@ def _inspect_onnx(path: Path) -> InspectReport:
     proto = load_graph(path, weights=False)
     facts = graph_facts(proto, str(path))
     try:
-        onnx.checker.check_model(str(path))                                # by path: weights may lie beside it
+        # Checked by path, because the weights may be in a file beside it.
+        onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
                             "make or copy it again.") from error
@@ -165,8 +168,9 @@ def _inspect_onnx(path: Path) -> InspectReport:
         "nodes": f"{len(proto.graph.node)}: " + _counts(dict(operators.most_common())),
     }
     if facts and (facts.lowered or {}).get("target") != "tensorrt":
-        with contextlib.suppress(*failures()):                             # a precision that has no kernels here
-            details["in ONNX Runtime"] = onnxruntime_fusions(path).words(facts.model.depth)
+        # ONNX Runtime may have no kernels for the precision.
+        with contextlib.suppress(*failures()):
+            details["in ONNX Runtime"] = onnxruntime_fusions(path).summary(facts.model.depth)
     return _report(path, "ONNX", facts, details, None)
 
 
@@ -179,16 +183,18 @@ def _inspect_openvino(path: Path) -> InspectReport:
             shape = ", ".join("any" if side is None else str(side) for side in runner.input.shape)
             details = {"inputs": f"{runner.input.name} {runner.input.dtype} [{shape}]",
                        "products as compiled here": _counts(runner.compiled_precisions()),
-                       "as compiled here": runner.fusions().words(facts.model.depth) if facts else None}
-    except BackendError as error:                                          # a precision that this CPU does not have
+                       "as compiled here": runner.fusions().summary(facts.model.depth) if facts else None}
+    # This CPU may not support the precision.
+    except BackendError as error:
         details = {"here": str(error)}
     return _report(path, "OpenVINO", facts, details, None)
 
 
 def _inspect_engine(path: Path) -> InspectReport:
-    """From its sidecar; the plan itself, which is native code, is not loaded."""
+    """Describes a plan by its sidecar; the plan itself contains native code and is not loaded."""
     here = preflight(path)
-    engine = None if here.altered else read_sidecar(path)                 # else they are the facts of another plan
+    # The sidecar of an altered plan describes another plan.
+    engine = None if here.altered else read_sidecar(path)
     loads = {"here": "should load" if here else f"will not load: {', and '.join(here.problems)}"}
     if engine is None:
         known = here.built | {"described by": f"its first bytes only; {sidecar_path(path).name} is "

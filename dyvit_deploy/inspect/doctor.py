@@ -1,4 +1,4 @@
-"""Which backends can run here, and what to install for the others."""
+"""Finds out which backends can run on this machine, and what to install for the others."""
 from __future__ import annotations
 
 import dataclasses
@@ -22,7 +22,8 @@ READY, MISSING, UNUSABLE = "ready", "not installed", "installed, not usable"
 
 @dataclass(frozen=True)
 class Backend:
-    """One row: `state` is one of the constants above, `devices` what it found, `fix` what to type."""
+    """One row: `state` is READY, MISSING or UNUSABLE, `devices` are those that the backend can use or why it is not
+    usable, `does` is what it is used for, and `fix` is a command that installs or repairs it."""
 
     name: str
     state: str
@@ -77,14 +78,14 @@ def _openvino_devices() -> str:
 
 def _engine_devices(format: str) -> str:
     open_library(format)
-    found = gpu()
-    if found is None and not LIBRARY_SPECS[format].builds_without_gpu:
+    device = gpu()
+    if device is None and not LIBRARY_SPECS[format].builds_without_gpu:
         raise BackendError("no GPU with a driver works here, which it needs to build and to run")
-    if found is None:
+    if device is None:
         return "builds only: no GPU works here"
-    wrong = gpu_problem(LIBRARY_SPECS[format], found)
-    return (f"builds only: {wrong}; {OTHER_LIBRARY}" if wrong
-            else f"{found.name} (compute capability {found.compute_capability})")
+    problem = gpu_problem(LIBRARY_SPECS[format], device)
+    return (f"builds only: {problem}; {OTHER_LIBRARY}" if problem
+            else f"{device.name} (compute capability {device.compute_capability})")
 
 
 def _nothing() -> str:
@@ -93,7 +94,7 @@ def _nothing() -> str:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Where a backend is found."""
+    """How to look for a backend: its `module`, and the `distributions` on PyPI that may provide it."""
 
     name: str
     module: str
@@ -122,7 +123,7 @@ PROBES = (
 
 
 def diagnose() -> DoctorReport:
-    """Looks for every backend and asks those that are there for their devices."""
+    """Looks for every backend and lists the devices of those that are installed."""
     return DoctorReport(tuple(_examine(probe) for probe in PROBES), library_versions("timm", "onnx", "onnxscript"))
 
 
@@ -132,9 +133,10 @@ def _examine(probe: _Probe) -> Backend:
     version = _version(probe.distributions)
     try:
         require(probe.module)
-        devices = probe.devices()                                          # and below, the ways a broken library fails
+        devices = probe.devices()
+    # A broken library can raise any of these on import or on use.
     except (DyvitError, ImportError, OSError, RuntimeError, AttributeError) as error:
-        # What we refuse ourselves says what to do.
+        # The message of a DyvitError already says what to do.
         repair = None if isinstance(error, DyvitError) else f"pip install --force-reinstall {probe.distributions[0]}"
         return Backend(probe.name, UNUSABLE, version, reason(error), probe.does, repair)
     return Backend(probe.name, READY, version, devices, probe.does, None)

@@ -1,1 +1,1 @@
-"""Many images through any artifact, into rows: on this machine or on many."""
+"""Predicts the classes of many images with any artifact, on one machine or on a cluster."""

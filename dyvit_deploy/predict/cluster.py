@@ -1,4 +1,4 @@
-"""The same rows from many processes or machines, through Ray Data."""
+"""Predicts with many processes or machines through Ray Data; the rows are the same as on one machine."""
 from __future__ import annotations
 
 import json
@@ -20,16 +20,20 @@ from ..errors import BackendError, ConfigError, DyvitError, reason
 from ..optional import require
 from ..runners.open import check_engine_device, is_checkpoint, is_engine, open_runner
 from .config import PredictConfig
-from .predictor import Answer, Places, Predictor
+from .predictor import Chunk, PredictChunks, Predictor
 from .report import Prediction
 
-WAVE = 8000                                 # batches whose places are in the cluster's memory at once
-BLOCKS = 1000                               # parts that a wave is dealt out in
-PATIENCE = 10                               # seconds that a cluster may take to answer
-SILENT = {"RAY_USAGE_STATS_ENABLED": "0",   # else Ray reports to its makers
-          "RAY_BACKEND_LOG_LEVEL": "fatal"}  # else an error is shown that is none, at every start of a worker
-# Ray then takes 127.0.0.1 for this machine's address, and listens there only; its own _node_ip_address does not.
-ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Chunks whose image locations are in the cluster's memory at once.
+WAVE = 8000
+# Blocks that the chunks of a wave are split into.
+BLOCKS = 1000
+# Seconds to wait for a connection to the cluster.
+CONNECT_TIMEOUT = 10
+# No usage reports to Ray's makers, and no false error message at every start of a worker.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# With this setting, Ray uses 127.0.0.1 as the address of this machine and listens there only; its own option
+# _node_ip_address does not have that effect.
+LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 class Worker:
@@ -42,7 +46,8 @@ class Worker:
                 require("torch").set_num_threads(threads)
             runner = open_runner(artifact, load=load, device=config.device, threads=threads)
             self._predictor = Predictor(runner, config, load)
-        except DyvitError as error:                                        # Ray would wrap it in its own tracebacks
+        # Returned with the rows, because Ray would wrap the exception in its own tracebacks.
+        except DyvitError as error:
             self._error = type(error).__name__, str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -55,110 +60,113 @@ class Worker:
                     ((place.name, place.read) for place in places), self._predictor.spec, len(places), self._threads)))
             except DyvitError as error:
                 kind, text = type(error).__name__, str(error)
-        found = [[r.image, r.classes, r.probabilities, r.error] for r in rows]
-        return {"number": row["number"], "rows": json.dumps(found), "kind": kind, "text": text}
+        values = [[r.image, r.classes, r.probabilities, r.error] for r in rows]
+        return {"number": row["number"], "rows": json.dumps(values), "kind": kind, "text": text}
 
 
 @contextmanager
-def predict_on_ray(artifact: str, config: PredictConfig, load: LoadConfig) -> Iterator[Answer]:
-    """An `Answer` of Ray's workers: those of the cluster in RAY_ADDRESS, else of a Ray of this machine alone.
+def predict_on_ray(artifact: str, config: PredictConfig, load: LoadConfig) -> Iterator[PredictChunks]:
+    """Yields a `PredictChunks` that runs on Ray's workers: those of the cluster in RAY_ADDRESS, else of this machine.
 
     Every machine needs this package, and the artifact and images at the same paths. A RAY_ADDRESS that is empty or
-    "local" is none. A Ray that the calling program has started is used as it is, wherever that listens.
+    "local" means this machine. A Ray that the calling program has already started is used as it is, even if it listens
+    on the network.
 
     Raises:
-        MissingDependency: without Ray.
-        ConfigError: more workers than cores, no GPU for what needs one, or the program has imported Ray before, so that
-            it cannot be kept from listening on the network any more.
-        BackendError: no cluster there, or a worker failed.
+        MissingDependency: Ray is not installed.
+        ConfigError: more workers than cores, no GPU although one is needed, or the program has already imported Ray, so
+            that it would listen on the network.
+        BackendError: the cluster cannot be reached, or a worker failed.
     """
     if is_engine(artifact):
         check_engine_device(artifact, config.device)
-    os.environ.update({name: os.environ.get(name, value) for name, value in SILENT.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     address = os.environ.get("RAY_ADDRESS", "")
     address = "" if address == "local" else address
     if not address:
-        _keep_alone()
+        _listen_locally()
     ray = require("ray", extra="ray")
     require("ray.data", extra="ray")
-    mine = not ray.is_initialized()
-    if mine:
+    started_here = not ray.is_initialized()
+    if started_here:
         try:
-            _require_listening(address)
+            _check_address(address)
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR,
                      **({} if address else {"include_dashboard": False}))
         except (OSError, RuntimeError, ValueError) as error:
             raise BackendError(f"Ray cannot be reached or started ({reason(error)}); check RAY_ADDRESS, and "
                                "RAY_AUTH_MODE=token where the cluster asks for one.") from error
     try:
-        yield _Cluster(ray, os.path.abspath(artifact) if os.path.exists(artifact) else artifact, config, load).answer
+        yield _Cluster(ray, os.path.abspath(artifact) if os.path.exists(artifact) else artifact, config, load).predict
     finally:
-        if mine:
+        if started_here:
             ray.shutdown()
 
 
-def _keep_alone() -> None:
-    """Raises ConfigError where Ray would listen on the network; it takes the switch only while it is imported."""
-    loaded = sys.modules.get("ray")
-    if loaded and not loaded.is_initialized() and any(os.environ.get(name) != value for name, value in ALONE.items()):
-        switch = " ".join(f"{name}={value}" for name, value in ALONE.items())
+def _listen_locally() -> None:
+    """Sets LOCAL_ONLY; raises ConfigError if Ray is already imported without it, because it reads it on import."""
+    ray = sys.modules.get("ray")
+    if ray and not ray.is_initialized() and any(os.environ.get(name) != value for name, value in LOCAL_ONLY.items()):
+        switch = " ".join(f"{name}={value}" for name, value in LOCAL_ONLY.items())
         raise ConfigError("This program imported ray before, so that Ray would listen on the network; set "
                           f"{switch} before the import, or call ray.init() yourself.")
-    os.environ.update(ALONE)
+    os.environ.update(LOCAL_ONLY)
 
 
-def _require_listening(address: str) -> None:
-    """Raises OSError where nobody answers at host:port; Ray itself would try for minutes."""
+def _check_address(address: str) -> None:
+    """Raises OSError if nothing listens at host:port; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
 
 
 class _Cluster:
-    """Deals batches out and takes their rows in order."""
+    """Distributes chunks to the workers and yields their rows in order."""
 
     def __init__(self, ray: Any, artifact: str, config: PredictConfig, load: LoadConfig) -> None:
         cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         machines = [int(count) for count in cores if count >= 1]
         gpus = int(ray.cluster_resources().get("GPU", 0)) if config.device != "cpu" else 0
-        if not gpus and (config.device == "cuda" or is_engine(artifact)):  # Ray would wait for one for ever
+        # Ray would wait forever for a GPU.
+        if not gpus and (config.device == "cuda" or is_engine(artifact)):
             why = "--device cuda" if config.device == "cuda" else artifact
             raise ConfigError(f"The cluster has no GPU, and {why} needs one; add a machine that has, or choose another "
                               "device or artifact.")
         workers = config.workers or gpus or len(machines)
         if not machines or workers > sum(machines):
             raise ConfigError(f"The cluster has {sum(machines)} cores, too few for --workers {workers}.")
-        # Alike on every machine, and small enough that the fullest one takes its workers.
+        # The same number on every machine, small enough for the machine with the fewest cores to run its workers.
         threads = max(1, min(machines) // -(-workers // len(machines)))
         self._ray, self._options = ray, {
             "fn_constructor_args": (artifact, replace(config, csv=None, parquet=None), load, threads),
             "compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": threads,
-            **({"num_gpus": _share(workers, gpus)} if gpus else {})}
+            **({"num_gpus": _gpu_share(workers, gpus)} if gpus else {})}
 
-    def answer(self, chunks: Iterator[Places]) -> Iterator[tuple[Places, list[Prediction]]]:
+    def predict(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, list[Prediction]]]:
+        """A `PredictChunks`."""
         context = self._ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         while wave := list(islice(chunks, WAVE)):
-            rows = [{"number": number, "places": _places(places)} for number, places in enumerate(wave)]
+            rows = [{"number": number, "places": _to_json(chunk)} for number, chunk in enumerate(wave)]
             units = self._ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS))
             try:
                 for number, row in enumerate(units.map(Worker, **self._options).iter_rows()):
                     if row["kind"]:
                         raise getattr(errors, row["kind"])(row["text"])
-                    assert row["number"] == number, "Ray keeps the order when it is told to"
-                    yield wave[number], [Prediction(image, tuple(classes), tuple(shares), error)
-                                         for image, classes, shares, error in json.loads(row["rows"])]
+                    assert row["number"] == number, "Ray keeps the order because of preserve_order"
+                    yield wave[number], [Prediction(image, tuple(classes), tuple(probabilities), error)
+                                         for image, classes, probabilities, error in json.loads(row["rows"])]
             except self._ray.exceptions.RayError as error:
                 raise BackendError(f"A Ray worker failed ({reason(error, last=True)}); see Ray's own log for more."
                                    ) from error
 
 
-def _share(workers: int, gpus: int) -> float:
-    """What each worker gets of a GPU, in Ray's steps of 1/10,000, so that all of them find one."""
+def _gpu_share(workers: int, gpus: int) -> float:
+    """The share of a GPU for each worker, in Ray's steps of 1/10,000, such that the GPUs suffice for all workers."""
     return 10_000 // -(-workers // gpus) / 10_000
 
 
-def _places(places: Places) -> str:
-    return json.dumps([[place.name, os.path.abspath(place.path), place.part] for place in places])
+def _to_json(chunk: Chunk) -> str:
+    return json.dumps([[place.name, os.path.abspath(place.path), place.part] for place in chunk])

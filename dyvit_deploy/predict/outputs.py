@@ -1,4 +1,4 @@
-"""Rows into files, batch by batch; a file appears when it is whole."""
+"""Writes rows to files, batch by batch; a file appears only when it is complete."""
 from __future__ import annotations
 
 import csv
@@ -13,11 +13,12 @@ from ..artifacts.files import atomic_write
 from ..optional import require
 from .report import Prediction, columns
 
-GROUP = 16_384                              # rows of a Parquet row group: what is in memory at once
+# Rows of a Parquet row group, all of which are in memory at once.
+GROUP = 16_384
 
 
 def write_csv(path: Path, batches: Iterable[list[Prediction]], top: int) -> None:
-    """RFC 4180 with a header, UTF-8, lines ending in a line feed."""
+    """Writes CSV as in RFC 4180, but with line feeds as line ends; with a header, in UTF-8."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns(top))
@@ -26,9 +27,8 @@ def write_csv(path: Path, batches: Iterable[list[Prediction]], top: int) -> None
 
 
 def write_parquet(path: Path, batches: Iterable[list[Prediction]], top: int, identity: Mapping[str, Any]) -> None:
-    """The same columns, strings and float32; a row with an error has nulls for classes and probabilities.
-
-    What the rows are of lies in the schema's metadata under `dyvit`.
+    """Writes Parquet with the same columns as strings and float32; a row with an error has nulls for classes and
+    probabilities. The schema's metadata has the `identity` of the run under `dyvit`.
     """
     arrow, parquet = require("pyarrow", extra="predict"), require("pyarrow.parquet", extra="predict")
     kinds = {name: arrow.float32() if name.startswith("probability") else arrow.string() for name in columns(top)}

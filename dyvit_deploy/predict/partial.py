@@ -1,10 +1,10 @@
-"""Work that survives: a line per batch, kept until the whole is done.
+"""The unfinished rows of a run, in a file with one line per batch, so that an interrupted run can be resumed.
 
-The first line says what the rest is of. A batch is appended as one line and handed to the operating system at once, so
-that an interruption or kill -9 loses no line; a loss of power loses the last seconds. A torn line is no line. Batches
-are formed anew in the order of the images now, and kept only as long as they are the very same ones, so that the end
-result is that of a run without interruption: to the last bit for the same command on the same machine and versions of
-libraries.
+The first line identifies the run; an incomplete last line is discarded on resume. A batch is appended as one line and
+flushed to the operating system at once, so an interruption or kill -9 loses no line; a loss of power loses the last
+seconds. On resume, the images are listed and divided into batches again, and stored batches are kept up to the first
+one with other images. The end result is therefore that of a run without interruption: to the last bit for the same
+command on the same machine and versions of libraries.
 """
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from types import TracebackType
 from typing import IO, Any
 
 from ..errors import ArtifactError, ConfigError
-from .predictor import Places
-from .report import Prediction, Tally
+from .predictor import Chunk
+from .report import Prediction, RowCounter
 
-SYNCED = 5.0                                # seconds of work that a loss of power may cost
-WORDS = {"artifact": "another artifact", "load": "other options for the checkpoint", "sources": "other images",
-         "top": "another --top", "batch": "another --batch"}
+# Seconds between syncs to disk: the work that a loss of power may cost.
+SYNC_INTERVAL = 5.0
+MISMATCHES = {"artifact": "another artifact", "load": "other options for the checkpoint", "sources": "other images",
+              "top": "another --top", "batch": "another --batch"}
 
 
 class PartialFile:
-    """The unfinished rows beside the file to write; locked while it is open."""
+    """The file with the unfinished rows, beside the file to write; locked while it is open."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path, self._identity = path, dict(identity)
@@ -37,7 +38,7 @@ class PartialFile:
     def __enter__(self) -> PartialFile:
         """
         Raises:
-            ConfigError: it is in use, or of another command.
+            ConfigError: another process uses it, or it belongs to another command.
             ArtifactError: it cannot be written.
         """
         try:
@@ -48,7 +49,7 @@ class PartialFile:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            self._check_head()
+            self._check_header()
         except OSError as error:
             self._file.close()
             raise self._unwritable(error) from error
@@ -59,20 +60,24 @@ class PartialFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        with suppress(OSError):                                            # what a full disk did not take is not kept
-            self._file.close()                                             # and with it the lock
+        # On a full disk, closing fails with the data that was not written. Closing also releases the lock.
+        with suppress(OSError):
+            self._file.close()
 
     def _open(self) -> IO[bytes]:
-        """The file, locked itself: it is removed while it is locked, so the one at hand must still be the one there."""
-        import fcntl  # not everywhere
+        """Opens and locks the file. A finished run removes it while holding the lock, so the opened file counts only if
+        it is still the one at the path."""
+        # Not available on every platform.
+        import fcntl
         while True:
             file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
                     return file
+            # Another run has ended and removed the file in between.
             except FileNotFoundError:
-                pass                                                       # the other run ended in between
+                pass
             except BaseException:
                 file.close()
                 raise
@@ -81,65 +86,66 @@ class PartialFile:
     def _unwritable(self, error: OSError) -> ArtifactError:
         return ArtifactError(f"{self.path} cannot be written ({error.strerror}); choose another place.")
 
-    def _check_head(self) -> None:
-        head = _parse(self._file.readline())
-        if not isinstance(head, dict):                                     # new, or torn in its first line
+    def _check_header(self) -> None:
+        header = _parse(self._file.readline())
+        # The file is new, or its first line is incomplete.
+        if not isinstance(header, dict):
             self._file.seek(0)
             self._file.truncate()
             self._file.write(_line(self._identity))
             self._file.flush()
-        elif head != self._identity:
-            other = [word for key, word in WORDS.items() if head.get(key) != self._identity.get(key)]
-            raise ConfigError(f"{self.path} holds unfinished work of {' and '.join(other) or 'another dyvit'}; give "
-                              "the command that began it, or delete the file to begin anew.")
-        self._end_of_head = self._file.tell()
+        elif header != self._identity:
+            differing = [text for key, text in MISMATCHES.items() if header.get(key) != self._identity.get(key)]
+            raise ConfigError(f"{self.path} holds unfinished work of {' and '.join(differing) or 'another dyvit'}; "
+                              "repeat the command that started it, or delete the file to start again.")
+        self._header_end = self._file.tell()
 
-    def go_on(self, chunks: Iterator[Places], tally: Tally, notes: list[str]) -> Iterator[Places]:
-        """What of `chunks` is still to do; the `tally` gets the rows that are there.
+    def resume(self, chunks: Iterator[Chunk], counter: RowCounter, notes: list[str]) -> Iterator[Chunk]:
+        """The chunks that are not predicted yet; adds the stored rows to `counter`.
 
-        Rows end where an image was added, removed or changed since; a note says so.
+        From the first chunk on in which an image was added, removed or changed, stored rows are dropped, with a note.
         """
-        self._file.seek(self._end_of_head)
+        self._file.seek(self._header_end)
         while True:
-            place, line = self._file.tell(), self._file.readline()
+            offset, line = self._file.tell(), self._file.readline()
             rows = _parse(line)
             chunk = next(chunks, None) if isinstance(rows, list) else None
             if not isinstance(rows, list) or chunk is None or not _same(rows, chunk):
                 break
-            tally.add(_predictions(rows))
+            counter.add(_predictions(rows))
         if isinstance(rows, list):
             notes.append("Images were added, removed or changed since the run was interrupted: the first "
-                         f"{tally.images} rows are kept, the others predicted anew.")
-        self._file.seek(place)
+                         f"{counter.images} rows are kept, the others are predicted again.")
+        self._file.seek(offset)
         self._file.truncate()
         return chunks if chunk is None else chain([chunk], chunks)
 
-    def append(self, places: Places, rows: list[Prediction]) -> None:
-        """Adds a batch.
+    def append(self, chunk: Chunk, rows: list[Prediction]) -> None:
+        """Adds the rows of a chunk.
 
         Raises:
             ArtifactError: the disk is full or gone.
         """
         line = _line([[row.image, place.stamp, row.classes, row.probabilities, row.error]
-                      for place, row in zip(places, rows)])
+                      for place, row in zip(chunk, rows)])
         try:
             self._file.write(line)
             self._file.flush()
-            if time.monotonic() - self._synced > SYNCED:
+            if time.monotonic() - self._synced > SYNC_INTERVAL:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            raise ArtifactError(f"{self.path} could not be written ({error.strerror}); free space, and the same "
-                                "command goes on from there.") from error
+            raise ArtifactError(f"{self.path} could not be written ({error.strerror}); free space, then repeat the "
+                                "command to resume.") from error
 
     def batches(self) -> Iterator[list[Prediction]]:
-        """Every batch, from the first."""
-        self._file.seek(self._end_of_head)
+        """The rows of every batch, from the first on."""
+        self._file.seek(self._header_end)
         while line := self._file.readline():
             yield _predictions(json.loads(line))
 
     def remove(self) -> None:
-        """After the work is elsewhere, and before the lock goes."""
+        """Deletes the file; call it while the lock is held, after the results are written."""
         self.path.unlink(missing_ok=True)
 
 
@@ -148,16 +154,17 @@ def _line(value: Any) -> bytes:
 
 
 def _parse(line: bytes) -> Any:
-    """None for a line that is torn or damaged."""
+    """The value in a line; None if the line is incomplete or damaged."""
     try:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
 
 
-def _same(rows: list[Any], places: Places) -> bool:
-    return [row[:2] for row in rows] == [[place.name, place.stamp] for place in places]
+def _same(rows: list[Any], chunk: Chunk) -> bool:
+    return [row[:2] for row in rows] == [[place.name, place.stamp] for place in chunk]
 
 
 def _predictions(rows: list[Any]) -> list[Prediction]:
-    return [Prediction(image, tuple(classes), tuple(shares), error) for image, _, classes, shares, error in rows]
+    return [Prediction(image, tuple(classes), tuple(probabilities), error)
+            for image, _, classes, probabilities, error in rows]

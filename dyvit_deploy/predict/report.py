@@ -1,4 +1,4 @@
-"""The rows of predictions, and the report at the end."""
+"""Settings of a prediction, its rows, and the report at the end."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,13 +10,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-# Failures that a report names; the rows have all of them.
-NAMED = 20
+# Failures that a report lists; the rows have all of them.
+LISTED_FAILURES = 20
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image: its likeliest classes, best first, with softmax probabilities; or the `error`, and no classes."""
+    """The row of one image: its likeliest classes, best first, with softmax probabilities; or an `error`."""
 
     image: str
     classes: tuple[str, ...] = ()
@@ -24,19 +24,19 @@ class Prediction:
     error: str = ""
 
     def cells(self, top: int) -> list[str]:
-        """A value for each of `columns`: probabilities in the fewest digits that give the same float32."""
-        shares = [str(np.float32(share)) for share in self.probabilities]
-        pairs = [text for pair in zip(self.classes, shares) for text in pair]
+        """A text for each of `columns`; probabilities have the fewest digits that give the same float32."""
+        probabilities = [str(np.float32(probability)) for probability in self.probabilities]
+        pairs = [text for pair in zip(self.classes, probabilities) for text in pair]
         return [self.image, *pairs, *[""] * (2 * top - len(pairs)), self.error]
 
 
 def columns(top: int) -> list[str]:
-    """The names of a row's values."""
+    """The names of the columns."""
     return ["image", *(f"{name}_{k}" for k in range(1, top + 1) for name in ("class", "probability")), "error"]
 
 
 class RowText:
-    """Rows as lines for people, one by one, below a header; columns are as wide as the first rows need."""
+    """Formats rows as lines of a table with a header; the first rows determine the widths of the columns."""
 
     def __init__(self, top: int) -> None:
         self._top, self._widths = top, list[int]()
@@ -50,12 +50,12 @@ class RowText:
 
 
 def _printable(row: Prediction, top: int) -> list[str]:
-    """A file name may hold what would steer a terminal."""
+    """The cells without control characters, which a file name may contain."""
     return ["".join(c if c.isprintable() else "?" for c in cell) for cell in row.cells(top)]
 
 
-class Tally:
-    """What is known of the rows so far, in memory that does not grow."""
+class RowCounter:
+    """Counts the rows and the failures so far, and keeps the `first` failures; its memory does not grow."""
 
     def __init__(self) -> None:
         self.images = self.failed = 0
@@ -66,16 +66,17 @@ class Tally:
             self.images += 1
             if row.error:
                 self.failed += 1
-                if len(self.first) < NAMED:
+                if len(self.first) < LISTED_FAILURES:
                     self.first.append(f"{row.image}: {row.error}")
 
 
 @dataclass(frozen=True)
 class PredictReport:
-    """`images` are all rows; `failed` have an error instead of classes, and `failures` names the first of them;
-    `resumed` were there from an earlier, interrupted run. `images_per_sec` is that of this run from the opened artifact
-    on, data loading included; `seconds` is all of it.
-    False when not one image could be predicted.
+    """The result of `predict_images`; false if no image could be predicted.
+
+    `images` counts all rows, `failed` those with an error, of which `failures` lists the first, and `resumed` those
+    from an earlier, interrupted run. `images_per_sec` is the speed of this run with the artifact open, data loading
+    included; `seconds` is the whole time.
     """
 
     KIND: ClassVar[str] = "predict"

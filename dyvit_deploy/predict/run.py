@@ -1,4 +1,4 @@
-"""Predicts the classes of many images: listed, read, run, kept, written."""
+"""Predicts the classes of many images: lists, reads and runs them, and writes the rows."""
 from __future__ import annotations
 
 import time
@@ -18,32 +18,33 @@ from .cluster import predict_on_ray
 from .config import PredictConfig
 from .outputs import write_csv, write_parquet
 from .partial import PartialFile
-from .predictor import Opener, Places, predict_here
-from .report import Prediction, PredictReport, Tally
+from .predictor import Chunk, OpenBackend, predict_here
+from .report import Prediction, PredictReport, RowCounter
 
-OPENERS: dict[str, Opener] = {"local": predict_here, "ray": predict_on_ray}
+BACKENDS: dict[str, OpenBackend] = {"local": predict_here, "ray": predict_on_ray}
 
 
 def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Path],
                    config: PredictConfig = PredictConfig(), load: LoadConfig = LoadConfig(),
                    track: Track[Any] = no_track,
                    watch: Callable[[list[Prediction]], None] | None = None) -> PredictReport:
-    """The likeliest classes of every image, whether it has a label or not, with bounded memory.
+    """Predicts the likeliest classes of every image, labelled or not, in bounded memory.
 
-    Files in `config` are written when all is done; until then the work lies in `FILE.partial`, and the same call goes
-    on where an interrupted one stopped: to the same bytes on the same machine and versions of libraries. Finished
-    files are written over.
+    The files in `config` are written at the end, and replace existing ones; until then the rows are in `FILE.partial`,
+    from which the same call resumes after an interruption. The results are the same bytes as without interruption, on
+    the same machine and versions of libraries.
 
     Args:
         artifact: anything that `open_runner` opens.
-        sources: image files, folders (all images in them and below), .tar shards, or wds/FOLDER for a folder of those.
+        sources: image files, folders (searched recursively), .tar shards, or wds/FOLDER for a folder of shards.
         load: see `open_runner`.
-        watch: is called with the rows of each batch that this call predicts, in order.
+        watch: called with the rows of each batch that this call predicts, in order.
 
     Raises:
-        ConfigError: more classes than there are, or a partial file of another artifact or with other settings.
-        ArtifactError: the artifact cannot be opened, or a file not be written.
-        DataError: a source is not there, or holds no image.
+        ConfigError: more classes are requested than the model has, or the partial file is of another artifact or has
+            other settings.
+        ArtifactError: the artifact cannot be opened, or a file cannot be written.
+        DataError: a source does not exist, or holds no image.
         MissingDependency: shards need the extra `train`, Parquet the extra `predict`, "ray" the extra `ray`.
         BackendError: the runtime or the cluster failed.
     """
@@ -53,69 +54,70 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
         check_target(file)
     if config.parquet:
         require("pyarrow", extra="predict")
-    total, tally, notes, damage = count_images(names), Tally(), list[str](), list[str]()
+    total, counter, notes, damage = count_images(names), RowCounter(), list[str](), list[str]()
     chunks = _chunks(list_images(names, damage), config.batch)
     started = time.perf_counter()
-    work = _Work(str(path), config, load, track, watch, tally)
+    job = _Job(str(path), config, load, track, watch, counter)
     if config.partial is None:
-        work.run(chunks, total)
+        job.run(chunks, total)
         resumed = 0
     else:
         identity = _identity(path, names, config, load)
         with PartialFile(config.partial, identity) as partial:
-            left = partial.go_on(chunks, tally, notes)
-            resumed = tally.images
-            work.run(left, total - resumed, partial)
+            remaining = partial.resume(chunks, counter, notes)
+            resumed = counter.images
+            job.run(remaining, total - resumed, partial)
             if config.csv:
                 write_csv(Path(config.csv), partial.batches(), config.top)
             if config.parquet:
                 write_parquet(Path(config.parquet), partial.batches(), config.top, identity)
             partial.remove()
     seconds = time.perf_counter() - started
-    return PredictReport(path.name, tuple(names), config.runner, tally.images, tally.failed, resumed, seconds,
-                         (tally.images - resumed) / work.seconds if work.seconds else 0.0,
-                         tuple(map(str, config.files)), tuple(tally.first), (*notes, *damage))
+    return PredictReport(path.name, tuple(names), config.runner, counter.images, counter.failed, resumed, seconds,
+                         (counter.images - resumed) / job.seconds if job.seconds else 0.0,
+                         tuple(map(str, config.files)), tuple(counter.first), (*notes, *damage))
 
 
-class _Work:
-    """What is done with each batch."""
+class _Job:
+    """Predicts chunks, and counts, stores and reports their rows. `seconds` is the time with the artifact open."""
 
     def __init__(self, artifact: str, config: PredictConfig, load: LoadConfig, track: Track[Any],
-                 watch: Callable[[list[Prediction]], None] | None, tally: Tally) -> None:
+                 watch: Callable[[list[Prediction]], None] | None, counter: RowCounter) -> None:
         self._artifact, self._config, self._load = artifact, config, load
-        self._track, self._watch, self._tally = track, watch, tally
-        self.seconds = 0.0                                                  # with the artifact open
+        self._track, self._watch, self._counter = track, watch, counter
+        self.seconds = 0.0
 
-    def run(self, chunks: Iterator[Places], images: int, partial: PartialFile | None = None) -> None:
+    def run(self, chunks: Iterator[Chunk], images: int, partial: PartialFile | None = None) -> None:
         first = next(chunks, None)
-        if first is None:                                                  # only the files are left to write
+        # The resumed run had predicted everything.
+        if first is None:
             return
-        with OPENERS[self._config.runner](self._artifact, self._config, self._load) as answer:
+        with BACKENDS[self._config.runner](self._artifact, self._config, self._load) as predict_chunks:
             started = time.perf_counter()
-            batches: Iterable[tuple[Places, list[Prediction]]] = answer(_put_back(first, chunks))
-            for places, rows in self._track(batches, "predicting", -(-images // self._config.batch)):
+            batches: Iterable[tuple[Chunk, list[Prediction]]] = predict_chunks(_put_back(first, chunks))
+            for chunk, rows in self._track(batches, "predicting", -(-images // self._config.batch)):
                 if partial:
-                    partial.append(places, rows)
-                self._tally.add(rows)
+                    partial.append(chunk, rows)
+                self._counter.add(rows)
                 if self._watch:
                     self._watch(rows)
             self.seconds = time.perf_counter() - started
 
 
-def _put_back(first: Places, chunks: Iterator[Places]) -> Iterator[Places]:
+def _put_back(first: Chunk, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     yield first
     yield from chunks
 
 
-def _chunks(places: Iterator[ImagePlace], size: int) -> Iterator[Places]:
+def _chunks(places: Iterator[ImagePlace], size: int) -> Iterator[Chunk]:
     while chunk := list(islice(places, size)):
         yield chunk
 
 
 def _identity(path: Path, sources: Sequence[str], config: PredictConfig, load: LoadConfig) -> dict[str, Any]:
-    """What a row depends on, preprocessing and class names beside a plan included.
+    """Everything that a row depends on, including the preprocessing and class names in a plan's sidecar.
 
-    Where and by which versions it is computed changes last digits at most, and is left out.
+    The machine and the versions of libraries are left out: they change the last digits at most.
     """
     suffix, sidecar = path.suffix.lower(), sidecar_path(path)
     beside = [path.with_suffix(".bin")] if suffix == ".xml" else [sidecar] * (is_engine(path) and sidecar.is_file())

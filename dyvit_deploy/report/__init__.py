@@ -1,1 +1,1 @@
-"""What is pruned, to be looked at: figures per image, and one page about a set of artifacts."""
+"""The report: one HTML page about a set of artifacts."""

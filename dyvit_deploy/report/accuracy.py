@@ -1,4 +1,4 @@
-"""The verdict on accuracy: what an artifact loses against its checkpoint and the dense model, on the same images."""
+"""The verdict on accuracy: the loss against the checkpoint and the dense model, on the same images."""
 from __future__ import annotations
 
 import math
@@ -15,47 +15,49 @@ DENSE = "the dense model"
 
 
 class Loss(NamedTuple):
-    """Two accuracies on the same images; `drop` in percentage points, of `mine` below `other`."""
+    """Two accuracies on the same images, `mine` and that of the `reference`, which `label` names."""
 
-    words: str
+    label: str
     mine: Eval
-    other: Eval
+    reference: Eval
 
     @property
     def drop(self) -> float:
-        return 100 * (self.other.top1 - self.mine.top1)
+        """Percentage points of top-1 by which `mine` is below the `reference`."""
+        return 100 * (self.reference.top1 - self.mine.top1)
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval of the drop, in points; two more images, one right, keep it from 0 (Agresti, Caffo)."""
-        shares = ((e.top1 * e.images + 1) / (e.images + 2) for e in (self.mine, self.other))
+        """Half the width of the 95 % interval of the drop, in points. Two images, one of them right, are added, so that
+        it is not 0 for a perfect result (Agresti, Caffo)."""
+        shares = ((e.top1 * e.images + 1) / (e.images + 2) for e in (self.mine, self.reference))
         return 196 * math.sqrt(sum(p * (1 - p) / (self.mine.images + 2) for p in shares))
 
     @property
     def line(self) -> str:
-        return f"{-self.drop:+.2f} points against {self.words}" if abs(self.drop) >= 0.005 else f"as {self.words}"
+        return f"{-self.drop:+.2f} points against {self.label}" if abs(self.drop) >= 0.005 else f"as {self.label}"
 
 
-def judge_accuracy(found: Collection, entry: PageArtifact, max_drop: float) -> Verdict:
-    mine = max(found.current(entry, found.records.evals), key=_worth, default=None)
+def judge_accuracy(collection: Collection, entry: PageArtifact, max_drop: float) -> Verdict:
+    mine = max(collection.current(entry, collection.records.evals), key=_priority, default=None)
     if mine is None:
         command = typed("eval", entry.key, "--data", data_of(entry) or "IMAGES", "--json", f"{entry.key}.eval.json")
-        return missing(NAME, found, entry, found.records.evals, "evaluated", command)
+        return missing(NAME, collection, entry, collection.records.evals, "evaluated", command)
     if mine.failures:
         return Verdict(NAME, FAIL, f"{format_percent(mine.top1)} top-1", (mine.failures[0], _images(mine)),
                        mine.source.file)
-    losses = _losses(found, entry)
+    losses = _losses(collection, entry)
     if not losses:
-        return _incomparable(found, entry, mine)
+        return _incomparable(collection, entry, mine)
     mine = losses[0].mine
     images = min(loss.mine.images for loss in losses)
     lines = [_images(mine)]
     for loss in losses:
         lines.append(loss.line + (f", on {_images(loss.mine)}" if loss.mine.seen != mine.seen else ""))
     command = ""
-    if not is_plain(entry) and all(loss.words != DENSE for loss in losses):
+    if not is_plain(entry) and all(loss.label != DENSE for loss in losses):
         lines.append(f"not compared with {DENSE}")
-        dense = sorted(_dense(found, entry), key=lambda e: not of_one_checkpoint(found, entry, e))
+        dense = sorted(_dense(collection, entry), key=lambda e: not of_one_checkpoint(collection, entry, e))
         command = _command(mine, dense[0].key) if dense else ""
     if images:
         width = max(loss.half_width for loss in losses)
@@ -70,8 +72,8 @@ def judge_accuracy(found: Collection, entry: PageArtifact, max_drop: float) -> V
     return Verdict(NAME, state, f"{format_percent(mine.top1)} top-1", tuple(lines), mine.source.file, command)
 
 
-def _worth(result: Eval) -> tuple[bool, int]:
-    """Failures first, then evaluations on more images."""
+def _priority(result: Eval) -> tuple[bool, int]:
+    """Failures first, then the result on the most images."""
     return bool(result.failures), result.images
 
 
@@ -84,49 +86,53 @@ def _counted(images: int) -> str:
 
 
 def _too_few(images: int, max_drop: float) -> str:
-    """Why they cannot tell a drop of `max_drop` points; empty where they can."""
+    """Why so few images cannot show a drop of `max_drop` points; empty if they can."""
     if not images:
         return "Nobody knows on how many images."
     if 100 / images <= max_drop:
         return ""
-    words = f"One of {_counted(images)} weighs {100 / images:.3g} points, {max_drop:g} may be lost"
-    return f"{words}: evaluate {math.ceil(100 / max_drop):,} images or more." if max_drop else f"{words}."
+    doubt = f"One of {_counted(images)} weighs {100 / images:.3g} points, {max_drop:g} may be lost"
+    return f"{doubt}: evaluate {math.ceil(100 / max_drop):,} images or more." if max_drop else f"{doubt}."
 
 
-def _losses(found: Collection, entry: PageArtifact) -> list[Loss]:
-    """Against the checkpoint that it stems from, and against the dense model; each on the most images that both saw,
-    the one on the most images first. Of several dense ones that is one of the same checkpoint, then the best."""
-    here = found.current(entry, found.records.evals)
+def _losses(collection: Collection, entry: PageArtifact) -> list[Loss]:
+    """The losses against the artifact's checkpoint and against the dense model, the one on the most images first.
+
+    Each is on the most images that both were evaluated on. Among several dense models, one of the same checkpoint is
+    preferred, then the most accurate.
+    """
+    own = collection.current(entry, collection.records.evals)
     losses = []
-    for words, others in (("its checkpoint", ancestors(found, entry)[-1:]), (DENSE, _dense(found, entry))):
-        pairs = [(of_one_checkpoint(found, entry, other), mine.images, theirs.top1, Loss(words, mine, theirs))
-                 for mine in here for other in others
-                 for theirs in found.current(other, found.records.evals)
+    for label, references in (("its checkpoint", ancestors(collection, entry)[-1:]),
+                              (DENSE, _dense(collection, entry))):
+        pairs = [(of_one_checkpoint(collection, entry, reference), mine.images, theirs.top1, Loss(label, mine, theirs))
+                 for mine in own for reference in references
+                 for theirs in collection.current(reference, collection.records.evals)
                  if mine.seen == theirs.seen and not theirs.failures]
         losses += [max(pairs, key=lambda pair: pair[:3])[3]] if pairs else []
     return sorted(losses, key=lambda loss: -loss.mine.images)
 
 
-def _dense(found: Collection, entry: PageArtifact) -> list[PageArtifact]:
-    """The dense models of its architecture; none for one of these."""
-    return [] if is_plain(entry) else [e for e in found.entries if e.facts and entry.facts and is_plain(e)
+def _dense(collection: Collection, entry: PageArtifact) -> list[PageArtifact]:
+    """The dense float32 models of the same architecture; empty if the artifact is one itself."""
+    return [] if is_plain(entry) else [e for e in collection.entries if e.facts and entry.facts and is_plain(e)
                                        and e.facts.model.name == entry.facts.model.name]
 
 
 def _command(mine: Eval, key: str) -> str:
-    """What evaluates another artifact on the same images."""
+    """The command that evaluates the artifact `key` on the same images."""
     data = "digits" if mine.data.partition(":")[0] == "digits" else "IMAGES"
     split = mine.data.rpartition(":")[2]
     return typed("eval", key, "--data", data, *(["--split", split] if split in ("train", "val") else []),
                  *(["--images", str(mine.images)] if mine.images else []), "--json", f"{key}.eval.json")
 
 
-def _incomparable(found: Collection, entry: PageArtifact, mine: Eval) -> Verdict:
-    """A figure alone says nothing, but of a model that is what others are compared with."""
+def _incomparable(collection: Collection, entry: PageArtifact, mine: Eval) -> Verdict:
+    """The verdict without a reference: open, except for artifacts that are references themselves."""
     headline = f"{format_percent(mine.top1)} top-1"
     if is_plain(entry) or entry.about.kind == "checkpoint":
-        words = DENSE if is_plain(entry) else "nothing to compare with"
-        return Verdict(NAME, INFO, headline, (_images(mine), words), mine.source.file)
+        remark = DENSE if is_plain(entry) else "nothing to compare with"
+        return Verdict(NAME, INFO, headline, (_images(mine), remark), mine.source.file)
     why = "Nothing to compare with: its checkpoint was not evaluated on the same images, under the same path."
     return Verdict(NAME, OPEN, headline, (_images(mine), why), mine.source.file,
-                   _command(mine, source_of(found, entry)))
+                   _command(mine, source_of(collection, entry)))

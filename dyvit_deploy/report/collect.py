@@ -1,4 +1,4 @@
-"""Everything in a folder that is known of a set of artifacts: what they are, and what was measured of them."""
+"""Reads the artifacts in a folder, and the reports of what was measured with them."""
 from __future__ import annotations
 
 import dataclasses
@@ -18,16 +18,15 @@ from ..sweep.store import NAME as SWEEP
 from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep
 
 R = TypeVar("R", Check, Eval, Speed)
-IN_GRAPH = "as the graph says"
+IN_GRAPH = "as recorded in the graph"
 COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
 
 
-# Files with equal bytes are still different artifacts.
+# Compared by identity, because two files may have equal content.
 @dataclass(frozen=True, eq=False)
 class PageArtifact:
-    """One artifact: `key` is its path relative to the folder, `letter` its sign on the page, `rows` are its facts in
-    words. `products` are the precisions of its matrix products by graph node, `evidence` says where
-    they were read."""
+    """One artifact: `key` is its path relative to the folder, `letter` its name on the page, `rows` are its facts as
+    text. `products` are the precisions of its matrix products by graph node, `precision_source` is their origin."""
 
     letter: str
     key: str
@@ -35,7 +34,7 @@ class PageArtifact:
     about: InspectReport
     rows: dict[str, str]
     products: dict[str, str]
-    evidence: str
+    precision_source: str
 
     @property
     def name(self) -> str:
@@ -47,14 +46,13 @@ class PageArtifact:
 
     @property
     def precision(self) -> str:
-        """What it claims to compute in."""
+        """The precision that its facts claim."""
         return self.facts.precision if self.facts else "unknown"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A folder's artifacts by path, and the records of its reports; `skipped` is one line per file that was not
-    usable."""
+    """The artifacts in a folder, and the records of its reports; `skipped` has a line per file that was not usable."""
 
     folder: Path
     entries: tuple[PageArtifact, ...]
@@ -62,43 +60,43 @@ class Collection:
     skipped: tuple[str, ...]
 
     def current(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
-        """Those that were measured on the file as it is in the folder now."""
+        """The records that were measured on this very file, by its hash."""
         return [r for r in self._named(entry, records) if entry.about.sha256 in r.source.hashes(entry.name)]
 
     def stale(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
-        """Those that were measured on an earlier file of this name."""
-        here = {e.about.sha256 for e in self.entries if e.name == entry.name}
+        """The records that were measured on an earlier file of the same name."""
+        present = {e.about.sha256 for e in self.entries if e.name == entry.name}
         return [r for r in self._named(entry, records)
-                if (known := r.source.hashes(entry.name)) and not known & here]
+                if (recorded := r.source.hashes(entry.name)) and not recorded & present]
 
     def unsure(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
-        """Those without the hash of the file that they were measured on; they are not used."""
+        """The records without a hash of the file that they were measured on; verdicts do not use them."""
         return [r for r in self._named(entry, records) if not r.source.hashes(entry.name)]
 
     def _named(self, entry: PageArtifact, records: tuple[R, ...]) -> list[R]:
         twins = [e for e in self.entries if e.name == entry.name]
 
         def beside(record: R) -> bool:
-            """Of several files of one name without hashes, a report is about the one in its own folder."""
+            """Without hashes, a report refers to the file of that name in its own folder, if there are several."""
             near = [e for e in twins if Path(e.key).parent == Path(record.source.file).parent]
             return len(twins) == 1 or bool(record.source.hashes(entry.name)) or entry in near
 
         return [r for r in records if r.artifact == entry.name and beside(r)]
 
     def absent(self) -> list[str]:
-        """One line per artifact that a report is about and that is not in the folder."""
-        here = {entry.name for entry in self.entries}
-        measured: list[Check | Eval | Speed] = [*self.records.checks, *self.records.evals,
-                              *(s for s in self.records.speeds if not s.stand_in)]
+        """One line per artifact that a report mentions and that is not in the folder."""
+        present = {entry.name for entry in self.entries}
+        records: list[Check | Eval | Speed] = [*self.records.checks, *self.records.evals,
+                                               *(s for s in self.records.speeds if not s.stand_in)]
         return sorted({f"{r.source.file} is about {r.artifact}, which is not in this folder."
-                       for r in measured if r.artifact not in here})
+                       for r in records if r.artifact not in present})
 
 
 def collect(folder: Path, track: Track[Path]) -> Collection:
-    """Reads `folder` and the folders in it; nothing is run, but graphs are compiled.
+    """Reads `folder` and the folders in it; graphs are compiled, but not run.
 
     Raises:
-        ArtifactError: no such folder, or nothing of dyvit's in it.
+        ArtifactError: the folder does not exist, or holds no artifact and no report of dyvit.
     """
     skipped: list[str] = []
     files = list(_files(folder, skipped))
@@ -109,9 +107,9 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
         try:
             entries.append(_entry(path, key))
         except DyvitError as error:
-            # The page is the same wherever the folder is.
-            words = str(error).replace(str(path), key)
-            skipped.append(words if words.startswith(key) else f"{key}: {words}")
+            # With the relative path, so that the page does not depend on the place of the folder.
+            message = str(error).replace(str(path), key)
+            skipped.append(message if message.startswith(key) else f"{key}: {message}")
         except BROKEN:
             skipped.append(f"{key}: its facts are damaged, or were changed by hand; export it again.")
     entries = [dataclasses.replace(e, letter=letter_of(i)) for i, e in enumerate(sorted(entries, key=_order))]
@@ -133,7 +131,8 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
 
 
 def _once(speeds: tuple[Speed, ...]) -> tuple[Speed, ...]:
-    """Each timing once, though two reports may tell it: that of a sweep and sweep.json, quickstart's and --json."""
+    """Drops duplicates of timings that are in two reports: in sweep.json and sweep's --json, or in those of quickstart
+    and bench."""
     known = {(s.artifact, s.source.hashes(s.artifact), s.batch, s.runs, s.p50, s.p90, s.p99): s
              for s in reversed(speeds)}
     first = {id(speed) for speed in known.values()}
@@ -146,15 +145,15 @@ def letter_of(number: int) -> str:
 
 
 def _files(folder: Path, skipped: list[str]) -> Iterator[Path]:
-    """The files in `folder`, then those in the folders in it, in the order of their names; a folder in it that may
-    not be read is named in `skipped`."""
+    """Yields the files in `folder`, then those in its subfolders, in the order of their names; adds a line to `skipped`
+    for a subfolder that cannot be read."""
     try:
         children = sorted(folder.iterdir())
         inner = [child for child in children if child.is_dir() and not child.name.startswith(".")]
         yield from (child for child in children if child.is_file())
     except OSError as error:
-        found = "is no folder that can be read" if folder.exists() else "does not exist"
-        raise ArtifactError(f"{error.filename or folder} {found} ({error.strerror}); name the folder with your "
+        problem = "is no folder that can be read" if folder.exists() else "does not exist"
+        raise ArtifactError(f"{error.filename or folder} {problem} ({error.strerror}); name the folder with your "
                             "artifacts.") from error
     for child in inner:
         try:
@@ -165,10 +164,10 @@ def _files(folder: Path, skipped: list[str]) -> Iterator[Path]:
 
 def _is_artifact(path: Path) -> bool:
     suffix = path.suffix.lower()
-    # The weights of an OpenVINO model.
+    # A .bin file holds the weights of an OpenVINO model.
     if suffix == ".bin":
         return False
-    # An archive of images, unless its content says otherwise.
+    # Any other .tar file holds images.
     if suffix == ".tar":
         return path.name.lower().endswith(".pth.tar")
     return suffix in (*CHECKPOINT_SUFFIXES, *GRAPH_RUNNERS, *ENGINE_SUFFIXES)
@@ -179,7 +178,7 @@ def _is_sidecar(path: Path, artifacts: list[Path]) -> bool:
 
 
 def _order(entry: PageArtifact) -> tuple[int, bool, str]:
-    """What is shipped before what it is made of, dense before pruned."""
+    """The order on the page: exported artifacts before checkpoints, dense before pruned."""
     kinds = ["ONNX", "OpenVINO", "engine plan", "checkpoint"]
     dense = entry.facts is not None and entry.facts.dense
     return kinds.index(entry.about.kind), not dense, entry.key
@@ -188,24 +187,24 @@ def _order(entry: PageArtifact) -> tuple[int, bool, str]:
 def _entry(path: Path, key: str) -> PageArtifact:
     about = inspect_artifact(path)
     rows = {name: str(value) for name, value in about.rows().items() if value not in (None, "", (), [], {})}
-    if (facts := about.facts) and not all(isinstance(part or {}, Mapping) for part in
+    if (facts := about.facts) and not all(isinstance(values or {}, Mapping) for values in
                                           (facts.training, facts.parent, facts.versions, facts.lowered)):
         raise ValueError("facts of another shape")
     if not isinstance(((facts and facts.lowered) or {}).get("kept") or [], (list, tuple)):
         raise ValueError("facts of another shape")
     products: dict[str, str] = {}
-    evidence = ""
+    source = ""
     if about.kind == "ONNX":
-        products, evidence = product_precisions(load_graph(path, weights=False)), IN_GRAPH
+        products, source = product_precisions(load_graph(path, weights=False)), IN_GRAPH
     elif about.kind == "OpenVINO":
         from ..runners.openvino import OpenVINORunner
         try:
             with OpenVINORunner(path) as runner:
-                products, evidence = runner.product_precisions(), COMPILED
-        # A precision that this CPU does not have.
+                products, source = runner.product_precisions(), COMPILED
+        # This CPU may not support the precision.
         except DyvitError as error:
-            evidence = str(error)
+            source = str(error)
     elif about.engine and (engine := read_sidecar(path)):
-        products, evidence = dict(engine.products), engine.verified
-    return PageArtifact("", key, path, about, rows, products, evidence)
+        products, source = dict(engine.products), engine.verified
+    return PageArtifact("", key, path, about, rows, products, source)
 

@@ -1,4 +1,4 @@
-"""Figures in words, the same everywhere on the page."""
+"""Formats numbers in the same way everywhere on the page."""
 from __future__ import annotations
 
 
@@ -7,17 +7,17 @@ def format_percent(share: float) -> str:
 
 
 def format_error(value: float) -> str:
-    """A relative error: per cent, or a power of ten below a hundredth of one."""
+    """A relative error: in percent, or as a power of ten below 0.01 %."""
     return f"{100 * value:.2g} %" if value >= 1e-4 else f"{value:.0e}"
 
 
 def format_rate(value: float) -> str:
-    """Three digits at least, thousands apart."""
+    """A rate with at least three digits and separators of thousands."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def format_ms(value: float) -> str:
-    """Three digits, never a power of ten."""
+    """Milliseconds with three digits, never as a power of ten."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -26,7 +26,7 @@ def format_ratio(value: float) -> str:
 
 
 def format_images(images: int, data: str) -> str:
-    """The number of images and the name of the data, without its folders; 0 is unknown."""
+    """The number of images (0: unknown) and the name of the data, without the folders above it."""
     name = data.rstrip("/").rsplit("/", 1)[-1]
     return f"{images:,} image{'s' * (images != 1)} of {name}" if images else f"images of {name}"
 

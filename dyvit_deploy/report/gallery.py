@@ -1,4 +1,4 @@
-"""The same few images through every artifact that outputs the patches it keeps."""
+"""Galleries: the same few images run through every artifact that outputs which patches it keeps."""
 from __future__ import annotations
 
 import base64
@@ -25,16 +25,16 @@ from ..runners.open import open_runner
 from ..visualization.views import ImageView, pruned_facts, view_images
 from .collect import PageArtifact
 
-# Images up to this side, in pixels, are stored and shown pixel by pixel.
+# An image with sides of at most this many pixels is stored without loss and shown without smoothing.
 SMALL = 128
-# Quality of JPEG images.
+# JPEG quality of larger images.
 QUALITY = 85
-# Images per batch.
+# Images per run.
 CHUNK = 32
 
 
 class Picture(NamedTuple):
-    """An image once on the page, whichever artifacts look at it: its id, and its bytes as a data URI."""
+    """An image, stored once on the page for all artifacts: its id, and its bytes as a data URI."""
 
     id: str
     href: str
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """One image as one artifact sees it; `dropped` has an SVG path per stage over the patches that are gone."""
+    """One image with the outputs of one artifact; `dropped` has one SVG path per stage over the dropped patches."""
 
     picture: str
     alt: str
@@ -55,7 +55,7 @@ class Shot(NamedTuple):
 
 @dataclass(frozen=True)
 class Gallery:
-    """One artifact: `counts` are the patches that are left after each stage, of `grid` rows and columns."""
+    """The gallery of one artifact: `counts` are the kept patches after each stage, `grid` is (rows, columns)."""
 
     entry: PageArtifact
     grid: tuple[int, int]
@@ -65,14 +65,14 @@ class Gallery:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What the slider says, from all patches to the last stage."""
+        """The labels of the slider, from all patches to the last stage."""
         patches = self.grid[0] * self.grid[1]
         return (f"all {patches} patches", *(f"stage {i}: {count} of {patches} patches"
                                             for i, count in enumerate(self.counts)))
 
 
 class Galleries(NamedTuple):
-    """`notes` say which artifacts have none, and what can be done about it."""
+    """All galleries; `notes` say which artifacts have none, and what to do about it."""
 
     pictures: tuple[Picture, ...]
     galleries: tuple[Gallery, ...]
@@ -80,7 +80,7 @@ class Galleries(NamedTuple):
 
 
 def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track: Track[PageArtifact]) -> Galleries:
-    """Runs up to `limit` images of `data` through those of `entries` that prune.
+    """Runs up to `limit` images of `data` through the pruned artifacts among `entries`.
 
     Raises:
         DataError: there are no such images, or none of them can be read.
@@ -95,12 +95,12 @@ def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track
             images = open_images(data, entry.facts.model, limit=limit)
             read[entry.facts.model] = images, _read(images)
             notes += [f"{line} (left out of the galleries)" for line in images.skipped]
-        images, found = read[entry.facts.model]
+        images, readable = read[entry.facts.model]
         classes, doubt = _classes(images, entry.facts)
         notes += [doubt] if doubt else []
         try:
             with open_runner(entry.path) as runner:
-                galleries.append(_gallery(entry, runner, found, classes, pictures))
+                galleries.append(_gallery(entry, runner, readable, classes, pictures))
         except DyvitError as error:
             notes.append(f"{entry.key} has no gallery: {error}")
     return Galleries(tuple(pictures.values()), tuple(galleries), tuple(dict.fromkeys(notes)))
@@ -112,9 +112,9 @@ def _read(images: ImageSet) -> list[DecodedImage]:
 
 
 def _classes(images: ImageSet, facts: ArtifactFacts) -> tuple[tuple[str, ...] | None, str]:
-    """What the model calls each class of the images, as `evaluate` has it; None, and why, where it cannot be judged.
+    """The model's name of each class of the images, as in `evaluate`; None and a reason if classes cannot be matched.
 
-    Without names of its own a model answers in numbers, which may be other ones than those of the images.
+    Without class names, a model's class numbers may differ from those of the images.
     """
     if images.class_names is None or not facts.class_names:
         return None, ""
@@ -150,12 +150,13 @@ def _shot(view: ImageView, picture: str, label: str | None) -> Shot:
 
 
 def dropped_path(kept: NDArray[np.bool_]) -> str:
-    """An SVG path over the patches of bool [rows, columns] that are False; a patch is 1 x 1."""
-    parts = []
+    """An SVG path over the patches that are False in bool [rows, columns]; a patch is 1 x 1."""
+    rectangles = []
     for row, line in enumerate(np.pad(~kept, ((0, 0), (1, 1))).astype(np.int8)):  # [columns + 2]
         edges = np.flatnonzero(np.diff(line))
-        parts += [f"M{start} {row}h{end - start}v1h-{end - start}z" for start, end in zip(edges[::2], edges[1::2])]
-    return "".join(parts)
+        rectangles += [f"M{start} {row}h{end - start}v1h-{end - start}z"
+                       for start, end in zip(edges[::2], edges[1::2])]
+    return "".join(rectangles)
 
 
 def _is_small(pixels: NDArray[Any]) -> bool:
@@ -163,7 +164,7 @@ def _is_small(pixels: NDArray[Any]) -> bool:
 
 
 def _data_uri(pixels: NDArray[np.uint8]) -> str:
-    """A small image without loss, a photo as JPEG; the same pixels give the same bytes."""
+    """A data URI of a small image as PNG, or of a larger one as JPEG; the same pixels give the same bytes."""
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     kind = "png" if _is_small(pixels) else "jpeg"

@@ -1,4 +1,4 @@
-"""What was made of what, by the hashes that artifacts keep of their parents."""
+"""Which artifact was made of which, by the hashes of parents that artifacts record."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from .records import Check
 
 
 def lowered(entry: PageArtifact) -> Mapping[str, Any]:
-    """How its precision was lowered; empty for float32, and for files of others."""
+    """How its precision was lowered; empty for float32, and for files that dyvit did not write."""
     return (entry.facts.lowered if entry.facts else None) or {}
 
 
 def is_plain(entry: PageArtifact) -> bool:
-    """True for the dense float32 model, of which nothing was taken away."""
+    """True for a dense float32 model, neither pruned nor lowered."""
     return entry.facts is not None and entry.facts.dense and entry.facts.precision == "float32"
 
 
 def data_of(entry: PageArtifact) -> str | None:
-    """The data that the command line can name for its model: "digits" for the demo's scenes, else None."""
+    """The data set that its model was trained on, if it is the demo's digits; else None."""
     facts = entry.facts
     if facts is None:
         return None
@@ -29,61 +29,63 @@ def data_of(entry: PageArtifact) -> str | None:
 
 
 def origin_of(entry: PageArtifact) -> dict[str, str]:
-    """The `file` and `sha256` that it says it was made of; empty where it does not say."""
+    """The `file` and `sha256` of its parent as it records them; empty if it records none."""
     source = entry.about.engine.source if entry.about.engine else (entry.facts.parent if entry.facts else None)
     return {name: str(source[name]) for name in ("file", "sha256") if source and source.get(name)}
 
 
-def parent_of(found: Collection, entry: PageArtifact) -> PageArtifact | None:
-    """The artifact in the folder that it was made of."""
+def parent_of(collection: Collection, entry: PageArtifact) -> PageArtifact | None:
+    """Its parent, if that is in the folder."""
     digest = origin_of(entry).get("sha256")
-    return next((e for e in found.entries if e.about.sha256 == digest and e is not entry), None)
+    return next((e for e in collection.entries if e.about.sha256 == digest and e is not entry), None)
 
 
-def ancestors(found: Collection, entry: PageArtifact) -> list[PageArtifact]:
-    """What it was made of, the nearest first; a sidecar that was changed by hand may lead round in a circle."""
+def ancestors(collection: Collection, entry: PageArtifact) -> list[PageArtifact]:
+    """Its parent, the parent of that, and so on, as far as they are in the folder."""
     line = [entry]
-    while (parent := parent_of(found, line[-1])) and parent not in line:
+    # A sidecar that was changed by hand may lead to a cycle.
+    while (parent := parent_of(collection, line[-1])) and parent not in line:
         line.append(parent)
     return line[1:]
 
 
-def source_of(found: Collection, entry: PageArtifact) -> str:
-    """The checkpoint that it stems from as it is typed in the folder; a word in capitals where nobody knows it."""
-    line = [entry, *ancestors(found, entry)]
-    known = dict(found.records.checkpoints)
-    swept = known.get(origin_of(line[-1]).get("sha256", ""), "CHECKPOINT")
+def source_of(collection: Collection, entry: PageArtifact) -> str:
+    """The checkpoint that it was made of, as a path for commands in the folder; "CHECKPOINT" if unknown."""
+    line = [entry, *ancestors(collection, entry)]
+    checkpoints = dict(collection.records.checkpoints)
+    swept = checkpoints.get(origin_of(line[-1]).get("sha256", ""), "CHECKPOINT")
     return line[-1].key if line[1:] else swept
 
 
-def is_baseline(found: Collection, entry: PageArtifact) -> bool:
-    """True for a dense export where there are pruned ones of its architecture: what these are compared with."""
+def is_baseline(collection: Collection, entry: PageArtifact) -> bool:
+    """True for a dense export, if the folder has pruned artifacts of its architecture to compare with it."""
     return is_plain(entry) and entry.about.kind != "checkpoint" and any(
         e.facts and entry.facts and not e.facts.dense and e.facts.model.name == entry.facts.model.name
-        for e in found.entries)
+        for e in collection.entries)
 
 
-def of_one_checkpoint(found: Collection, one: PageArtifact, other: PageArtifact) -> bool:
-    """True when both stem from the same file, by its hash."""
-    return bool(_line(found, one) & _line(found, other))
+def of_one_checkpoint(collection: Collection, one: PageArtifact, other: PageArtifact) -> bool:
+    """True if both were made of the same file, by its hash."""
+    return bool(_line(collection, one) & _line(collection, other))
 
 
-def is_own_reference(found: Collection, entry: PageArtifact, check: Check) -> bool:
-    """True when what `entry` was compared with is what it was made of, or another float32 artifact of that."""
+def is_own_reference(collection: Collection, entry: PageArtifact, check: Check) -> bool:
+    """True if the reference of the check is an ancestor of `entry`, or another float32 artifact of its checkpoint."""
     if check.own:
         return True
-    known = check.source.hashes(check.reference)
-    if known & _line(found, entry) - {entry.about.sha256}:
+    hashes = check.source.hashes(check.reference)
+    if hashes & _line(collection, entry) - {entry.about.sha256}:
         return True
-    here = [e for e in found.entries if e.about.sha256 in known]
-    if here:
-        return any(e.precision == "float32" and of_one_checkpoint(found, e, entry) for e in here)
-    return bool(check.reference == _file_name(origin_of(entry).get("file", "")))  # it has changed since, or is not here
+    references = [e for e in collection.entries if e.about.sha256 in hashes]
+    if references:
+        return any(e.precision == "float32" and of_one_checkpoint(collection, e, entry) for e in references)
+    # The reference has changed since, or is not in the folder, so only its name can be compared.
+    return bool(check.reference == _file_name(origin_of(entry).get("file", "")))
 
 
-def _line(found: Collection, entry: PageArtifact) -> set[str]:
-    """The hashes of all that it stems from, itself included."""
-    line = [entry, *ancestors(found, entry)]
+def _line(collection: Collection, entry: PageArtifact) -> set[str]:
+    """The hashes of the artifact and of its ancestors."""
+    line = [entry, *ancestors(collection, entry)]
     return {e.about.sha256 for e in line} | {o["sha256"] for e in line if "sha256" in (o := origin_of(e))}
 
 

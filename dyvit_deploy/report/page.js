@@ -1,25 +1,26 @@
 "use strict";
-// Without this script the page shows the last stage of every gallery, as on paper.
+// Without this script, and in print, the page shows the last stage of every gallery.
 document.documentElement.classList.add("js");
 const galleries = [...document.querySelectorAll(".gallery")].map((gallery) => ({
-  gallery, slider: gallery.querySelector("input"), said: gallery.querySelector("output"),
+  gallery, slider: gallery.querySelector("input"), output: gallery.querySelector("output"),
 }));
-function show({ gallery, slider, said }) {
-  const step = said.dataset.steps.split("|")[slider.value];
+function show({ gallery, slider, output }) {
+  const step = output.dataset.steps.split("|")[slider.value];
   gallery.dataset.stage = slider.value;
-  said.textContent = step;
+  output.textContent = step;
   slider.setAttribute("aria-valuetext", step);
 }
 for (const moved of galleries) {
   moved.slider.addEventListener("input", () => {
-    for (const other of galleries) {  // all at the same stage, so that artifacts can be compared
+    // All galleries show the same stage, so that artifacts can be compared.
+    for (const other of galleries) {
       other.slider.value = moved.slider.value;
       show(other);
     }
   });
   show(moved);
 }
-// Browsers that print closed details closed, whatever the style sheet says.
+// Some browsers print closed details closed, whatever the style sheet says.
 addEventListener("beforeprint", () => {
   for (const closed of document.querySelectorAll("details:not([open])")) {
     closed.dataset.closed = "";

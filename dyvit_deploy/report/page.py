@@ -1,4 +1,4 @@
-"""One page about a set of artifacts: a single HTML file that needs no network, the same for the same data."""
+"""Writes a page about a set of artifacts: one HTML file that needs no network; the same data give the same bytes."""
 from __future__ import annotations
 
 import base64
@@ -35,7 +35,8 @@ GROUPS = ((PASS, "good to ship"), (FAIL, "not to be shipped"), (WARN, "to be loo
 
 @dataclass(frozen=True)
 class PageReport:
-    """What was written to `path`. True when no verdict on any artifact is bad; what was not measured is not bad."""
+    """The page that was written to `path`; true if no verdict on any artifact is bad. A missing measurement is not bad.
+    """
 
     KIND: ClassVar[str] = "report"
 
@@ -53,7 +54,7 @@ class PageReport:
                      if v.state == FAIL)
 
     def table(self) -> Table:
-        """One row per artifact: what it comes to, and the four verdicts."""
+        """One row per artifact: the four verdicts and their summary."""
         table = Table(title=Text(f"{self.path}, {self.kib:,.0f} KiB"), title_justify="left")
         table.add_column("")
         for column in ("artifact", "parity", "accuracy", "precision", "speed", "verdict"):
@@ -74,63 +75,64 @@ class PageReport:
 
 def write_report(folder: str | Path, out: str | Path | None = None, config: ReportConfig = ReportConfig(),
                  track: Track[Any] = no_track) -> PageReport:
-    """Writes everything that is known of the artifacts in `folder`, and in the folders in it, as one HTML file.
+    """Writes one HTML file about the artifacts in `folder` and in its subfolders.
 
     Args:
         folder: artifacts, and the JSON of `check`, `eval`, `bench`, `export`, `sweep` and `quickstart` about them.
         out: the file to write; None for report.html in the folder.
 
     Raises:
-        ConfigError: `out` is not named .html.
-        ArtifactError: no such folder, nothing of dyvit's in it, or a file that cannot be written.
+        ConfigError: `out` does not have the suffix .html or .htm.
+        ArtifactError: the folder does not exist or has nothing of dyvit in it, or the file cannot be written.
         DataError: `config.data` has no images.
         MissingDependency: Jinja2 is not installed.
     """
-    # Before the work, not after it.
+    # Checked before the work starts.
     require("jinja2", extra="report")
     folder = Path(folder)
     path = folder / NAME if out is None else Path(out)
-    # An artifact must never be overwritten.
+    # Also prevents that an artifact is overwritten.
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"The page is written as .html, not as {path.name!r}.")
     if config.data:
         check_source(config.data)
-    found = collect(folder, track)
+    collection = collect(folder, track)
     check_target(path)
-    judgements = judge(found, config.max_drop)
-    galleries = _galleries(found, config, track)
-    notes = tuple(dict.fromkeys((*found.skipped, *found.absent(), *galleries.notes)))
-    content = _render(found, judgements, galleries, notes)
+    judgements = judge(collection, config.max_drop)
+    galleries = _galleries(collection, config, track)
+    notes = tuple(dict.fromkeys((*collection.skipped, *collection.absent(), *galleries.notes)))
+    content = _render(collection, judgements, galleries, notes)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return PageReport(str(path), len(content) / 2**10, judgements, notes)
 
 
-def _galleries(found: Collection, config: ReportConfig, track: Track[Any]) -> Galleries:
-    pruned = [entry for entry in found.entries if entry.facts and not entry.facts.dense]
+def _galleries(collection: Collection, config: ReportConfig, track: Track[Any]) -> Galleries:
+    pruned = [entry for entry in collection.entries if entry.facts and not entry.facts.dense]
     if not config.run or not config.images or not pruned:
         return Galleries((), (), ())
     if config.data:
         return make_galleries(pruned, config.data, config.images, track)
-    known = [entry for entry in pruned if data_of(entry) == "digits"]
-    if known and installed("sklearn"):
-        return make_galleries(known, "digits", config.images, track)
+    on_digits = [entry for entry in pruned if data_of(entry) == "digits"]
+    if on_digits and installed("sklearn"):
+        return make_galleries(on_digits, "digits", config.images, track)
     return Galleries((), (), ("There are no galleries of kept patches: add --data with a folder of images.",))
 
 
 def summary(judgements: Sequence[Judgement]) -> str:
-    """The whole page in a sentence."""
+    """The verdicts of the whole page in one or two sentences."""
     counts = collections.Counter(j.state for j in judgements if j.entry.about.kind != "checkpoint")
     judged = sum(counts[state] for state, _ in GROUPS)
     failed = sum(j.state == FAIL for j in judgements if j.entry.about.kind == "checkpoint")
-    parts = [f"{counts[state]} {words}" for state, words in GROUPS if counts[state]]
-    sentences = [f"Of {judged} exported artifact{'s' * (judged > 1)}, " + ", ".join(parts) + "."] if judged else []
+    shares = [f"{counts[state]} {label}" for state, label in GROUPS if counts[state]]
+    sentences = [f"Of {judged} exported artifact{'s' * (judged > 1)}, " + ", ".join(shares) + "."] if judged else []
     sentences += [f"{failed} checkpoint{'s' * (failed > 1)} failed a check."] if failed else []
     return " ".join(sentences) or "There is nothing here to judge."
 
 
-def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galleries, notes: Sequence[str]) -> bytes:
-    """The page; names and notes come from files of anyone, so everything is escaped."""
+def _render(collection: Collection, judgements: Sequence[Judgement], galleries: Galleries,
+            notes: Sequence[str]) -> bytes:
+    """The HTML of the page; everything is escaped, because names and notes come from files that anyone can write."""
     jinja2 = require("jinja2", extra="report")
     markup = require("markupsafe").Markup
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -139,44 +141,45 @@ def _render(found: Collection, judgements: Sequence[Judgement], galleries: Galle
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html.j2").render(
-        folder=found.folder.resolve().name or str(found.folder), summary=summary(judgements), judgements=judgements,
-        trades=trade_charts(found), latencies=latency_charts(found), galleries=galleries, costs=costs(found),
-        maps=layer_maps(found), tree=family(found), environments=environments(found), notes=notes,
-        commands=list(dict.fromkeys((*found.records.commands, *_rebuilds(found)))), said=_said(found),
-        rewritten=_rewritten(found), style=markup((HERE / "page.css").read_text(encoding="utf-8")),
+        folder=collection.folder.resolve().name or str(collection.folder), summary=summary(judgements),
+        judgements=judgements, trades=trade_charts(collection), latencies=latency_charts(collection),
+        galleries=galleries, costs=costs(collection), maps=layer_maps(collection), tree=family(collection),
+        environments=environments(collection), notes=notes, report_notes=_report_notes(collection),
+        commands=list(dict.fromkeys((*collection.records.commands, *_rebuilds(collection)))),
+        rewritten=_rewritten(collection), style=markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=markup(script), script_hash=digest, version=own_version())
-    # Names of files can be invalid Unicode.
+    # File names need not be valid text.
     return str(text).encode("utf-8", "replace")
 
 
-def _rebuilds(found: Collection) -> list[str]:
-    return [entry.about.engine.rebuild for entry in found.entries if entry.about.engine]
+def _rebuilds(collection: Collection) -> list[str]:
+    return [entry.about.engine.rebuild for entry in collection.entries if entry.about.engine]
 
 
 def _breakable(name: str) -> Any:
-    """Escaped, with places to break lines at after - . _ and /, and within words that are very long."""
+    """Markup of a name that can break after - . _ and /, and within very long words."""
     markup = require("markupsafe").Markup
     return markup("<wbr>").join(re.findall(r"[^-._/]{1,24}[-._/]*|[-._/]+", name))
 
 
 def _digests(text: str) -> Any:
-    """Escaped, with each sha256 in an element that shows its beginning."""
+    """Markup of a text, with each sha256 in an element that shows only its first digits."""
     markup = require("markupsafe").Markup
-    parts = re.split(r"\b([0-9a-f]{64})\b", text)
+    pieces = re.split(r"\b([0-9a-f]{64})\b", text)
     hashed = markup('<code class="digest" title="{0}">{0}</code>')
-    return markup("").join(hashed.format(part) if number % 2 else part for number, part in enumerate(parts))
+    return markup("").join(hashed.format(piece) if number % 2 else piece for number, piece in enumerate(pieces))
 
 
-def _rewritten(found: Collection) -> bool:
-    """True where files of one model and schedule differ in their cost, which is that of their graphs."""
+def _rewritten(collection: Collection) -> bool:
+    """True if artifacts of one model and schedule have graphs of different cost."""
     costs_of: dict[Any, set[str]] = collections.defaultdict(set)
-    for entry in found.entries:
+    for entry in collection.entries:
         if entry.facts and entry.about.gmacs is not None:
             counts = None if entry.facts.dense else entry.about.keep_counts
             costs_of[entry.facts.model.name, counts].add(f"{entry.about.gmacs:.3g}")
     return any(len(costs) > 1 for costs in costs_of.values())
 
 
-def _said(found: Collection) -> list[str]:
-    """What the reports themselves remark, once."""
-    return list(dict.fromkeys(found.records.notes))
+def _report_notes(collection: Collection) -> list[str]:
+    """The notes in the reports, without duplicates."""
+    return list(dict.fromkeys(collection.records.notes))

@@ -1,4 +1,4 @@
-"""The verdict on speed, and which timings may be compared: those of one run, against one baseline, in equal batches."""
+"""The verdict on speed. Only timings of one run, against one baseline and in equal batches are compared."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,37 +13,37 @@ from .status import FAIL, INFO, PASS, WARN, Verdict, missing, typed, worst
 
 NAME = "Speed"
 UNSURE = "not sure, "
-# Seconds for each batch size.
+# Seconds per batch size in the proposed command.
 LONG = "60"
 # Medians within 2 % of each other count as equal.
 FASTER = 1.02
 
 
 class Group(NamedTuple):
-    """What makes timings comparable; see `records.Speed`."""
+    """Timings with the same run and baseline are comparable; see `records.Speed`."""
 
     run: str
     baseline: str
 
 
-def groups_of(found: Collection, entry: PageArtifact) -> dict[Group, list[Speed]]:
-    """Per group one timing for each batch size, that with the most runs, by batch size."""
+def groups_of(collection: Collection, entry: PageArtifact) -> dict[Group, list[Speed]]:
+    """The timings of each group by rising batch size; for each batch size the one with the most runs."""
     groups: dict[Group, dict[int, Speed]] = {}
-    for speed in found.current(entry, found.records.speeds):
+    for speed in collection.current(entry, collection.records.speeds):
         chosen = groups.setdefault(Group(speed.run, speed.baseline), {})
         if speed.batch not in chosen or speed.runs > chosen[speed.batch].runs:
             chosen[speed.batch] = speed
     return {group: [chosen[batch] for batch in sorted(chosen)] for group, chosen in sorted(groups.items())}
 
 
-def judge_speed(found: Collection, entry: PageArtifact) -> Verdict:
-    """The worst of the verdicts against each baseline; the lines list all of them. An unsure verdict is
-    left out where another run against the same baseline is sure."""
-    groups = groups_of(found, entry)
+def judge_speed(collection: Collection, entry: PageArtifact) -> Verdict:
+    """The worst of the verdicts against each baseline; if there are several, the lines list all of them. An unsure
+    verdict is ignored if another run against the same baseline is sure."""
+    groups = groups_of(collection, entry)
     if not groups:
         command = typed("bench", entry.key, "--json", f"{entry.key}.bench.json")
-        return missing(NAME, found, entry, found.records.speeds, "measured", command)
-    verdicts = {group: _judge(found, entry, speeds) for group, speeds in groups.items()}
+        return missing(NAME, collection, entry, collection.records.speeds, "measured", command)
+    verdicts = {group: _judge(collection, entry, speeds) for group, speeds in groups.items()}
     sure = {group.baseline for group, v in verdicts.items() if not v.headline.startswith(UNSURE)}
     verdicts = {group: v for group, v in verdicts.items()
                 if group.baseline not in sure or not v.headline.startswith(UNSURE)}
@@ -56,8 +56,8 @@ def judge_speed(found: Collection, entry: PageArtifact) -> Verdict:
     return Verdict(NAME, state, shown.headline, tuple(lines), ", ".join(sources), shown.command)
 
 
-def _judge(found: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> Verdict:
-    """Of timings that are comparable."""
+def _judge(collection: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> Verdict:
+    """The verdict on the timings of one group."""
     source = speeds[0].source.file
     lines = [f"batch {s.batch}: {format_rate(s.images_per_sec)} images/s" + ("" if s.speedup is None else
              f", {'' if s.stable else '~'}{format_ratio(s.speedup)}") for s in speeds]
@@ -73,42 +73,42 @@ def _judge(found: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> V
     headline = format_ratio(low) if same else f"{low:.2f}–{format_ratio(high)}"  # noqa: RUF001  a dash, on purpose
     if entry.about.kind == "checkpoint" or lowered(entry).get("target") == "tensorrt":
         return Verdict(NAME, INFO, headline, tuple(lines), source)
-    # The dense model is as fast as itself.
+    # A dense model is as fast as the dense baseline.
     if is_plain(entry) and low >= 1 / FASTER and high < FASTER:
         return Verdict(NAME, INFO, headline, tuple(lines), source)
     state = PASS if low >= FASTER else FAIL if high < 1 / FASTER else WARN
-    words = {PASS: "", WARN: "not faster at every batch, " if high >= FASTER else "no faster, ", FAIL: "slower, "}
-    doubts = {s.batch: doubt for s in speeds if s.speedup is not None and (doubt := _doubt(found, s))}
+    prefixes = {PASS: "", WARN: "not faster at every batch, " if high >= FASTER else "no faster, ", FAIL: "slower, "}
+    doubts = {s.batch: doubt for s in speeds if s.speedup is not None and (doubt := _doubt(collection, s))}
     if doubts and state != WARN:
-        state, words = WARN, {WARN: UNSURE}
+        state, prefixes = WARN, {WARN: UNSURE}
         for doubt in dict.fromkeys(doubts.values()):
             batches = ", ".join(str(batch) for batch, same_doubt in doubts.items() if same_doubt == doubt)
             lines.append(f"batch {batches}: {doubt}; measure longer")
-    command = _bench_command(found, entry, speeds) if state == WARN else ""
-    return Verdict(NAME, state, words[state] + headline, tuple(lines), source, command)
+    command = _bench_command(collection, entry, speeds) if state == WARN else ""
+    return Verdict(NAME, state, prefixes[state] + headline, tuple(lines), source, command)
 
 
-def _bench_command(found: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> str:
-    """What times the same again, longer, with intervals."""
+def _bench_command(collection: Collection, entry: PageArtifact, speeds: Sequence[Speed]) -> str:
+    """The command that repeats the timings for longer, with intervals."""
     folder = PurePosixPath(speeds[0].source.file).parent
-    bases = sorted((e for e in found.entries if e.name == speeds[0].baseline),
+    bases = sorted((e for e in collection.entries if e.name == speeds[0].baseline),
                    key=lambda e: PurePosixPath(e.key).parent != folder)
     return typed("bench", entry.key, *(["--baseline", bases[0].key] if bases else []), "--batch",
                  ",".join(str(speed.batch) for speed in speeds), "--seconds", LONG, "--json", f"{entry.key}.bench.json")
 
 
-def _doubt(found: Collection, speed: Speed) -> str:
-    """Why its speed-up is not sure; empty where it is.
+def _doubt(collection: Collection, speed: Speed) -> str:
+    """Why the speed-up is not sure; empty if it is.
 
-    The 95 % intervals of its median and of its baseline's touch. Where there are none: it did not settle, and more
-    than one call in ten was slower than the baseline's median.
+    It is unsure if the 95 % intervals of its median and of the baseline's median touch. Without intervals, it is unsure
+    if its median was not stable, and more than one call in ten was slower than the baseline's median.
     """
-    bases = [s for s in found.records.speeds if (s.run, s.baseline, s.batch) == (speed.run, speed.baseline, speed.batch)
-             and (s.artifact == speed.baseline or s.stand_in)]
+    bases = [s for s in collection.records.speeds if (s.artifact == speed.baseline or s.stand_in)
+             and (s.run, s.baseline, s.batch) == (speed.run, speed.baseline, speed.batch)]
     mine, other = (s.intervals.get("p50", (None, None)) for s in (speed, bases[0] if len(bases) == 1 else speed))
     if len(bases) != 1 or None in (*mine, *other):
         sure = speed.stable or speed.p90 < speed.p50 * (speed.speedup or 0)
         return "" if sure else "the sweep recorded no intervals" if speed.swept else "the run did not settle"
     (low, high), (base_low, base_high) = mine, other
-    apart = high < base_low or low > base_high                             # type: ignore[operator]  # None is gone
-    return "" if apart else "the medians cannot be told apart"
+    apart = high < base_low or low > base_high  # type: ignore[operator]  # not None, see above
+    return "" if apart else "the intervals of the medians overlap"

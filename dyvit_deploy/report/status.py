@@ -1,4 +1,4 @@
-"""What a verdict is, and the verdict on what was not measured."""
+"""Verdicts, and the verdict without a measurement."""
 from __future__ import annotations
 
 import shlex
@@ -14,8 +14,8 @@ MEANINGS = {PASS: "good", WARN: "doubtful", FAIL: "bad", OPEN: "not known", INFO
 
 @dataclass(frozen=True)
 class Verdict:
-    """`state` is one of SIGNS; `lines` are the figures behind the `headline`, `source` is the file with these figures,
-    `command` measures what was not measured yet."""
+    """`state` is a key of SIGNS; `lines` are the figures behind the `headline`, `source` is the file that has them, and
+    `command` measures them if they are missing or unsure."""
 
     name: str
     state: str
@@ -38,18 +38,18 @@ def worst(states: Iterable[str]) -> str:
     return min(states, key=(FAIL, OPEN, WARN, PASS, INFO).index)
 
 
-def missing(name: str, found: Collection, entry: PageArtifact, records: tuple[R, ...], verb: str,
+def missing(name: str, collection: Collection, entry: PageArtifact, records: tuple[R, ...], verb: str,
             command: str) -> Verdict:
-    """The verdict when none of the `records` is about the file in the folder as it is now."""
-    if stale := found.stale(entry, records):
+    """The open verdict on an artifact that none of the `records` was measured on; `command` would measure it."""
+    if stale := collection.stale(entry, records):
         why = f"{entry.name} has changed since {stale[0].source.file} was written."
         return Verdict(name, OPEN, f"{verb} on another file", (why,), command=command)
-    if unsure := found.unsure(entry, records):
+    if unsure := collection.unsure(entry, records):
         why = f"{unsure[0].source.file} does not say which {entry.name} it is about."
         return Verdict(name, OPEN, f"{verb} on an unknown file", (why,), command=command)
     return Verdict(name, OPEN, f"not {verb}", command=command)
 
 
-def typed(*words: object) -> str:
-    """The command line `dyvit WORDS`, quoted for a shell."""
-    return shlex.join(["dyvit", *map(str, words)])
+def typed(*arguments: object) -> str:
+    """The dyvit command with these arguments, quoted for a shell."""
+    return shlex.join(["dyvit", *map(str, arguments)])

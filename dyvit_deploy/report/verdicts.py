@@ -1,4 +1,4 @@
-"""Is an artifact good to ship? Four verdicts on each, none of them green without a measurement."""
+"""Judges whether an artifact is good to ship: four verdicts, none of them good without a measurement."""
 from __future__ import annotations
 
 import collections
@@ -16,15 +16,16 @@ from .records import Check
 from .speed import judge_speed
 from .status import FAIL, INFO, OPEN, PASS, WARN, Verdict, missing, typed, worst
 
-# How reports name a comparison without images.
+# The name of the data in a check without images.
 NOISE = "noise"
-# The row of an inspection on what the runtime makes of a graph.
+# The row of an inspection with the fusions of the runtime.
 IN_RUNTIME = "in ONNX Runtime"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdicts on one artifact, and what they come to; `baseline` marks a dense one beside its pruned ones."""
+    """The verdicts on one artifact, and their summary; `baseline` marks a dense one that pruned ones are compared with.
+    """
 
     entry: PageArtifact
     verdicts: tuple[Verdict, ...]
@@ -32,7 +33,7 @@ class Judgement:
 
     @property
     def state(self) -> str:
-        """The worst of the verdicts; INFO for a checkpoint, which is a source, and for a baseline, unless it is bad."""
+        """The worst of the verdicts; for checkpoints and baselines INFO, unless one is bad."""
         state = worst(verdict.state for verdict in self.verdicts)
         return INFO if (self.entry.about.kind == "checkpoint" or self.baseline) and state != FAIL else state
 
@@ -44,52 +45,54 @@ class Judgement:
         return {FAIL: "do not ship", OPEN: "not known yet", WARN: "look closer", PASS: "good to ship"}[self.state]
 
 
-def judge(found: Collection, max_drop: float) -> tuple[Judgement, ...]:
+def judge(collection: Collection, max_drop: float) -> tuple[Judgement, ...]:
     """The verdicts on every artifact; top-1 may fall by `max_drop` percentage points."""
-    return tuple(Judgement(entry, (_parity(found, entry), judge_accuracy(found, entry, max_drop),
-                                   precision_truth(entry), judge_speed(found, entry)), is_baseline(found, entry))
-                 for entry in found.entries)
+    return tuple(
+        Judgement(entry, (_parity(collection, entry), judge_accuracy(collection, entry, max_drop),
+                          precision_truth(entry), judge_speed(collection, entry)), is_baseline(collection, entry))
+        for entry in collection.entries)
 
 
-def _parity(found: Collection, entry: PageArtifact) -> Verdict:
+def _parity(collection: Collection, entry: PageArtifact) -> Verdict:
     name = "Parity"
-    checks = [check for check in found.current(entry, found.records.checks)  # agreeing with itself says nothing
+    # A comparison of an artifact with itself proves nothing.
+    checks = [check for check in collection.current(entry, collection.records.checks)
               if check.source.hashes(check.reference) != {entry.about.sha256}]
     if failed := [c for c in checks if c.failures]:
         lines = (*failed[0].failures[:2], *_figures(entry, failed[0]))
         return Verdict(name, FAIL, "differs", lines, failed[0].source.file)
     if checks:
-        return _agreement(found, entry, checks)
+        return _agreement(collection, entry, checks)
     gate = lowered(entry).get("gate")
     if gate == "rejected":
         return Verdict(name, FAIL, "rejected at export", ("It differs too much from float32.",), entry.key)
     if entry.about.kind == "checkpoint":
         return Verdict(name, INFO, "the reference", ("Exports are compared with it.",))
-    verdict = missing(name, found, entry, found.records.checks, "checked", _check_command(found, entry))
+    verdict = missing(name, collection, entry, collection.records.checks, "checked", _check_command(collection, entry))
     if gate == "passed":
         return Verdict(name, OPEN, verdict.headline, ("Its gate passed at export; those figures are not here.",),
                        entry.key, verdict.command)
     return verdict
 
 
-def _agreement(found: Collection, entry: PageArtifact, checks: list[Check]) -> Verdict:
-    """Of checks that all passed: green on real images, against what the artifact was made of."""
-    own = [c for c in checks if is_own_reference(found, entry, c)]
+def _agreement(collection: Collection, entry: PageArtifact, checks: list[Check]) -> Verdict:
+    """The verdict if all checks passed: good only if one was on real images, against the artifact's own checkpoint."""
+    own = [c for c in checks if is_own_reference(collection, entry, c)]
     real = [c for c in own if c.data != NOISE]
     shown = max(real or own or checks, key=lambda c: c.images)
-    words = "same" if entry.precision == "float32" else "within tolerance"
+    headline = "same" if entry.precision == "float32" else "within tolerance"
     if real:
-        return Verdict("Parity", PASS, words, _figures(entry, shown), shown.source.file)
+        return Verdict("Parity", PASS, headline, _figures(entry, shown), shown.source.file)
     if own:
-        return Verdict("Parity", WARN, f"{words}, on noise", (*_figures(entry, shown), "Real images prove more."),
-                       shown.source.file, _check_command(found, entry))
+        return Verdict("Parity", WARN, f"{headline}, on noise", (*_figures(entry, shown), "Real images prove more."),
+                       shown.source.file, _check_command(collection, entry))
     why = f"agrees with {shown.reference}, which is not its checkpoint"
     return Verdict("Parity", WARN, "same as another", (why, *_figures(entry, shown)[1:]), shown.source.file,
-                   _check_command(found, entry))
+                   _check_command(collection, entry))
 
 
 def _figures(entry: PageArtifact, check: Check) -> tuple[str, ...]:
-    """The figures of a comparison, in short sentences."""
+    """The figures of a comparison as lines of text."""
     lines = [f"against {check.reference}"]
     if check.agreement is not None:
         lines.append(f"{format_percent(check.agreement)} same class, {format_images(check.images, check.data)}")
@@ -100,15 +103,15 @@ def _figures(entry: PageArtifact, check: Check) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _check_command(found: Collection, entry: PageArtifact) -> str:
-    parent = parent_of(found, entry)
-    reference = parent.key if parent else source_of(found, entry)
+def _check_command(collection: Collection, entry: PageArtifact) -> str:
+    parent = parent_of(collection, entry)
+    reference = parent.key if parent else source_of(collection, entry)
     return typed("check", reference, entry.key, "--data", data_of(entry) or "IMAGES", "--json",
                  f"{entry.key}.check.json")
 
 
 def precision_truth(entry: PageArtifact) -> Verdict:
-    """What its products really compute in, against what it claims."""
+    """The verdict on the precision of its products, compared with the precision that its facts claim."""
     name, facts = "Precision", entry.facts
     # An engine without its own sidecar.
     if facts is None and "described by" in entry.about.details:
@@ -118,38 +121,39 @@ def precision_truth(entry: PageArtifact) -> Verdict:
     if entry.about.kind == "checkpoint":
         return Verdict(name, INFO, f"{facts.precision} weights", ("The runtime decides what they compute in.",))
     if not entry.products:
-        return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", (entry.evidence,) if entry.evidence else ())
+        source = entry.precision_source
+        return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", (source,) if source else ())
     counts = collections.Counter(entry.products.values()).most_common()
-    lines = ("products: " + ", ".join(f"{count} {kind}" for kind, count in counts), entry.evidence)
+    lines = ("products: " + ", ".join(f"{count} {kind}" for kind, count in counts), entry.precision_source)
     wrong = wider(entry)
     if wrong:
         return Verdict(name, FAIL, f"not {facts.precision} throughout", (
             f"{len(wrong)} products are not, {next(iter(wrong))} is {next(iter(wrong.values()))}", *lines), entry.key)
-    if entry.evidence == BY_GRAPH or facts.precision not in entry.products.values():
+    if entry.precision_source == BY_GRAPH or facts.precision not in entry.products.values():
         return Verdict(name, OPEN, f"{facts.precision}, unconfirmed", lines, entry.key)
-    # A runtime can still compute in another precision.
-    if entry.evidence == IN_GRAPH and facts.precision != "float32":
+    # A runtime may compute in another precision than the graph.
+    if entry.precision_source == IN_GRAPH and facts.precision != "float32":
         fused = entry.rows.get(IN_RUNTIME, "").rpartition("; ")[2]
-        detail = f"{IN_RUNTIME} here, {fused}" if fused else "what the runtime makes of it: dyvit inspect lists it"
-        return Verdict(name, PASS, f"{facts.precision} in the graph", (*lines, detail), entry.key)
+        remark = f"{IN_RUNTIME} here, {fused}" if fused else "dyvit inspect lists the graph as the runtime optimizes it"
+        return Verdict(name, PASS, f"{facts.precision} in the graph", (*lines, remark), entry.key)
     return Verdict(name, PASS, f"{facts.precision}, as claimed", lines, entry.key)
 
 
 def wider(entry: PageArtifact) -> Mapping[str, str]:
-    """Products that should be in the claimed precision and are not: node to what it is in.
+    """The products that should be in the claimed precision and are not: graph node to actual precision.
 
-    Scores stay float32 by design, quantization leaves predictors and the products inside attention, and `kept` are
-    those that the export raised and said so.
+    Exceptions are scores, which stay float32 by design, predictors and the products inside attention, which
+    quantization does not lower, and the `kept` layers, which the export left in a higher precision and recorded.
     """
     facts = entry.facts
     if facts is None:
         return {}
     kept = set(lowered(entry).get("kept") or ())
     wrong = {}
-    for node, found in entry.products.items():
+    for node, precision in entry.products.items():
         module = node.split("/")[0]
         exempt = ((facts.precision in QUANTIZED and (module.startswith("score_predictor.") or module.endswith(".attn")))
                   or (on_score_path(node) and facts.precision != "float32") or {node, module} & kept)
-        if found != facts.precision and not exempt:
-            wrong[node] = found
+        if precision != facts.precision and not exempt:
+            wrong[node] = precision
     return wrong

@@ -1,1 +1,1 @@
-"""One shape for every backend that can run a model."""
+"""One interface for every backend that can run a model."""

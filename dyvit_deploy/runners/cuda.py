@@ -1,4 +1,4 @@
-"""What a GPU runner needs of CUDA, through PyTorch; a seam, so that its logic is tested without a GPU."""
+"""The parts of CUDA that GPU runners use, through PyTorch; tests replace this class to run without a GPU."""
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +20,7 @@ class Cuda:
         return self._torch.empty(shape, dtype=getattr(self._torch, dtype), device="cuda")
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """One in page-locked host memory, which copies fastest and without waiting."""
+        """An uninitialised tensor in page-locked host memory, which copies fastest and asynchronously."""
         return self._torch.empty(shape, dtype=getattr(self._torch, dtype), pin_memory=True)
 
     def stream(self) -> Any:
@@ -28,7 +28,7 @@ class Cuda:
         return self._torch.cuda.Stream()
 
     def within(self, stream: Any) -> Any:
-        """Work of the block goes to `stream`."""
+        """A context manager: work started within the block goes to `stream`."""
         return self._torch.cuda.stream(stream)
 
     def synchronize(self) -> None:
@@ -36,20 +36,21 @@ class Cuda:
         self._torch.cuda.synchronize()
 
     def event(self) -> Any:
-        """An event that can be timed: `record(stream)`, `elapsed_time(other)` in ms."""
+        """An event with timing enabled: `record(stream)`, `elapsed_time(other)` in ms."""
         return self._torch.cuda.Event(enable_timing=True)
 
     def capture(self, launch: Callable[[], None], stream: Any) -> Callable[[], None]:
-        """`launch` as a CUDA graph; returns what replays it on the current stream.
+        """Captures `launch` as a CUDA graph; returns a function that replays it on the current stream.
 
         Raises:
-            RuntimeError: something in `launch` cannot be captured; `stream` can still be used without a graph.
+            RuntimeError: an operation in `launch` cannot be captured; `stream` can still be used without a graph.
         """
         graph = self._torch.cuda.CUDAGraph()
         stream.synchronize()
         try:
-            # The outer block restores the current stream, which a failed capture leaves set. The mode is that of
-            # trtexec and Triton: by default a call of any other thread, such as one that samples clocks, would end it.
+            # The outer block restores the current stream, which a failed capture leaves set. The error mode is the one
+            # of trtexec and Triton: in the default mode, a CUDA call of any other thread, such as one that samples
+            # clocks, would end the capture.
             with self.within(stream), self._torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 launch()
         except RuntimeError:
@@ -60,18 +61,18 @@ class Cuda:
 
     def _after_failed_capture(self, graph: Any) -> None:
         """Makes PyTorch usable again: its allocator still refers to `graph`, and up to 2.11 its random generator
-        believes that the capture goes on."""
+        remains in the state of a capture."""
         self._failed.append(graph)
         with contextlib.suppress(RuntimeError, IndexError):
             generator = self._torch.cuda.default_generators[self._torch.cuda.current_device()]
             generator.graphsafe_set_state(self._torch.Generator(device="cuda").graphsafe_get_state())
 
     def free_mib(self) -> float:
-        """Memory of the GPU that is not taken, after PyTorch gave back what it keeps for itself."""
+        """Free GPU memory in MiB, after PyTorch has released its cache."""
         self._torch.cuda.empty_cache()
         return float(self._torch.cuda.mem_get_info()[0]) / 2**20
 
     def out_of_memory(self) -> type[Exception]:
-        """The exception of an allocation that failed."""
+        """The exception that a failed allocation raises."""
         kind: type[Exception] = self._torch.cuda.OutOfMemoryError
         return kind

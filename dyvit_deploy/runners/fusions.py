@@ -1,4 +1,4 @@
-"""What a runtime's optimizer makes of a graph: how many layers are left, and which patterns it fuses."""
+"""The graph as a runtime optimized it: how many layers are left, and which patterns were fused."""
 from __future__ import annotations
 
 import collections
@@ -10,30 +10,31 @@ from typing import NamedTuple
 
 from ..optional import require
 
-ATTENTION = re.compile(r"blocks\.\d+\.attn/MatMul(_\d+)?")  # its two products, by the names of our graphs
+# The two products of attention, as graphs that dyvit exports name them.
+ATTENTION = re.compile(r"blocks\.\d+\.attn/MatMul(_\d+)?")
 ATTENTION_OPERATORS = ("Attention", "MultiHeadAttention")
 
 
 class Fusions(NamedTuple):
-    """`layers` are left; in `attention` blocks both products and the softmax are one kernel; `fused` counts the
-    operators that the optimizer put in the place of several."""
+    """The optimized graph has `layers` layers; in `attention` of its blocks, both products and the softmax are one
+    kernel; `fused` counts the fused operators by name."""
 
     layers: int
     attention: int
     fused: dict[str, int]
 
-    def words(self, blocks: int) -> str:
-        """For people; `blocks` is how many the model has."""
-        others = ", ".join(f"{count} {name}" for name, count in self.fused.items())
+    def summary(self, blocks: int) -> str:
+        """One line of text; `blocks` is the number of blocks of the model."""
+        fused = ", ".join(f"{count} {name}" for name, count in self.fused.items())
         return (f"{self.layers} layers, attention is one kernel in {self.attention} of {blocks} blocks; fused: "
-                f"{others or 'none'}")
+                f"{fused or 'none'}")
 
 
 def onnxruntime_fusions(path: str | Path) -> Fusions:
-    """Of the graph that ONNX Runtime optimizes file `path` to on the CPU of this machine.
+    """The fusions in the graph `path` as ONNX Runtime optimizes it for the CPU of this machine.
 
     Raises:
-        Exception: of ONNX Runtime, see `ort.failures`: it has no kernel for the graph.
+        Exception: one of `ort.failures`: ONNX Runtime has no kernel for an operator of the graph.
     """
     ort, onnx = require("onnxruntime"), require("onnx")
     with tempfile.TemporaryDirectory(prefix="dyvit-optimized-") as folder:
@@ -46,8 +47,8 @@ def onnxruntime_fusions(path: str | Path) -> Fusions:
 
 
 def openvino_fusions(layers: Iterable[tuple[str, str]]) -> Fusions:
-    """Of the (type, names of the original layers, comma-separated) of a compiled model's layers."""
-    parts = [(kind, names.split(",")) for kind, names in layers if kind not in ("Input", "Output", "Const")]
-    attention = sum(sum(bool(ATTENTION.fullmatch(name)) for name in names) >= 2 for _, names in parts)
-    fused = collections.Counter(kind for kind, names in parts if len(names) > 1)
-    return Fusions(len(parts), attention, dict(fused.most_common()))
+    """The fusions in a compiled model; each of its `layers` is (type, comma-separated names of the original layers)."""
+    named = [(kind, names.split(",")) for kind, names in layers if kind not in ("Input", "Output", "Const")]
+    attention = sum(sum(bool(ATTENTION.fullmatch(name)) for name in names) >= 2 for _, names in named)
+    fused = collections.Counter(kind for kind, names in named if len(names) > 1)
+    return Fusions(len(named), attention, dict(fused.most_common()))

@@ -1,4 +1,4 @@
-"""One stream of a GPU and its buffers for one input shape: copies, launches, graph capture, times by events."""
+"""A GPU stream with its buffers for one input shape: copies, launches, graph capture, timing with events."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,35 +11,36 @@ from ..errors import reason
 from .base import InputSpec
 from .cuda import Cuda
 
-WARM_UP = 3                                 # launches before a capture: libraries allocate in the first ones
+# Launches before a capture: libraries allocate memory in the first ones.
+WARM_UP = 3
 
 
 class Program(Protocol):
     """What a lane launches: the execution context of an engine, or a PyTorch model.
 
-    `input_dtype` is that of the input on the GPU, which an upload converts to; None: that of the host's.
+    `input_dtype` is the data type of the input on the GPU, to which an upload converts; None keeps the host's type.
     """
 
     @property
     def input_dtype(self) -> str | None: ...
 
     def prepare(self, shape: tuple[int, ...], stream: Any) -> Sequence[InputSpec]:
-        """Gets ready for inputs of `shape`; the outputs, with their shapes.
+        """Prepares the program for inputs of `shape`; returns its outputs, with their shapes.
 
         Raises:
-            RuntimeError: it does not take them.
+            RuntimeError: the program does not take inputs of this shape.
         """
 
     def bind(self, tensors: Mapping[str, Any]) -> None:
-        """Reads its input from, and writes its outputs to these tensors on the GPU, by name."""
+        """Sets the GPU tensors, by name, that the program reads its input from and writes its outputs to."""
 
     def enqueue(self, stream: Any) -> None:
-        """Starts one batch on `stream` and does not wait for it."""
+        """Starts one batch on `stream` without waiting for it."""
 
 
 class Lane:
-    """One program on one stream. `captured` says whether it is replayed as a CUDA graph, and `capture_error` why not
-    where that was asked for."""
+    """One program on one stream. `captured` is True if it is replayed as a CUDA graph; `capture_error` is the reason if
+    a requested capture failed."""
 
     def __init__(self, program: Program, cuda: Cuda) -> None:
         self.program, self._cuda = program, cuda
@@ -49,18 +50,18 @@ class Lane:
         self.captured, self.capture_error = False, ""
 
     def prepare(self, shape: tuple[int, ...], source: InputSpec, graph: bool) -> None:
-        """Buffers for `shape`, the first run, in which libraries compile and allocate, and the capture of a `graph`.
+        """Allocates buffers for `shape`, runs once, so that libraries compile and allocate, and captures a `graph`.
 
         Raises:
-            RuntimeError: the program does not take the shape, or failed; the GPU's memory does not suffice.
+            RuntimeError: the program does not take the shape, or failed; or the GPU is out of memory.
         """
         cuda = self._cuda
-        # A graph may still be running, and the weights of a model be on their way, on another stream.
+        # On another stream, a graph may still be running, or a model's weights may still be copied.
         cuda.synchronize()
-        # Half-prepared until the end.
+        # Without a shape the lane counts as unprepared, so that a failure below leaves no half-prepared lane in use.
         self.shape, self._replay, self.captured, self.capture_error = None, None, False, ""
         outputs = self.program.prepare(shape, self.stream)
-        # Memory and zeros are ordered by stream.
+        # The allocations and the zeros belong to this stream.
         with cuda.within(self.stream):
             on_device = cuda.on_device(shape, self.program.input_dtype or source.dtype)
             self._source = cuda.pinned(shape, source.dtype), on_device
@@ -78,7 +79,7 @@ class Lane:
         self.shape = shape
 
     def _capture(self) -> None:
-        """Takes the program as a CUDA graph where that can be done, as trtexec and Triton do."""
+        """Captures the program as a CUDA graph; runs without one if that fails, as trtexec and Triton do."""
         try:
             self._replay = self._cuda.capture(self._enqueue, self.stream)
             self.captured = True
@@ -93,7 +94,7 @@ class Lane:
         self.program.enqueue(self.stream)
 
     def launch(self) -> None:
-        """Starts one batch and does not wait for it."""
+        """Starts one batch without waiting for it."""
         if self._replay is None:
             self._enqueue()
         else:
@@ -101,24 +102,25 @@ class Lane:
                 self._replay()
 
     def upload(self, feed: NDArray[Any]) -> None:
-        """Starts to copy `feed` to the GPU."""
+        """Starts to copy `feed` to the GPU, without waiting."""
         self._stage(feed)
         self._start_upload()
 
     def _stage(self, feed: NDArray[Any]) -> None:
-        """Puts `feed` into the host buffer, once the last copy has left it."""
+        """Puts `feed` into the host buffer, after the previous copy from it has ended."""
         self.stream.synchronize()
         self._source[0].numpy()[...] = feed
 
     def _start_upload(self) -> None:
         host, device = self._source
         with self._cuda.within(self.stream):
-            if host.dtype != device.dtype:                                 # converting on the host would take longer
+            # Copying first converts on the GPU, which is faster than converting on the host.
+            if host.dtype != device.dtype:
                 host = host.to(device.device, non_blocking=True)
             device.copy_(host, non_blocking=True)
 
     def download(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        """Waits for the batch and gives the outputs, as copies."""
+        """Waits for the batch and returns copies of the outputs called `names`."""
         self._start_download(names)
         self.stream.synchronize()
         return [np.array(self._results[name][0].numpy()) for name in names]
@@ -130,12 +132,12 @@ class Lane:
                 host.copy_(device, non_blocking=True)
 
     def timed(self, names: Sequence[str], feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
-        """Milliseconds of `runs` batches by events on the GPU: `upload`, `compute`, `download`.
+        """Times of `runs` batches in ms, by events on the GPU: `upload`, `compute`, `download`.
 
-        `compute` of a captured graph is the GPU's own time; without one it includes gaps in which the GPU waits for
+        With a captured graph, `compute` is the GPU's own time; without one it includes gaps in which the GPU waits for
         the host to launch.
         """
-        found: dict[str, list[float]] = {"upload": [], "compute": [], "download": []}
+        phases: dict[str, list[float]] = {"upload": [], "compute": [], "download": []}
         self._stage(feed)
         for _ in range(runs):
             events = [self._cuda.event() for _ in range(4)]
@@ -147,13 +149,13 @@ class Lane:
             self._start_download(names)
             events[3].record(self.stream)
             self.stream.synchronize()
-            for name, a, b in zip(found, events, events[1:]):
-                found[name].append(float(a.elapsed_time(b)))
-        return found
+            for name, start, end in zip(phases, events, events[1:]):
+                phases[name].append(float(start.elapsed_time(end)))
+        return phases
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What ended a capture: the end of a broken capture raises an error of its own over it."""
+    """The error that broke a capture; ending a broken capture raises a second error on top of it."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return error

@@ -1,4 +1,4 @@
-"""The only importer of runners: a path in, the runner that can run it out."""
+"""Opens any artifact with the runner for its kind; no other module imports the runners' modules for this."""
 from __future__ import annotations
 
 import dataclasses
@@ -12,28 +12,29 @@ from ..errors import ArtifactError, ConfigError
 from .base import Runner
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
-GRAPH_RUNNERS = {".onnx": ("ort", "OrtRunner"), ".xml": ("openvino", "OpenVINORunner")}  # suffix: module and class
+# Suffix: module and class.
+GRAPH_RUNNERS = {".onnx": ("ort", "OrtRunner"), ".xml": ("openvino", "OpenVINORunner")}
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """True when `path` is named like a PyTorch checkpoint, or is `timm:NAME`."""
+    """True if `path` has the suffix of a PyTorch checkpoint, or is `timm:NAME`."""
     return is_timm(path) or Path(path).suffix.lower() in CHECKPOINT_SUFFIXES
 
 
 def is_engine(path: str | Path) -> bool:
-    """True when `path` is named like an engine plan."""
+    """True if `path` has the suffix of an engine plan."""
     return Path(path).suffix.lower() in ENGINE_SUFFIXES
 
 
 def check_engine_device(path: str | Path, device: str | None) -> None:
-    """Raises ConfigError where an engine is to run on anything but a GPU."""
+    """Raises ConfigError if the engine `path` is to run on a `device` other than a GPU."""
     if device not in (None, "cuda"):
         raise ConfigError(f"{path} is an engine for a GPU; leave out --device.")
 
 
 def load_for(path: str | Path, load: LoadConfig) -> LoadConfig:
-    """What of `load` is for an artifact named like this one, where several of different kinds are opened."""
+    """The settings of `load` that apply to an artifact of this kind, for commands that open several kinds."""
     if is_checkpoint(path):
         return dataclasses.replace(load, engine=EngineRunConfig(
             cuda_graph=load.engine.cuda_graph, rewrites=load.engine.rewrites))
@@ -48,15 +49,15 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
 
     Args:
         path: decides the backend by its suffix.
-        load, like: for checkpoints, see `dyvit_deploy.model.checkpoint.load_model`; an image size is
-            also taken for graphs of others, whose own may be free; `load.engine` is for plans, and its CUDA graph for
-            checkpoints too.
-        device: "cpu" or "cuda"; default is CUDA where it works.
-        threads: for ONNX Runtime and OpenVINO; 0 uses all cores.
+        load, like: apply to checkpoints, see `dyvit_deploy.model.checkpoint.load_model`. `load.image_size` also
+            applies to graphs that dyvit did not export, because theirs may be free; `load.engine` applies to plans,
+            and its CUDA graph to checkpoints, too.
+        device: "cpu" or "cuda"; default is CUDA if it works.
+        threads: number of threads of ONNX Runtime or OpenVINO; 0 uses all cores.
 
     Raises:
-        ArtifactError: missing, damaged, or of a kind that nothing here runs.
-        ConfigError: options that the file has already decided.
+        ArtifactError: the file is missing, damaged, or of an unknown kind.
+        ConfigError: options that were fixed when the file was exported.
     """
     path = require_source(path)
     if is_checkpoint(path):
@@ -74,7 +75,7 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
 
 
 def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) -> Runner:
-    """The runner of an artifact whose model cannot be changed any more."""
+    """The runner of a graph or engine, whose model was fixed at export."""
     if is_engine(path):
         check_engine_device(path, device)
         from .tensorrt import TensorRTRunner
@@ -87,6 +88,6 @@ def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) 
 
 
 def unknown_kind(path: Path) -> ArtifactError:
-    """The error for a file that is named like nothing known here."""
+    """The error for a file with an unknown suffix."""
     return ArtifactError(f"{path} is neither an ONNX file (.onnx), an OpenVINO model (.xml), an engine plan (.plan) "
                          f"nor a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}); rename it if it is one.")

@@ -21,17 +21,20 @@ from .profiling import LayerTime, openvino_layers
 WEIGHTS_KEY = "dyvit_weights_sha256"
 DTYPES = {"f32": "float32", "f16": "float16", "u8": "uint8"}
 PRODUCT_LAYERS = ("FullyConnected", "Convolution", "MatMul")
-PRODUCT = re.compile(rf".*({'|'.join(PRODUCTS)})(_\d+)?")  # a layer named after its ONNX node
-INSIDE = re.compile(rf"(?P<node>.*?/({'|'.join(PRODUCTS)})(_\d+)?)(/.*)?")  # or after a part of what that became
+# A layer that is named after its ONNX node.
+PRODUCT = re.compile(rf".*({'|'.join(PRODUCTS)})(_\d+)?")
+# A layer that is named after its ONNX node and an operation that the node was converted to.
+INSIDE = re.compile(rf"(?P<node>.*?/({'|'.join(PRODUCTS)})(_\d+)?)(/.*)?")
 COMPILED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
-KEPT_COMPILED = 4                           # shapes; each holds its own arrangement of the weights
+# Input shapes whose compiled models stay in memory; each holds its own copy of the weights.
+KEPT_COMPILED = 4
 
 
 def read_openvino(path: str | Path) -> tuple[Any, ArtifactFacts | None]:
-    """The model in `path` (.xml, with its .bin) and what it says about itself.
+    """The model in `path` (.xml, with its .bin) and the facts recorded in it.
 
     Raises:
-        ArtifactError: one of the two files is missing, damaged, or not of the other.
+        ArtifactError: one of the two files is missing or damaged, or they do not belong together.
     """
     path = require_file(path)
     weights = path.with_suffix(".bin")
@@ -49,10 +52,10 @@ def read_openvino(path: str | Path) -> tuple[Any, ArtifactFacts | None]:
 
 
 class OpenVINORunner(Runner):
-    """One model on the CPU, compiled for each shape it is asked for; `threads` 0 uses all cores.
+    """One model on the CPU, compiled for each input shape; `threads` 0 uses all cores.
 
-    With its batch left free deit-s is 1 to 11 % slower. The precision is the one recorded at export: left to itself,
-    OpenVINO would compute a float32 model in bfloat16 on CPUs that have it.
+    Compiled for any batch size instead, deit-s is 1 to 11 % slower. The precision is the one recorded at export: by
+    default, OpenVINO would compute a float32 model in bfloat16 on CPUs that support it.
     """
 
     backend, device = "OpenVINO", "cpu"
@@ -69,7 +72,7 @@ class OpenVINORunner(Runner):
                                "float32.")
         self._options = {"INFERENCE_PRECISION_HINT": hint} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._model, self._requests = model, dict[tuple[int, ...], Any]()
-        self._described: list[tuple[str, ...]] | None = None
+        self._compiled_layers: list[tuple[str, ...]] | None = None
         self.name = path.name
         self.input = _input_spec(model, path)
         names = [name for output in model.outputs for name in output.names]
@@ -78,23 +81,24 @@ class OpenVINORunner(Runner):
         self._kept = [name for name in (f"kept_{stage}" for stage in range(stages)) if name in names]
 
     def _compile(self, shape: tuple[int, ...] | None, **options: Any) -> Any:
-        """For inputs of `shape`, None for any."""
+        """The model compiled for inputs of `shape`; None for any shape."""
         try:
             model = self._model if shape is None else self._model.clone()
             if shape is not None:
                 model.reshape(list(shape))
             return core().compile_model(model, "CPU", self._options | options)
         except RuntimeError as error:
-            asked = "" if shape is None else f" for {' x '.join(map(str, shape))}"
-            raise BackendError(f"OpenVINO cannot compile {self.name}{asked} ({reason(error, last=True)}); check its "
+            suffix = "" if shape is None else f" for {' x '.join(map(str, shape))}"
+            raise BackendError(f"OpenVINO cannot compile {self.name}{suffix} ({reason(error, last=True)}); check its "
                                "input, or export it again.") from error
 
     def _request_for(self, shape: tuple[int, ...]) -> Any:
-        """The request that takes `shape`; those asked for the longest time ago are given up."""
+        """The request for inputs of `shape`; the least recently used requests are dropped."""
         request = self._requests.pop(shape, None)
         if request is None:
             request = self._compile(shape).create_infer_request()
-        self._requests[shape] = request                                    # the last in order
+        # Inserted again, so that the dict is ordered by last use.
+        self._requests[shape] = request
         while len(self._requests) > KEPT_COMPILED:
             del self._requests[next(iter(self._requests))]
         return request
@@ -102,11 +106,12 @@ class OpenVINORunner(Runner):
     def _infer(self, feed: NDArray[Any]) -> Outputs:
         request = self._request_for(feed.shape)
         try:
-            found = request.infer({0: np.ascontiguousarray(feed)}, share_inputs=True)
+            outputs = request.infer({0: np.ascontiguousarray(feed)}, share_inputs=True)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO could not run {self.name} at batch {len(feed)} ({reason(error, last=True)}); "
                                "check its input, or export it again.") from error
-        return Outputs(found[self._logits].astype(np.float32, copy=False), tuple(found[name] for name in self._kept))
+        return Outputs(outputs[self._logits].astype(np.float32, copy=False),
+                       tuple(outputs[name] for name in self._kept))
 
     def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
         """See `Runner`."""
@@ -115,42 +120,45 @@ class OpenVINORunner(Runner):
 
     def compiled_precisions(self) -> dict[str, int]:
         """How many of the graph's products the compiled model computes in each precision."""
-        found: collections.Counter[str] = collections.Counter()
+        counts: collections.Counter[str] = collections.Counter()
         for kind, precision, names in self._layers():
-            fused = sum(bool(PRODUCT.fullmatch(name)) for name in names.split(","))  # attention is one layer
+            # Fused attention is one layer with two products.
+            fused = sum(bool(PRODUCT.fullmatch(name)) for name in names.split(","))
             count = max(fused, kind.startswith(PRODUCT_LAYERS)) if kind.startswith((*PRODUCT_LAYERS, "Subgraph")) else 0
-            found[COMPILED.get(precision.lower(), precision)] += count
-        return {name: count for name, count in found.most_common() if count}
+            counts[COMPILED.get(precision.lower(), precision)] += count
+        return {name: count for name, count in counts.most_common() if count}
 
     def product_precisions(self) -> dict[str, str]:
-        """What the compiled model computes each of the graph's products in, by the name of its ONNX node."""
-        found: dict[str, str] = {}
+        """The precision in which the compiled model computes each of the graph's products, by ONNX node name."""
+        precisions: dict[str, str] = {}
         for kind, precision, names in self._layers():
-            told = names.split(",")
-            nodes = [name for name in told if PRODUCT.fullmatch(name)]     # fused attention has two
+            originals = names.split(",")
+            # Fused attention has two products.
+            nodes = [name for name in originals if PRODUCT.fullmatch(name)]
             if kind.startswith(PRODUCT_LAYERS) and not nodes:
-                inside = next((match for name in told if (match := INSIDE.fullmatch(name))), None)
-                module = told[0].split("/")[0]                             # of a layer called after its bias or output
+                inside = next((match for name in originals if (match := INSIDE.fullmatch(name))), None)
+                # Otherwise the layer is named after its bias or its output.
+                module = originals[0].split("/")[0]
                 nodes = [inside["node"] if inside else f"{'head' if module == 'logits' else module}/MatMul"]
             if kind.startswith((*PRODUCT_LAYERS, "Subgraph")):
-                found |= dict.fromkeys(nodes, COMPILED.get(precision.lower(), precision))
-        return found
+                precisions |= dict.fromkeys(nodes, COMPILED.get(precision.lower(), precision))
+        return precisions
 
     def fusions(self) -> Fusions:
-        """What OpenVINO fuses here."""
+        """What OpenVINO fuses when it compiles the model on this machine."""
         return openvino_fusions((kind, names) for kind, _, names in self._layers())
 
     def _layers(self) -> list[tuple[str, ...]]:
-        """Type, precision and names of the original layers, of every layer as compiled here, for batch 1 where it is
-        free."""
-        if self._described is None:
+        """(type, precision, names of the original layers) of every layer as compiled on this machine; for batch 1 if
+        the batch is free."""
+        if self._compiled_layers is None:
             keys = ("layerType", "runtimePrecision", "originalLayersNames")
-            self._described = [tuple(str(op.get_rt_info()[key].astype(str)) for key in keys)
-                               for op in self._compile(self._one_image()).get_runtime_model().get_ops()]
-        return self._described
+            self._compiled_layers = [tuple(str(op.get_rt_info()[key].astype(str)) for key in keys)
+                                     for op in self._compile(self._one_image()).get_runtime_model().get_ops()]
+        return self._compiled_layers
 
     def _one_image(self) -> tuple[int, ...] | None:
-        """The shape of a batch of one, or of the fixed batch; None where the image size is free, too."""
+        """The input shape for one image, or for the fixed batch; None if the image size is free, too."""
         batch, *rest = self.input.shape
         shape = (batch or 1, *(side or 0 for side in rest))
         return shape if all(shape) else None

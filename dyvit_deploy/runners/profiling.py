@@ -1,4 +1,4 @@
-"""How long each layer of a compiled graph takes, as the runtimes' own profilers tell."""
+"""How long each layer of a compiled graph takes, measured by the runtimes' own profilers."""
 from __future__ import annotations
 
 import json
@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from ..errors import BackendError
 
 WARMUP = 3
-KERNEL = "_kernel_time"                     # what ONNX Runtime appends to the name of a node's event
+# The suffix that ONNX Runtime appends to a node's name in its profile.
+KERNEL = "_kernel_time"
 
 
 class LayerTime(NamedTuple):
-    """One layer as the runtime runs it: its `name` there, its `operator`, and the median of its milliseconds."""
+    """One layer as the runtime runs it: its `name` in the runtime, its `operator`, and its median time in ms."""
 
     name: str
     operator: str
@@ -22,7 +23,7 @@ class LayerTime(NamedTuple):
 
 
 def medians(events: Iterable[tuple[str, str, float]]) -> list[LayerTime]:
-    """One entry per layer of (name, operator, ms) events, in the order in which they first ran."""
+    """The median time of each layer in (name, operator, ms) events, in the order in which the layers first ran."""
     times: dict[tuple[str, str], list[float]] = {}
     for name, operator, ms in events:
         times.setdefault((name, operator), []).append(ms)
@@ -30,29 +31,31 @@ def medians(events: Iterable[tuple[str, str, float]]) -> list[LayerTime]:
 
 
 def onnxruntime_layers(session: Any, feed: dict[str, Any], runs: int) -> list[LayerTime]:
-    """The nodes of the optimized graph of `session`, which was opened to profile, over `runs` runs on `feed`."""
+    """The times of the nodes of the optimized graph over `runs` runs on `feed`; `session` has profiling enabled."""
     for _ in range(WARMUP + runs):
         session.run(None, feed)
     try:
         events = json.loads(Path(session.end_profiling()).read_text())
-    except (OSError, ValueError) as error:                                 # the library does not say that it failed
+    # The library does not report a profile that it could not write.
+    except (OSError, ValueError) as error:
         raise BackendError("ONNX Runtime could not write its profile; free space, or set TMPDIR to a folder on another "
                            "disk.") from error
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(KERNEL)]
-    nodes = nodes[len(nodes) * WARMUP // (WARMUP + runs):]                 # every run has the same number
+    # Every run has the same number of events; those of the warm-up are dropped.
+    nodes = nodes[len(nodes) * WARMUP // (WARMUP + runs):]
     return medians((e["name"].removesuffix(KERNEL), e["args"]["op_name"], e["dur"] / 1e3) for e in nodes)
 
 
 def openvino_layers(compiled: Any, feed: dict[Any, Any], runs: int) -> list[LayerTime]:
-    """The layers of `compiled`, which was compiled with PERF_COUNT, over `runs` runs on `feed`.
+    """The times of the layers of `compiled`, a model compiled with PERF_COUNT, over `runs` runs on `feed`.
 
-    A layer that was merged into another one does not run and is left out.
+    Layers that were merged into another one do not run and are left out.
     """
     request = compiled.create_infer_request()
-    found: list[tuple[str, str, float]] = []
+    events: list[tuple[str, str, float]] = []
     for run in range(WARMUP + runs):
         request.infer(feed, share_inputs=True)
         if run >= WARMUP:
-            found += [(layer.node_name, layer.node_type, layer.real_time.total_seconds() * 1e3)
-                      for layer in request.get_profiling_info() if layer.status == layer.Status.EXECUTED]
-    return medians(found)
+            events += [(layer.node_name, layer.node_type, layer.real_time.total_seconds() * 1e3)
+                       for layer in request.get_profiling_info() if layer.status == layer.Status.EXECUTED]
+    return medians(events)

@@ -1,4 +1,4 @@
-"""Runs checkpoints with PyTorch: the reference that exported artifacts are compared with, and a backend to time."""
+"""Runs checkpoints with PyTorch: the reference for exported artifacts, and a backend that bench times."""
 from __future__ import annotations
 
 import contextlib
@@ -25,11 +25,11 @@ DEVICES = ("cpu", "cuda")
 
 
 def torch_device(name: str | None) -> torch.device:
-    """The device called `name`; None is CUDA where it works, else the CPU.
+    """The device called `name`; None means CUDA if it works, else the CPU.
 
     Raises:
-        ConfigError: no such device.
-        BackendError: a CUDA device on a machine without one.
+        ConfigError: `name` is neither "cpu" nor "cuda".
+        BackendError: CUDA does not work on this machine.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,10 +41,10 @@ def torch_device(name: str | None) -> torch.device:
 
 
 class PyTorchRunner(Runner):
-    """Inference with tokens removed; in float32, scores included, unless another precision is asked for.
+    """Inference with tokens removed.
 
-    `model` is computed in the precision that its parameters have. With `graph`, each batch size is captured once as
-    a CUDA graph and replayed; the answer then has logits only. `cuda` is given where the model is on a GPU.
+    `model` is computed in the precision of its parameters, scores included. With `graph`, each batch size is captured
+    once as a CUDA graph and replayed; the outputs then have logits only. `cuda` replaces the GPU in tests.
     """
 
     backend = "PyTorch"
@@ -65,8 +65,8 @@ class PyTorchRunner(Runner):
         """Opens a checkpoint on `device`; see `torch_device` and `load_model`.
 
         Raises:
-            ConfigError: a CUDA graph on a CPU.
-            BackendError: the environment rounds float32 products on the GPU.
+            ConfigError: a CUDA graph is requested on a CPU.
+            BackendError: the environment lets the GPU round the operands of float32 products.
         """
         target = torch_device(device)
         if load.engine.cuda_graph and target.type != "cuda":
@@ -76,7 +76,8 @@ class PyTorchRunner(Runner):
             require_full_float32()
         model, facts = load_model(path, load, like)
         name = Path(path).name
-        if not name.endswith(".safetensors") and facts.parent:             # a published file may hold two sets
+        # A published file may hold two sets of weights.
+        if not name.endswith(".safetensors") and facts.parent:
             name += f" ({facts.parent['weights']} weights)"
         if load.engine.cuda_graph and load.engine.rewrites:
             model, forms = inference_form(model, fused_attention=True)
@@ -107,7 +108,7 @@ class PyTorchRunner(Runner):
                            tuple(s.float().cpu().numpy() for s in out.scores))
 
     def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
-        """See `Runner.timed_call`. On a GPU the model computes logits, on a stream of its own."""
+        """See `Runner.timed_call`. On a GPU the model computes logits only, on a stream of its own."""
         if self._cuda is None:
             return super().timed_call(feed, transfers)
         self.input.check(feed, self.name)
@@ -138,7 +139,7 @@ class PyTorchRunner(Runner):
         self._lane = None
 
     def _ready(self, shape: tuple[int, ...]) -> Lane:
-        """The lane, with buffers for this shape; a captured graph is part of it."""
+        """The lane, prepared for inputs of this shape."""
         assert self._cuda is not None
         if self._lane is None:
             self._lane = Lane(_ModelProgram(self.model, self._cuda), self._cuda)
@@ -156,7 +157,7 @@ class PyTorchRunner(Runner):
 
 
 class _ModelProgram:
-    """A model as what a lane launches: its logits, in float32."""
+    """A PyTorch model as a `Program`, with float32 logits as its output."""
 
     def __init__(self, model: DynamicViT, cuda: Cuda) -> None:
         self._model, self._cuda = model, cuda
@@ -175,7 +176,7 @@ class _ModelProgram:
 
 @contextlib.contextmanager
 def _evaluating(model: DynamicViT) -> Iterator[None]:
-    """The model is in evaluation mode within the block."""
+    """Puts the model into evaluation mode within the block."""
     training = model.training
     model.eval()
     try:

@@ -1,7 +1,7 @@
 """Runs engine plans with TensorRT or TensorRT for RTX.
 
-Memory, streams and graphs are PyTorch's. Polygraphy's runner is not used: it has neither pinned buffers nor
-CUDA graphs nor several streams, and says itself that it is not for measuring.
+PyTorch provides memory, streams and CUDA graphs. Polygraphy's runner is not used: it has no pinned buffers, no CUDA
+graphs and only one stream, and its documentation says that it is not meant for measurements.
 """
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ IMAGE_TYPES = ("float32", "float16", "uint8")
 
 
 class TensorRTRunner(Runner):
-    """One engine on the GPU, with one execution context, stream and set of buffers per stream asked for.
+    """One engine on the GPU; each of `run.streams` streams has its own execution context and buffers.
 
-    The profile is chosen by the batch: among those that take it, the one tuned for the nearest size. A batch
-    that none takes is filled up with its first image to the next size that one does, and the surplus dropped.
+    Among the profiles that take a batch, the one tuned for the nearest size is used. A batch that no profile takes is
+    padded with its first image to the next size that one takes, and the surplus outputs are dropped.
     """
 
     device = "cuda"
@@ -53,11 +53,11 @@ class TensorRTRunner(Runner):
         self.facts = sidecar.model if sidecar else None
         inputs, self._outputs = _tensors(library, self._engine)
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].dtype not in IMAGE_TYPES:
-            found = "; ".join(f"{i.name} {i.dtype} {list(i.shape)}" for i in inputs)
-            raise ArtifactError(f"{path} takes {found or 'no input'}; only engines with one float or uint8 image input "
-                                "of four dimensions can be run here.")
+            listed = "; ".join(f"{i.name} {i.dtype} {list(i.shape)}" for i in inputs)
+            raise ArtifactError(f"{path} takes {listed or 'no input'}; only engines with one float or uint8 image "
+                                "input of four dimensions can be run here.")
         self.input = inputs[0]
-        names = [spec.name for spec in self._outputs]
+        names = [output.name for output in self._outputs]
         self._logits = "logits" if "logits" in names else self._first_scores(path)
         stages = len(self.facts.keep_counts or ()) if self.facts else 0
         self._kept = [name for name in (f"kept_{stage}" for stage in range(stages)) if name in names]
@@ -69,9 +69,9 @@ class TensorRTRunner(Runner):
                             self._cuda) for _ in range(run.streams)]
 
     def _first_scores(self, path: Path) -> str:
-        for spec in self._outputs:
-            if spec.dtype in ("float32", "float16") and len(spec.shape) == 2:
-                return spec.name
+        for output in self._outputs:
+            if output.dtype in ("float32", "float16") and len(output.shape) == 2:
+                return output.name
         raise ArtifactError(f"{path} has no float output of two dimensions; only classifiers can be run here.")
 
     def _profile(self, index: int) -> BatchProfile:
@@ -79,7 +79,7 @@ class TensorRTRunner(Runner):
         return BatchProfile(least, opt, most, str(index))
 
     def _check_memory(self, path: Path) -> None:
-        """Raises BackendError, with the batch that would fit, before CUDA runs out of memory halfway."""
+        """Raises BackendError, which names the batch that would fit, before CUDA runs out of memory."""
         need = self._engine.device_memory_size_v2 / 2**20 * self._run.streams
         free = self._cuda.free_mib()
         if need > free:
@@ -89,13 +89,13 @@ class TensorRTRunner(Runner):
                                f"or build it with --batch 1:{max(1, fits // 2)}:{max(1, fits)}.")
 
     def _runtime_settings(self) -> Any:
-        """The library's own run-time settings: TensorRT for RTX caches kernels and captures graphs itself."""
+        """Runtime settings of the library; None for TensorRT. TensorRT for RTX caches kernels and captures graphs."""
         if self._library.spec.format != "rtx":
             if self._run.runtime_cache:
                 raise ConfigError("TensorRT has no runtime cache; --runtime-cache is for engines of --format rtx.")
             return None
         settings = self._engine.create_runtime_config()
-        # By default kernels for a shape are compiled in the background, and a slower one runs, and is timed, meanwhile.
+        # By default kernels for a shape are compiled in the background, and until then slower ones run and are timed.
         strategy = self._library.trt.DynamicShapesKernelSpecializationStrategy
         settings.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
         if self._run.cuda_graph:
@@ -103,7 +103,7 @@ class TensorRTRunner(Runner):
         if self._run.runtime_cache:
             self._cache = settings.create_runtime_cache()
             if (content := _cache_content(self._run.runtime_cache)) and not self._cache.deserialize(content):
-                log.warning("the runtime cache %s is damaged or of another GPU; it is made anew",
+                log.warning("the runtime cache %s is damaged or of another GPU; it is replaced",
                             self._run.runtime_cache)
             settings.set_runtime_cache(self._cache)
         return settings
@@ -117,21 +117,21 @@ class TensorRTRunner(Runner):
         return context
 
     def profile_for(self, batch: int) -> int:
-        """The number of the profile that takes `batch` images.
+        """The index of the profile to use for `batch` images.
 
         Raises:
-            BackendError: none does.
+            BackendError: no profile takes this batch.
         """
-        able = [i for i, p in enumerate(self.profiles) if p.min <= batch <= p.max]
-        if not able:
-            known = ", ".join(f"{p.min} to {p.max}" for p in self.profiles)
+        matching = [i for i, p in enumerate(self.profiles) if p.min <= batch <= p.max]
+        if not matching:
+            ranges = ", ".join(f"{p.min} to {p.max}" for p in self.profiles)
             least, most = min(batch, *(p.min for p in self.profiles)), max(batch, *(p.max for p in self.profiles))
-            raise BackendError(f"Batch {batch} lies outside the profiles of {self.name} ({known}); choose another "
+            raise BackendError(f"Batch {batch} is outside the profiles of {self.name} ({ranges}); choose another "
                                f"batch, or build it with --batch {least}:{batch}:{most}.")
-        return min(able, key=lambda i: abs(self.profiles[i].opt - batch))
+        return min(matching, key=lambda i: abs(self.profiles[i].opt - batch))
 
     def check_batch(self, batch: int) -> None:
-        """See `Runner.check_batch`; batches are not filled up for timing."""
+        """See `Runner.check_batch`; batches are not padded for timing."""
         super().check_batch(batch)
         self.profile_for(batch)
 
@@ -145,12 +145,12 @@ class TensorRTRunner(Runner):
         with self._failures(batch):
             lane.upload(feed)
             lane.launch()
-            found = lane.download([self._logits, *self._kept])
-        logits, *kept = (values[:batch] for values in found)
+            downloaded = lane.download([self._logits, *self._kept])
+        logits, *kept = (values[:batch] for values in downloaded)
         return Outputs(logits.astype(np.float32), tuple(values.astype(np.int64) for values in kept))
 
     def _ready(self, lane: Lane, shape: tuple[int, ...]) -> Lane:
-        """`lane` with buffers and profile for this shape; a captured graph is part of it."""
+        """`lane`, prepared for inputs of this shape."""
         if lane.shape != shape:
             with self._failures(shape[0]):
                 lane.prepare(shape, self.input, graph=self._run.cuda_graph and self._settings is None)
@@ -158,7 +158,7 @@ class TensorRTRunner(Runner):
 
     @property
     def cuda_graph(self) -> bool | None:
-        """See `Runner`; TensorRT for RTX captures by itself, and does not say when that fails."""
+        """See `Runner`; TensorRT for RTX captures by itself and does not report failures."""
         if not self._run.cuda_graph:
             return None
         return self._settings is not None or all(lane.captured for lane in self._lanes)
@@ -178,12 +178,12 @@ class TensorRTRunner(Runner):
                                "batch, or free the GPU.") from error
         except RuntimeError as error:
             fresh = self._library.logger.errors[before:]
-            said = last(fresh) if fresh else reason(error)
-            raise BackendError(f"{self.backend} could not run {self.name} at batch {batch} ({said}); build it again, "
+            cause = last(fresh) if fresh else reason(error)
+            raise BackendError(f"{self.backend} could not run {self.name} at batch {batch} ({cause}); build it again, "
                                "or run dyvit doctor --target PLAN.") from error
 
     def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
-        """One batch per stream, launched together and waited for; with or without the copies to and from the host."""
+        """See `Runner.timed_call`. One call launches a batch on each stream and waits for all of them."""
         self.input.check(feed, self.name)
         lanes = [self._ready(lane, feed.shape) for lane in self._lanes]
         with self._failures(len(feed)):
@@ -204,13 +204,13 @@ class TensorRTRunner(Runner):
         return call
 
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
-        """Milliseconds of `runs` batches on one stream, by events on the GPU: `upload`, `compute`, `download`."""
+        """See `Lane.timed`; on one stream."""
         lane = self._ready(self._lanes[0], feed.shape)
         with self._failures(len(feed)):
             return lane.timed([self._logits, *self._kept], feed, runs)
 
     def close(self) -> None:
-        """Writes the runtime cache while engine and runtime are there, and frees contexts before the engine."""
+        """Writes the runtime cache, then frees the contexts, then the engine and the runtime."""
         cache, self._cache = self._cache, None
         content = cache.serialize() if cache is not None else None
         self._lanes.clear()
@@ -221,7 +221,7 @@ class TensorRTRunner(Runner):
 
 
 class EngineProgram:
-    """An execution context as what a lane launches."""
+    """An execution context as a `Program`."""
 
     input_dtype = None
 
@@ -234,8 +234,8 @@ class EngineProgram:
         if not (context.set_optimization_profile_async(self._profile_for(shape[0]), stream.cuda_stream)
                 and context.set_input_shape(self._source, shape)):
             raise RuntimeError(f"it does not take the shape {list(shape)}")
-        return [dataclasses.replace(spec, shape=tuple(int(side) for side in context.get_tensor_shape(spec.name)))
-                for spec in self._outputs]
+        return [dataclasses.replace(output, shape=tuple(int(side) for side in context.get_tensor_shape(output.name)))
+                for output in self._outputs]
 
     def bind(self, tensors: Mapping[str, Any]) -> None:
         for name, tensor in tensors.items():
@@ -247,7 +247,7 @@ class EngineProgram:
 
 
 def _cache_content(path: str) -> bytes:
-    """What lies in the runtime cache `path`; nothing where there is none yet."""
+    """The content of the runtime cache `path`; empty if the file does not exist yet."""
     file = check_target(path)
     try:
         return file.read_bytes() if file.is_file() else b""
@@ -257,7 +257,7 @@ def _cache_content(path: str) -> bytes:
 
 
 def _tensors(library: BuilderLibrary, engine: Any) -> tuple[list[InputSpec], list[InputSpec]]:
-    """Inputs and outputs of the engine."""
+    """The inputs and the outputs of the engine."""
     inputs: list[InputSpec] = []
     outputs: list[InputSpec] = []
     for i in range(engine.num_io_tensors):

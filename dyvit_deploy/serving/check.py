@@ -1,4 +1,5 @@
-"""Does a served repository answer as its artifacts do? Starts a server, sends images every way, compares, stops."""
+"""Checks that a served repository gives the outputs of its artifacts: starts a server, sends images in every form that
+it accepts, compares the outputs with the local runner, and stops the server."""
 from __future__ import annotations
 
 import contextlib
@@ -29,18 +30,18 @@ from ..runners.open import open_runner
 from .client import Address, Client, Refused, TritonRunner, to_outputs
 from .config import ServeConfig
 from .repository import ServedModel, read_repository, server_flags
-from .server import LOOPBACK, Ports, Server, answers, check_version, find_triton
+from .server import LOOPBACK, Ports, Server, check_version, find_triton, responds
 
 BATCH, THREADS = 8, 8
 # Triton's own default.
 FIRST_PORT = 8000
-# Largest request in bytes.
+# Bytes of the largest request that is sent.
 LARGEST = 256 << 20
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The answers of one model one way, compared with the local runner; `failures` say what differs."""
+class ServedParity:
+    """The outputs of one model for images sent in one `way`, compared with the local runner."""
 
     model: str
     way: str
@@ -53,9 +54,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class ServeReport:
-    """True when every way gives what the local runner gives, and bad requests are refused.
+    """The result of `check_serving`; true if the outputs match the local runner in every way, and bad requests are
+    refused.
 
-    `batching` has, per model, single `requests` sent at once and the `executions` that they became.
+    `batching` has, per model, the number of concurrent single-image `requests` and of the `executions` that they were
+    batched into.
     """
 
     KIND: ClassVar[str] = "serve"
@@ -63,7 +66,7 @@ class ServeReport:
     repository: str
     server: str
     data: str
-    answers: tuple[Answered, ...]
+    answers: tuple[ServedParity, ...]
     batching: dict[str, dict[str, int]]
     refused: tuple[str, ...]
     notes: tuple[str, ...]
@@ -76,7 +79,7 @@ class ServeReport:
         return {"passed": bool(self), **dataclasses.asdict(self)}
 
     def table(self) -> Group:
-        """One row per model and way, and a line for what else was seen."""
+        """One row per model and way, then lines on batching and on refused requests."""
         title = f"{self.repository} in Triton {self.server} against the local runner, on {self.data}"
         table = Table(title=Text(title), title_justify="left")
         for column in ("model", "sent as", "images", "max error", "top-1 agree", "verdict"):
@@ -88,39 +91,41 @@ class ServeReport:
                           Text("differs", "red") if row.failures else Text("same", "green"))
         lines = [f"{name}: {counts['requests']} single requests, up to {THREADS} at a time, ran in "
                  f"{counts['executions']} executions" for name, counts in self.batching.items()]
-        return Group(table, *map(Text, lines), Text(f"refused, and went on: {', '.join(self.refused) or 'nothing'}"))
+        return Group(table, *map(Text, lines),
+                     Text(f"refused without harm to the server: {', '.join(self.refused) or 'nothing'}"))
 
 
 def check_serving(repository: str | Path, config: ServeConfig = ServeConfig(),
                   track: Track[Any] = no_track) -> ServeReport:
-    """Holds every configuration against its artifact, then every answer of a server against the local runner.
+    """Compares every configuration with its artifact, then the outputs of a server with those of the local runner.
 
     Raises:
-        ArtifactError, ExportError: no repository, or one that its artifacts contradict.
-        MissingDependency, BackendError: no server, or one that does not start, is too old or gone.
-        DataError: no images.
+        ArtifactError, ExportError: there is no repository, or its configurations do not match its artifacts.
+        MissingDependency, BackendError: there is no server, it does not start or respond, or it is too old.
+        DataError: there are no images.
     """
     models = read_repository(repository)
     with contextlib.ExitStack() as stack:
         address, notes = _connect(stack, repository, models, config)
         version = check_version(f"http://{address.http}")
-        found, batching, refused, failures = [], {}, set[str](), list[str]()
+        rows, batching, refused, failures = [], {}, set[str](), list[str]()
         for model in models:
             images = _encoded(config.data, model, config.images)
-            asked = _Asked(address, model, images)
-            found += asked.compare(track)
-            batching[model.name] = asked.share_batches()
-            done, wrong = asked.refuse()
-            refused.update(done)
-            failures += wrong
-        failures += [failure for row in found for failure in row.failures]
-        return ServeReport(str(repository), version, f"{len(images)} images of {config.data}", tuple(found), batching,
+            check = _ModelCheck(address, model, images)
+            rows += check.compare(track)
+            batching[model.name] = check.count_batches()
+            refused_requests, errors = check.send_bad_requests()
+            refused.update(refused_requests)
+            failures += errors
+        failures += [failure for row in rows for failure in row.failures]
+        return ServeReport(str(repository), version, f"{len(images)} images of {config.data}", tuple(rows), batching,
                            tuple(sorted(refused)), tuple(notes), tuple(failures))
 
 
 def serve_repository(repository: str | Path, config: ServeConfig = ServeConfig(),
                      say: Callable[[str], None] = lambda _: None) -> None:
-    """Runs a server on the repository until Ctrl-C or SIGTERM, which are KeyboardInterrupt; see `check_serving`."""
+    """Runs a server on the repository until Ctrl-C or SIGTERM, which raise KeyboardInterrupt; raises the errors of
+    `check_serving`, too."""
     if config != ServeConfig(triton=config.triton, port=config.port):
         raise ConfigError("--url, --data and --images are for --check; add it, or leave them out.")
     models = read_repository(repository)
@@ -136,10 +141,10 @@ def serve_repository(repository: str | Path, config: ServeConfig = ServeConfig()
 
 def _connect(stack: contextlib.ExitStack, repository: str | Path, models: Sequence[ServedModel],
              config: ServeConfig) -> tuple[Address, list[str]]:
-    """A running server, which stops with `stack` if it was started here, and what is to be known of it."""
+    """The address of a running server, and notes about it; a server that is started here stops with `stack`."""
     if config.url:
         if config.triton or config.port is not None:
-            raise ConfigError("--url is of a server that runs already; leave out --triton and --port.")
+            raise ConfigError("--url names a server that is already running; leave out --triton and --port.")
         address = Address(config.url.removeprefix("http://").rstrip("/"))
         return address, ["gRPC was not checked: --url names the HTTP port only."]
     server = stack.enter_context(server_for(repository, models, config))
@@ -147,24 +152,24 @@ def _connect(stack: contextlib.ExitStack, repository: str | Path, models: Sequen
 
 
 def server_for(repository: str | Path, models: Sequence[ServedModel], config: ServeConfig) -> Server:
-    """An installed server with the backends and options that `models` need; not yet started."""
+    """An installed server with the backends and options that `models` need, not started yet."""
     return Server(find_triton(config.triton), repository, Ports.from_first(config.port),
                   sorted({model.servable.backend for model in models}), server_flags(models))
 
 
 class Encoded(NamedTuple):
-    """An image file's name and content."""
+    """The name and the content of an image file."""
 
     name: str
     content: bytes
 
 
 def _encoded(source: str, model: ServedModel, limit: int) -> list[Encoded]:
-    """Files of a folder as they are; images of a data set as PNG."""
+    """The image files in a folder, unchanged, or the images of a data set as PNG."""
     if Path(source).is_dir():
         paths = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        found = [Encoded(str(path), path.read_bytes()) for path in paths[:limit]]
-        return [image for image in found if _readable(image)] or _no_images(source)
+        files = [Encoded(str(path), path.read_bytes()) for path in paths[:limit]]
+        return [image for image in files if _readable(image)] or _no_images(source)
     images = open_images(source, model.servable.facts.model, limit=limit)
     return [Encoded(name, _png(pixels)) for batch in images.batches(BATCH)
             for name, pixels in zip(batch.names, batch.images)]
@@ -188,8 +193,8 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-class _Asked:
-    """One model of a server, beside its artifact in a local runner."""
+class _ModelCheck:
+    """Checks one model of a server; `expected` are the outputs of its artifact in a local runner."""
 
     def __init__(self, address: Address, model: ServedModel, images: list[Encoded]) -> None:
         self.address, self.model, self.images = address, model, images
@@ -203,66 +208,66 @@ class _Asked:
             self.feed = local.prepare(self.pixels)
             self.tolerance = default_tolerance(local, local)
 
-    def compare(self, track: Track[Any]) -> list[Answered]:
-        """The answers every way that images can be sent."""
+    def compare(self, track: Track[Any]) -> list[ServedParity]:
+        """Sends the images in every way, and compares the outputs."""
         ways = list(self._ways())
         rows = []
-        for way, batch, ask in track(ways, f"asking {self.model.name}", len(ways)):
+        for way, batch, send in track(ways, f"asking {self.model.name}", len(ways)):
             starts = range(0, len(self.images), batch)
-            got = join_outputs([ask(slice(start, start + batch)) for start in starts])
+            outputs = join_outputs([send(slice(start, start + batch)) for start in starts])
             names = [image.name for image in self.images]
-            rows.append(Answered(self.model.name, way,
-                                 compare_outputs(self.expected, got, batch, self.tolerance, names)))
+            rows.append(ServedParity(self.model.name, way,
+                                     compare_outputs(self.expected, outputs, batch, self.tolerance, names)))
         return rows
 
     def _ways(self) -> Iterator[tuple[str, int, Callable[[slice], Outputs]]]:
-        """How images are sent, how many at once, and what sends them."""
+        """The ways to send images: a label, the batch size, and a function that sends a slice of the images."""
         for protocol in ("http", "grpc") if self.address.grpc else ("http",):
             for batch in sorted({1, self.batch}):
                 yield f"tensors, {protocol}, batch {batch}", batch, self._sender(
-                    protocol, self.model.name, lambda part: {self.servable.input.name: self.feed[part]})
+                    protocol, self.model.name, lambda rows: {self.servable.input.name: self.feed[rows]})
         if self.model.ensemble:
             yield f"image files, batch {self.batch}", self.batch, self._sender("http", self.model.ensemble, self._files)
             yield "raw images", 1, self._sender("http", self.model.ensemble,
-                                                lambda part: {"raw": np.stack(self.raw[part])})
+                                                lambda rows: {"raw": np.stack(self.raw[rows])})
             for router in self.model.routers:
                 yield f"image files to {router}", self.batch, self._sender(
                     "http", router, self._files, {"keep_ratio": self.model.keep_ratio})
         for router in self.model.routers:
             yield f"tensors to {router}", self.batch, self._sender(
-                "http", router, lambda part: {self.servable.input.name: self.feed[part]},
+                "http", router, lambda rows: {self.servable.input.name: self.feed[rows]},
                 {"keep_ratio": self.model.keep_ratio})
 
-    def _files(self, part: slice) -> dict[str, NDArray[Any]]:
-        return {"encoded": np.array([[image.content] for image in self.images[part]], dtype=object)}
+    def _files(self, rows: slice) -> dict[str, NDArray[Any]]:
+        return {"encoded": np.array([[image.content] for image in self.images[rows]], dtype=object)}
 
     def _sender(self, protocol: str, name: str, feeds: Callable[[slice], dict[str, NDArray[Any]]],
                 parameters: dict[str, Any] | None = None) -> Callable[[slice], Outputs]:
-        def send(part: slice) -> Outputs:
+        def send(rows: slice) -> Outputs:
             with Client(self.address, protocol) as client:
-                return to_outputs(client.infer(name, feeds(part), self.names, parameters))
+                return to_outputs(client.infer(name, feeds(rows), self.names, parameters))
         return send
 
-    def share_batches(self) -> dict[str, int]:
-        """Single requests sent at once, and the executions that they became."""
+    def count_batches(self) -> dict[str, int]:
+        """Sends concurrent single-image requests; returns their number, and in how many executions they ran."""
         before = self._statistics()
 
-        def ask(rows: range) -> None:
+        def send(rows: range) -> None:
             with TritonRunner(self.address, self.model.name, self.servable) as runner:
                 for row in rows:
                     runner.infer(self.feed[row:row + 1])
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(ask, [range(first, len(self.images), THREADS) for first in range(THREADS)]))
+            list(pool.map(send, [range(first, len(self.images), THREADS) for first in range(THREADS)]))
         after = self._statistics()
         return {"requests": after[0] - before[0], "executions": after[1] - before[1]}
 
     def _statistics(self) -> tuple[int, int]:
-        """Images and executions of the model so far."""
-        [stats] = self.address.get(f"/v2/models/{self.model.name}/stats")["model_stats"][-1:]
-        return int(stats["inference_count"]), int(stats["execution_count"])
+        """The number of images and of executions of the model so far."""
+        [statistics] = self.address.get(f"/v2/models/{self.model.name}/stats")["model_stats"][-1:]
+        return int(statistics["inference_count"]), int(statistics["execution_count"])
 
-    def refuse(self) -> tuple[list[str], list[str]]:
-        """What bad requests were refused, and what went wrong with others; the server has to go on."""
+    def send_bad_requests(self) -> tuple[list[str], list[str]]:
+        """Sends bad requests, which the server must refuse and survive; returns the refused ones, and failures."""
         image = self.servable.input.name
         one = self.feed[:1]
         bad: dict[str, tuple[str, dict[str, NDArray[Any]]]] = {
@@ -276,14 +281,14 @@ class _Asked:
         if self.model.ensemble:
             broken = np.array([[self.images[0].content[:100]]], dtype=object)
             bad["a damaged image file"] = (self.model.ensemble, {"encoded": broken})
-        done, failures = [], []
-        for what, (name, feeds) in bad.items():
+        refused, failures = [], []
+        for label, (name, feeds) in bad.items():
             try:
                 with Client(self.address) as client:
                     client.infer(name, feeds, ["logits"])
-                failures.append(f"{name} accepted {what}.")
+                failures.append(f"{name} accepted {label}.")
             except Refused:
-                done.append(what)
-            if not answers(f"http://{self.address.http}/v2/health/ready"):
-                failures.append(f"{name} went down with {what}.")
-        return done, failures
+                refused.append(label)
+            if not responds(f"http://{self.address.http}/v2/health/ready"):
+                failures.append(f"{name} went down with {label}.")
+        return refused, failures

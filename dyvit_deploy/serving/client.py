@@ -1,4 +1,4 @@
-"""Asks a running Triton Inference Server, over HTTP or gRPC."""
+"""A client of a running Triton Inference Server, over HTTP or gRPC."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ TYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "uint8": "UINT
 
 
 class Refused(BackendError):
-    """The server answered, with an error."""
+    """The server refused a request with an error."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens, each as HOST:PORT; `grpc` is None where it is not known."""
+    """The addresses of a server, each as HOST:PORT; `grpc` is None if not known."""
 
     http: str
     grpc: str | None = None
@@ -34,7 +34,7 @@ class Address:
         """The JSON at `path` over HTTP.
 
         Raises:
-            BackendError: there is none.
+            BackendError: the server does not answer, or not with JSON.
         """
         try:
             return get_json(f"http://{self.http}{path}")
@@ -43,7 +43,7 @@ class Address:
 
 
 class Client:
-    """One connection; not for several threads at once. A context manager."""
+    """One connection to a server; a context manager. It must not be used by several threads at once."""
 
     def __init__(self, address: Address, protocol: str = "http") -> None:
         self._library = require(f"tritonclient.{protocol}", extra="triton")
@@ -62,25 +62,25 @@ class Client:
         """Sends one request; arrays of dtype object hold bytes.
 
         Raises:
-            Refused: the server answers with an error, which is in the message.
-            BackendError: it does not answer.
+            Refused: the server answers with an error, which the message contains.
+            BackendError: the server does not answer.
         """
         inputs = []
         for name, value in feeds.items():
             inputs.append(self._library.InferInput(name, list(value.shape), TYPES[str(value.dtype)]))
             inputs[-1].set_data_from_numpy(value)
-        wanted = [self._library.InferRequestedOutput(name) for name in outputs]
+        requested = [self._library.InferRequestedOutput(name) for name in outputs]
         try:
-            answer = self._client.infer(model, inputs, outputs=wanted, parameters=dict(parameters or {}) or None)
+            response = self._client.infer(model, inputs, outputs=requested, parameters=dict(parameters or {}) or None)
         except self._failure as error:
             raise Refused(f"Triton refused a request to {model}: {reason(error)}.") from error
         except OSError as error:
-            raise BackendError(f"Triton does not answer ({reason(error)}); is the server still there?") from error
-        return {name: answer.as_numpy(name) for name in outputs}
+            raise BackendError(f"Triton does not answer ({reason(error)}); is the server still running?") from error
+        return {name: response.as_numpy(name) for name in outputs}
 
 
 class TritonRunner(Runner):
-    """A model of a running server that takes prepared tensors; its facts are those of the local artifact."""
+    """A model of a running server that takes preprocessed tensors; its facts are those of the local artifact."""
 
     backend, device = "Triton", "server"
 
@@ -91,8 +91,7 @@ class TritonRunner(Runner):
         self._client = Client(address, protocol)
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
-        found = self._client.infer(self._model, {self.input.name: np.ascontiguousarray(feed)}, self._names)
-        return to_outputs(found)
+        return to_outputs(self._client.infer(self._model, {self.input.name: np.ascontiguousarray(feed)}, self._names))
 
     def close(self) -> None:
         self._client.__exit__(None, None, None)
@@ -102,7 +101,7 @@ def input_spec(tensor: Tensor) -> InputSpec:
     return InputSpec(tensor.name, tensor.dtype, tensor.shape)
 
 
-def to_outputs(found: Mapping[str, NDArray[Any]]) -> Outputs:
-    """The outputs of a served model: `logits`, and `kept_0`, `kept_1`, ... where it has them."""
-    kept = [found[name] for name in sorted(found) if name.startswith("kept_")]
-    return Outputs(found["logits"].astype(np.float32, copy=False), tuple(kept))
+def to_outputs(tensors: Mapping[str, NDArray[Any]]) -> Outputs:
+    """The output tensors of a model by name, `logits` and, if it has them, `kept_0`, `kept_1`, ..., as Outputs."""
+    kept = [tensors[name] for name in sorted(tensors) if name.startswith("kept_")]
+    return Outputs(tensors["logits"].astype(np.float32, copy=False), tuple(kept))

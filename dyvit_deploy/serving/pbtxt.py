@@ -1,7 +1,7 @@
-"""Triton's config.pbtxt of every model in a repository, as data made from the artifact.
+"""Makes Triton's config.pbtxt of every model in a repository from its artifact.
 
-Configurations are dictionaries in the words of Triton's ModelConfig; its protobuf class writes and reads them, so their
-syntax cannot be wrong.
+Configurations are dictionaries with the field names of Triton's ModelConfig; its protobuf class writes and reads them,
+so their syntax cannot be wrong.
 """
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from .interface import Servable
 
 Config = dict[str, Any]
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
-# The kind of instance group per backend.
+# The device of the instances, by backend.
 KINDS = {"onnxruntime": "KIND_AUTO", "openvino": "KIND_CPU", "tensorrt": "KIND_GPU"}
-# Default for graphs, which run any batch.
+# The largest batch of graphs, which themselves have no limit.
 MAX_BATCH = 64
-# How long a request waits for others to share its batch.
+# Microseconds that a request waits for others to share its batch.
 QUEUE_DELAY_US = 1000
-# Largest encoded or raw image, in pixels: 150 MB once it is decoded.
+# The largest encoded or raw image: 150 MB when decoded.
 MAX_PIXELS = 50_000_000
-# Threads that decode images: at most 600 MB of pixels at once.
+# Threads that decode images, so at most 600 MB of pixels at once.
 THREADS = 4
 LABELS = "labels.txt"
-# Suffixes of the names of these models.
+# Suffixes of the names of the preprocessing model and the ensemble.
 PREPROCESS, ENSEMBLE = "-preprocess", "-images"
 ENCODED = {"name": "encoded", "data_type": "TYPE_STRING", "dims": [1], "optional": True}
 RAW = {"name": "raw", "data_type": "TYPE_UINT8", "dims": [-1, -1, 3], "optional": True}
-# A newer version replaces an older one while requests run.
+# A newer version replaces an older one while requests are running.
 VERSIONS = {"latest": {"num_versions": 1}}
 
 
 def core_config(name: str, servable: Servable, max_batch: int, instances: int) -> Config:
-    """The model itself: `images` in; `logits` out, and kept patches where the artifact has them."""
+    """The configuration of the model itself: input `images`, outputs `logits` and, if the artifact has them, kept
+    patches."""
     image, optimized = servable.input, sorted({profile.opt for profile in servable.profiles})
     config: Config = {
         "name": name, "backend": servable.backend, "max_batch_size": max_batch,
@@ -59,7 +60,7 @@ def core_config(name: str, servable: Servable, max_batch: int, instances: int) -
 
 
 def preprocess_config(name: str, servable: Servable, max_batch: int) -> Config:
-    """Decodes, resizes and normalises as the checkpoint demands."""
+    """The configuration of the model that decodes, resizes and normalises images as recorded in the checkpoint."""
     model = servable.facts.model
     spec = {"image_size": list(model.image_size), "preprocess": dataclasses.asdict(model.preprocess),
             "dtype": servable.input.dtype, "max_pixels": MAX_PIXELS, "threads": THREADS}
@@ -73,7 +74,7 @@ def preprocess_config(name: str, servable: Servable, max_batch: int) -> Config:
 
 
 def ensemble_config(name: str, preprocess: str, core: str, servable: Servable, max_batch: int) -> Config:
-    """`preprocess`, then `core`: images as they come from a client, logits back."""
+    """The configuration of the ensemble that runs `preprocess`, then `core`: encoded or raw images in, logits out."""
     names = [output.name for output in servable.outputs]
     return {
         "name": name, "platform": "ensemble", "max_batch_size": max_batch, "input": [ENCODED, RAW],
@@ -87,16 +88,17 @@ def ensemble_config(name: str, preprocess: str, core: str, servable: Servable, m
 
 
 def router_config(name: str, models: dict[float, str], servables: Sequence[Servable], max_batch: int) -> Config:
-    """Picks one of `models`, by keep ratio, for each request; the first where a request names none."""
+    """The configuration of the router, which chooses one of `models` by the keep ratio of a request, and the first one
+    by default."""
     first = servables[0]
-    # Kept patches differ in number from model to model.
+    # The models keep different numbers of patches.
     outputs = [_tensor(output, LABELS) | ({} if output.name == "logits" else {"dims": [-1]})
                for output in first.outputs]
     return {
         "name": name, "backend": "python", "max_batch_size": max_batch,
         "input": [_tensor(first.input) | {"optional": True}, ENCODED, RAW], "output": outputs,
         "version_policy": VERSIONS, "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
-        # Several requests per call; none waits.
+        # Several requests per call, without a delay.
         "dynamic_batching": {},
         "parameters": {"models": {"string_value": json.dumps({f"{ratio:g}": to for ratio, to in models.items()})},
                        "ensemble_suffix": {"string_value": ENSEMBLE}},
@@ -104,8 +106,8 @@ def router_config(name: str, models: dict[float, str], servables: Sequence[Serva
 
 
 def _tensor(tensor: Tensor, labels: str | None = None) -> Config:
-    found = {"name": tensor.name, "data_type": TYPES[tensor.dtype], "dims": list(tensor.shape[1:])}
-    return found | ({"label_filename": labels} if labels and tensor.name == "logits" else {})
+    config = {"name": tensor.name, "data_type": TYPES[tensor.dtype], "dims": list(tensor.shape[1:])}
+    return config | ({"label_filename": labels} if labels and tensor.name == "logits" else {})
 
 
 def _warmup(image: Tensor, batch: int) -> Config:
@@ -130,10 +132,10 @@ def to_pbtxt(config: Config) -> str:
 
 
 def read_pbtxt(path: Path) -> Config:
-    """A config.pbtxt as the functions above would write it.
+    """The configuration in a config.pbtxt, in the form of the functions above.
 
     Raises:
-        ArtifactError: it is none.
+        ArtifactError: the file cannot be read, or is not a model configuration.
     """
     text_format = require("google.protobuf.text_format")
     try:
@@ -145,10 +147,10 @@ def read_pbtxt(path: Path) -> Config:
 
 
 def normal(config: Any) -> Config:
-    """A configuration, dictionary or message, in the one form in which two can be compared."""
+    """A configuration, given as dictionary or message, in a canonical form for comparisons."""
     if isinstance(config, dict):
         message = _protobuf()()
         require("google.protobuf.json_format").ParseDict(config, message)
         config = message
-    found: Config = require("google.protobuf.json_format").MessageToDict(config, preserving_proto_field_name=True)
-    return found
+    canonical: Config = require("google.protobuf.json_format").MessageToDict(config, preserving_proto_field_name=True)
+    return canonical

@@ -1,4 +1,4 @@
-"""Finds a Triton Inference Server that is installed, starts it on a repository, and stops it."""
+"""Finds an installed Triton Inference Server, starts it on a repository, and stops it."""
 from __future__ import annotations
 
 import contextlib
@@ -22,16 +22,17 @@ from typing import Any
 
 from ..errors import BackendError, ConfigError, MissingDependency, reason
 
-# The release that the tests run; the Python models need some of its features.
+# The oldest release that the tests run; the Python models need some of its features.
 OLDEST = (2, 51)
 LOOPBACK = "127.0.0.1"
-# Names a Triton where --triton does not.
+# The environment variable with the path of a Triton, used without --triton.
 VARIABLE = "DYVIT_TRITON"
 STAND_IN = Path(__file__).parent / "models" / "runtime.py"
 STANDS_IN_FOR = ("onnxruntime", "openvino")
 READY_SECONDS, STOP_SECONDS = 300.0, 40.0
 FAILED = re.compile(r"failed to load '(.+?)' version \d+: (.*?)(?:\\n|\"?$)", re.M)
-# What every server says, too; the last two are errors of graphs whose batch a profile does not take.
+# Lines in the log of every server, not reasons for a failure. The last two are errors of CUDA graphs for batch sizes
+# that a profile does not take.
 NO_REASON = "CudaDriverHelper|pinned|^\\+|^\\||metrics|cleaning up|Collecting|setInputShape|cuda graph shape"
 PROBE = """import json, sys, sysconfig
 import numpy
@@ -41,9 +42,9 @@ print(json.dumps([numpy.__version__, "%d.%d" % sys.version_info[:2], sysconfig.g
 
 @dataclass(frozen=True)
 class Triton:
-    """An installed server. `backends` are folders of backends by name; `environment` is what it needs to start.
+    """An installed server: `backends` is the folder of its backends, `environment` has the variables that it needs.
 
-    `bundled` is True for the one in the package nvidia-pytriton, whose Python backend has to be set up.
+    `bundled` is True for the server in the package nvidia-pytriton, whose Python backend needs the file `stub`.
     """
 
     binary: Path
@@ -58,7 +59,7 @@ class Triton:
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server listens, on this machine only."""
+    """The ports of a server on this machine's loopback address."""
 
     http: int
     grpc: int
@@ -66,15 +67,16 @@ class Ports:
 
     @classmethod
     def from_first(cls, first: int | None) -> Ports:
-        """`first` and the two after it; any free ones for None.
+        """`first` and the two ports after it; None takes any free ports.
 
         Raises:
-            BackendError: one is taken.
+            ConfigError: `first` is not a port number.
+            BackendError: a port is in use.
         """
         if first is not None and not 1 <= first <= 65533:
             raise ConfigError(f"A port is a number from 1 to 65533, not {first}.")
         with contextlib.ExitStack() as stack:
-            found = []
+            ports = []
             for number in (0, 0, 0) if first is None else range(first, first + 3):
                 probe = stack.enter_context(socket.socket())
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,28 +85,28 @@ class Ports:
                 except OSError as error:
                     raise BackendError(f"Port {number} cannot be used ({error.strerror}); stop what listens there, or "
                                        "pass another --port, of which the two after it are used too.") from error
-                found.append(probe.getsockname()[1])
-        return cls(*found)
+                ports.append(probe.getsockname()[1])
+        return cls(*ports)
 
 
-def find_triton(where: str | Path | None = None) -> Triton:
-    """The server at `where`, a tritonserver or a virtual environment with nvidia-pytriton; by default that of the
-    variable DYVIT_TRITON, on the PATH, under /opt/tritonserver, or in this Python.
+def find_triton(path: str | Path | None = None) -> Triton:
+    """The server at `path`, a tritonserver or a virtual environment with nvidia-pytriton; by default the one named by
+    the variable DYVIT_TRITON, else on the PATH, under /opt/tritonserver, or in this Python.
 
     Raises:
         MissingDependency: there is none.
-        BackendError: one whose Python would give wrong tensors.
+        BackendError: its Python is not supported, or would give wrong tensors.
     """
-    named = where or os.environ.get(VARIABLE)
+    named = path or os.environ.get(VARIABLE)
     candidates = [Path(named)] if named else [
-        *([Path(found)] if (found := shutil.which("tritonserver")) else []), Path("/opt/tritonserver/bin/tritonserver"),
-        Path(sys.prefix)]
+        *([Path(on_path)] if (on_path := shutil.which("tritonserver")) else []),
+        Path("/opt/tritonserver/bin/tritonserver"), Path(sys.prefix)]
     for candidate in candidates:
         if candidate.is_file() and os.access(candidate, os.X_OK):
             binary = candidate.resolve()
             return Triton(binary, binary.parent.parent / "backends", {}, bundled=False)
-        if (candidate / "bin" / "python").is_file() and (found_one := _bundled(candidate)):
-            return found_one
+        if (candidate / "bin" / "python").is_file() and (bundled := _bundled(candidate)):
+            return bundled
     raise MissingDependency(
         (f"There is no Triton Inference Server in {named}" if named else "No Triton Inference Server was found here")
         + "; start one elsewhere and pass --url, or get it by: python3 -m venv triton && triton/bin/pip install "
@@ -113,7 +115,7 @@ def find_triton(where: str | Path | None = None) -> Triton:
 
 
 def _bundled(environment: Path) -> Triton | None:
-    """The server of nvidia-pytriton in a virtual environment; None where that package is not in it."""
+    """The server of nvidia-pytriton in a virtual environment; None if that package is not installed there."""
     python = environment / "bin" / "python"
     try:
         output = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True).stdout
@@ -125,10 +127,10 @@ def _bundled(environment: Path) -> Triton | None:
         return None
     if int(numpy.split(".")[0]) >= 2:
         raise BackendError(f"The Python of {environment} has numpy {numpy}, with which this Triton gives wrong tensors "
-                           f"without a word; mend it with: {python} -m pip install 'numpy<2'")
+                           f"without an error; fix it with: {python} -m pip install 'numpy<2'")
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise BackendError(f"The Triton in {environment} does not know Python {version}; make the environment with "
+        raise BackendError(f"The Triton in {environment} does not support Python {version}; make the environment with "
                            f"another Python: {', '.join(sorted(p.name for p in stub.parent.parent.iterdir()))}.")
     bundled = Path(packages) / "nvidia_pytriton.libs"
     paths = {"PATH": f"{python.absolute().parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -138,8 +140,8 @@ def _bundled(environment: Path) -> Triton | None:
 
 @contextlib.contextmanager
 def backend_folder(triton: Triton, needed: Sequence[str]) -> Iterator[Path]:
-    """A folder with the server's backends, and a stand-in in Python for each `needed` one that it lacks and that has
-    one; its own where nothing is missing."""
+    """Yields a folder with the server's backends, and with a stand-in in Python for each `needed` backend that it lacks
+    and that has a stand-in; yields the server's own folder if nothing is missing."""
     missing = [name for name in needed if name in STANDS_IN_FOR and triton.lacks(name)]
     if not missing and not triton.bundled:
         yield triton.backends
@@ -147,7 +149,7 @@ def backend_folder(triton: Triton, needed: Sequence[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dyvit-backends-") as name:
         folder = Path(name)
         for backend in triton.backends.iterdir() if triton.backends.is_dir() else ():
-            # The wheel does not put the stub into this folder.
+            # In the wheel, the Python backend has no stub.
             if triton.stub and backend.name == "python":
                 shutil.copytree(backend, folder / "python", ignore=shutil.ignore_patterns(triton.stub.name))
                 shutil.copyfile(triton.stub, folder / "python" / triton.stub.name)
@@ -162,8 +164,10 @@ def backend_folder(triton: Triton, needed: Sequence[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal raise KeyboardInterrupt meanwhile, so that a server is stopped; in other threads
-    than the main one Python cannot say so."""
+    """Within the block, SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt, so that a server is stopped.
+
+    It has no effect outside the main thread, where Python cannot set signal handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -177,10 +181,10 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 class Server:
-    """A Triton that runs on a repository; a context manager that starts it, and stops it again.
+    """A Triton that serves a repository; a context manager that starts and stops it.
 
     Raises:
-        BackendError: it does not start, is too old, or does not load a model; the message has its reason.
+        BackendError: it does not start, is too old, or does not load a model; the message has the reason.
     """
 
     def __init__(self, triton: Triton, repository: str | Path, ports: Ports, needed: Sequence[str] = (),
@@ -227,10 +231,10 @@ class Server:
                                ) from error
 
     def _wait(self) -> None:
-        """Until every model is ready."""
+        """Waits until every model is ready."""
         assert self._process is not None
         url, ends = f"http://{LOOPBACK}:{self.ports.http}", time.monotonic() + READY_SECONDS
-        while not answers(f"{url}/v2/health/ready"):
+        while not responds(f"{url}/v2/health/ready"):
             if self._process.poll() is not None or FAILED.search(self.log()):
                 raise self._failure("Triton stopped")
             if time.monotonic() > ends:
@@ -247,23 +251,24 @@ class Server:
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
-        # A second Ctrl-C does not wait.
+        # Also after a second Ctrl-C, which ends the wait above.
         finally:
+            # Kills what is left of the server and its Python processes.
             with contextlib.suppress(ProcessLookupError):
-                # Its Python processes can outlive it.
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def notes(self) -> list[str]:
-        """What to know of a server that lacks a backend."""
+        """Notes on backends that the server lacks."""
         return [f"This Triton has no {name} backend; dyvit's stand-in in Python runs the models, with the same runtime."
                 for name in self._needed if name in STANDS_IN_FOR and self._triton.lacks(name)]
 
     def wait(self) -> None:
-        """Until the server ends; Ctrl-C, SIGTERM and SIGHUP are KeyboardInterrupt here.
+        """Waits until the server ends.
 
         Raises:
-            BackendError: it ended by itself.
+            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP.
+            BackendError: the server ended by itself.
         """
         assert self._process is not None
         code = self._process.wait()
@@ -271,31 +276,32 @@ class Server:
                             f"Triton ended with exit code {code}")
 
     def log(self) -> str:
-        """What the server has said."""
+        """The server's log so far."""
         return self.log_file.read_text("utf-8", "replace")
 
     def _end_log(self) -> None:
-        """Removes the log of a server that did what it should."""
+        """Closes the log, and removes it unless the server failed."""
         os.close(self._output)
         if not self._failed:
             self.log_file.unlink(missing_ok=True)
 
-    def _failure(self, what: str) -> BackendError:
-        """`what` happened, why, in one line, and where the log is."""
+    def _failure(self, event: str) -> BackendError:
+        """An error with the `event`, its reason in one line, and the path of the log."""
         self._failed = True
-        if found := FAILED.search(self.log()):
-            why = f"it does not load {found[1]}: {found[2]}"
+        if match := FAILED.search(self.log()):
+            why = f"it does not load {match[1]}: {match[2]}"
         else:
             lines = [line for line in self.log().splitlines() if line.strip() and not re.search(NO_REASON, line)]
             errors = [line for line in lines if re.match(r"[EF]\d{4} |error: ", line)]
-            last = (errors[:1] or lines[-1:] or ["it said nothing"])[0]
+            last = (errors[:1] or lines[-1:] or ["its log is empty"])[0]
             why = re.sub(r"^[A-Z]\d{4} [\d:.]+ \d+ \S+\] ", "", last).strip().strip('"')
-        return BackendError(f"{what}: {why.rstrip('.')}; its log is {self.log_file}.")
+        return BackendError(f"{event}: {why.rstrip('.')}; its log is {self.log_file}.")
 
 
 @contextlib.contextmanager
 def _without_spaces(repository: Path) -> Iterator[Path]:
-    """A path to the repository that has no space: Triton's Python processes die of one, and it waits for them."""
+    """Yields a path to the repository without spaces: with one, Triton's Python processes fail, and it waits for them.
+    """
     if not re.search(r"\s", str(repository)):
         yield repository
         return
@@ -306,21 +312,21 @@ def _without_spaces(repository: Path) -> Iterator[Path]:
 
 
 UNREACHABLE = (OSError, ValueError, HTTPException)
-# Servers here are asked directly, whatever proxy the environment names for the world outside.
+# Servers are contacted without the proxy that the environment may configure.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def get_json(url: str) -> Any:
-    """The JSON at `url`; one of UNREACHABLE where there is none."""
-    with _DIRECT.open(url, timeout=10) as answer:
-        return json.loads(answer.read(16 << 20))
+    """The JSON at `url`; raises one of UNREACHABLE if there is none."""
+    with _DIRECT.open(url, timeout=10) as response:
+        return json.loads(response.read(16 << 20))
 
 
-def answers(url: str) -> bool:
-    """True when `url` answers with 200."""
+def responds(url: str) -> bool:
+    """True if `url` responds with status 200."""
     try:
-        with _DIRECT.open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
+        with _DIRECT.open(url, timeout=5) as response:
+            return bool(response.status == 200)
     except UNREACHABLE:
         return False
 
@@ -329,14 +335,14 @@ def check_version(url: str) -> str:
     """The release of the server at `url`.
 
     Raises:
-        BackendError: no Triton, or one older than OLDEST.
+        BackendError: it is not a Triton, or is older than OLDEST.
     """
     try:
         version = str(get_json(f"{url}/v2")["version"])
     except (*UNREACHABLE, KeyError, TypeError) as error:
         raise BackendError(f"{url} does not answer as a Triton Inference Server ({reason(error)}); check the "
-                           "address, which is that of its HTTP port.") from error
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+                           "address, which must be that of its HTTP port.") from error
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST:
         raise BackendError(f"The Triton at {url} is version {version}; its Python models need "
                            f"{'.'.join(map(str, OLDEST))} or later.")

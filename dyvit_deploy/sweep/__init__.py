@@ -1,1 +1,1 @@
-"""Which artifact of a checkpoint is best for a budget: keep ratio x precision x backend x batch."""
+"""Finds the best artifact of a checkpoint for a budget: keep ratio x precision x backend x batch."""

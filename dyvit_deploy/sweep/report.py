@@ -1,4 +1,4 @@
-"""What a sweep found: one row per artifact and batch size, what was rejected, what was left out."""
+"""The report of a sweep: one row per artifact and batch size, rejected artifacts, skipped combinations."""
 from __future__ import annotations
 
 import dataclasses
@@ -13,13 +13,13 @@ from rich.text import Text
 
 from .grid import SweepConfig, short
 from .store import Artifact, machine_name
-from .target import LATENCY, Answer, SweepRow, Target, choose, pareto_front, quality_of
+from .target import LATENCY, Recommendation, SweepRow, Target, choose, pareto_front, quality_of
 
 REJECTED = "differs too much from float32"
 
 
 class Skipped(NamedTuple):
-    """A combination that does not exist here, and why."""
+    """A combination that was not measured, and the reason."""
 
     keep_ratio: float
     precision: str
@@ -29,11 +29,11 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepReport:
-    """True when something was timed, and it meets the targets where there are any.
+    """The result of a sweep; true if something was timed, and some row meets the targets, if there are any.
 
-    `rows` are of this call's grid, whenever they were measured; `runs` say when, on which machine and with which
-    versions, by the number that a row names. `rejected` differ too much from float32: they are neither timed nor
-    recommended. `quality` is the metric that ranks the rows.
+    `rows` belong to the grid of this call, but may have been measured earlier; `runs` have the time, machine and
+    versions of each run, by the number in `SweepRow.run`. `rejected` artifacts differ too much from float32: they are
+    neither timed nor recommended. `quality` is the metric that ranks the rows.
     """
 
     KIND: ClassVar[str] = "sweep"
@@ -47,7 +47,7 @@ class SweepReport:
     notes: tuple[str, ...]
     runs: tuple[dict[str, Any], ...] = ()
     charts: tuple[str, ...] = ()
-    answer: Answer | None = None
+    answer: Recommendation | None = None
 
     def __bool__(self) -> bool:
         return bool(self.rows) and (self.answer is None or bool(self.answer))
@@ -63,7 +63,7 @@ class SweepReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why it is false."""
+        """Why the report is false."""
         if not self.rows:
             return (f"every artifact {REJECTED}",)
         return () if self.answer is None or self.answer else (self.answer.sentence,)
@@ -74,7 +74,7 @@ class SweepReport:
         return (self.answer.sentence, self.answer.best.command) if self.answer and self.answer.best else ()
 
     def aimed_at(self, targets: Sequence[Target]) -> SweepReport:
-        """The same report with the best artifact for `targets`; without targets as it is."""
+        """The same report with the best artifact for `targets`; unchanged without targets."""
         return dataclasses.replace(self, answer=choose(self.rows, targets)) if targets else self
 
     def front(self, batch: int) -> list[SweepRow]:
@@ -83,22 +83,22 @@ class SweepReport:
         return [rows[i] for i in pareto_front([(getattr(r, LATENCY), getattr(r, self.quality)) for r in rows])]
 
     def left_out(self) -> list[str]:
-        """One line per reason for skipping, with what it is about."""
+        """One line per reason for skipping, with the combinations that it applies to."""
         groups: dict[tuple[str, str], list[Skipped]] = {}
         for skipped in self.skipped:
             groups.setdefault((skipped.backend, skipped.reason), []).append(skipped)
         lines = []
-        for (backend, reason), about in groups.items():
-            precisions = dict.fromkeys(short(skipped.precision) for skipped in about)
-            ratios = dict.fromkeys(f"{skipped.keep_ratio:g}" for skipped in about)
+        for (backend, reason), group in groups.items():
+            precisions = dict.fromkeys(short(skipped.precision) for skipped in group)
+            ratios = dict.fromkeys(f"{skipped.keep_ratio:g}" for skipped in group)
             where = "" if len(ratios) == len(self.config.keep_ratios) else f" at keep ratio {', '.join(ratios)}"
             lines.append(f"Left out {', '.join(precisions)} in {backend}{where}: {reason}")
         return lines
 
     def table(self) -> RenderableType:
-        """One row per artifact and batch size; * marks the Pareto front, ~ latencies that did not settle.
+        """One row per artifact and batch size; * marks the Pareto front, ~ medians that did not become stable in time.
 
-        Their runs are named where there are several.
+        If there are several runs, a column has the number of the run.
         """
         data = f"on {self.config.data}" if self.config.data else "on noise"
         table = Table(title=Text("; ".join((f"{Path(self.checkpoint).name} {data}", *self.machines))),
@@ -110,8 +110,8 @@ class SweepReport:
                        "images/s", "speed-up", "MiB", "front", *(["run"] if several else [])):
             table.add_column(column, justify="right", no_wrap=True)
 
-        def shares(found: SweepRow | Artifact) -> list[str]:
-            values = [found.dense_agreement if dense else found.top1, found.agreement, found.overlap]
+        def shares(measured: SweepRow | Artifact) -> list[str]:
+            values = [measured.dense_agreement if dense else measured.top1, measured.agreement, measured.overlap]
             return ["-" if value is None else f"{value:.2%}" for value in values]
 
         for row in self.rows:
@@ -135,7 +135,7 @@ class SweepReport:
 
 
 def with_front(report: SweepReport) -> SweepReport:
-    """With the rows of the Pareto fronts marked."""
+    """`report` with the rows of the Pareto fronts marked."""
     fronts = {(row.artifact, row.batch) for batch in report.config.batches for row in report.front(batch)}
     rows = tuple(dataclasses.replace(row, pareto=(row.artifact, row.batch) in fronts) for row in report.rows)
     return dataclasses.replace(report, rows=rows)

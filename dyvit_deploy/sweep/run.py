@@ -1,4 +1,4 @@
-"""A sweep: exports what is missing, judges it, times it in turns, and writes everything down as it goes."""
+"""A sweep: exports missing artifacts, measures their quality, times them in turns, and stores each result at once."""
 from __future__ import annotations
 
 import dataclasses
@@ -35,31 +35,36 @@ from .report import Skipped, SweepReport, with_front
 from .store import DENSE_FILE, Artifact, Latency, Store, machine_name, open_store, read_store
 from .target import SweepRow
 
-# At most: a comparison holds its images in memory.
+# The most images of a comparison, which holds them in memory.
 COMPARED_IMAGES = 256
-# Below, the 99th percentile is hardly more than the slowest run.
+# With fewer runs, the 99th percentile is nearly the slowest run.
 ENOUGH_RUNS = 100
 
 
 def run_sweep(checkpoint: str | Path | None, out: str | Path, config: SweepConfig | None = None,
               load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> SweepReport:
-    """Exports and measures every combination of `config` in the folder `out`; what is there already is not done again.
+    """Exports and measures every combination of `config` in the folder `out`; results that are already there are kept.
 
-    `checkpoint` None, `config` None, and what `load` leaves at its default, are taken from the previous sweep.
-    `load.keep` says all but the keep ratio. Combinations that do not exist or do not run here are skipped, with the
-    reason. Everything is written to OUT/sweep.json after each step, so that an interrupted call loses at most one.
+    If `checkpoint` or `config` is None, or a setting of `load` has its default, the value of the previous sweep in the
+    folder is used. `load.keep` has all of the schedule but the keep ratio. Combinations that do not exist or do not run
+    here are skipped, with the reason. Results are written to OUT/sweep.json after each step, so that an interruption
+    loses at most one step.
 
     Raises:
         ArtifactError: the checkpoint or the folder cannot be used, or the folder holds another checkpoint's sweep.
         ConfigError: the artifacts in the folder were made with other options.
-        DataError: images that cannot be used, or classes that the model does not know.
+        DataError: the images cannot be used, or have classes that the model does not know.
         ExportError: no combination is left, or none of them runs.
     """
     return _Sweep(checkpoint, Path(out), config, load, progress).run()
 
 
 class _Sweep:
-    """One call. Once `run` has begun, `store` always equals what is on disk."""
+    """One call of `run_sweep`. Once `run` has started, `store` always equals the file on disk.
+
+    `labelled` says whether the images have labels, `number` is the number of this run, once it times something.
+    `judged` and `how` are the settings that measurements of quality and of speed must share to be reused.
+    """
 
     def __init__(self, checkpoint: str | Path | None, out: Path, config: SweepConfig | None, load: LoadConfig,
                  progress: Progress) -> None:
@@ -68,38 +73,36 @@ class _Sweep:
         self.out, self.config, self.load = out, self.store.config, self.store.load
         self.say, self.quiet = progress.say, progress._replace(say=Progress().say)
         self.skipped: list[Skipped] = []
-        # Whether the data have labels; set when they are first read.
         self.labelled = False
-        # The number of this run, once it times something.
         self.number: int | None = None
         self.judged = {"data": self.config.data, "images": self.config.images}
         self.how = {"seconds": self.config.seconds, "threads": self.config.threads, "device": self.config.device}
 
     def run(self) -> SweepReport:
-        known = read_store(self.out) == self.store
-        able = [c for c in self.config.candidates() if self._runnable(c)]
-        missing = [c for c in able if not self._done(c)]
+        stored = read_store(self.out) == self.store
+        runnable = [c for c in self.config.candidates() if self._runnable(c)]
+        missing = [c for c in runnable if not self._done(c)]
         if missing:
-            self._look_at_data()
+            self._check_data()
             make_folder(self.out)
         for number, candidate in enumerate(missing, 1):
             self.say(f"{number} of {len(missing)}: {candidate.file}")
             try:
                 self._complete(candidate)
             except DyvitError as error:
-                # A folder that cannot be written to will not get better with the next one.
+                # If the folder cannot be written to, the next candidate would fail, too.
                 if isinstance(error, ArtifactError) and not isinstance(error, CheckpointError):
                     raise
                 self.skipped.append(Skipped(*candidate, str(error)))
-        artifacts = [a for c in able if (a := self.store.find(c)) is not None and self._done(c)]
+        artifacts = [a for c in runnable if (a := self.store.find(c)) is not None and self._done(c)]
         if not artifacts:
             raise ExportError(f"Nothing is left to sweep: {self.skipped[0].reason}")
         accepted = [a for a in artifacts if not a.rejected]
         timed = [batch for batch in self.config.batches if self._time(accepted, batch)]
-        new = bool(missing or timed or not known)
+        new = bool(missing or timed or not stored)
         if new:
-            # The settings may be all that is new.
-            self._keep(self.store)
+            # Possibly only the settings are new.
+            self._save(self.store)
         report = self._report(accepted, [a for a in artifacts if a.rejected], new)
         if accepted and not report.rows:
             raise ExportError(f"Nothing could be timed: {self.skipped[-1].reason}")
@@ -113,22 +116,22 @@ class _Sweep:
             return False
         return True
 
-    def _keep(self, store: Store) -> None:
+    def _save(self, store: Store) -> None:
         self.store = store
         store.save(self.out)
 
     def _on_disk(self, candidate: GridPoint) -> Artifact | None:
-        """The artifact, when the file is still the one that was made."""
+        """The artifact of a candidate, if its file still has the recorded hash."""
         artifact = self.store.find(candidate)
         path = self.out / artifact.file if artifact else None
         return artifact if artifact and path and path.is_file() and sha256(path) == artifact.sha256 else None
 
     def _done(self, candidate: GridPoint) -> bool:
         artifact = self._on_disk(candidate)
-        return artifact is not None and (_fell_at_the_gate(artifact) or artifact.judged == self.judged)
+        return artifact is not None and (_failed_the_gate(artifact) or artifact.judged == self.judged)
 
-    def _look_at_data(self) -> None:
-        """Whether there are labels, and refusals that would be the same for every artifact."""
+    def _check_data(self) -> None:
+        """Finds out whether the images have labels; raises the errors that every artifact would have in common."""
         from ..model.checkpoint import load_facts
 
         facts = load_facts(self.checkpoint, at_ratio(self.load, 1.0))
@@ -144,29 +147,30 @@ class _Sweep:
                                 "data that it was trained for.")
 
     def _complete(self, candidate: GridPoint) -> None:
-        """Exports unless the file is there, judges, writes down."""
+        """Exports the candidate unless its file exists, measures its quality, and stores the results."""
         artifact = self._on_disk(candidate)
         if artifact is None:
             artifact = self._export(candidate)
-            self._keep(self.store.with_artifact(artifact))
-        if not _fell_at_the_gate(artifact):
-            self._keep(self.store.with_artifact(self._judge(artifact)))
+            self._save(self.store.with_artifact(artifact))
+        if not _failed_the_gate(artifact):
+            self._save(self.store.with_artifact(self._judge(artifact)))
 
     def _export(self, candidate: GridPoint) -> Artifact:
         path = self.out / candidate.file
         report = export_artifact(self.checkpoint, path, candidate.deploy(self.config),
                                  at_ratio(self.load, candidate.keep_ratio), self.quiet)
         made = Path(report.path)
-        found = _shares(report.gate) if report.gate is not None and not report else {}
+        shares = _shares(report.gate) if report.gate is not None and not report else {}
         return Artifact(*candidate, made.name, sha256(made), size_mib(made), report.export.facts.keep_counts,
-                        report.failures, **found)
+                        report.failures, **shares)
 
     def _judge(self, artifact: Artifact) -> Artifact:
-        """Against float32 at its keep ratio, and against labels, or the dense model where there are none."""
+        """Compares the artifact with float32 at its keep ratio, and with labels, or without labels with the dense
+        model."""
         path, data = self.out / artifact.file, self.config.data
         limit = min(self.config.images or COMPARED_IMAGES, COMPARED_IMAGES)
         config = CheckConfig(limit, device=self.config.device)
-        # It is opened as the artifact says, so only what the artifact does not say may be asked for.
+        # The checkpoint is opened with the schedule and image size of the artifact; only other settings are passed.
         plain = dataclasses.replace(self.load, keep=KeepRequest(), image_size=None)
         compared = check_artifacts(self.checkpoint, path, data, config, plain, self.quiet.track)
         top1 = dense_agreement = None
@@ -184,16 +188,16 @@ class _Sweep:
                                    dense_agreement=dense_agreement, seen=seen, **_shares(compared))
 
     def _dense(self) -> Path:
-        """The dense float32 model as a user would run it instead: none of our rewrites."""
+        """The dense float32 model as a user would run it without this package: exported without rewrites."""
         path = self.out / DENSE_FILE
         if not (self.store.dense_sha256 and path.is_file() and sha256(path) == self.store.dense_sha256):
             config = DeployConfig(export=ExportConfig(without=("all",)))
             export_artifact(self.checkpoint, path, config, at_ratio(self.load, 1.0), self.quiet)
-            self._keep(dataclasses.replace(self.store, dense_sha256=sha256(path)))
+            self._save(dataclasses.replace(self.store, dense_sha256=sha256(path)))
         return path
 
     def _time(self, accepted: Sequence[Artifact], batch: int) -> bool:
-        """Times what is missing at that batch size, all in one call; False when nothing was timed."""
+        """Times the artifacts without a result at that batch size, in one call; False if nothing was timed."""
         todo = [a for a in accepted if self.store.latency(a, batch, self.how) is None]
         if not todo:
             return False
@@ -206,27 +210,27 @@ class _Sweep:
             self.number = len(runs)
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             runs = (*runs, {"at": now, "machine": machine(), "versions": library_versions(*REPORTED_LIBRARIES)})
-        self._keep(dataclasses.replace(self.store, runs=runs).with_latencies(
+        self._save(dataclasses.replace(self.store, runs=runs).with_latencies(
             [_latency(file, self.number, self.how, timing) for file, timing in timings.items()]))
         return True
 
     def _timings(self, artifacts: Sequence[Artifact], batch: int) -> dict[str, Timing]:
-        """By file. One that does not run is skipped, so that it does not cost the others their times."""
+        """The timings by file name. An artifact that does not run is skipped, and the others are still timed."""
         config = BenchConfig((batch,), self.config.seconds * len(artifacts), baseline=self._dense(),
                              device=self.config.device, threads=self.config.threads, memory=False)
         try:
             report = benchmark([self.out / a.file for a in artifacts], config, track=self.quiet.track)
         except DyvitError:
-            able = [a for a in artifacts if self._answers(a, batch)]
-            # No single artifact is to blame.
-            if len(able) == len(artifacts):
+            working = [a for a in artifacts if self._runs(a, batch)]
+            # All of them run alone, so the error has another cause.
+            if len(working) == len(artifacts):
                 raise
-            return self._timings(able, batch) if able else {}
-        made = {t.artifact: t for t in report.timings}
-        return {a.file: made[a.file] for a in artifacts}
+            return self._timings(working, batch) if working else {}
+        timings = {t.artifact: t for t in report.timings}
+        return {a.file: timings[a.file] for a in artifacts}
 
-    def _answers(self, artifact: Artifact, batch: int) -> bool:
-        """Whether it runs by itself; where not, the reason goes to `skipped`."""
+    def _runs(self, artifact: Artifact, batch: int) -> bool:
+        """True if the artifact runs alone; else the reason is added to `skipped`."""
         path = self.out / artifact.file
         try:
             with open_runner(path, device=self.config.device, threads=self.config.threads) as runner:
@@ -270,7 +274,7 @@ class _Sweep:
 
 
 def _run_notes(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What is to be known of rows that were not all measured here and now."""
+    """Notes about rows from several runs or from other machines."""
     notes = []
     machines = {run["run"]: machine_name(run["machine"]) for run in runs}
     if len(machines) > 1:
@@ -287,13 +291,13 @@ def _run_notes(runs: Sequence[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _fell_at_the_gate(artifact: Artifact) -> bool:
-    """True when the export itself rejected it, on images that have nothing to do with what judges it here."""
+def _failed_the_gate(artifact: Artifact) -> bool:
+    """True if the export itself rejected the artifact; that result does not depend on the data of the sweep."""
     return bool(artifact.rejected) and artifact.judged is None
 
 
 def _shares(report: ParityReport) -> dict[str, Any]:
-    """Agreement and overlap at the worst batch size and stage."""
+    """Agreement and overlap, each at the batch size and stage where it is lowest."""
     overlaps = [share for b in report.batches for share in (b.overlap_forgiven or b.overlap)]
     return {"agreement": min(b.top1_agreement for b in report.batches), "overlap": min(overlaps, default=None)}
 

@@ -1,4 +1,4 @@
-"""OUT/sweep.json: everything that has been measured, so that a second call does only what is missing."""
+"""OUT/sweep.json: all results so far, so that a second call measures only what is missing."""
 from __future__ import annotations
 
 import dataclasses
@@ -17,19 +17,19 @@ from .grid import GridPoint, SweepConfig, changed, filled
 
 FORMAT = 1
 NAME = "sweep.json"
-# The baseline of the speed-ups.
+# The baseline of speed-ups.
 DENSE_FILE = "dense-float32.onnx"
 
 
 @dataclass(frozen=True)
 class Artifact(JsonConfig):
-    """One exported file in the folder, and how good it is; shares are fractions 0..1.
+    """One exported file in the folder, and its quality; shares are fractions 0..1.
 
     `rejected` says why it differs too much from float32; such a file is neither evaluated nor timed. `agreement` is
-    the share of images with the class of the float32 model at the same keep ratio, `overlap` the worst stage's share
-    of its kept tokens, `dense_agreement` the share with the class of the dense float32 model, where there are no
-    labels for `top1`. `judged` names the data that were asked for, `seen` what they were: `data`, and how many images
-    it was `evaluated` and `compared` on.
+    the share of images with the class of the float32 model at the same keep ratio, `overlap` the share of that model's
+    kept tokens at the worst stage, `dense_agreement` the share of images with the class of the dense float32 model,
+    if there are no labels for `top1`. `judged` has the requested `data` and `images`, `seen` the data that were used,
+    and on how many images the file was `evaluated` and `compared`.
     """
 
     keep_ratio: float
@@ -60,8 +60,8 @@ class Artifact(JsonConfig):
 class Latency(JsonConfig):
     """One timing of a file at a batch size, in milliseconds for the whole batch.
 
-    `speedup` is over the dense float32 model in ONNX Runtime, timed in the same call. `how` are the settings that
-    make it comparable, `run` is the position in `Store.runs` of the call that measured it.
+    `speedup` is over the dense float32 model in ONNX Runtime, timed in the same call. `how` are the settings that must
+    be equal for two timings to be comparable, `run` is the index in `Store.runs` of the call that measured it.
     """
 
     file: str
@@ -83,7 +83,7 @@ class Latency(JsonConfig):
 
 
 def _check_numbers(values: Any, *names: str, optional: bool = False) -> None:
-    """Raises TypeError where a damaged file has no number."""
+    """Raises TypeError if an attribute is not a number, as in a damaged file."""
     for name in names:
         value = getattr(values, name)
         if not isinstance(value, (int, float)) and not (optional and value is None):
@@ -92,7 +92,7 @@ def _check_numbers(values: Any, *names: str, optional: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """The content of the file. `runs` has, per call that timed something, when and on which machine."""
+    """The content of the file. `runs` has the time and the machine of each call that timed something."""
 
     checkpoint: dict[str, str]
     config: SweepConfig
@@ -112,7 +112,8 @@ class Store:
         return next((t for t in self.latencies if (t.file, t.batch, t.how) == (artifact.file, batch, how)), None)
 
     def with_artifact(self, new: Artifact) -> Store:
-        """With `new` in the place of the one for that combination; the times of another file are no longer true."""
+        """The store with `new` in place of the artifact for the same combination; if the file differs, its timings are
+        dropped."""
         old = self.find(new.candidate)
         same = old is not None and (old.file, old.sha256) == (new.file, new.sha256)
         return dataclasses.replace(
@@ -126,15 +127,15 @@ class Store:
 
 
 def machine_name(machine: Mapping[str, Any]) -> str:
-    """The identity of a machine, from `machine.machine()`."""
+    """A name that distinguishes machines, made of `hardware.machine()`."""
     return f"{machine['processor']}, {machine['logical_cores']} cores"
 
 
 def read_store(folder: Path) -> Store | None:
-    """The sweep in `folder`; None when there is none.
+    """The store in `folder`; None if there is no sweep.
 
     Raises:
-        ArtifactError: the file is damaged.
+        ArtifactError: the file is damaged or cannot be read.
     """
     path = folder / NAME
     if not path.is_file():
@@ -161,12 +162,12 @@ def read_store(folder: Path) -> Store | None:
 
 
 def recall(folder: str | Path, given: Mapping[str, Any]) -> SweepConfig:
-    """The settings of the sweep in `folder`, or the defaults where there is none, with those `given` in their place.
+    """The settings of the sweep in `folder`, or the defaults if there is none, updated with those in `given`.
 
-    A `given` CalibrationConfig replaces what it does not leave at its default.
+    Of a CalibrationConfig in `given`, only values other than the defaults are used.
 
     Raises:
-        ConfigError: a value that cannot be meant.
+        ConfigError: a value is invalid.
     """
     store = read_store(Path(folder))
     if store is None:
@@ -178,7 +179,7 @@ def recall(folder: str | Path, given: Mapping[str, Any]) -> SweepConfig:
 def open_store(checkpoint: str | Path | None, folder: Path, config: SweepConfig | None, load: LoadConfig) -> Store:
     """The store in `folder` with these settings, or a new one; nothing is written yet.
 
-    `checkpoint` None, `config` None, and what `load` leaves at its default, are taken from the previous sweep.
+    If `checkpoint` or `config` is None, or a setting of `load` has its default, the stored value is used.
 
     Raises:
         ArtifactError: the folder belongs to another checkpoint, or its store is damaged.
@@ -198,18 +199,18 @@ def open_store(checkpoint: str | Path | None, folder: Path, config: SweepConfig 
                             f"{store.checkpoint['sha256'][:12]}; choose another -o.")
     config = config or store.config
     differing = changed(store.load.to_dict(), load.to_dict())
-    # float32 artifacts do not depend on the calibration.
+    # Float32 artifacts do not depend on the calibration.
     if any(artifact.precision != "float32" for artifact in store.artifacts):
         before, now = store.config.calibration.to_dict(), config.calibration.to_dict()
         differing += [f"calibration {name}" for name in changed(before, now)]
     if differing:
-        raise ConfigError(f"{folder} holds a sweep with another {', '.join(differing)}; leave that out to go on as "
-                          "before, or choose another -o.")
+        raise ConfigError(f"{folder} holds a sweep with another {', '.join(differing)}; leave that option out to "
+                          "resume the sweep, or choose another -o.")
     return dataclasses.replace(store, config=config, load=load)
 
 
 def _digest(source: Path, load: LoadConfig) -> str:
-    """The checkpoint's sha256; weights that timm downloads are asked for theirs."""
+    """The checkpoint's sha256; for timm:NAME that of the weights that timm downloads."""
     if not is_timm(source):
         return sha256(source)
     from ..model.checkpoint import read_checkpoint

@@ -1,4 +1,4 @@
-"""Which rows are worth having: the Pareto front, and the best one for a budget. Pure functions."""
+"""Selects rows of a sweep: the Pareto front, and the best row for a budget. Pure functions."""
 from __future__ import annotations
 
 import math
@@ -12,7 +12,7 @@ from .grid import short
 
 FRACTIONS = ("top1", "overlap", "agreement", "dense_agreement")
 METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_sec", "size_mib", "speedup", *FRACTIONS)
-# Measures of quality that are comparable across keep ratios, the best evidence first.
+# Metrics that can rank artifacts across keep ratios, the most reliable first.
 QUALITIES = ("top1", "dense_agreement")
 LATENCY = "latency_ms_p50"
 _TARGET = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
@@ -22,10 +22,10 @@ _TARGET = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-
 class SweepRow:
     """One artifact at one batch size. Latencies are milliseconds for the whole batch, shares are fractions 0..1.
 
-    `overlap` and `agreement` are with the float32 model at the same keep ratio (the worst stage's share of kept
-    tokens, the share of images with the same class), `dense_agreement` with the dense one, where no labels give
-    `top1`. `speedup` is over the dense float32 model in ONNX Runtime, from the same `run`. `command` makes the
-    artifact, `pareto` marks the front of its batch size.
+    `overlap` (the share of kept tokens at the worst stage) and `agreement` (the share of images with the same class)
+    compare with the float32 model at the same keep ratio; `dense_agreement` compares with the dense model, if there are
+    no labels for `top1`. `speedup` is over the dense float32 model in ONNX Runtime, from the same `run`. `command`
+    makes the artifact, `pareto` marks the front of its batch size.
     """
 
     artifact: str
@@ -56,7 +56,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Target:
-    """One demand, `latency_ms_p99<=20`."""
+    """One requirement, as in `latency_ms_p99<=20`."""
 
     metric: str
     relation: str
@@ -73,7 +73,7 @@ class Target:
                      ">": value > self.bound}[self.relation])
 
     def miss(self, row: SweepRow) -> float:
-        """How far the row is from it, in units of the bound: 0 when it is met, infinite when its value is unknown."""
+        """The relative distance of the row from the bound: 0 if the target is met, infinite if the value is unknown."""
         value = getattr(row, self.metric)
         if self.met(row) or value is None:
             return 0.0 if value is not None else float("inf")
@@ -81,12 +81,12 @@ class Target:
 
 
 def parse_targets(texts: Iterable[str]) -> tuple[Target, ...]:
-    """`latency_ms_p99<=20`, several separated by commas; fractions also as percent, `top1>=97%`.
+    """Parses targets like `latency_ms_p99<=20`, separated by commas; fractions also as percent, `top1>=97%`.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: a text has another form, an unknown metric or an invalid number.
     """
-    return tuple(_parse(part) for text in texts for part in text.split(","))
+    return tuple(_parse(target) for text in texts for target in text.split(","))
 
 
 def _parse(text: str) -> Target:
@@ -97,7 +97,7 @@ def _parse(text: str) -> Target:
     if metric not in METRICS:
         raise ConfigError(f"Unknown metric {metric!r}.{did_you_mean(metric, METRICS)}")
     if percent and metric not in FRACTIONS:
-        raise ConfigError(f"{metric} is no share, so it has no percent; write {metric}{relation}{number}.")
+        raise ConfigError(f"{metric} is not a fraction, so % does not apply; write {metric}{relation}{number}.")
     bound = float(number) / (100 if percent else 1)
     if not math.isfinite(bound):
         raise ConfigError(f"The number of a target must be finite, not {number}; write one like latency_ms_p99<=20.")
@@ -107,16 +107,19 @@ def _parse(text: str) -> Target:
 
 
 def quality_of(rows: Sequence[Any]) -> str:
-    """The metric by which these rows are ranked: the first of QUALITIES that all of them have, else the keep ratio.
+    """The metric that ranks these rows: the first of QUALITIES that all of them have, else the keep ratio.
 
-    Agreement with float32 at the same keep ratio is none: the fastest schedule agrees with itself.
+    Agreement with float32 at the same keep ratio cannot rank them: however low the ratio, float32 agrees with itself.
     """
     return next((name for name in QUALITIES if rows and all(getattr(r, name) is not None for r in rows)), "keep_ratio")
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the points (cost, value) that no other beats: at most its cost, at least its value, one of the two
-    strictly. By rising cost; equal points are all in it."""
+    """Indices of the points (cost, value) on the Pareto front, by rising cost.
+
+    A point is on the front unless another one has at most its cost and at least its value, one of the two strictly;
+    equal points are all on it.
+    """
     front: list[int] = []
     best = float("-inf")
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
@@ -128,14 +131,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def rank(row: SweepRow, quality: str) -> tuple[float, ...]:
-    """Sorts the best row first: its quality, ties by latency; keep ratios tie always, so agreement is asked first."""
+    """A sort key with the best row first: by quality, then by latency. Rows of one keep ratio tie if that is the
+    quality, so agreement comes before latency then."""
     agreement = row.agreement or 0.0 if quality == "keep_ratio" else 0.0
     return -getattr(row, quality), -agreement, row.latency_ms_p50
 
 
 @dataclass(frozen=True)
-class Answer:
-    """True when some row meets all targets: `best`, else `closest` is the one that misses by least."""
+class Recommendation:
+    """The `best` row that meets all targets; if there is none it is false, and `closest` misses them by least."""
 
     targets: tuple[Target, ...]
     quality: str
@@ -146,31 +150,32 @@ class Answer:
         return self.best is not None
 
     @property
-    def wish(self) -> str:
+    def requirement(self) -> str:
+        """The targets, as text."""
         return ", ".join(map(str, self.targets))
 
     @property
     def sentence(self) -> str:
-        if self.best:
-            said = [f"latency_ms_p50={self.best.latency_ms_p50:.3g}", f"latency_ms_p99={self.best.latency_ms_p99:.3g}"]
-            said += [f"{self.quality}={getattr(self.best, self.quality):.4g}"]
-            return f"Best for {self.wish}: {self.best.artifact} ({self.best.label}), {', '.join(said)}."
+        if best := self.best:
+            figures = [f"latency_ms_p50={best.latency_ms_p50:.3g}", f"latency_ms_p99={best.latency_ms_p99:.3g}",
+                       f"{self.quality}={getattr(best, self.quality):.4g}"]
+            return f"Best for {self.requirement}: {best.artifact} ({best.label}), {', '.join(figures)}."
         if self.closest is None:
-            return f"No artifact was timed, so none meets {self.wish}."
+            return f"No artifact was timed, so none meets {self.requirement}."
         unknown = [t.metric for t in self.targets if getattr(self.closest, t.metric) is None]
         if unknown:
             needs = "; sweep with --data that has labels" if "top1" in unknown else ""
-            return f"No artifact can meet {self.wish}, because {' and '.join(unknown)} is not known{needs}."
+            return f"No artifact can meet {self.requirement}, because {' and '.join(unknown)} is not known{needs}."
         missed = [f"{t.metric}={getattr(self.closest, t.metric):.4g}" for t in self.targets if not t.met(self.closest)]
-        return (f"No artifact meets {self.wish}; the closest is {self.closest.artifact} ({self.closest.label}) with "
-                f"{', '.join(missed)}.")
+        return (f"No artifact meets {self.requirement}; the closest is {self.closest.artifact} ({self.closest.label}) "
+                f"with {', '.join(missed)}.")
 
 
-def choose(rows: Sequence[SweepRow], targets: Sequence[Target]) -> Answer:
+def choose(rows: Sequence[SweepRow], targets: Sequence[Target]) -> Recommendation:
     """The best of the rows that meet all targets: by `quality_of`, ties by lower latency."""
     quality = quality_of(rows)
-    able = sorted((row for row in rows if all(t.met(row) for t in targets)), key=lambda row: rank(row, quality))
-    if able:
-        return Answer(tuple(targets), quality, able[0], None)
-    near = sorted(rows, key=lambda row: (sum(t.miss(row) for t in targets), rank(row, quality)))
-    return Answer(tuple(targets), quality, None, near[0] if near else None)
+    meeting = sorted((row for row in rows if all(t.met(row) for t in targets)), key=lambda row: rank(row, quality))
+    if meeting:
+        return Recommendation(tuple(targets), quality, meeting[0], None)
+    closest = sorted(rows, key=lambda row: (sum(t.miss(row) for t in targets), rank(row, quality)))
+    return Recommendation(tuple(targets), quality, None, closest[0] if closest else None)

@@ -1,1 +1,1 @@
-"""Figures of which patches a model drops."""
+"""Figures of the patches that a model keeps and drops."""

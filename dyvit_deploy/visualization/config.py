@@ -1,4 +1,4 @@
-"""What `dyvit visualize` draws, and of which images."""
+"""Settings and report of `dyvit visualize`."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..options import JsonConfig, option
 
 STYLES = ("fade", "outline", "scores")
 STILLS, ANIMATIONS = ("png", "svg"), ("gif", "webp")
-# Images of a data set, by default.
+# Images drawn of a data set by default.
 DATA_IMAGES = 64
 
 
@@ -44,12 +44,12 @@ class VisualizeConfig(JsonConfig):
         if self.style != "fade" and (self.heatmap or self.diff):
             raise ConfigError("--style is for the images of one artifact; leave it out with --heatmap and --diff.")
 
-    def check_animated(self, asked: bool) -> None:
-        """Raises ConfigError when --animate was `asked` for with the format of a still image."""
-        if asked and self.format not in ANIMATIONS:
+    def check_animated(self, animate: bool) -> None:
+        """Raises ConfigError if --animate was given together with the format of a still image."""
+        if animate and self.format not in ANIMATIONS:
             raise ConfigError(f"--animate writes {' or '.join(ANIMATIONS)}, not {self.format}; leave out --format.")
 
     @property
     def still(self) -> str:
-        """The format of figures that do not move."""
+        """The format of the figures that are not animated."""
         return self.format if self.format in STILLS else STILLS[0]

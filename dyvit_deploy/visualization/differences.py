@@ -1,4 +1,4 @@
-"""Where two artifacts keep different patches, and by how little."""
+"""Compares which patches two artifacts keep, and by what margin of the score they differ."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from .views import ImageView
 
 
 class StageDifference(NamedTuple):
-    """One image at one stage. `margin` is the largest distance between the score of a patch that only one keeps
-    and the lowest score that is kept; None where nothing differs or no scores are known."""
+    """One image at one stage. `margin` is the largest distance between the score of a patch that only one artifact
+    keeps and the lowest kept score; None if nothing differs or no scores are known."""
 
     only_first: int
     only_second: int
@@ -20,7 +20,7 @@ class StageDifference(NamedTuple):
     def same(self) -> bool:
         return not (self.only_first or self.only_second)
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """How many patches differ, and by what score."""
         if self.same:
             return "the same"
@@ -29,16 +29,17 @@ class StageDifference(NamedTuple):
 
 
 def stage_differences(first: ImageView, second: ImageView) -> list[StageDifference]:
-    """Per stage; margins in the scores of the first that has any."""
+    """The difference at each stage; margins are in the scores of `first`, or of `second` if `first` has none."""
     scores = first.scores if first.scores is not None else second.scores
-    judge = first if first.scores is not None else second
-    found = []
+    scored = first if first.scores is not None else second
+    differences = []
     for stage, (ours, theirs) in enumerate(zip(first.kept, second.kept)):
         margin = None
         if scores is not None and (ours != theirs).any():
-            cut = scores[stage][judge.kept[stage]].min()
+            cut = scores[stage][scored.kept[stage]].min()
             gaps = np.abs(scores[stage][ours != theirs] - cut)
-            known = gaps[np.isfinite(gaps)]                                # a patch may have gone a stage earlier
+            # A patch that was dropped at an earlier stage has no score here.
+            known = gaps[np.isfinite(gaps)]
             margin = float(known.max()) if len(known) else None
-        found.append(StageDifference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), margin))
-    return found
+        differences.append(StageDifference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), margin))
+    return differences

@@ -1,4 +1,4 @@
-"""What becomes of views, image by image: a figure each, a heat map of all, or where two artifacts part."""
+"""Draws views image by image: one figure per image, a heat map of all, or the differences of two artifacts."""
 from __future__ import annotations
 
 import re
@@ -34,26 +34,27 @@ from .report import Drawn, StageDrawn
 from .views import ImageView
 
 SHEET, HEAT_MAP = "contact-sheet", "heatmap"
-SHEET_IMAGES = 24                           # on a contact sheet, at most
+# At most this many images are on a contact sheet.
+SHEET_IMAGES = 24
 
 
 class Drawing(Protocol):
-    """Takes what the artifacts make of one image after another; made of the folder, the configuration, what the
-    artifacts are called, and the number of images."""
+    """Draws one image after another. Constructed with the folder, the configuration, the names of the artifacts and
+    the number of images."""
 
-    def add(self, *seen: ImageView) -> None:
-        """One image, with a view of it per artifact."""
+    def add(self, *views: ImageView) -> None:
+        """Draws one image; `views` has its view by each artifact."""
         ...
 
     def finish(self, count: int) -> Drawn:
-        """Draws what needs all `count` images."""
+        """Draws the figures that need all `count` images."""
         ...
 
 
 class Album:
-    """The folder that figures go to, and the contact sheet of the SHEET_IMAGES with the largest weights.
+    """Writes figures to a folder, and a contact sheet of the SHEET_IMAGES with the largest weights.
 
-    `legend` says what colours mean, and stands above each figure.
+    `legend` explains the colours above each figure.
     """
 
     def __init__(self, folder: Path, config: VisualizeConfig, legend: str) -> None:
@@ -61,24 +62,25 @@ class Album:
         self._strips, self._taken = list[tuple[float, int, Strip]](), {SHEET}
 
     def add(self, name: str, strip: Callable[[int], Strip], weight: float) -> None:
-        """A still figure; `strip` makes it with panels of about so many pixels."""
+        """Writes a still figure; `strip` draws it, given about the short side of a panel in pixels."""
         write_figure(strips_figure([strip(LEAST)], self.legend), self.path_for(name), DPI)
         self._added(strip, weight)
 
     def add_animation(self, name: str, frames: Sequence[tuple[Pixels, int]], strip: Callable[[int], Strip],
                       weight: float) -> None:
-        """Frames as of `animation_frames`, and the strip that stands for them on the contact sheet."""
+        """Writes an animation of frames (see `animation_frames`); `strip` draws it for the contact sheet."""
         write_animation(self.path_for(name), frames)
         self._added(strip, weight)
 
     def _added(self, strip: Callable[[int], Strip], weight: float) -> None:
-        key = (weight, -self.figures)                                      # of equal weights, the first ones stay
+        # Among equal weights, earlier figures are kept.
+        key = (weight, -self.figures)
         if len(self._strips) < SHEET_IMAGES or key > self._strips[0][:2]:
             self._strips = sorted([*self._strips, (*key, strip(THUMB))], key=lambda s: s[:2])[-SHEET_IMAGES:]
         self.figures += 1
 
     def path_for(self, name: str) -> Path:
-        """A file of its own for each image, whatever the images are called."""
+        """A unique file name for each image, made of the image's name."""
         stem = re.sub(r"[^\w.()+-]+", "-", str(Path(name).with_suffix("")))[-60:].strip("-.") or "image"
         unique, number = stem, 2
         while unique.lower() in self._taken:
@@ -87,7 +89,7 @@ class Album:
         return self.folder / f"{unique}.{self.config.format}"
 
     def sheet(self, title: str) -> str | None:
-        """Draws the contact sheet, where there is more than one figure."""
+        """Draws the contact sheet if there is more than one figure."""
         if self.figures < 2:
             return None
         path = self.folder / f"{SHEET}.{self.config.still}"
@@ -98,15 +100,15 @@ class Album:
 
 
 class ImageDrawing:
-    """A figure per image, and a contact sheet of some, evenly spread over all."""
+    """Draws one figure per image, and a contact sheet of images evenly spread over all."""
 
     def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
         self._album = Album(folder, config, KEY if config.style == "scores" else "")
         self._on_sheet = set(spread(total, SHEET_IMAGES).tolist())
         self._config, self._name, self._counts = config, artifacts[0], tuple[int, ...]()
 
-    def add(self, *seen: ImageView) -> None:
-        [view], style = seen, self._config.style
+    def add(self, *views: ImageView) -> None:
+        [view], style = views, self._config.style
         self._counts, weight = view.counts, float(self._album.figures in self._on_sheet)
 
         def strip(side: int) -> Strip:
@@ -122,24 +124,25 @@ class ImageDrawing:
 
 
 class DifferenceDrawing:
-    """A figure per image of which two artifacts keep different patches, and a contact sheet of the largest margins."""
+    """Draws one figure per image of which two artifacts keep different patches, and a contact sheet of the images with
+    the largest margins."""
 
     def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
         self._album = Album(folder, config, f"orange: only {artifacts[0]}; blue stripes: only {artifacts[1]}")
         self._counts, self._same, self._margins = tuple[int, ...](), np.zeros(0), np.zeros(0)
 
-    def add(self, *seen: ImageView) -> None:
-        first, second = seen
-        found = stage_differences(first, second)
+    def add(self, *views: ImageView) -> None:
+        first, second = views
+        stages = stage_differences(first, second)
         if not self._counts:
-            self._counts, self._same = first.counts, np.zeros(len(found))
-            self._margins = np.full(len(found), np.nan)
-        self._same += [stage.same for stage in found]
-        margins = [np.nan if stage.margin is None else stage.margin for stage in found]
+            self._counts, self._same = first.counts, np.zeros(len(stages))
+            self._margins = np.full(len(stages), np.nan)
+        self._same += [stage.same for stage in stages]
+        margins = [np.nan if stage.margin is None else stage.margin for stage in stages]
         self._margins = np.fmax(self._margins, margins)
-        if not all(stage.same for stage in found):
-            self._album.add(first.name, lambda side: difference_strip(first, second, found, side),
-                            max(stage.margin or 0.0 for stage in found))
+        if not all(stage.same for stage in stages):
+            self._album.add(first.name, lambda side: difference_strip(first, second, stages, side),
+                            max(stage.margin or 0.0 for stage in stages))
 
     def finish(self, count: int) -> Drawn:
         stages = zip(self._counts, (self._same / count).tolist(), self._margins.tolist())
@@ -150,17 +153,17 @@ class DifferenceDrawing:
 
 
 class HeatMapDrawing:
-    """One figure of all images."""
+    """Draws one heat map of all images."""
 
     def __init__(self, folder: Path, config: VisualizeConfig, artifacts: Sequence[str], total: int) -> None:
         self._path, self._name = folder / f"{HEAT_MAP}.{config.still}", artifacts[0]
         self._sum: NDArray[np.int64] | None = None                         # [S, rows, columns]
         self._counts = tuple[int, ...]()
 
-    def add(self, *seen: ImageView) -> None:
-        kept = seen[0].kept.astype(np.int64)
+    def add(self, *views: ImageView) -> None:
+        kept = views[0].kept.astype(np.int64)
         self._sum = kept if self._sum is None else self._sum + kept
-        self._counts = seen[0].counts
+        self._counts = views[0].counts
 
     def finish(self, count: int) -> Drawn:
         assert self._sum is not None
@@ -172,7 +175,7 @@ class HeatMapDrawing:
 
 
 def write_animation(path: Path, frames: Sequence[tuple[Pixels, int]]) -> None:
-    """Writes frames, each with its milliseconds, as .gif or .webp; it starts again when it is through."""
+    """Writes frames, each with its duration in ms, as .gif or .webp that repeats endlessly."""
     images = [Image.fromarray(frame) for frame, _ in frames]
     with atomic_write(path) as temporary:
         images[0].save(temporary, save_all=True, append_images=images[1:], duration=[ms for _, ms in frames], loop=0)

@@ -1,6 +1,6 @@
-"""Figures of what is kept, after figures 5 and 6 of the paper: from data to a matplotlib Figure, and nothing else.
+"""Makes matplotlib Figures of the kept patches, after figures 5 and 6 of the paper.
 
-The same data give the same figure, and `calibration.chart.write_figure` the same bytes.
+The same data give the same figure, and `artifacts.charts.write_figure` writes the same bytes.
 """
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from .pixels import Pixels, coloured, differing, enlarged, faded, fitted, outlin
 from .views import ImageView
 
 DPI = 100
-LEAST, THUMB = 192, 128                     # short side of a panel, in pixels, and on a contact sheet
-LONGEST = 768                               # long side of any panel
-GAP, TITLE, CAPTION = 10, 24, 20            # pixels between panels, above a strip and below a panel
-COLUMNS, WIDEST = 2, 2000                   # strips side by side on a contact sheet, and its width in pixels
-CELLS = 14                                  # a heat map of at most so many rows has its percent written in
-BLENDS = 6                                  # frames between two stages of an animation
+# All sizes are in pixels. The short side of a panel in a figure, and on a contact sheet.
+LEAST, THUMB = 192, 128
+# The largest long side of a panel.
+LONGEST = 768
+# The space between panels, above a strip, and below a panel.
+GAP, TITLE, CAPTION = 10, 24, 20
+# Strips side by side on a contact sheet, and its largest width.
+COLUMNS, WIDEST = 2, 2000
+# The percentages are written into a heat map of at most this many rows and columns.
+CELLS = 14
+# Steps of the transition between two stages of an animation.
+BLENDS = 6
 KEY = "colour: rank of the score among kept patches, yellow the highest, violet the lowest"
 
 
@@ -41,12 +47,13 @@ class Strip(NamedTuple):
 
 
 def _scored(pixels: Pixels, view: ImageView, stage: int) -> Pixels:
-    """Each kept patch in the colour of its rank among the kept ones, the best in yellow."""
+    """Colours each kept patch by the rank of its score among the kept ones, the best in yellow."""
     assert view.scores is not None
     kept, scores = view.kept[stage], view.scores[stage]
     order = np.argsort(np.argsort(scores[kept], kind="stable"), kind="stable")
     rank = np.zeros(kept.shape)
-    rank[kept] = (order + 1) / len(order)                                  # the best is 1, however few there are
+    # The best patch always has rank 1.
+    rank[kept] = (order + 1) / len(order)
     colours = require("matplotlib", extra="report").colormaps["viridis"](rank)[..., :3]
     return coloured(pixels, kept, colours)
 
@@ -60,7 +67,7 @@ PAINTS: dict[str, Paint] = {
 
 
 def image_strip(view: ImageView, style: str = "fade", side: int = LEAST) -> Strip:
-    """The input and one panel per stage; `style` is one of STYLES, `side` about the short side of a panel."""
+    """The input and one panel per stage; `style` is one of STYLES, `side` is about the short side of a panel."""
     pixels, patches = enlarged(view.pixels, side), view.kept[0].size
     panels = [Panel(pixels, f"input: {patches} patches")]
     panels += [Panel(PAINTS[style](pixels, view, stage), f"stage {stage}: {count} of {patches}")
@@ -70,13 +77,14 @@ def image_strip(view: ImageView, style: str = "fade", side: int = LEAST) -> Stri
 
 def difference_strip(first: ImageView, second: ImageView, stages: Sequence[StageDifference],
                      side: int = LEAST) -> Strip:
-    """The input, and per stage what only the first artifact keeps, in orange, or only the second, in striped blue."""
+    """The input and one panel per stage: patches that only the first artifact keeps are orange, those that only the
+    second one keeps are blue with stripes."""
     pixels = enlarged(first.pixels, side)
     panels = [Panel(pixels, "input")]
-    panels += [Panel(differing(pixels, first.kept[number], second.kept[number]), f"stage {number}: {found.words()}")
-               for number, found in enumerate(stages)]
-    answers = dict.fromkeys((first.prediction, second.prediction))
-    return _strip(f"{first.name} \u2192 {' / '.join(answers)}", panels, side)
+    panels += [Panel(differing(pixels, first.kept[number], second.kept[number]), f"stage {number}: {stage.summary()}")
+               for number, stage in enumerate(stages)]
+    predictions = dict.fromkeys((first.prediction, second.prediction))
+    return _strip(f"{first.name} \u2192 {' / '.join(predictions)}", panels, side)
 
 
 def _strip(title: str, panels: Sequence[Panel], side: int) -> Strip:
@@ -84,8 +92,8 @@ def _strip(title: str, panels: Sequence[Panel], side: int) -> Strip:
 
 
 def strips_figure(strips: Sequence[Strip], title: str = "", columns: int = 1) -> Any:
-    """A Figure of strips of one size, row by row, in pixels of 1 / DPI inch; panels too wide for one line take several.
-    """
+    """A Figure of strips of one size, row by row, in pixels of 1 / DPI inch; panels wrap if they are too wide for one
+    line."""
     count, (height, width) = len(strips[0].panels), strips[0].panels[0].image.shape[:2]
     inline = max(1, min(count, (WIDEST - GAP) // (width + GAP)))
     across, line = inline * (width + GAP) + GAP, height + CAPTION
@@ -105,7 +113,7 @@ def strips_figure(strips: Sequence[Strip], title: str = "", columns: int = 1) ->
 
 
 def animation_frames(view: ImageView, style: str = "fade") -> list[tuple[Pixels, int]]:
-    """Frames uint8 [H, W, 3], each with the milliseconds it is shown: the input, then what is left stage by stage."""
+    """Frames uint8 [H, W, 3], each with its duration in ms: the input, then the remaining patches stage by stage."""
     strip = image_strip(view, style)
     stills = [_pixels_of(strips_figure([Strip(strip.title, (panel,))])) for panel in strip.panels]
     frames = [(stills[0], 1200)]
@@ -118,11 +126,11 @@ def animation_frames(view: ImageView, style: str = "fade") -> list[tuple[Pixels,
 
 
 def heat_map_figure(maps: Sequence[NDArray[np.float64]], kept: Sequence[int], title: str) -> Any:
-    """Per stage, the share of images that keep each patch.
+    """A Figure with one panel per stage, of the share of images in which each patch is kept.
 
     Args:
-        maps: float [rows, columns] per stage, 0..1.
-        kept: patches left per stage.
+        maps: per stage float [rows, columns], 0..1.
+        kept: number of patches left per stage.
     """
     rows, columns = maps[0].shape
     width = 3.2 * max(0.6, min(2.0, columns / rows))
@@ -144,7 +152,8 @@ def heat_map_figure(maps: Sequence[NDArray[np.float64]], kept: Sequence[int], ti
 
 
 class _Label(NamedTuple):
-    """A line of text: its left end and middle in pixels from the top left, the room it has, size and weight."""
+    """A line of text: its left end and its vertical middle in pixels from the top left, the available width in pixels,
+    font size and weight."""
 
     x: int
     y: int
@@ -154,7 +163,7 @@ class _Label(NamedTuple):
     weight: str
 
     def short(self) -> str:
-        """The text with its middle left out where it would be wider than its room."""
+        """The text; its middle is cut out if it would be wider than `width`."""
         most = max(8, int(self.width / ((0.62 if self.weight == "bold" else 0.52) * self.size)))
         if len(self.text) <= most:
             return self.text
@@ -162,20 +171,22 @@ class _Label(NamedTuple):
 
 
 def _page(canvas: Pixels, labels: Sequence[_Label]) -> Any:
-    """A Figure with `canvas` as it is, pixel for pixel, and labels over it."""
+    """A Figure that shows `canvas` pixel for pixel, with labels over it."""
     height, width = canvas.shape[:2]
     figure = require("matplotlib.figure", extra="report").Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    image = require("matplotlib.image", extra="report").BboxImage(figure.bbox, interpolation="none")  # axes are slow
+    # Without axes, which are slow.
+    image = require("matplotlib.image", extra="report").BboxImage(figure.bbox, interpolation="none")
     image.set_data(canvas)
     figure.add_artist(image)
-    for label in labels:                                                   # a $ in a name is no formula
+    # parse_math is off, because a $ in a file name would start a formula.
+    for label in labels:
         figure.text(label.x / width, 1 - label.y / height, label.short(), fontsize=label.size * 72 / DPI,
                     weight=label.weight, va="center", parse_math=False)
     return figure
 
 
 def _pixels_of(figure: Any) -> Pixels:
-    """What the figure looks like: uint8 [H, W, 3]."""
+    """The rendered figure: uint8 [H, W, 3]."""
     canvas = require("matplotlib.backends.backend_agg", extra="report").FigureCanvasAgg(figure)
     with any_script():
         canvas.draw()

@@ -1,6 +1,6 @@
-"""Pixels of a figure: what is dropped is faded, outlined or coloured by its score. Every function is pure.
+"""Marks kept and dropped patches in the pixels of an image. Every function is pure.
 
-Letters as everywhere: H, W pixels; a patch grid is [rows, columns] and divides the image evenly.
+Shapes: H, W are pixels; a patch grid is [rows, columns] and divides the image evenly.
 """
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 WHITE, BLACK = 255, 0
-# Share of white in a dropped patch, as in the published figures.
+# The share of white in a dropped patch, as in the published figures.
 FADE = 0.8
-# Brightness of a dropped patch beside an outline.
+# The brightness of a dropped patch in an outlined image.
 DIM = 0.45
-# Okabe and Ito's colours, for any colour vision.
+# Okabe and Ito's colours, which people with any colour vision can distinguish.
 ORANGE, BLUE = (230, 159, 0), (0, 114, 178)
-# The short side over the width of an outline.
+# The width of an outline is the short side of the image over this number.
 LINE_SHARE = 96
 
 
 def enlarged(pixels: Pixels, least: int) -> Pixels:
-    """uint8 [H, W, 3] repeated to a short side of at least `least` pixels: patches keep their exact edges."""
+    """Repeats the pixels of uint8 [H, W, 3] to a short side of at least `least`; patches keep their exact edges."""
     times = -(-least // min(pixels.shape[:2]))
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
 def fitted(pixels: Pixels, short: int, long: int) -> Pixels:
-    """uint8 [H, W, 3] averaged over whole squares until the short side is below twice `short`, the long one at most
-    `long`; as it is where it already is."""
+    """Averages uint8 [H, W, 3] over squares such that the short side is below twice `short` and the long side at most
+    `long`; an image that already fits is returned unchanged."""
     height, width = pixels.shape[:2]
     times = max(1, min(height, width) // short, -(-max(height, width) // long))
     return pixels if times == 1 else np.asarray(Image.fromarray(pixels).reduce(times))
 
 
 def spread_over(kept: Mask, pixels: Pixels) -> Mask:
-    """bool [rows, columns] -> bool [H, W, 1], that of each pixel's patch."""
+    """bool [rows, columns] -> bool [H, W, 1], where each pixel has the value of its patch."""
     height, width = pixels.shape[:2]
     rows, columns = kept.shape
     return kept.repeat(height // rows, 0).repeat(width // columns, 1)[..., None]
@@ -50,16 +50,17 @@ def faded(pixels: Pixels, kept: Mask) -> Pixels:
 
 
 def outlined(pixels: Pixels, kept: Mask) -> Pixels:
-    """uint8 [H, W, 3] with a line around what is kept, and the rest darker."""
+    """uint8 [H, W, 3] with a line around the kept patches, and the others darker."""
     dimmed = np.where(spread_over(kept, pixels), pixels, (DIM * pixels).round()).astype(np.uint8)
     line = max(1, min(pixels.shape[:2]) // LINE_SHARE)
-    for width, colour in ((2 * line, BLACK), (line, ORANGE)):              # one of the two stands out anywhere
+    # On any background, one of the two lines is visible.
+    for width, colour in ((2 * line, BLACK), (line, ORANGE)):
         dimmed[_border(kept, pixels, width)] = colour
     return dimmed
 
 
 def coloured(pixels: Pixels, kept: Mask, colours: NDArray[np.float64]) -> Pixels:
-    """uint8 [H, W, 3], each kept patch in grey under its colour; dropped ones are faded.
+    """uint8 [H, W, 3] with each kept patch in grey, tinted with its colour; dropped ones are faded.
 
     Args:
         colours: float [rows, columns, 3], RGB, 0..1.
@@ -73,8 +74,8 @@ def coloured(pixels: Pixels, kept: Mask, colours: NDArray[np.float64]) -> Pixels
 
 
 def differing(pixels: Pixels, first: Mask, second: Mask) -> Pixels:
-    """uint8 [H, W, 3]: kept by both as it is, by neither faded, by `first` only in orange, by `second` only in blue
-    with stripes, so that the two are told apart without colour, too."""
+    """uint8 [H, W, 3]: patches that both keep are unchanged, patches that both drop are faded, those that only `first`
+    keeps are orange, and those that only `second` keeps are blue with stripes, for readers without colour."""
     height, width = pixels.shape[:2]
     diagonals = np.arange(height)[:, None] + np.arange(width)                                   # [H, W]
     stripes = (diagonals // max(2, height // 64) % 3 == 0)[..., None]
@@ -87,7 +88,7 @@ def differing(pixels: Pixels, first: Mask, second: Mask) -> Pixels:
 
 
 def _border(kept: Mask, pixels: Pixels, width: int) -> Mask:
-    """bool [H, W]: the `width` pixels at the edge of the kept area, on its inner side."""
+    """bool [H, W]: the outermost `width` pixels of the kept area."""
     inside = np.pad(spread_over(kept, pixels)[..., 0], 1)
     core = inside
     for _ in range(width):

@@ -1,4 +1,4 @@
-"""Draws what artifacts keep of images: each image, the whole data set, or where two artifacts part."""
+"""Draws which patches artifacts keep: per image, over a data set, or the differences between two artifacts."""
 from __future__ import annotations
 
 import contextlib
@@ -28,19 +28,19 @@ from .views import pruned_facts, require_scores, view_images
 def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (), folder: str | Path = "masks",
               config: VisualizeConfig = VisualizeConfig(), load: LoadConfig = LoadConfig(),
               track: Track[Any] = no_track) -> VisualizeReport:
-    """Draws into `folder`: a figure per image and a contact sheet, or one heat map; figures 5 and 6 of the paper.
+    """Writes into `folder` a figure per image and a contact sheet, or one heat map; figures 5 and 6 of the paper.
 
     Images are shown as the model gets them, resized and cropped. Memory does not grow with their number, and the same
     images give the same files, byte for byte.
 
     Args:
         artifacts: one, or two with `config.diff`; anything that `open_runner` opens.
-        sources: image files, folders, .tar shards, or wds/FOLDER; none where `config.data` names a data set.
+        sources: image files, folders, .tar shards, or wds/FOLDER; empty if `config.data` names a data set.
 
     Raises:
-        ConfigError: an artifact that does not tell its patches, two that cannot be compared, options that contradict.
-        DataError: no image, or none that can be read.
-        MissingDependency: matplotlib is not here.
+        ConfigError: an artifact does not output its kept patches, two cannot be compared, or options contradict.
+        DataError: there is no image, or none can be read.
+        MissingDependency: matplotlib is not installed.
     """
     require("matplotlib", extra="report")
     names = [str(source) for source in sources]
@@ -54,29 +54,29 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
         images = _Images(names, config, runners[0].image_spec(load.image_size))
         make: Callable[..., Drawing] = (
             HeatMapDrawing if config.heatmap else DifferenceDrawing if config.diff else ImageDrawing)
-        folder, called = make_folder(folder), _apart(artifacts)
-        drawing, count = make(folder, config, called, images.total), 0
+        folder, short_names = make_folder(folder), _short_names(artifacts)
+        drawing, count = make(folder, config, short_names, images.total), 0
         for batch in track(images.batches(config.batch), "drawing", -(-images.total // config.batch)):
-            found = [DecodedImage(images.short(name), pixels, None) for name, pixels in zip(batch.names, batch.images)]
-            for seen in zip(*(view_images(*known, found) for known in zip(runners, facts))):
-                drawing.add(*seen)
-            count += len(found)
+            read = [DecodedImage(images.short(name), pixels, None) for name, pixels in zip(batch.names, batch.images)]
+            for views in zip(*(view_images(runner, own, read) for runner, own in zip(runners, facts))):
+                drawing.add(*views)
+            count += len(read)
         drawn = drawing.finish(count)
         others = sum(path.is_file() for path in folder.iterdir()) - drawn.files - (drawn.overview is not None)
-        return VisualizeReport(called, images.name, count, str(folder), drawn, tuple(images.skipped), others)
+        return VisualizeReport(short_names, images.name, count, str(folder), drawn, tuple(images.skipped), others)
 
 
-def _apart(artifacts: Sequence[str | Path]) -> tuple[str, ...]:
-    """What the artifacts are called: as little of the end of their paths as tells them apart."""
+def _short_names(artifacts: Sequence[str | Path]) -> tuple[str, ...]:
+    """The shortest ends of the artifacts' paths that differ from one another."""
     paths = [Path(artifact) for artifact in artifacts]
     longest = max(len(path.parts) for path in paths)
-    ends = ([Path(*path.parts[-parts:]).as_posix() for path in paths] for parts in range(1, longest + 1))
+    ends = ([Path(*path.parts[-count:]).as_posix() for path in paths] for count in range(1, longest + 1))
     return tuple(next((names for names in ends if len({*names}) == len(names)), [str(path) for path in paths]))
 
 
 def _check_request(artifacts: Sequence[str | Path], sources: Sequence[str], folder: Path,
                    config: VisualizeConfig) -> None:
-    """Everything that can be refused before anything is opened."""
+    """Raises ConfigError for requests that are wrong whatever the files contain, before any is opened."""
     if len(artifacts) != 1 + config.diff or (config.diff and not sources and not config.data):
         raise ConfigError("--diff takes two artifacts and images: A B IMAGES..." if config.diff else
                           f"One artifact is drawn at a time, not {len(artifacts)}; two are compared with --diff.")
@@ -90,7 +90,7 @@ def _check_request(artifacts: Sequence[str | Path], sources: Sequence[str], fold
 
 
 def _check_apart(folder: Path, source: str) -> None:
-    """Raises ConfigError where figures would replace the images that they are of, or be taken for some later."""
+    """Raises ConfigError if the figures would replace images of `source`, or be found among them by a later run."""
     path = source.removeprefix("wds/").removeprefix("hfds/") if not os.path.exists(source) else source
     images, figures = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     inside = images in (figures, *figures.parents) if images.is_dir() else images.parent == figures
@@ -106,17 +106,18 @@ def _open(stack: contextlib.ExitStack, artifacts: Sequence[str | Path], config: 
 
 
 def _check_pair(runners: Sequence[Runner], facts: Sequence[ArtifactFacts]) -> None:
-    """Two artifacts are compared patch by patch, so they have to see the same ones, and keep as many."""
-    told = [{"image size": one.model.image_size, "patch grid": one.model.grid, "preprocessing": one.model.preprocess,
-             "kept patches": one.prune.counts(one.model.patches) if one.prune else ()} for one in facts]
-    for what, value in told[0].items():
-        if value != told[-1][what]:
-            raise ConfigError(f"{runners[0].name} and {runners[1].name} differ in {what}, {value} and "
-                              f"{told[-1][what]}; compare artifacts that do not.")
+    """Raises ConfigError unless two artifacts have the same patches and keep the same number of them."""
+    properties = [{"image size": own.model.image_size, "patch grid": own.model.grid,
+                   "preprocessing": own.model.preprocess,
+                   "kept patches": own.prune.counts(own.model.patches) if own.prune else ()} for own in facts]
+    for name, value in properties[0].items():
+        if value != properties[-1][name]:
+            raise ConfigError(f"{runners[0].name} and {runners[1].name} differ in {name}, {value} and "
+                              f"{properties[-1][name]}; compare artifacts that do not.")
 
 
 class _Images:
-    """The images to draw, from files or from a data set. `skipped` fills while they are read."""
+    """The images to draw, from files or from a data set; `skipped` collects those that could not be read."""
 
     def __init__(self, sources: Sequence[str], config: VisualizeConfig, spec: ImageSpec) -> None:
         self._sources, self._data, self._spec, self._limit = sources, config.data, spec, config.images
@@ -130,13 +131,13 @@ class _Images:
             self.name, self.total = ", ".join(sources), min(self._there, config.images or self._there)
 
     def short(self, name: str) -> str:
-        """The name of an image without the folder that was named."""
+        """The name of an image relative to the source that contains it."""
         roots = [str(root).rstrip("/") + "/" for root in (*self._sources, self._data) if root]
         root = max((root for root in roots if name.startswith(root)), key=len, default="")
         return name.removeprefix(root) if root else name.rpartition("/")[2]
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Batches of up to `size`, in order."""
+        """Yields batches of up to `size` images, in order."""
         if not self._sources:
             yield from self._set.batches(size)
             self.skipped += self._set.skipped

@@ -1,4 +1,4 @@
-"""What a model makes of images: which patches it keeps, and what it sees in them."""
+"""Runs a model on images: which patches it keeps, and which class it predicts."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from ..runners.base import Outputs, Runner, run_in_batches
 
 
 class ImageView(NamedTuple):
-    """One image as the model gets it, and what the model makes of it.
+    """One image as the model gets it, and the outputs of the model.
 
     pixels: uint8 [height, width, 3], RGB, resized and cropped.
-    kept: bool [S, rows, columns], True where a patch is left after a stage.
-    scores: float32 [S, rows, columns], -inf where a patch was gone before; None where the backend does not tell.
-    prediction: the likeliest class, and its probability `confidence`, 0..1.
+    kept: bool [S, rows, columns], True for patches that are left after a stage.
+    scores: float32 [S, rows, columns], -inf for patches dropped before; None if the backend outputs no scores.
+    prediction: the likeliest class, with its probability `confidence`, 0..1.
     """
 
     name: str
@@ -38,10 +38,10 @@ class ImageView(NamedTuple):
 
 
 def pruned_facts(runner: Runner) -> ArtifactFacts:
-    """The facts of an artifact that tells which patches it keeps.
+    """The facts of a pruned artifact that outputs which patches it keeps.
 
     Raises:
-        ConfigError: it does not, or keeps them all.
+        ConfigError: the artifact does not output them, or keeps all patches.
     """
     name, facts = runner.name, runner.facts
     if facts is None:
@@ -52,19 +52,20 @@ def pruned_facts(runner: Runner) -> ArtifactFacts:
                           "a checkpoint with it.")
     if not facts.prune.tells_tokens:
         raise ConfigError(f"{name} pools its patches, so none of them is kept or dropped; take another --selector.")
-    if not _of_blank(runner, facts).kept:                                  # graphs tell by their outputs only
-        raise ConfigError(f"{name} does not tell which patches it keeps; export it again: dyvit export CHECKPOINT "
+    if not _run_blank(runner, facts).kept:
+        raise ConfigError(f"{name} does not output which patches it keeps; export it again: dyvit export CHECKPOINT "
                           "--with-tokens -o FILE")
     return facts
 
 
 def require_scores(runner: Runner, facts: ArtifactFacts) -> None:
-    """Raises ConfigError unless the backend tells the score of each patch."""
-    if not _of_blank(runner, facts).scores:
-        raise ConfigError(f"{runner.name} tells what it keeps, but not the scores; only checkpoints do.")
+    """Raises ConfigError unless the backend outputs the score of each patch."""
+    if not _run_blank(runner, facts).scores:
+        raise ConfigError(f"{runner.name} outputs which patches it keeps, but not their scores; only checkpoints do.")
 
 
-def _of_blank(runner: Runner, facts: ArtifactFacts) -> Outputs:
+def _run_blank(runner: Runner, facts: ArtifactFacts) -> Outputs:
+    """The outputs for a black image."""
     return run_in_batches(runner, np.zeros((1, *facts.model.image_size, 3), np.uint8), 1)
 
 
@@ -76,8 +77,8 @@ def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[DecodedIm
     shape = (len(images), -1, *facts.model.grid)                                                # B S rows columns
     kept = np.stack([as_mask(stage, facts.model.patches) for stage in out.kept], axis=1).reshape(shape)
     scores = np.stack(out.scores, axis=1).reshape(shape) if out.scores else None
-    shares = softmax(out.logits)                                                                # [B, classes]
-    names = facts.class_names or [f"class {number}" for number in range(shares.shape[1])]
-    best = np.nan_to_num(shares).argmax(axis=1)
+    probabilities = np.nan_to_num(softmax(out.logits))                                          # [B, classes]
+    names = facts.class_names or [f"class {number}" for number in range(probabilities.shape[1])]
+    best = probabilities.argmax(axis=1)
     return [ImageView(image.name, image.pixels, kept[i], None if scores is None else scores[i], names[best[i]],
-                      float(np.nan_to_num(shares[i, best[i]]))) for i, image in enumerate(images)]
+                      float(probabilities[i, best[i]])) for i, image in enumerate(images)]

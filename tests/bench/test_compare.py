@@ -19,21 +19,21 @@ def write(path, *rows, cores=2):
     return path
 
 
-def test_only_intervals_that_do_not_overlap_tell_a_difference(tmp_path):
+def test_only_intervals_that_do_not_overlap_are_a_difference(tmp_path):
     before = write(tmp_path / "a.json", row("a", 10), row("b", 10), row("c", 10, 2.0), row("d", 10), row("e", 1))
     after = write(tmp_path / "b.json", row("c", 9), row("b", 20), row("a", 5), row("d", 5, ci95_ms=None), cores=4)
     report = compare_runs(before, after)
     assert {c.artifact: c.verdict for c in report.changes} == {"c": "same", "b": "SLOWER", "a": "faster",
                                                                "d": "unknown"}
     assert next(c for c in report.changes if c.artifact == "a").ratio == 2
-    told = " ".join(report.notes)
-    assert "machine logical_cores differs: 2 before, 4 after" in told and "config threads differs" in told
-    assert "Rows in one of the two only: 1." in told
+    notes = " ".join(report.notes)
+    assert "machine logical_cores differs: 2 before, 4 after" in notes and "config threads differs" in notes
+    assert "Rows in one of the two only: 1." in notes
     result = CliRunner().invoke(main, ["compare", str(before), str(after)])
     assert result.exit_code == 0 and "SLOWER" in result.output
 
 
-def test_a_cuda_graph_that_came_or_went_is_said(tmp_path):
+def test_a_cuda_graph_in_one_run_only_gives_a_note(tmp_path):
     before = write(tmp_path / "a.json", row("a", 10), row("b", 10, cuda_graph=True, streams=2))
     after = write(tmp_path / "b.json", row("a", 5, cuda_graph=True), row("b", 10, cuda_graph=True, streams=2))
     notes = compare_runs(before, after).notes
@@ -44,7 +44,7 @@ def test_a_cuda_graph_that_came_or_went_is_said(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"timings": 3}',
                                   '{"timings": [{}], "machine": {}, "versions": {}, "config": {}}',
                                   '{"timings": [], "machine": [], "versions": {}, "config": {}}'])
-def test_what_is_no_report_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_report_is_refused(tmp_path, text):
     good, bad = write(tmp_path / "a.json", row("a", 1)), tmp_path / "bad.json"
     bad.write_text(text)
     with pytest.raises(ArtifactError, match="not a whole report of dyvit bench"):
@@ -64,6 +64,6 @@ def test_a_row_with_a_broken_value_is_refused(tmp_path, changes):
         compare_runs(good, write(tmp_path / "b.json", row("a", 1) | changes))
 
 
-def test_two_artifacts_of_one_name_cannot_be_told_apart(tmp_path):
+def test_two_artifacts_of_one_name_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="two artifacts of one name"):
         compare_runs(write(tmp_path / "a.json", row("a", 1), row("a", 2)), write(tmp_path / "b.json", row("a", 1)))

@@ -35,7 +35,7 @@ def test_layers_without_a_name_prepare_the_next_one_that_has_one():
                                          ("norm_pre/LayerNormalization", "stem"),
                                          ("blocks.2.attn.proj/MatMul", "blocks from 1"),
                                          ("patch_embed.proj/Conv", "stem"), ("norm/LayerNormalization", "head")])
-def test_a_name_tells_the_place(name, place):
+def test_the_name_of_a_layer_gives_its_place(name, place):
     assert locate(layers(name), stages=(1,)) == [place]
 
 
@@ -68,7 +68,7 @@ def test_every_place_of_a_pruned_model_is_found(checkpoint, tmp_path, kind, with
     assert report.total_ms == pytest.approx(sum(p.ms for p in report.places))
 
 
-def test_pytorch_says_what_to_profile_instead(checkpoint):
+def test_pytorch_names_what_to_profile_instead(checkpoint):
     with open_runner(checkpoint) as runner, pytest.raises(BackendError, match="as ONNX"):
         profile(runner, 1)
 
@@ -79,7 +79,8 @@ def test_bench_profiles_what_it_can_and_notes_the_rest(checkpoint, tmp_path):
     report = benchmark([tmp_path / "m.onnx", checkpoint], config)
     assert [(p.artifact, p.batch) for p in report.profiles] == [
         (name, batch) for batch in (1, 2) for name in ("dense tiny", "m.onnx")]
-    assert sum("PyTorch does not tell" in note for note in report.notes) == 2  # the checkpoint and its baseline
+    # One note for the checkpoint and one for its baseline.
+    assert sum("PyTorch does not tell" in note for note in report.notes) == 2
     assert json.loads(json.dumps(report.to_json()))["profiles"][0]["layers"][0]["ms"] > 0
 
 

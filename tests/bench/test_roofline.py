@@ -23,7 +23,7 @@ def test_what_a_runtime_does_not_compute_has_no_peak():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
-def test_a_process_runs_on_the_cores_that_were_asked_for(tmp_path):
+def test_a_process_runs_on_the_requested_cores(tmp_path):
     allowed = os.sched_getaffinity(0)
     one = min(allowed)
     with on_cpus([one]):
@@ -32,6 +32,7 @@ def test_a_process_runs_on_the_cores_that_were_asked_for(tmp_path):
     config = BenchConfig((1,), seconds=0.1, warmup=1, min_runs=3, memory=False, cpus=(one,))
     report = benchmark([tiny_checkpoint(tmp_path)], config)
     assert report.machine["cpus"] == [one] and os.sched_getaffinity(0) == allowed
-    assert report.config.threads == 1                                      # as many as there are cores
+    # As many threads as cores.
+    assert report.config.threads == 1
     with pytest.raises(ConfigError, match="not among those"), on_cpus([10_000]):
         pass

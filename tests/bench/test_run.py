@@ -52,7 +52,7 @@ def test_a_given_baseline_replaces_the_dense_backbone(files):
     assert report.timings[1].ceiling == pytest.approx(1.0)
 
 
-def test_models_of_others_are_timed_and_what_is_missing_is_said(tmp_path):
+def test_foreign_models_are_timed_with_a_note_about_the_missing_baseline(tmp_path):
     import onnx
     from onnx import helper
     x, y = (helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["b", 3, 4, 4]), ("y", ["b", 3])))
@@ -68,7 +68,8 @@ def test_candidates_take_turns_in_alternating_order():
     order = []
     samples = alternate([lambda: order.append("a"), lambda: order.append("b")],
                         BenchConfig(warmup=0, min_runs=2 * TURN, seconds=1e-9))
-    a, b = ["a"] * (1 + TURN), ["b"] * (1 + TURN)                          # the first of a turn does not count
+    # The first run of a turn does not count.
+    a, b = ["a"] * (1 + TURN), ["b"] * (1 + TURN)
     assert order == a + b + b + a and [len(s) for s in samples] == [2 * TURN] * 2
 
 
@@ -84,11 +85,12 @@ def clock(monkeypatch):
     return found
 
 
-def test_timing_goes_on_until_stable_and_stops_then(clock):
+def test_timing_goes_on_until_it_is_stable(clock):
     def call():
         clock.now += 1e-3
     samples = alternate([call], BenchConfig(seconds=5, min_runs=10, stable=0.01))
-    assert len(samples[0]) == 12                                           # the first turn that ends at 10 or more
+    # The first turn that ends with 10 or more runs.
+    assert len(samples[0]) == 12
 
 
 def test_timing_of_what_never_settles_ends_with_its_time(clock):
@@ -106,11 +108,13 @@ def test_stability_is_about_the_median_not_the_tail():
 
 def test_the_start_is_that_of_a_process_of_its_own(files):
     before = measure_start(str(files[1]), 1, LoadConfig(), "cpu", 1)
-    ballast = np.ones(100_000_000)                                         # 760 MiB in this process
+    # 760 MiB in this process, which must not be counted.
+    ballast = np.ones(100_000_000)
     after = measure_start(str(files[1]), 1, LoadConfig(), "cpu", 1)
     assert 20 < before.peak_rss_mib < 2000
     assert abs(after.peak_rss_mib - before.peak_rss_mib) < 100 < ballast.nbytes / 2**20
-    assert before.load_ms > before.first_ms > 0                            # a library's import against a tiny model
+    # The import of a library takes longer than a tiny model.
+    assert before.load_ms > before.first_ms > 0
 
 
 def test_a_start_that_fails_is_none_not_a_hang(tmp_path):

@@ -7,13 +7,14 @@ from dyvit_deploy.bench.timing import quantile_interval
 @pytest.mark.parametrize("q", [0.5, 0.9])
 def test_the_interval_holds_the_true_quantile_in_95_of_100_experiments(q):
     rng = np.random.default_rng(0)
-    truth = -np.log(1 - q)                                                 # of the exponential distribution
+    # The quantile of the exponential distribution.
+    truth = -np.log(1 - q)
     intervals = [quantile_interval(rng.exponential(size=200), q) for _ in range(500)]
     hits = [low <= truth <= high for low, high in intervals]
     assert 0.92 <= np.mean(hits) <= 0.99
 
 
-def test_too_few_runs_do_not_tell_the_tail():
+def test_too_few_runs_have_no_interval_of_the_tail():
     low, high = quantile_interval(list(range(30)), 0.99)
     assert low is not None and high is None
     assert None not in quantile_interval(list(range(2000)), 0.99)

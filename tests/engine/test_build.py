@@ -1,4 +1,4 @@
-"""Engines of the demo student by TensorRT for RTX, built without a GPU and read back from what was written."""
+"""Engines of the demo student by TensorRT for RTX, built without a GPU and read back from the written files."""
 import dataclasses
 import json
 import os
@@ -43,7 +43,7 @@ pytestmark = needs_rtx
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
-    """The demo student as a graph for TensorRT, by precision, made once."""
+    """Makes the demo student as a graph for TensorRT in a precision, once for each."""
     folder, made = tmp_path_factory.mktemp("graphs"), {}
 
     def graph(precision):
@@ -64,25 +64,27 @@ def graphs(tmp_path_factory):
 @pytest.mark.parametrize("capabilities", SETS, ids=lambda s: "+".join(s) or "default")
 @pytest.mark.parametrize("profiles", [BuildConfig().profiles, TWO], ids=["one", "two"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "float8"])
-def test_an_engine_is_what_its_graph_asked_for(graphs, tmp_path, precision, profiles, capabilities):
+def test_an_engine_has_the_precisions_of_its_graph(graphs, tmp_path, precision, profiles, capabilities):
     graph = graphs(precision)
     if precision == "float8" and "8.6" in capabilities:
-        capabilities = ("8.9", "12.0")                                     # the other one has no float8
+        # Compute capability 8.6 has no float8.
+        capabilities = ("8.9", "12.0")
     config = BuildConfig(profiles, compute_capabilities=capabilities)
     report = build_engine(graph, tmp_path / "e.plan", "rtx", config)
     facts = read_sidecar(tmp_path / "e.plan")
     assert facts == report.facts and facts.config == config and facts.profiles == profiles
     assert facts.plan == {"sha256": sha256(tmp_path / "e.plan"), "bytes": (tmp_path / "e.plan").stat().st_size}
     assert facts.target["compute_capabilities"] == list(capabilities)
-    spec, version = read_plan_header(tmp_path / "e.plan")               # from the plan itself
+    # Read from the plan itself.
+    spec, version = read_plan_header(tmp_path / "e.plan")
     assert spec.format == "rtx" and ".".join(map(str, version)) == facts.builder["version"]
     assert facts.inputs == {"images": ["float32", [None, 3, 64, 64]]}
     kept = {f"kept_{s}": ["int64", [None, k]] for s, k in enumerate(facts.model.keep_counts)}
     assert facts.outputs == {"logits": ["float32", [None, 10]]} | kept
     # By the engine, not by the graph.
-    told = engine_precisions(facts.layers, facts.products, computed_operands(load_graph(graph)))
-    assert told == facts.products and not facts.untold and list(told.values()).count(precision) > 20
-    assert all(told[f"score_predictor.{stage}.score/MatMul"] == "float32" for stage in range(3))
+    precisions = engine_precisions(facts.layers, facts.products, computed_operands(load_graph(graph)))
+    assert precisions == facts.products and not facts.untold and list(precisions.values()).count(precision) > 20
+    assert all(precisions[f"score_predictor.{stage}.score/MatMul"] == "float32" for stage in range(3))
     assert len(facts.fused_attention) + len(facts.unfused_attention) == facts.model.model.depth
     if gpu() is None:
         assert facts.verified == BY_BUILDER and "not yet verified on a device" in facts.verified
@@ -94,7 +96,7 @@ def test_float16_attention_is_one_kernel(graphs, tmp_path):
     assert facts.fused_attention == tuple(f"blocks.{i}.attn" for i in range(6)) and not facts.unfused_attention
 
 
-def test_an_engine_in_another_precision_than_asked_is_not_written(graphs, tmp_path, monkeypatch):
+def test_an_engine_in_another_precision_than_requested_is_not_written(graphs, tmp_path, monkeypatch):
     def asked(proto):
         return {node: "float16" if ".attn" in node else kind for node, kind in product_precisions(proto).items()}
     monkeypatch.setattr(build_module, "product_precisions", asked)
@@ -138,7 +140,7 @@ def test_an_interrupt_cancels_the_build_and_leaves_nothing(graphs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_library_ignores_is_said(graphs, tmp_path):
+def test_ignored_settings_are_noted(graphs, tmp_path):
     config = BuildConfig(timing_cache=str(tmp_path / "cache"), optimization_level=2)
     notes = " ".join(build_engine(graphs("float32"), tmp_path / "e.plan", "rtx", config).notes)
     assert "a timing cache has no effect" in notes and "little effect" in notes
@@ -154,7 +156,7 @@ def test_what_a_library_ignores_is_said(graphs, tmp_path):
     *([] if gpu() else [({"strip_weights": True}, "needs a GPU to build with --strip-weights"),
                         ({"refittable": True}, "needs a GPU to build with --refittable")]),
 ])
-def test_settings_that_cannot_be_are_refused_in_one_sentence(graphs, tmp_path, settings, words):
+def test_impossible_settings_are_refused_in_one_sentence(graphs, tmp_path, settings, words):
     with pytest.raises(ConfigError, match=words) as caught:
         build_engine(graphs("float32"), tmp_path / "e.plan", "rtx", BuildConfig(**settings))
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
@@ -227,7 +229,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_engine(graphs, tmp_path,
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_missing_library_names_its_pip_line_and_never_another_stands_in(tmp_path, monkeypatch):
+def test_a_missing_library_names_its_pip_line_and_has_no_fallback(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(build_module, "gpu", lambda: None)
     with pytest.raises(MissingDependency, match=r"TensorRT is not installed.*install 'dyvit-deploy\[trt\]'.*NVIDIA's "

@@ -1,4 +1,4 @@
-"""Matrix products that an engine computes in a wider type than asked, with a library and a GPU that are not there."""
+"""Matrix products that an engine computes in a wider type than requested, with a fake library and a fake GPU."""
 import dataclasses
 import shlex
 
@@ -11,7 +11,8 @@ from dyvit_deploy.engine.sidecar import read_sidecar
 from dyvit_deploy.errors import ConfigError, ExportError
 from dyvit_deploy.inspect.artifact import inspect_artifact
 
-FLOAT16 = 10                                # of ONNX
+# TensorProto.FLOAT16 of ONNX.
+FLOAT16 = 10
 ALLOWED = BuildConfig(allow_precision_fallback=True)
 
 
@@ -49,7 +50,7 @@ def test_the_command_line_accepts_them_and_lists_them(trt, tmp_path):
     assert accepted.exit_code == 0 and f"({QKV}) asked float16, became float32; accepted" in accepted.output
 
 
-def test_without_a_fallback_nothing_is_said(trt, tmp_path):
+def test_without_a_fallback_there_is_no_note(trt, tmp_path):
     trt.widened = set()
     path = engine(tmp_path, ALLOWED, inside=FLOAT16)
     assert read_sidecar(path).fallbacks == {} and "wider than asked" not in inspect_artifact(path).details

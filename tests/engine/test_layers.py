@@ -1,4 +1,4 @@
-"""What is read out of an engine's description; the lines are TensorRT for RTX 1.7.1's."""
+"""Reading of an engine's layers; the log lines are from TensorRT for RTX 1.7.1."""
 import json
 
 import pytest
@@ -34,7 +34,7 @@ FC1, SOFTMAX = "blocks.0.mlp.fc1/MatMul", "blocks.0.attn/Softmax"
 COMPUTED = {QKV: 1, SCORES: 2, VALUES: 2, FC1: 1}
 
 
-def test_the_builders_log_tells_kind_types_and_origin():
+def test_the_builders_log_has_kind_types_and_origin():
     lines = [line("__mye1_myl0_8", "gemm", ["Int8", "Half"], [QKV, "q_DequantizeLinear"], ["Int8"]), "",
              "Engine Metadata:"]
     found = from_log(lines)
@@ -43,14 +43,14 @@ def test_the_builders_log_tells_kind_types_and_origin():
 
 @pytest.mark.parametrize("spelled", [{"Datatype": "Half"}, {"Format/Datatype": "Half:Row major linear format"},
                                      {"Format/Datatype": "FP16"}])
-def test_the_inspector_tells_the_same_in_every_version(spelled):
+def test_the_inspectors_list_is_read_alike_in_every_version(spelled):
     layer = {"Name": "a", "LayerType": "gemm", "Inputs": [{"Name": "x", **spelled}],
              "Metadata": f"[ONNX Layer: {QKV}]\x1e[ONNX Layer: n]"}
     text = json.dumps({"Layers": [layer, "only a name"], "Bindings": []})
     assert from_inspector(text) == [EngineLayer("a", "gemm", ("float16",), (QKV, "n"))]
 
 
-def test_the_inspector_tells_weights_apart_from_scales_and_inputs():
+def test_the_inspectors_list_separates_weights_from_scales_and_inputs():
     layers = [{"Name": "a", "LayerType": "gemm", "Metadata": "", "Inputs": [
                    {"Name": "x", "Dimensions": [-1, 384], "Datatype": "Int8"}, {"Name": "s", "Dimensions": [1],
                                                                                "Datatype": "Float"}],
@@ -63,7 +63,7 @@ def test_the_inspector_tells_weights_apart_from_scales_and_inputs():
 
 
 def test_a_products_precision_is_that_of_the_layer_that_multiplies():
-    """Its name is also on the kernels that scale and shift its result, whose types say nothing."""
+    """The kernels that scale and shift its result have its name, too, but their types do not count."""
     layers = from_log([line("q", "kgen", ["Float"], [QKV]), line("g", "gemm", ["Int8"], [QKV]),
                        line("s", "kgen", ["Half"], [QKV, "blocks.0.attn.qkv/Add"])])
     assert engine_precisions(layers, [QKV, "absent"]) == {QKV: "int8"}
@@ -111,7 +111,7 @@ def test_a_fused_attention_multiplies_in_the_type_of_queries_keys_and_values(inp
     assert list(precisions(kernel).values()) == found
 
 
-def test_a_softmax_or_a_sum_in_float32_says_nothing_of_the_products_around_it():
+def test_a_softmax_or_a_sum_in_float32_does_not_widen_the_products_around_it():
     found = precisions(line("s", "gemm", ["Half", "Half"], [SCORES]), line("v", "gemm", ["Half", "Half"], [VALUES]),
                        line("__myl_MaxSubExpSum_myl0_3", "kgen", ["Float"], [SOFTMAX, SCORES]),
                        line("__myl_CastAdd_myl0_4", "kgen", ["Float", "Float"], [FC1, "blocks.0/Add"]),
@@ -132,7 +132,7 @@ def test_a_product_before_a_fused_attention_is_that_of_its_own_layer():
     assert found == {QKV: "int8", SCORES: "float16", VALUES: "float16"}
 
 
-def test_a_layer_whose_first_input_tells_no_type_tells_no_precision():
+def test_a_layer_whose_first_input_has_no_type_has_no_precision():
     layer = {"Name": "c", "LayerType": "CaskConvolution", "Metadata": f"[ONNX Layer: {FC1}]", "Inputs": [
         {"Name": "x", "Format/Datatype": "N/A due to dynamic shapes"}, {"Name": "r", "Format/Datatype": "Half"}]}
     assert engine_precisions(from_inspector(json.dumps({"Layers": [layer]})), COMPUTED, COMPUTED) == {}
@@ -145,7 +145,7 @@ def test_attention_in_several_kernels_is_not_fused():
     assert fused_attention(layers) == ((), ("blocks.0.attn",))
 
 
-def test_products_wider_than_asked_are_named_by_part_and_node():
+def test_products_wider_than_requested_are_named_by_part_and_node():
     wanted = {QKV: "float16", FC1: "int8", "head/Gemm": "float32"}
     found = {QKV: "float32", FC1: "float16", "head/Gemm": "float32"}
     assert precision_fallbacks(wanted, found) == {QKV: "float16", FC1: "int8"}
@@ -156,11 +156,11 @@ def test_products_wider_than_asked_are_named_by_part_and_node():
 
 def test_five_products_are_named_and_the_others_counted():
     nodes = [f"blocks.{i}.mlp.fc1/MatMul" for i in range(7)]
-    said = fallback_text(dict.fromkeys(nodes, "float16"), dict.fromkeys(nodes, "float32"))
-    assert said.count("asked float16") == 5 and said.endswith("; and 2 more")
+    text = fallback_text(dict.fromkeys(nodes, "float16"), dict.fromkeys(nodes, "float32"))
+    assert text.count("asked float16") == 5 and text.endswith("; and 2 more")
 
 
-def test_what_came_out_as_asked_or_is_not_named_is_no_fallback():
+def test_a_product_as_requested_or_not_listed_is_no_fallback():
     assert precision_fallbacks({QKV: "float16", FC1: "int8"}, {QKV: "float16"}) == {}
     assert precision_fallbacks({QKV: "float32"}, {QKV: "float16"}) == {}
 

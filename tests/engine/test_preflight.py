@@ -1,4 +1,4 @@
-"""What can be said of a plan before it is loaded; plans and libraries of other kinds are in tests/runners."""
+"""Preflight of plans before they are loaded; other kinds of plans and libraries are in tests/runners."""
 import re
 
 import pytest
@@ -38,7 +38,7 @@ def see(monkeypatch, gpu):
     monkeypatch.setattr(module, "gpu", lambda: gpu)
 
 
-def test_where_everything_fits_nothing_stands_against_loading(plan, monkeypatch):
+def test_a_plan_for_this_machine_has_no_problems(plan, monkeypatch):
     see(monkeypatch, ADA)
     report = preflight(plan)
     assert report and not report.problems and report.advice == "" and report.to_json()["will_load"]
@@ -112,10 +112,11 @@ def test_a_changed_plan_is_loaded_only_on_trust(plan, monkeypatch):
     with pytest.raises(ArtifactError, match=r"not the file that e\.plan\.json describes; .*native code.*--trust"):
         require_loadable(plan, trust=False)
     spec, facts = require_loadable(plan, trust=True)
-    assert spec.format == "rtx" and facts is None                       # what they say is of another plan
+    # Its facts are not those of this plan.
+    assert spec.format == "rtx" and facts is None
 
 
-def test_a_plan_without_its_sidecar_tells_its_library_and_version(plan, monkeypatch):
+def test_a_plan_without_its_sidecar_has_its_library_and_version(plan, monkeypatch):
     see(monkeypatch, ADA)
     sidecar_path(plan).unlink()
     report = preflight(plan)
@@ -129,7 +130,7 @@ def test_a_plan_without_its_sidecar_tells_its_library_and_version(plan, monkeypa
     (b'\x10\x00\x00\x00{"names": 1}vtrt' + bytes(64), "put its own data before the plan, cut that off"),
     (b"", "is empty"),
 ])
-def test_what_is_no_plan_is_refused(tmp_path, content, words):
+def test_a_file_that_is_not_a_plan_is_refused(tmp_path, content, words):
     (tmp_path / "x.plan").write_bytes(content)
     with pytest.raises(ArtifactError, match=words):
         preflight(tmp_path / "x.plan")
@@ -152,7 +153,7 @@ def test_inspect_shows_layers_and_lineage_without_loading_the_plan(plan):
 
 
 @pytest.mark.parametrize("precision, gpu, words", [
-    ("float8", AMPERE, "computes in float8, which Ampere .compute capability 8.6. has not"),
+    ("float8", AMPERE, "computes in float8, which Ampere .compute capability 8.6. does not support"),
     ("float32", Gpu("Turing", "7.5"), "no float32 products for Turing"), ("float8", ADA, None),
 ])
 def test_a_gpu_without_the_plans_data_types_is_a_problem(plan, monkeypatch, precision, gpu, words):

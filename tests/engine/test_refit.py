@@ -1,4 +1,4 @@
-"""Weights put into engines, or exchanged, with a library and a GPU that are not there."""
+"""Refits of engines, with a fake library and a fake GPU."""
 import json
 import shlex
 import shutil
@@ -18,7 +18,8 @@ from dyvit_deploy.engine.refit import refit_engine
 from dyvit_deploy.engine.sidecar import read_sidecar, sidecar_path
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 
-DOUBTED = "11.3.0.14"                       # its REFIT can drop a bias
+# In this version, REFIT can drop a bias.
+DOUBTED = "11.3.0.14"
 PROFILES = (BatchProfile(1, 2, 4),)
 STRIPPED, REFITTABLE = BuildConfig(PROFILES, strip_weights=True), BuildConfig(PROFILES, refittable=True)
 BOTH = BuildConfig(PROFILES, strip_weights=True, refittable=True)
@@ -129,11 +130,11 @@ def test_a_refit_that_differs_from_its_graph_is_rejected(trt, tmp_path):
     result = dyvit("refit", path, own, "-o", tmp_path / "b.plan", "--json", tmp_path / "report.json")
     assert result.exit_code == 1 and "FAILED batch 1: " in result.output
     assert sorted(p.name for p in tmp_path.glob("b*")) == ["b.rejected.plan", "b.rejected.plan.json"]
-    told = json.loads((tmp_path / "report.json").read_text())
-    assert told["passed"] is False and told["failures"] and told["on_device"]["batches"]
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["passed"] is False and values["failures"] and values["on_device"]["batches"]
 
 
-def test_a_refit_that_cannot_be_compared_says_why(trt, tmp_path):
+def test_a_refit_that_cannot_be_compared_has_a_note_with_the_reason(trt, tmp_path):
     path, own = built(tmp_path, trt, BOTH)
     trt.gives_contexts = False
     report = refit_artifact(path, own, tmp_path / "full.plan")
@@ -141,8 +142,8 @@ def test_a_refit_that_cannot_be_compared_says_why(trt, tmp_path):
     assert [note for note in report.notes if note.startswith("Not compared on this GPU: ") and "cannot prepare" in note]
 
 
-def test_a_graph_of_others_is_refitted_too(trt, tmp_path):
-    """ONNX Runtime cannot run this one, so that nothing is there to compare with."""
+def test_a_foreign_graph_is_refitted_too(trt, tmp_path):
+    """ONNX Runtime cannot run this graph, so there is no reference to compare with."""
     trt.compute = trt.answer
     path = engine(tmp_path, BOTH, trt.format, facts=False)
     report = refit_artifact(path, tmp_path / "tiny.onnx", tmp_path / "full.plan")
@@ -174,10 +175,11 @@ def doubted(monkeypatch):
     return library
 
 
-def test_a_refittable_engine_of_11_3_is_compared_without_being_asked_to(doubted, tmp_path):
+def test_a_refittable_engine_of_11_3_is_always_compared(doubted, tmp_path):
     own, warning = tiny_graph(tmp_path), "TensorRT 11.3.0.14 can drop the bias of a matrix product"
     alone = build_engine(own, tmp_path / "alone.plan", "trt", REFITTABLE)
-    assert [warning in note for note in alone.notes] == [True]             # the builder itself runs nothing
+    # The builder itself compares nothing.
+    assert [warning in note for note in alone.notes] == [True]
     report = build_artifact(own, tmp_path / "a.plan", "trt", REFITTABLE)
     assert report and report.on_device is not None and not any(warning in note for note in report.notes)
     assert "-o " + str(tmp_path / "a.plan") in read_sidecar(tmp_path / "a.plan").rebuild
@@ -213,7 +215,7 @@ def test_other_engines_are_built_without_that_comparison(monkeypatch, tmp_path, 
 
 
 def test_tf32_may_differ_as_float16_may(monkeypatch, tmp_path):
-    """It rounds the operands to as many bits, which is more than float32 is allowed to."""
+    """TF32 rounds operands to as many bits as float16, which exceeds the tolerance of float32."""
     spoil(prepared(monkeypatch, NEW), lambda logits: logits * 1.002)
     for tf32 in (True, False):
         config = DeployConfig("trt", build=BuildConfig(PROFILES, tf32=tf32))

@@ -1,4 +1,4 @@
-"""A shared timing cache, with stand-ins for what the library does: TensorRT for RTX has none, TensorRT needs a GPU."""
+"""A shared timing cache, with a fake library: TensorRT for RTX has no cache, and TensorRT needs a GPU."""
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from dyvit_deploy.errors import ArtifactError
 
 
 class Cache:
-    """Entries, one byte each; `other` bytes are of another GPU."""
+    """A cache whose entries are one byte each; `other` bytes are of another GPU."""
 
     def __init__(self, content):
         self.entries = set(content)
@@ -74,11 +74,11 @@ def test_builds_at_once_lose_nothing_of_one_another(library, tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [(b"garbage", "is damaged"), (b"X", "is of another GPU or version")])
-def test_a_cache_that_does_not_serve_is_made_anew_and_that_is_said(library, tmp_path, content, words):
+def test_an_unusable_cache_is_replaced_with_a_note(library, tmp_path, content, words):
     path = tmp_path / "cache"
     path.write_bytes(content)
     note = build(library, path, b"new")
-    assert f"{path} {words}; it is made anew" in note
+    assert f"{path} {words}; it is replaced" in note
     assert set(path.read_bytes()) == set(b"new") and path.with_name("cache.old").read_bytes() == content
 
 

@@ -40,7 +40,8 @@ def test_two_workers_give_the_same_file_and_print_nothing_else(tmp_path):
 
     def stop(rows):
         raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):                                  # begun here, gone on with there
+    # The run starts in this process and is resumed on Ray.
+    with pytest.raises(KeyboardInterrupt):
         dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)), watch=stop)
     result = typed(graph, photos, "--top", 2, "--batch", 4, "--csv", out, "--workers", 2, "--json", tmp_path / "r.json")
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Where Ray listens and what it is asked for, with a Ray that is none."""
+"""The address where Ray listens and the resources that it is asked for, with a fake Ray."""
 import sys
 from types import SimpleNamespace as Thing
 
@@ -6,15 +6,15 @@ import pytest
 
 from dyvit_deploy.config import LoadConfig
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.predict.cluster import ALONE, predict_on_ray
+from dyvit_deploy.predict.cluster import LOCAL_ONLY, predict_on_ray
 from dyvit_deploy.predict.config import PredictConfig
 
-[SWITCH] = ALONE
+[SWITCH] = LOCAL_ONLY
 
 
 @pytest.fixture
 def ray(monkeypatch):
-    """A machine of 8 cores; `gpus` can be given it. What it was started with is in `given`."""
+    """A fake Ray on a machine of 8 cores and `gpus`; its start options are in `given`."""
     fake = Thing(gpus=0, started=False, given={})
     node = {"Alive": True, "Resources": {"CPU": 8.0}}
 
@@ -28,7 +28,8 @@ def ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", fake.module.data)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
-    monkeypatch.setenv(SWITCH, "0")                                         # as if Ray was imported by this package
+    # As if this package had imported Ray.
+    monkeypatch.setenv(SWITCH, "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return fake
 

@@ -1,4 +1,4 @@
-"""An interrupted run goes on, and ends as one that never was."""
+"""An interrupted run is resumed, with the same results as a run without interruption."""
 import os
 import signal
 import subprocess
@@ -45,7 +45,7 @@ def whole(graph, photos, folder, batch=4):
 
 
 def stopped_after(batches, graph, photos, out, **options):
-    """Ctrl-C comes once so many batches are done."""
+    """Raises KeyboardInterrupt after so many batches."""
     seen = []
 
     def watch(rows):
@@ -70,11 +70,11 @@ def test_ctrl_c_and_kill_9_cost_at_most_a_batch_and_change_no_byte(tmp_path, gra
     for signal_number, batches in ((signal.SIGINT, 3), (signal.SIGKILL, 5)):
         process = started(batches, graph, photos, out)
         process.send_signal(signal_number)
-        _, told = process.communicate(timeout=HANGS)
+        _, output = process.communicate(timeout=HANGS)
         assert not out.exists() and partial.exists()
         assert process.returncode == (130 if signal_number == signal.SIGINT else -signal.SIGKILL)
-        assert ("the same command goes on from there" in told) == (signal_number == signal.SIGINT)
-        assert "Traceback" not in told
+        assert ("the same command goes on from there" in output) == (signal_number == signal.SIGINT)
+        assert "Traceback" not in output
     report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
     assert report.images == 90 and report.resumed == 4 * (3 + 5) and not report.notes
     assert out.read_bytes() == whole(graph, photos, tmp_path)
@@ -120,7 +120,8 @@ def test_files_that_could_not_be_written_at_the_end_cost_no_work(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
     monkeypatch.undo()
-    monkeypatch.setattr(predictor, "open_runner", None)                     # not even the artifact is opened
+    # The artifact must not be opened.
+    monkeypatch.setattr(predictor, "open_runner", None)
     report = dv.predict_images(graph, photos, dv.PredictConfig(2, 4, csv=str(out)))
     assert report.resumed == report.images == 90 and report.images_per_sec == 0
 
@@ -207,7 +208,8 @@ def test_a_run_that_opens_the_file_while_another_removes_it_gets_one_of_its_own(
     first, third = (PartialFile(tmp_path / "p", {"top": 1}) for _ in range(2))
     flock, seen = fcntl.flock, []
 
-    def late(file, how):                                                    # the first run ends right before
+    # The first run ends right before the second one locks the file.
+    def late(file, how):
         if not seen:
             seen.append(1)
             first.remove()
@@ -229,7 +231,8 @@ def test_a_partial_file_that_cannot_be_opened_or_locked_is_one_sentence(tmp_path
     def forbidden(file, how):
         raise PermissionError(13, "Permission denied")
     (tmp_path / "folder").mkdir()
-    if place == "forbidden":                                                # for root nothing is
+    # Root may write everywhere.
+    if place == "forbidden":
         monkeypatch.setattr(fcntl, "flock", forbidden)
     with pytest.raises(ArtifactError, match=rf"cannot be written .{message}"):
         PartialFile(tmp_path / place, {}).__enter__()

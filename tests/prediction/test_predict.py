@@ -1,4 +1,4 @@
-"""Rows for any images: what is in them, in which order, and what is refused."""
+"""The rows of a prediction: their content, their order, and errors."""
 import csv
 import json
 import os
@@ -32,7 +32,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def grey_runner(monkeypatch):
-    """Opens, whatever the path, a model of two classes whose logits are 0 and the mean of its 4 x 4 pixel image."""
+    """Opens, for any path, a model of two classes whose logits are 0 and the mean of its 4 x 4 pixel image."""
     def opened(path, **rest):
         def answer(feed):
             mean = feed.mean(axis=(1, 2, 3), dtype=np.float32)
@@ -93,7 +93,8 @@ def test_what_cannot_be_read_is_a_row_with_its_error_and_stops_nothing(tmp_path,
     (folder / "b.jpg").write_bytes(b"no image")
     whole = (folder / "a.png").read_bytes()
     (folder / "d.png").write_bytes(whole[:len(whole) // 2])
-    Image.new("1", (20_000, 10_000)).save(folder / "e.png")                # 200 million pixels in a few kilobytes
+    # 200 million pixels in a few kilobytes.
+    Image.new("1", (20_000, 10_000)).save(folder / "e.png")
     os.symlink("gone", folder / "g.png")
     result = dyvit("predict", __file__, folder, "--top", 1, "--batch", 2, "--csv", tmp_path / "o.csv")
     rows = rows_of(tmp_path / "o.csv")
@@ -163,7 +164,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, grey_runner):
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used, report.images
-    peak("few")                                                             # imports
+    # The first call imports libraries.
+    peak("few")
     (few, _), (many, images) = peak("few"), peak("many")
     assert images == 3000 and many < few + 200_000
 

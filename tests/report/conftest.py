@@ -1,4 +1,4 @@
-"""A folder as a user leaves it, and the page about it; made once, because four artifacts are exported and timed."""
+"""A folder with artifacts and reports, and its page; made once, because four artifacts are exported and timed."""
 import shutil
 
 import pytest

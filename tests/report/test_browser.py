@@ -1,5 +1,5 @@
-"""The page in a real browser: it opens at once, asks nobody for anything, works by keyboard, is readable in the light,
-in the dark, on a phone and on paper. Screenshots go to DYVIT_SCREENSHOTS, or to the tests' temporary folder."""
+"""The page in a real browser: it opens at once, needs no network, works by keyboard, and is readable in light and dark
+mode, on a phone and on paper. Screenshots go to DYVIT_SCREENSHOTS, or to the tests' temporary folder."""
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright",
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser,
               pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium")]
-# Without a sandbox, because tests may run as root; and without the errands that a browser runs by itself.
+# Without a sandbox, because tests may run as root; and without the browser's own network requests.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-dev-shm-usage", "--disable-sync", "--no-first-run"]
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -38,7 +38,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, url):
-    """Opens the page, in a window of its own; what it complains about or asks the network for fails the test."""
+    """Opens the page in its own window; any error or network request of the page fails the test."""
     complaints, contexts = [], []
 
     def opened(viewport=DESK, **options):
@@ -66,7 +66,7 @@ def shots(tmp_path_factory):
 
 
 def shown(page, selector):
-    """The elements that can be seen."""
+    """The visible elements."""
     return [e for e in page.query_selector_all(selector) if e.is_visible()]
 
 
@@ -104,17 +104,17 @@ def test_light_and_dark_differ(visit):
 def test_the_slider_goes_through_the_stages_by_keyboard(visit, shots):
     page = visit()
     slider = shown(page, ".gallery input[type=range]")[0]
-    said = shown(page, ".gallery output")[0]
-    assert said.text_content() == "stage 2: 2 of 16 patches"
+    label = shown(page, ".gallery output")[0]
+    assert label.text_content() == "stage 2: 2 of 16 patches"
     slider.focus()
     counts = []
     for _ in range(3):
         counts.append(len(shown(page, ".gallery .drop")))
         page.keyboard.press("ArrowLeft")
-    assert said.text_content() == "all 16 patches" and not shown(page, ".gallery .drop")
+    assert label.text_content() == "all 16 patches" and not shown(page, ".gallery .drop")
     assert counts == [10, 10, 10] and slider.get_attribute("aria-valuetext") == "all 16 patches"
     page.keyboard.press("ArrowRight")
-    assert said.text_content() == "stage 0: 8 of 16 patches" and len(shown(page, ".gallery .drop-1")) == 10
+    assert label.text_content() == "stage 0: 8 of 16 patches" and len(shown(page, ".gallery .drop-1")) == 10
     page.locator("#patches").screenshot(path=shots / "stage.png")
     assert {s.input_value() for s in page.query_selector_all(".gallery input[type=range]")} == {"1"}
 
@@ -175,7 +175,8 @@ def test_a_phone_shows_the_four_signs_and_breaks_names_where_they_can_be_broken(
     page = visit(PHONE)
     row = page.locator(".glance tbody tr").first
     assert row.locator("td.one .sign:visible").count() == 4
-    assert all(": " in text for text in row.locator("td.one").all_text_contents())  # unseen, yet told
+    # The hidden text for screen readers.
+    assert all(": " in text for text in row.locator("td.one").all_text_contents())
     assert "tiny-<wbr>dense.<wbr>safetensors" in page.locator(".glance").inner_html()
 
 

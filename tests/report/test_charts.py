@@ -35,9 +35,10 @@ def test_labels_do_not_cover_one_another_nor_the_points():
     assert label_points(crowd) == label_points(crowd)
 
 
-def test_labels_of_the_front_do_not_lie_on_its_line():
-    """It comes from a point's left, and goes on below it."""
-    for x, y in ((92.6, 10), (50, 50)):                                    # the fastest one, too
+def test_labels_of_the_front_do_not_cover_its_line():
+    """The line reaches a point from the left and continues below it."""
+    # Also a point near the right edge.
+    for x, y in ((92.6, 10), (50, 50)):
         [found] = label_points([(x, y)])
         assert found.dx >= 0 and found.dy <= 0
 

@@ -55,7 +55,7 @@ def test_any_grid_patch_size_and_number_of_stages_gives_a_panel_per_stage(grid, 
     assert height * grid[1] == width * grid[0] and min(height, width) >= 192
 
 
-def test_a_panel_lies_in_the_file_pixel_for_pixel():
+def test_a_panel_is_in_the_file_pixel_for_pixel():
     strip = image_strip(view())
     page = np.asarray(Image.open(io.BytesIO(png(strips_figure([strip])))).convert("RGB"))
     side = strip.panels[1].image.shape[0]
@@ -124,7 +124,7 @@ def test_an_animation_starts_with_the_input_and_ends_with_the_last_stage():
     assert whiteness == sorted(whiteness)
 
 
-def test_a_difference_is_told_in_words_with_its_margin():
+def test_the_summary_of_a_difference_has_its_margin():
     first, second = view(seed=1), view(seed=1)
     other = second.kept.copy()
     scores = first.scores[2]

@@ -1,4 +1,4 @@
-"""Which predictions of the galleries are judged, and in what chunks the images run."""
+"""The predictions of the galleries: which are judged, and the chunks in which images run."""
 import shutil
 
 import pytest

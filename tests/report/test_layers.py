@@ -6,7 +6,7 @@ from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.report.layers import layer_map, mac_chart
 
 
-def test_a_layer_stands_in_its_block_and_a_predictor_before_its_own():
+def test_layers_and_predictors_are_in_the_column_of_their_block():
     _, facts = tiny_model()
     products = {"patch_embed.proj/Conv": "int8", "blocks.0.attn.qkv/MatMul": "int8", "blocks.0.attn/MatMul": "float16",
                 "blocks.0.attn/MatMul_1": "float32", "score_predictor.2.score/MatMul": "float32", "head/Gemm": "int8",
@@ -27,4 +27,4 @@ def test_blocks_cost_less_after_each_stage_and_the_predictor_is_counted_before()
     assert chart.bars[0].pruned == chart.bars[0].dense and all(b.pruned < b.dense for b in chart.bars[1:])
     assert all(bool(bar.predictor) == bool(bar.stage) for bar in chart.bars) and chart.pruned < chart.dense
     pooled = dataclasses.replace(facts, prune=PruneConfig((2,), (0.25,), selector="structural"))
-    assert mac_chart(pooled.model, pooled.prune, ()).bars[2].stage == "stage 0: 4 of 16 patches go on"
+    assert mac_chart(pooled.model, pooled.prune, ()).bars[2].stage == "stage 0: 4 of 16 patches kept"

@@ -1,5 +1,5 @@
-"""What the page says: verdicts with a measurement behind them, where everything is from, and nothing that a file name
-could add. How it looks and works in a browser is test_browser.py's."""
+"""The content of the page: verdicts with their sources, origins, and escaped file names. Its look and behaviour in a
+browser are tested in test_browser.py."""
 import dataclasses
 import html
 import json
@@ -40,7 +40,7 @@ def text_of(content):
 
 
 def quick(folder, **config):
-    """Without galleries."""
+    """The report without galleries."""
     return dv.write_report(folder, config=dv.ReportConfig(run=False, **config))
 
 
@@ -118,7 +118,7 @@ def test_what_the_export_rejected_is_red(copied):
     assert verdicts(quick(copied), "plain.rejected.onnx")["Parity"].headline == "rejected at export"
 
 
-def test_origin_is_told_by_hashes_and_a_parent_that_changed_is_named(copied):
+def test_origin_follows_hashes_and_a_parent_that_changed_is_named(copied):
     quick(copied)
     before = text_of((copied / "report.html").read_text())
     assert f"sha256 {sha256(copied / 'tiny.safetensors')[:12]}" in before and "changed since" not in before
@@ -132,7 +132,7 @@ def test_origin_is_told_by_hashes_and_a_parent_that_changed_is_named(copied):
     assert "is about tiny-dense.safetensors, which is not in this folder" in after
 
 
-def test_an_engine_stands_below_its_graph_and_a_circle_of_sidecars_ends(copied):
+def test_an_engine_is_below_its_graph_and_a_cycle_of_sidecars_ends(copied):
     plan_file(copied, source={"file": "tiny.onnx", "sha256": sha256(copied / "tiny.onnx")},
               products={"blocks.0.attn.qkv/MatMul": "float32"})
     quick(copied)
@@ -144,14 +144,16 @@ def test_an_engine_stands_below_its_graph_and_a_circle_of_sidecars_ends(copied):
     assert "engine.plan" in (copied / "report.html").read_text().replace("<wbr>", "")
 
 
-def test_galleries_are_for_those_that_tell_and_the_others_are_told_how(page):
+def test_artifacts_without_kept_patches_get_a_note_instead_of_a_gallery(page):
     report, content = page
-    assert content.count('class="gallery"') == 2                           # the checkpoint and the graph with tokens
-    assert content.count("<image ") == 10                                  # each once, however many look at it
+    # The checkpoint and the graph with tokens.
+    assert content.count('class="gallery"') == 2
+    # Each image is stored once for all artifacts.
+    assert content.count("<image ") == 10
     assert content.count("<use ") == 20
     [note] = [line for line in report.notes if line.startswith("plain.onnx has no gallery")]
     assert "--with-tokens" in note and html.escape(note, quote=False) in html.unescape(content).replace("&", "&amp;")
-    assert "stage 2: 2 of 16 patches" in content and "stage 0: 8 of 16 patches go on" in content
+    assert "stage 2: 2 of 16 patches" in content and "stage 0: 8 of 16 patches kept" in content
 
 
 def test_reports_machines_and_commands_are_on_it(page, measured):
@@ -182,7 +184,7 @@ JUNK = {"not ours.json": '{"timings": []}', "broken.json": '{"dyvit": ', "list.j
         "broken.onnx": "no graph", "broken.safetensors": "no tensors"}
 
 
-def test_what_cannot_be_used_is_named_and_left_out(copied):
+def test_unusable_files_are_named_and_left_out(copied):
     for name, content in JUNK.items():
         (copied / name).write_text(content)
     (copied / "latin.json").write_bytes(b'{"dyvit": "\xff"}')
@@ -205,14 +207,14 @@ def test_facts_that_were_changed_by_hand_are_named(copied, damage):
     assert "changed.onnx" not in {j.entry.key for j in report.judgements}
 
 
-def test_a_plan_that_is_not_its_sidecars_is_not_vouched_for(copied):
+def test_a_plan_that_its_sidecar_does_not_describe_has_no_precision(copied):
     path = plan_file(copied)
     path.write_bytes(b"ftrt".ljust(path.stat().st_size, b"x"))
     found = verdicts(quick(copied), "engine.plan")["Precision"]
     assert found.state == "open" and "of another plan" in found.lines[0]
 
 
-def test_other_json_of_ours_is_left_alone(copied):
+def test_other_json_of_dyvit_is_ignored(copied):
     dyvit("inspect", copied / "tiny.onnx", "--json", copied / "inspect.json")
     (copied / "ranges.json").write_text('{"kind": "dyvit ranges", "format": 1}')
     assert not [line for line in quick(copied).notes if "inspect.json" in line or "ranges.json" in line]
@@ -267,7 +269,7 @@ def test_without_jinja2_the_command_that_installs_it_is_named(measured, monkeypa
     assert result.exit_code == 1 and "pip install 'dyvit-deploy[report]'" in result.output
 
 
-def test_the_command_says_the_verdicts_and_exits_with_0_whatever_they_are(copied, tmp_path):
+def test_the_command_prints_the_verdicts_and_always_exits_with_0(copied, tmp_path):
     (copied / "tiny.onnx.eval.json").unlink()
     result = dyvit("report", copied, "--no-run", "-o", tmp_path / "r.html", "--json", tmp_path / "r.json")
     assert result.exit_code == 0 and "not known yet" in result.output and "in a browser" in result.output
@@ -276,7 +278,7 @@ def test_the_command_says_the_verdicts_and_exits_with_0_whatever_they_are(copied
     assert {row["artifact"] for row in saved["artifacts"]} >= {"tiny.onnx", "plain.onnx"}
 
 
-def test_a_report_says_what_wrote_it_and_of_which_files(measured):
+def test_a_report_records_its_command_and_its_files(measured):
     stamp = json.loads((measured / "tiny.onnx.check.json").read_text())["dyvit"]
     assert stamp["report"] == "check" and stamp["format"] == 1 and stamp["version"] == dv.__version__
     assert stamp["command"].startswith(f"dyvit check '{measured}/tiny.safetensors' ")
@@ -284,7 +286,7 @@ def test_a_report_says_what_wrote_it_and_of_which_files(measured):
     assert stamp["files"] == {str(path): sha256(path) for path in compared}
 
 
-def test_twins_in_two_folders_are_told_apart_by_their_hashes(copied):
+def test_twins_in_two_folders_are_distinguished_by_their_hashes(copied):
     (copied / "old").mkdir()
     shutil.copy(copied / "plain.onnx", copied / "old/tiny.onnx")
     report = quick(copied)
@@ -301,7 +303,7 @@ def test_a_speed_whose_interval_touches_the_baselines_is_not_sure(copied):
         timing["ci95_ms"] = {"p50": [0.7 * base[timing["batch"]], 1.1 * base[timing["batch"]]]}
     path.write_text(json.dumps(values))
     found = verdicts(quick(copied), "tiny.onnx")["Speed"]
-    assert found.state == "warn" and "cannot be told apart" in " ".join(found.lines)
+    assert found.state == "warn" and "intervals of the medians overlap" in " ".join(found.lines)
     for timing in values["timings"]:
         if timing["artifact"] == "tiny.onnx":
             timing["ci95_ms"] = {"p50": [0.5 * base[timing["batch"]], 0.6 * base[timing["batch"]]]}
@@ -322,7 +324,7 @@ def test_a_sweep_is_read_from_its_own_file(tmp_path):
 
 
 def test_a_sweep_is_judged_against_its_own_dense_model(tmp_path):
-    """Which is the one that was evaluated, and not the unmeasured one that speeds are over."""
+    """The dense model that was evaluated counts, not the baseline of the timings, which was not."""
     checkpoint, photos = tiny_checkpoint(tmp_path), photo_folder(tmp_path / "photos", 10, classes=5)
     folder = tmp_path / "sweep"
     dv.run_sweep(checkpoint, folder, dv.SweepConfig(
@@ -348,7 +350,7 @@ def test_a_sweep_is_judged_against_its_own_dense_model(tmp_path):
     assert "Of 1 exported artifact, " in (folder / "report.html").read_text()
 
 
-def test_what_is_not_sure_gives_way_to_a_run_that_is(copied):
+def test_an_unsure_run_is_ignored_if_another_is_sure(copied):
     values = json.loads((copied / "bench.json").read_text())
     for name, stable in (("bench.json", False), ("longer.json", True)):
         for timing in values["timings"]:
@@ -360,7 +362,7 @@ def test_what_is_not_sure_gives_way_to_a_run_that_is(copied):
         assert ("--baseline dense.onnx --batch 1,4" in found.command) is not stable
 
 
-def test_a_baseline_that_is_bad_still_says_so(copied):
+def test_a_bad_baseline_is_shown_as_bad(copied):
     assert verdicts(quick(copied), "dense.onnx")["all"].headline == "baseline"
     path = copied / "dense.onnx.check.json"
     values = json.loads(path.read_text())
@@ -370,25 +372,27 @@ def test_a_baseline_that_is_bad_still_says_so(copied):
     assert result.exit_code == 0 and "do not ship: dense.onnx: parity differs" in result.output
     assert "FAILED" not in result.output and dyvit("report", copied, "--no-run", "--strict").exit_code == 1
     path.unlink()
-    for timed in copied.rglob("*bench*.json"):                             # a tiny model may well be slower
+    # A pruned tiny model may be slower.
+    for timed in copied.rglob("*bench*.json"):
         timed.unlink()
     assert dyvit("report", copied, "--no-run", "--strict").exit_code == 0
 
 
-def test_facts_hashes_and_costs_are_told_shortly(page, copied):
+def test_facts_hashes_and_costs_are_short(page, copied):
     report, content = page
     digest = sha256(copied / "tiny.onnx")
     assert f'<code class="digest" title="{digest}">{digest}</code>' in content and "<details class=" in content
     assert not any("patches alike" in line for line in verdicts(report, "dense.onnx")["Parity"].lines)
     assert any("patches alike" in line for line in verdicts(report, "tiny.onnx")["Parity"].lines)
-    assert "exact rewrites make an exported graph cost less" in content    # tiny.onnx costs less than tiny.safetensors
+    # tiny.onnx costs less than tiny.safetensors.
+    assert "exact rewrites lower the cost of an exported graph" in content
     for name in ("tiny.onnx", "plain.onnx", "dense.onnx"):
         (copied / name).unlink()
     quick(copied)
     assert "exact rewrites" not in (copied / "report.html").read_text()
 
 
-def test_errors_are_of_this_package(measured, tmp_path):
+def test_errors_have_types_of_this_package(measured, tmp_path):
     with pytest.raises(ArtifactError):
         dv.write_report(tmp_path / "no")
     with pytest.raises(ConfigError):
@@ -399,7 +403,7 @@ def test_errors_are_of_this_package(measured, tmp_path):
 
 
 def test_an_artifact_is_compared_with_the_dense_one_that_saw_the_same_images(copied):
-    """Whichever of several dense files that is."""
+    """Also if there are several dense files."""
     shutil.copy(copied / "dense.onnx", copied / "a-dense-one.onnx")
     found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
     assert "as the dense model" in found.lines
@@ -415,7 +419,7 @@ def test_of_several_dense_models_that_of_the_same_checkpoint_counts(copied):
     assert "as the dense model" in verdicts(quick(copied), "tiny.onnx")["Accuracy"].lines
 
 
-def test_what_was_not_compared_with_the_dense_model_says_so_and_how(copied):
+def test_a_missing_comparison_with_the_dense_model_is_noted_with_the_command(copied):
     for name in ("dense.onnx", "tiny-dense.safetensors"):
         (copied / f"{name}.eval.json").unlink()
     found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]

@@ -1,11 +1,12 @@
-"""Pixels of a figure: the paper's fade, outlines, and differences that need no colour."""
+"""Pixels of a figure: the fade of the paper, outlines, and differences that are visible without colour."""
 import numpy as np
 import pytest
 
 from dyvit_deploy.visualization.pixels import coloured, differing, enlarged, faded, outlined
 
 KEPT = np.array([[True, False], [False, True]])
-IMAGE = np.random.default_rng(0).integers(0, 200, (8, 12, 3), dtype=np.uint8)     # patches of 4 x 6 pixels
+# A grid of 2 x 2 patches of 4 x 6 pixels.
+IMAGE = np.random.default_rng(0).integers(0, 200, (8, 12, 3), dtype=np.uint8)
 
 
 def patches(image):
@@ -25,7 +26,7 @@ def test_all_kept_is_the_image_and_none_kept_has_no_outline(kept):
     assert orange.any() == kept.any()
 
 
-def test_an_outline_lies_inside_what_is_kept_and_the_rest_is_darker():
+def test_an_outline_is_inside_the_kept_area_and_the_rest_is_darker():
     large = enlarged(IMAGE, 80)
     result = outlined(large, KEPT)
     kept = KEPT.repeat(40, 0).repeat(60, 1)

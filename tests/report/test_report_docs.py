@@ -1,4 +1,4 @@
-"""The lines of docs/report.md work as they stand."""
+"""The commands in docs/report.md work."""
 import re
 import shlex
 
@@ -11,7 +11,7 @@ pytest.importorskip("sklearn", reason="the page uses the digit scenes")
 pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-deploy[report]'")
 
 
-def test_the_commands_of_the_page_work_as_they_stand(tmp_path, monkeypatch):
+def test_the_commands_in_the_document_work(tmp_path, monkeypatch):
     text = (ROOT / "docs/report.md").read_text()
     kinds = re.findall(r"^```(\w*)$", text, re.M)[::2]
     [block] = re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M)

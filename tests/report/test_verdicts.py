@@ -1,4 +1,4 @@
-"""When a verdict is green, and when it must not be: JSON changed by hand around real artifacts."""
+"""The verdicts for real artifacts with reports that are changed by hand."""
 import json
 import shutil
 
@@ -14,7 +14,7 @@ pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-depl
 
 
 def quick(folder, **config):
-    """Without galleries."""
+    """The report without galleries."""
     return dv.write_report(folder, config=dv.ReportConfig(run=False, **config))
 
 
@@ -36,7 +36,7 @@ def change_timings(path, name, **values):
 
 
 def evaluated(folder, name, data, images, top1, into=None):
-    """As though that file had been evaluated."""
+    """Writes a report as if that file had been evaluated."""
     path = folder / (into or f"{name}.eval.json")
     shutil.copy(folder / "tiny.onnx.eval.json", folder / "model.tmp")
     values = json.loads((folder / "model.tmp").read_text())
@@ -65,7 +65,8 @@ def test_accuracies_are_compared_on_the_images_that_both_saw_however_they_are_sp
         evaluated(copied, "tiny.onnx", "others", 5000, 0.2, "more.json")
         found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
         assert found.state == "pass" and found.headline == "90.00 % top-1" and "as its checkpoint" in found.lines
-    evaluated(copied, "tiny.onnx", "photos:val", 400, 0.9)                 # another split
+    # Another split of the same data.
+    evaluated(copied, "tiny.onnx", "photos:val", 400, 0.9)
     assert verdicts(quick(copied), "tiny.onnx")["Accuracy"].state == "open"
 
 
@@ -118,7 +119,8 @@ def test_agreeing_with_another_checkpoint_is_not_green(copied):
     found = verdicts(quick(copied), "tiny.onnx")["Parity"]
     assert found.state == "warn" and "agrees with other.safetensors, which is not its checkpoint" in found.lines
     values["dyvit"]["files"] = {name: sha256(copied / name) for name in ("plain.onnx", "tiny.onnx")}
-    values["reference"] = "plain.onnx"                                     # float32, of the same checkpoint
+    # A float32 graph of the same checkpoint.
+    values["reference"] = "plain.onnx"
     path.write_text(json.dumps(values))
     assert verdicts(quick(copied), "tiny.onnx")["Parity"].state == "pass"
 
@@ -143,12 +145,12 @@ def test_speed_is_judged_against_each_baseline_by_itself(copied):
     assert {"against dense.onnx", "against other.onnx"} <= set(found.lines)
 
 
-def test_without_intervals_no_medians_are_said_to_be_alike(copied):
+def test_without_intervals_medians_do_not_count_as_equal(copied):
     change_timings(copied / "bench.json", "tiny.onnx", speedup=1.2, stable=False, ci95_ms=None,
                    latency_ms_p50=5.0, latency_ms_p90=9.0)
     found = verdicts(quick(copied), "tiny.onnx")["Speed"]
     assert found.state == "warn" and "batch 1, 4: the run did not settle; measure longer" in found.lines
-    assert not any("told apart" in line for line in found.lines)
+    assert not any("overlap" in line for line in found.lines)
 
 
 def test_runs_and_baselines_have_charts_of_their_own(copied):
@@ -163,7 +165,7 @@ def test_runs_and_baselines_have_charts_of_their_own(copied):
         assert titles == ["batch 1, bench.json", "batch 1, later.json", "batch 4, bench.json", "batch 4, later.json"]
 
 
-def test_a_timing_that_two_reports_tell_is_shown_once(copied):
+def test_a_timing_in_two_reports_is_shown_once(copied):
     shutil.copy(copied / "bench.json", copied / "copy.json")
     quick(copied)
     page = (copied / "report.html").read_text()
@@ -221,7 +223,8 @@ def test_a_folder_that_may_not_be_read_is_named_and_left_out(copied, monkeypatch
     shutil.copy(copied / "plain.onnx", copied / "open/more.onnx")
     listed = Path.iterdir
 
-    def refusing(path):                                                    # root may read everything
+    # Simulated, because root may read everything.
+    def refusing(path):
         if path.name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
         return listed(path)
@@ -245,7 +248,7 @@ def test_a_failing_checkpoint_is_no_exported_artifact(copied):
     assert "Of 2 exported artifacts, " in page and "1 checkpoint failed a check." in page
 
 
-def test_int8_in_the_graph_says_what_the_runtime_makes_of_it(copied, tmp_path):
+def test_int8_in_the_graph_is_shown_with_the_fusions_of_the_runtime(copied, tmp_path):
     path = copied / "int8.onnx"
     photos = str(copied.parent / "photos")
     result = dyvit("export", copied / "tiny.safetensors", "--int8", "--calib", photos, "--no-gate", "-o", path)
@@ -266,7 +269,7 @@ def test_the_json_of_a_sweep_knows_its_artifacts(tmp_path):
     assert found.source == "rows.json" and found.state != "open"
 
 
-def test_a_checkpoint_above_a_sweep_is_typed_from_the_folder(tmp_path):
+def test_the_path_of_a_checkpoint_above_a_sweep_is_relative_to_the_folder(tmp_path):
     from dyvit_deploy.report.records import _from_here
     (tmp_path / "run/sweep").mkdir(parents=True)
     (tmp_path / "run/tiny.safetensors").write_text("")

@@ -1,4 +1,4 @@
-"""dyvit visualize: files, names, sheets, and what is refused in one sentence."""
+"""dyvit visualize: files, names, sheets, and errors of one sentence."""
 import numpy as np
 import pytest
 from helpers import dyvit, photo_folder, tiny_checkpoint, tiny_graph
@@ -102,7 +102,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, graph):
 
 
 def odd_images(folder):
-    """One image of each kind that a camera, a scanner or a joker makes."""
+    """Images of many kinds: from cameras, scanners, and unusual ones."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))
@@ -223,7 +223,7 @@ def test_the_sheet_of_differences_has_the_largest_margins(tmp_path):
     assert sorted(weight for weight, _, _ in album._strips) == sorted(kept)[-24:]
 
 
-def test_artifacts_of_one_name_are_told_apart(tmp_path, graph):
+def test_artifacts_of_one_name_get_different_names(tmp_path, graph):
     photo_folder(tmp_path / "photos", 1)
     (tmp_path / "other").mkdir()
     other = tiny_graph(tmp_path / "other")
@@ -231,7 +231,7 @@ def test_artifacts_of_one_name_are_told_apart(tmp_path, graph):
     assert report.artifacts == (f"{tmp_path.name}/tiny.onnx", "other/tiny.onnx")
 
 
-def test_files_of_an_earlier_run_are_told(tmp_path, graph):
+def test_files_of_an_earlier_run_give_a_note(tmp_path, graph):
     photo_folder(tmp_path / "photos", 2)
     assert "not of this run" not in dyvit("visualize", graph, tmp_path / "photos", "-o", tmp_path / "m").output
     again = dyvit("visualize", graph, tmp_path / "photos", "--images", 1, "-o", tmp_path / "m")

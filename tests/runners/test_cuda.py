@@ -1,4 +1,4 @@
-"""What a GPU runner needs of CUDA: float32 that is float32, captures that disturb nobody, clocks of a busy GPU."""
+"""CUDA for GPU runners: float32 without rounding, captures without side effects, clocks of a busy GPU."""
 import contextlib
 import sys
 import threading
@@ -21,7 +21,8 @@ def settings():
     places = BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn
     try:
         products = torch.get_float32_matmul_precision()
-    except RuntimeError:                                                   # the newer name says something else
+    # The setting by its newer name differs.
+    except RuntimeError:
         products = None
     return [place.fp32_precision for place in places], products
 
@@ -49,7 +50,7 @@ def by_one_word():
 
 
 @pytest.mark.parametrize("ask", [lambda: None, by_older_names, by_newer_names, by_one_word])
-def test_float32_is_not_rounded_within_the_block_and_what_was_asked_comes_back(ask):
+def test_float32_is_not_rounded_within_the_block_and_settings_are_restored(ask):
     ask()
     before = settings()
     with contextlib.suppress(ZeroDivisionError), full_float32():
@@ -72,7 +73,7 @@ def test_an_environment_that_forces_tf32_is_named(monkeypatch, name, value, forc
 
 
 def fake_capture(monkeypatch, fails=False):
-    """PyTorch's graphs as far as a capture goes: the current stream stays where a failed one left it, as in PyTorch."""
+    """A fake of PyTorch's CUDA graphs: as in PyTorch, a failed capture leaves the current stream set."""
     log = Thing(current="default", mode=None)
 
     class Graph:
@@ -118,8 +119,7 @@ def test_a_failed_capture_gives_the_current_stream_back(monkeypatch):
 
 
 class Nvml(Thing):
-    """The part of pynvml that is used; its GPU is `busy` or idle, and tells no power. `samples` counts what it is asked
-    for as the last thing of a sample."""
+    """A fake of pynvml; its GPU is `busy` or idle, and does not report its power."""
 
     class NVMLError(Exception): ...
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0

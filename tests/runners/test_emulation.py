@@ -1,4 +1,4 @@
-"""bfloat16 on a runtime without it: against torch, which has it."""
+"""Emulated bfloat16, compared with torch, which supports it."""
 import numpy as np
 import onnx
 import pytest
@@ -35,7 +35,8 @@ def test_it_rounds_as_torch_does(tmp_path):
     expected = torch.relu(product + bias).float().numpy()
     assert (got == expected).all()
     exact = np.maximum(x @ weight.float().numpy() + 1, 0)
-    assert not np.allclose(got, exact, atol=1e-4)       # so the rounding is really there
+    # The rounding to bfloat16 has an effect.
+    assert not np.allclose(got, exact, atol=1e-4)
 
 
 def test_the_original_is_left_alone(tmp_path):

@@ -28,7 +28,7 @@ class Labelled:
 
 
 def answers(logits, kept, facts):
-    """A runner that answers image i of a run of four with row i."""
+    """A runner whose output for image i of four is row i."""
     state = {"next": 0}
 
     def answer(feed):
@@ -40,10 +40,13 @@ def answers(logits, kept, facts):
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_top1_and_coverage_are_counted_over_all_images(batch):
-    _, facts = tiny_model(0.5)                     # 4 x 4 grid, keeps 8 / 4 / 2
+    # A grid of 4 x 4 patches, of which 8 / 4 / 2 are kept.
+    _, facts = tiny_model(0.5)
     logits = np.eye(4, 5)
-    logits[3] = np.eye(5)[4]                       # the last is wrong
-    corner = np.array([0, 1, 4, 5])                # the patches of the box
+    # The last image is classified wrong.
+    logits[3] = np.eye(5)[4]
+    # The patches of the box.
+    corner = np.array([0, 1, 4, 5])
     first = np.tile(np.r_[corner, 10:14], (4, 1))
     report = evaluate(answers(logits, [first, first[:, :4], first[:, :2]], facts), Labelled(), batch)
     assert report.images == 4 and report.top1 == 0.75 and report.top5 == 1.0
@@ -78,7 +81,7 @@ def test_several_models_are_judged_on_images_that_are_read_once():
     assert [report.top1 for report in reports] == [1.0, 0.0] and images.reads == 1
 
 
-def test_an_artifact_that_does_not_tell_what_it_keeps_gets_a_note_instead_of_maps():
+def test_an_artifact_without_kept_patches_gets_a_note_instead_of_maps():
     _, facts = tiny_model(0.5)
     report = evaluate(answers(np.eye(4, 5), [], facts), Labelled(), 4)
     assert not report.keep_maps and "--with-tokens" in report.notes[0]
@@ -92,7 +95,7 @@ def test_a_model_that_is_always_sure_and_half_wrong_is_half_miscalibrated():
     assert report.top1 == 0.5 and report.calibration_error == pytest.approx(0.5)
 
 
-def test_answers_that_are_no_numbers_count_as_wrong_and_fail_the_report():
+def test_outputs_that_are_not_numbers_count_as_wrong_and_fail_the_report():
     logits = np.eye(4, 5)
     logits[2, 0] = np.nan
     report = evaluate(answers(logits, [], tiny_model(None)[1]), Labelled(), 3)
@@ -125,7 +128,8 @@ def test_labels_are_matched_by_class_name():
     _, facts = tiny_model(0.5)
     facts = dataclasses.replace(facts, class_names=tuple("edcba"))
     patches = np.tile(np.arange(8), (4, 1))
-    logits = np.eye(5)[[4, 3, 2, 1]]                # a is class 4 of the model, b is 3, ...
+    # Class a of the images is class 4 of the model, b is 3, ...
+    logits = np.eye(5)[[4, 3, 2, 1]]
     report = evaluate(answers(logits, [patches, patches[:, :4], patches[:, :2]], facts), Labelled(), 4)
     assert report.top1 == 1.0
     with pytest.raises(DataError, match="does not know the class 'd'"):

@@ -49,7 +49,8 @@ def test_a_grid_of_14_is_pooled_in_blocks_of_four_patches():
 
 
 def test_box_coverage_weighs_patches_by_their_share_of_the_box():
-    boxes = np.array([[4.0, 0, 12, 8]], np.float32)     # half of patch 0, half of patch 4 of an 8 px grid
+    # Half of patch 0 and half of patch 4, with patches of 8 px.
+    boxes = np.array([[4.0, 0, 12, 8]], np.float32)
     assert box_coverage(np.array([[0]]), boxes, (4, 4), (32, 32)) == pytest.approx([0.5])
     assert box_coverage(np.array([[0, 4]]), boxes, (4, 4), (32, 32)) == pytest.approx([1.0])
     assert box_coverage(np.array([[3, 15]]), boxes, (4, 4), (32, 32)) == pytest.approx([0.0])

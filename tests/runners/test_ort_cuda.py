@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA, as far as its sessions can be watched without a GPU: never another device in silence."""
+"""ONNX Runtime on CUDA, with sessions that are observed without a GPU: it never falls back to the CPU silently."""
 import ctypes
 
 import numpy as np
@@ -15,12 +15,13 @@ REAL = onnxruntime.InferenceSession
 
 
 class Options(onnxruntime.SessionOptions):
-    """Session options that tell what was asked of them; the real ones take a fixed batch and do not tell."""
+    """Session options that record what was set; the real ones have no way to read a fixed batch."""
 
     batch, no_cpu = None, False
 
     def add_session_config_entry(self, name, value):
-        if name == "session.disable_cpu_ep_fallback":                      # a session on the CPU refuses it
+        # A session on the CPU refuses this option.
+        if name == "session.disable_cpu_ep_fallback":
             self.no_cpu = value == "1"
         else:
             super().add_session_config_entry(name, value)
@@ -39,7 +40,7 @@ class Binding:
 
 
 class Session:
-    """One that claims to be on CUDA and computes on the CPU; `refuses` says why CUDA does not take it."""
+    """A session that claims to be on CUDA and computes on the CPU; `refuses` is CUDA's reason to refuse it."""
 
     made, bindings, provider = None, None, CUDA
 
@@ -104,7 +105,7 @@ def test_no_node_runs_on_the_cpu_while_it_is_timed_and_the_batch_stays_on_the_gp
 
 
 def test_a_session_for_timing_has_no_shapes_left_that_the_cpu_would_compute(graph, tmp_path):
-    """With a free batch ONNX Runtime puts the arithmetic on shapes on the CPU; with a fixed one it folds it away."""
+    """With a free batch ONNX Runtime computes shapes on the CPU; with a fixed one they are constants."""
     import onnx
     kinds = []
     for batch in (None, 3):
@@ -133,7 +134,7 @@ def test_a_graph_that_would_run_on_the_cpu_in_part_is_not_timed(cuda, graph, mon
         runner.timed_call(tiny_images(2).numpy(), transfers=False)
 
 
-def test_copies_are_timed_when_they_are_asked_for(cuda, graph):
+def test_copies_are_timed_on_request(cuda, graph):
     ort.OrtRunner(graph, "cuda").timed_call(tiny_images(2).numpy(), transfers=True)()
     assert cuda.bindings[-1].runs == [] and cuda.made[-1]["no_cpu"]
 
@@ -171,7 +172,7 @@ def lowered(graph, tmp_path):
     return tmp_path / "low.onnx"
 
 
-def test_a_graph_that_cuda_cannot_run_is_emulated_unless_cuda_was_asked_for(cuda, graph, tmp_path, monkeypatch):
+def test_a_graph_that_cuda_cannot_run_is_emulated_unless_cuda_was_requested(cuda, graph, tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "refuses", staticmethod(lambda options: "NOT_IMPLEMENTED : bfloat16 ReduceMean"))
     path = lowered(graph, tmp_path)
     runner = ort.OrtRunner(path)
@@ -180,7 +181,8 @@ def test_a_graph_that_cuda_cannot_run_is_emulated_unless_cuda_was_asked_for(cuda
     assert np.abs(runner.infer(feed).logits - feed.mean((2, 3))).max() < 1e-2
     with pytest.raises(ArtifactError, match=r"can load on the cuda \(NOT_IMPLEMENTED.*pass --device cpu"):
         ort.OrtRunner(path, "cuda")
-    with pytest.raises(ArtifactError, match="pass --device cpu"):           # float32 needs no emulation
+    # Float32 is not emulated.
+    with pytest.raises(ArtifactError, match="pass --device cpu"):
         ort.OrtRunner(graph)
 
 
@@ -192,7 +194,8 @@ def test_a_driver_that_only_the_loader_finds_counts(monkeypatch):
         if name != "libcuda.so.1":
             raise OSError(name)
     monkeypatch.setattr(ctypes, "CDLL", load)
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)       # not in the cache of ldconfig
+    # The library is not in the cache of ldconfig.
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)

@@ -1,4 +1,4 @@
-"""Checkpoints as CUDA graphs of PyTorch, on a GPU that is none; the last tests need a real one."""
+"""Checkpoints as CUDA graphs of PyTorch, on a fake GPU; the last tests need a real one."""
 import dataclasses
 
 import numpy as np
@@ -36,9 +36,10 @@ def test_each_batch_size_is_captured_once_and_replayed():
     assert (cuda.captures, cuda.replays) == (3, 4) and replayed.cuda_graph is True and eager.cuda_graph is None
 
 
-def test_a_timed_call_leaves_the_copies_out_unless_they_are_asked_for():
+def test_a_timed_call_leaves_the_copies_out_by_default():
     cuda = HostCuda()
-    for transfers, copies in ((False, 1), (True, 3)):                       # of the logits within the GPU; both ways
+    # Copies: of the logits within the GPU, and to and from the host.
+    for transfers, copies in ((False, 1), (True, 3)):
         call = runner(cuda).timed_call(tiny_images(2).numpy(), transfers)
         cuda.work.clear()
         call()
@@ -66,7 +67,7 @@ def fail(self, launch, stream):
         raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def test_where_a_capture_fails_the_model_runs_without_and_that_is_said(monkeypatch):
+def test_a_failed_capture_is_reported_and_the_model_runs_without(monkeypatch):
     monkeypatch.setattr(HostCuda, "capture", fail)
     cuda, feed = HostCuda(), tiny_images(2).numpy()
     replayed = runner(cuda)
@@ -129,7 +130,7 @@ def test_logits_alone_are_those_of_the_full_answer():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Runners that are opened live on a GPU that computes on the host."""
+    """Opens runners on a fake GPU, which computes on the host."""
     real = PyTorchRunner.__init__
 
     def make(self, model, facts, name="model", *, graph=False, cuda=None):
@@ -172,7 +173,7 @@ def test_a_failed_capture_is_in_the_report_and_in_the_table(gpu, tmp_path, monke
 
 
 @pytest.mark.parametrize("keep", [KeepRequest(ratio=0.5), KeepRequest(ratio=0.5, stages=(1, 2, 3))])
-def test_the_dense_baseline_is_dense_whatever_schedule_was_asked_for(tmp_path, keep):
+def test_the_dense_baseline_ignores_the_requested_schedule(tmp_path, keep):
     cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,))
     dense, pruned = benchmark([tiny_checkpoint(tmp_path)], cpu, LoadConfig(keep=keep)).timings
     assert dense.gmacs > pruned.gmacs and pruned.ceiling > 1
@@ -187,7 +188,7 @@ def test_the_start_of_the_dense_baseline_is_measured_under_any_schedule(tmp_path
     assert all(t.load_ms and t.first_ms for t in timings)
 
 
-def test_transfers_without_a_gpu_are_said_to_have_no_effect(tmp_path):
+def test_transfers_without_a_gpu_give_a_note(tmp_path):
     cpu = dataclasses.replace(QUICK, device="cpu", batches=(1,), transfers=True)
     assert any("--transfers has no effect" in note for note in benchmark([tiny_checkpoint(tmp_path)], cpu).notes)
 
@@ -201,20 +202,20 @@ def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
     assert found[1].baseline is found[0]
 
 
-@pytest.mark.parametrize("words, said", [
+@pytest.mark.parametrize("words, message", [
     (["--cuda-graph", "--device", "cpu"], "needs a GPU that works"), (["--fp16", "--bf16"], "one of --fp16 and --bf16"),
     (["--streams", "2"], "--streams is for engine plans; leave it out")])
-def test_what_a_checkpoint_cannot_do_is_one_sentence(tmp_path, words, said):
+def test_what_a_checkpoint_cannot_do_is_one_sentence(tmp_path, words, message):
     result = dyvit("bench", tiny_checkpoint(tmp_path), *words, "--seconds", "0.1")
-    assert result.exit_code in (1, 2) and said in " ".join(result.output.split())
+    assert result.exit_code in (1, 2) and message in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("words, said", [(["--fp16"], "lower the artifact with dyvit export"),
+@pytest.mark.parametrize("words, message", [(["--fp16"], "lower the artifact with dyvit export"),
                                          (["--cuda-graph"], "for checkpoints on a GPU")])
-def test_what_a_graph_cannot_do_is_one_sentence(tmp_path, words, said):
+def test_what_a_graph_cannot_do_is_one_sentence(tmp_path, words, message):
     (tmp_path / "m.onnx").write_bytes(b"x")
     result = dyvit("bench", tmp_path / "m.onnx", *words)
-    assert result.exit_code == 2 and said in " ".join(result.output.split())
+    assert result.exit_code == 2 and message in " ".join(result.output.split())
 
 
 def test_bench_runs_a_checkpoint_in_half_precision_on_a_cpu(tmp_path):

@@ -12,7 +12,7 @@ from dyvit_deploy.runners.open import open_runner
 
 
 def foreign_onnx(path, batch="n", outputs=("scores",), dtype=TensorProto.FLOAT, side=4):
-    """A classifier by somebody else: the mean of each channel, for 4 x 4 images."""
+    """A classifier that dyvit did not write: the mean of each channel, for 4 x 4 images."""
     image = helper.make_tensor_value_info("x", dtype, [batch, 3, side, side])
     nodes = [helper.make_node("ReduceMean", ["x", "axes"], [name], keepdims=0) for name in outputs]
     axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
@@ -53,7 +53,7 @@ def test_feeds_that_do_not_fit_are_refused_before_they_run(exported, which, feed
         runner.infer(feed)
 
 
-def test_models_of_others_run_with_what_they_tell(tmp_path):
+def test_foreign_models_run_without_facts(tmp_path):
     with open_runner(foreign_onnx(tmp_path / "f.onnx")) as runner:
         assert runner.facts is None and runner.input == InputSpec("x", "float32", (None, 3, 4, 4))
         assert runner.infer(np.ones((2, 3, 4, 4), np.float32)).logits.tolist() == [[1, 1, 1]] * 2

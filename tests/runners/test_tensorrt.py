@@ -1,4 +1,4 @@
-"""Engines from build to bench, with a library and a GPU that are not there."""
+"""Engines from build to bench, with a fake library and a fake GPU."""
 import contextlib
 import json
 import signal
@@ -57,7 +57,7 @@ def test_the_fake_has_no_name_that_the_real_library_lacks():
 
 
 @pytest.mark.parametrize("version", [OLD, NEW])
-def test_the_fake_tells_who_asks_for_removed_names(version):
+def test_the_fake_refuses_names_that_were_removed(version):
     library = make(version)
     assert hasattr(library.BuilderFlag, "FP16") is hasattr(library, "IInt8Calibrator") is (version == OLD)
     assert not hasattr(library.Builder(None), "build_engine")
@@ -67,7 +67,7 @@ def test_the_fake_tells_who_asks_for_removed_names(version):
     assert library.unknown == ["Builder.build_engine", "IBuilderConfig.max_workspace_size"]
 
 
-@pytest.mark.parametrize("config, told", [
+@pytest.mark.parametrize("config, expected", [
     (BuildConfig(), {"flags": [], "level": 3}),
     (BuildConfig(tf32=True), {"flags": ["TF32"]}),
     (BuildConfig(refittable=True), {"flags": ["REFIT"]}), (BuildConfig(strip_weights=True), {"flags": ["STRIP_PLAN"]}),
@@ -76,9 +76,9 @@ def test_the_fake_tells_who_asks_for_removed_names(version):
     (BuildConfig((BatchProfile(1, 1, 1, "a"), BatchProfile(2, 8, 16, "b"))), {"profiles": [
         {"images": [[batch, 3, 32, 32] for batch in sizes]} for sizes in ((1, 1, 1), (2, 8, 16))]}),
 ])
-def test_every_setting_reaches_the_library_and_the_engine_is_read_back(trt, tmp_path, config, told):
+def test_every_setting_reaches_the_library_and_the_engine_is_read_back(trt, tmp_path, config, expected):
     facts = read_sidecar(engine(tmp_path, config))
-    assert {key: trt.built[0][key] for key in told} == told
+    assert {key: trt.built[0][key] for key in expected} == expected
     assert facts.verified == ON_DEVICE and facts.products[QKV] == "float32"
     assert trt.network_flags == [1 << (1 if trt.major == 10 else 0)]
     assert facts.builder["version"] == trt.__version__ and facts.target["gpu"] == "Fake GPU"
@@ -93,7 +93,7 @@ def test_compute_capabilities_reach_tensorrt_for_rtx(monkeypatch, tmp_path):
         engine(tmp_path, BuildConfig(compute_capabilities=("9.0",)), "rtx")
 
 
-def test_an_engine_that_tells_no_types_is_not_said_to_be_read_back(trt, tmp_path):
+def test_an_engine_without_listed_types_does_not_count_as_verified(trt, tmp_path):
     trt.tells_types = False
     report = build.build_engine(graph(tmp_path), tmp_path / "tiny.plan", "trt")
     assert report.facts.verified == BY_GRAPH and report.facts.untold == tuple(report.facts.products)
@@ -126,7 +126,7 @@ def test_ctrl_c_stops_the_build_and_nothing_is_written(trt, tmp_path):
 
 
 @pytest.mark.parametrize("node, part", [(QKV, "block 1 attention"), (CONV, "patch embedding")])
-def test_products_that_came_out_wider_than_asked_for_are_an_error(trt, tmp_path, node, part):
+def test_products_wider_than_requested_are_an_error(trt, tmp_path, node, part):
     trt.widened = {node}
     with pytest.raises(ExportError, match=rf"^1 of 2 .*: {part} \({node}\) asked float16, became float32; build it "
                                           "with --allow-precision-fallback .*; nothing was written"):
@@ -143,7 +143,8 @@ def test_an_engine_gives_logits_and_kept_tokens_in_order(trt, tmp_path, kind, cu
         for feed in (images(batch, kind) for batch in (1, 3, 3, 32)):
             assert agrees(runner.infer(feed), feed)
     assert (cuda.captures, cuda.replays) == ((3, 4) if cuda_graph else (0, 0))
-    runner.close()                                                         # for the second time
+    # Closing twice is allowed.
+    runner.close()
 
 
 def test_all_work_of_a_lane_is_on_its_own_stream(trt, tmp_path):
@@ -157,7 +158,8 @@ def test_batches_that_no_profile_takes_are_filled_up_to_the_next_that_one_does_a
     runner = opened(engine(tmp_path, BuildConfig(profiles)))
     for batch, size in ((3, 4), (9, 16), (15, 16), (17, 32), (4, 4), (8, 8)):
         assert agrees(runner.infer(images(batch)), images(batch)) and runner._lanes[0].shape[0] == size
-    assert trt.profiles_chosen == [1, 2, 0, 1, 1]                          # once per size: 4, 16, 32, 4, 8
+    # One entry per prepared size: 4, 16, 32, 4, 8.
+    assert trt.profiles_chosen == [1, 2, 0, 1, 1]
 
 
 def test_batches_above_every_profile_are_an_error_and_timing_fills_nothing_up(trt, tmp_path):
@@ -185,7 +187,7 @@ def test_a_fixed_batch_is_run_at_that_size(trt, tmp_path):
     assert np.array_equal(run_in_batches(runner, photos, 1).logits, answer(photos)["logits"])
 
 
-def test_plans_of_others_run_without_facts(trt, tmp_path):
+def test_foreign_plans_run_without_facts(trt, tmp_path):
     path = engine(tmp_path)
     sidecar_path(path).unlink()
     with opened(path) as runner:
@@ -201,7 +203,7 @@ def test_changed_plans_are_opened_only_when_trusted(trt, tmp_path):
     assert runner.facts is None and np.array_equal(runner.infer(images(1)).logits, answer(images(1))["logits"])
 
 
-def test_a_plan_that_was_cut_short_says_so_trusted_or_not(trt, tmp_path):
+def test_an_incomplete_plan_is_refused_trusted_or_not(trt, tmp_path):
     path = engine(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[:-7])
@@ -247,7 +249,7 @@ def test_memory_that_runs_out_is_one_sentence_and_smaller_batches_still_run(trt,
     assert agrees(runner.infer(images(8)), images(8))
 
 
-def test_a_failed_run_tells_its_own_reason(trt, tmp_path):
+def test_a_failed_run_reports_its_own_reason(trt, tmp_path):
     runner = opened(engine(tmp_path))
     runner.infer(images(1))
     trt.breaks = True
@@ -260,7 +262,7 @@ def test_a_failed_run_tells_its_own_reason(trt, tmp_path):
 
 
 @pytest.mark.parametrize("transfers, copies", [(False, 0), (True, 1 + 4)])
-def test_a_timed_call_runs_every_stream_and_copies_only_when_asked_to(trt, tmp_path, transfers, copies):
+def test_a_timed_call_runs_every_stream_and_copies_only_on_request(trt, tmp_path, transfers, copies):
     cuda, feed = HostCuda(), images(2)
     runner = opened(engine(tmp_path), cuda, streams=2)
     call = runner.timed_call(feed, transfers)
@@ -293,7 +295,7 @@ def test_a_runtime_cache_is_written_while_engine_and_runtime_are_there(monkeypat
     assert alive == [(True, True, 1)]
 
 
-def test_an_engine_whose_graph_cannot_be_captured_runs_without_and_says_so(trt, tmp_path, monkeypatch):
+def test_an_engine_whose_graph_cannot_be_captured_runs_without_and_reports_it(trt, tmp_path, monkeypatch):
     def fail(self, launch, stream):
         raise RuntimeError("operation failed due to a previous error during capture\nmore")
     monkeypatch.setattr(HostCuda, "capture", fail)
@@ -305,7 +307,7 @@ def test_an_engine_whose_graph_cannot_be_captured_runs_without_and_says_so(trt, 
         assert runner.cuda_graph is None and runner.capture_error == ""
 
 
-def test_a_captured_engine_says_so(trt, tmp_path):
+def test_a_captured_engine_reports_its_cuda_graph(trt, tmp_path):
     with opened(engine(tmp_path), cuda_graph=True, streams=2) as runner:
         runner.timed_call(images(2), transfers=False)()
         assert runner.cuda_graph is True
@@ -347,7 +349,7 @@ def test_bench_counts_streams_and_compares_engines(trt, tmp_path, monkeypatch):
     ("11.4.0.106", "9.0", "windows", {}, "built for linux, and this is windows"),
     ("11.4.0.106", "9.0", "linux", {"strip_weights": True}, "weights were left out"),
 ])
-def test_what_stands_against_loading_is_known_before(monkeypatch, tmp_path, version, card, system, settings, words):
+def test_reasons_against_loading_are_found_first(monkeypatch, tmp_path, version, card, system, settings, words):
     monkeypatch.setattr(build, "system", lambda: "linux")
     install(monkeypatch, NEW)
     path = engine(tmp_path, BuildConfig(**settings))

@@ -1,4 +1,4 @@
-"""Engines of the demo student on a real GPU, against float32 in PyTorch: the figures that are open without one."""
+"""Engines of the demo student on a real GPU, compared with float32 in PyTorch."""
 import importlib.util
 
 import numpy as np
@@ -22,7 +22,8 @@ from dyvit_deploy.runners.open import open_runner
 pytestmark = pytest.mark.skipif(gpu() is None, reason="no GPU is here to run an engine on")
 DEMO = ROOT / "dyvit_deploy" / "demo" / "digits-s.safetensors"
 PROFILES = (BatchProfile(1, 1, 1, "latency"), BatchProfile(2, 32, 64, "throughput"))
-BOUNDS = {"float32": (1e-3, 0.99), "float16": (2e-2, 0.97)}   # logit error, kept-token overlap
+# Largest logit error, smallest overlap of kept tokens.
+BOUNDS = {"float32": (1e-3, 0.99), "float16": (2e-2, 0.97)}
 
 
 @pytest.fixture(scope="module", params=sorted(LIBRARY_SPECS))
@@ -65,7 +66,7 @@ def test_an_engine_computes_what_the_checkpoint_does(plans, expected, precision,
 
 
 @pytest.mark.parametrize("precision", sorted(BOUNDS))
-def test_the_engine_itself_tells_its_precisions(plans, precision):
+def test_the_precisions_are_read_from_the_engine_itself(plans, precision):
     facts = read_sidecar(plans(precision))
     assert facts.verified == ON_DEVICE and list(facts.products.values()).count(precision) > 20
 

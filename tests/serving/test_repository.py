@@ -1,4 +1,4 @@
-"""What is written into a Triton repository, and what is refused, without a server."""
+"""The files of a Triton repository, and refused settings, without a server."""
 import dataclasses
 import json
 from pathlib import Path
@@ -57,16 +57,17 @@ def test_raw_pixels_are_an_input_of_type_uint8(tmp_path, checkpoint):
     assert model.config["input"] == [{"name": "images", "data_type": "TYPE_UINT8", "dims": ["32", "32", "3"]}]
 
 
-def test_several_keep_ratios_stand_behind_a_router_with_the_plain_name(tmp_path, checkpoint):
+def test_several_keep_ratios_are_behind_a_router_with_the_plain_name(tmp_path, checkpoint):
     export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="cats"), load=RATIOS)
     models = {model.name: model for model in read_repository(tmp_path / "repo")}
     assert set(models) == {"cats-0.5", "cats-0.75"}
     assert all(model.routers == ("cats",) and model.keep_ratio == name[5:] for name, model in models.items())
     choice = read_pbtxt(tmp_path / "repo/cats/config.pbtxt")["parameters"]["models"]["string_value"]
-    assert list(json.loads(choice).values()) == ["cats-0.75", "cats-0.5"]           # the first is the default
+    # The first is the default.
+    assert list(json.loads(choice).values()) == ["cats-0.75", "cats-0.5"]
     assert models["cats-0.75"].servable.facts.keep_counts > models["cats-0.5"].servable.facts.keep_counts
     text = (tmp_path / "repo/README.md").read_text()
-    assert "0.75 where a request names none" in text and "`cats-0.5-images`" in text
+    assert "0.75 by default" in text and "`cats-0.5-images`" in text
 
 
 def test_an_engine_brings_its_profiles_and_cuda_graphs(tmp_path):
@@ -102,7 +103,8 @@ def test_a_version_compatible_plan_puts_tritons_option_into_the_lines_that_start
     assert "only with the version of TensorRT that built it" not in text
     export_repository(plan_file(tmp_path), tmp_path / "repo", ServingConfig(name="fixed"))
     text = (tmp_path / "repo/README.md").read_text()
-    assert all(FLAG in line for line in starts(text))                      # one such model among others is enough
+    # One such model is enough.
+    assert all(FLAG in line for line in starts(text))
     assert "`dyvit inspect fixed/1/model.plan`" in text and "The plan of `fixed` was" not in text
 
 
@@ -120,7 +122,7 @@ def test_the_engine_that_is_inspected_for_its_version_is_one(tmp_path, checkpoin
     assert "`dyvit inspect engine/1/model.plan`" in (tmp_path / "repo/README.md").read_text()
 
 
-def test_a_repository_without_an_engine_says_nothing_of_engines(tmp_path, checkpoint):
+def test_the_readme_of_a_repository_without_an_engine_mentions_none(tmp_path, checkpoint):
     export_repository(checkpoint, tmp_path / "repo")
     text = (tmp_path / "repo/README.md").read_text()
     assert not [word for word in ("TensorRT", "--gpus", "profiles", FLAG) if word in text]
@@ -165,7 +167,7 @@ def test_a_plan_without_its_facts_or_with_those_of_another_is_refused(tmp_path):
         read_servable(plan)
 
 
-def test_a_name_is_taken_once_and_versions_stand_side_by_side(tmp_path, checkpoint):
+def test_a_name_is_taken_once_and_versions_are_side_by_side(tmp_path, checkpoint):
     repo = tmp_path / "repo"
     export_repository(checkpoint, repo)
     before = sorted(path.relative_to(repo) for path in repo.rglob("*"))
@@ -207,7 +209,7 @@ def test_the_limit_of_pixels_and_other_settings_are_the_users(tmp_path, checkpoi
     assert len(read_repository(tmp_path / "repo")) == 1
 
 
-def test_models_of_others_in_the_repository_are_left_alone(tmp_path, checkpoint):
+def test_foreign_models_in_the_repository_are_left_alone(tmp_path, checkpoint):
     repo = tmp_path / "repo"
     export_repository(checkpoint, repo, ServingConfig(name="m"))
     (repo / "theirs" / "1").mkdir(parents=True)

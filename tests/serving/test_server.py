@@ -1,4 +1,4 @@
-"""Servers that are missing, too old, broken or in the way: one sentence each."""
+"""Servers that are missing, too old, broken, or occupy a port: one sentence each."""
 import http.server
 import json
 import os
@@ -34,7 +34,7 @@ def script(path, text):
 
 @pytest.fixture
 def answering(request):
-    """A server that is no Triton: every path gives the same JSON."""
+    """A server that is not a Triton: every path gives the same JSON."""
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = json.dumps(request.param).encode()
@@ -64,8 +64,8 @@ def test_a_missing_server_comes_with_the_command_that_installs_one(monkeypatch, 
 def test_an_environment_with_numpy_2_is_refused_because_it_would_give_wrong_tensors(tmp_path):
     packages = tmp_path / "env/lib/site-packages"
     script(packages / "pytriton/tritonserver/bin/tritonserver", "")
-    told = json.dumps(["2.4.6", "3.11", "/lib", str(packages)])
-    script(tmp_path / "env/bin/python", f"#!/bin/sh\necho '{told}'\n")
+    probed = json.dumps(["2.4.6", "3.11", "/lib", str(packages)])
+    script(tmp_path / "env/bin/python", f"#!/bin/sh\necho '{probed}'\n")
     with pytest.raises(BackendError, match=r"numpy 2\.4\.6.*pip install 'numpy<2'"):
         find_triton(tmp_path / "env")
 
@@ -103,7 +103,7 @@ def test_a_port_that_is_taken_is_named(tmp_path, repository, monkeypatch):
         Ports.from_first(0)
 
 
-def test_a_server_that_stops_at_once_tells_why(tmp_path, repository):
+def test_a_server_that_stops_at_once_is_an_error_with_the_reason(tmp_path, repository):
     fake = script(tmp_path / "bin/tritonserver", "#!/bin/sh\necho 'error: creating server: no luck'\nexit 1\n")
     with pytest.raises(BackendError, match="Triton stopped: error: creating server: no luck"), \
             Server(find_triton(fake), repository, Ports.from_first(None)):
@@ -131,7 +131,7 @@ def test_a_graph_that_fits_no_profile_is_not_the_reason_for_a_failure(tmp_path, 
         pass
 
 
-def test_a_server_that_lacks_a_backend_gets_a_stand_in_and_says_so(tmp_path):
+def test_a_server_that_lacks_a_backend_gets_a_stand_in_with_a_note(tmp_path):
     fake = script(tmp_path / "bin/tritonserver", "")
     (tmp_path / "backends/python").mkdir(parents=True)
     triton = find_triton(fake)
@@ -140,7 +140,8 @@ def test_a_server_that_lacks_a_backend_gets_a_stand_in_and_says_so(tmp_path):
         assert (folder / "onnxruntime/model.py").read_text() == server.STAND_IN.read_text()
     (tmp_path / "backends/onnxruntime").mkdir()
     with server.backend_folder(triton, ["onnxruntime"]) as folder:
-        assert folder == triton.backends                                    # its own are taken where it has them
+        # The server's own folder is used if it lacks nothing.
+        assert folder == triton.backends
 
 
 @pytest.mark.parametrize("options, words", [
@@ -156,7 +157,7 @@ def test_options_that_would_do_nothing_are_refused(repository, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("url", ["localhost:http", "no such host:1", "[::1"])
-def test_an_address_that_is_none_is_one_sentence(repository, url):
+def test_an_invalid_address_is_one_sentence(repository, url):
     result = dyvit("serve", repository, "--check", "--url", url)
     assert result.exit_code == 1 and "check the address" in result.output
 

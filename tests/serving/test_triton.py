@@ -1,4 +1,4 @@
-"""A real Triton Inference Server on repositories as they are written, its answers against the local runner."""
+"""A real Triton Inference Server on exported repositories; its outputs are compared with the local runner."""
 import contextlib
 import io
 import os
@@ -35,11 +35,12 @@ from dyvit_deploy.serving.config import ServeConfig, ServingConfig
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.pbtxt import MAX_PIXELS
 from dyvit_deploy.serving.repository import VERSION_COMPATIBLE, read_repository
-from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, answers, find_triton
+from dyvit_deploy.serving.server import LOOPBACK, Ports, Server, find_triton, responds
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
 pytestmark = [pytest.mark.triton, needs_triton]
-EXACT = 1e-5                                # fp32, the same runtime on both sides
+# Float32 with the same runtime on both sides.
+EXACT = 1e-5
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repository(checkpoint, tmp_path_factory):
-    """A model that tells its tokens, and two keep ratios of uint8 input behind a router."""
+    """A model with kept tokens as outputs, and two keep ratios of uint8 input behind a router."""
     folder = tmp_path_factory.mktemp("served") / "repository"
     export_repository(checkpoint, folder, ServingConfig(name="one", max_batch=16),
                       DeployConfig(export=ExportConfig(with_tokens=True)))
@@ -95,8 +96,8 @@ def files(*contents):
 
 
 def statistics(address, name):
-    [told] = address.get(f"/v2/models/{name}/stats")["model_stats"]
-    return np.array([told["inference_count"], told["execution_count"]])
+    [statistics] = address.get(f"/v2/models/{name}/stats")["model_stats"]
+    return np.array([statistics["inference_count"], statistics["execution_count"]])
 
 
 def test_every_way_of_sending_images_gives_what_the_local_runner_gives(repository, served, tmp_path):
@@ -107,7 +108,7 @@ def test_every_way_of_sending_images_gives_what_the_local_runner_gives(repositor
     assert max(row.parity.max_error for row in report.answers) <= EXACT
     console = Console(file=io.StringIO(), width=160)
     console.print(report.table())
-    assert len(report.refused) == 5 and "refused, and went on: a batch above" in console.file.getvalue()
+    assert len(report.refused) == 5 and "refused without harm to the server: a batch above" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -138,7 +139,7 @@ def test_every_kind_of_pixel_becomes_rgb_as_here(repository, served, images, mod
     np.testing.assert_allclose(found, local(repository, "one", [pixels]).logits, atol=EXACT)
 
 
-def test_the_router_takes_the_ratio_that_is_asked_for_and_else_the_highest(repository, served, images):
+def test_the_router_takes_the_requested_ratio_and_else_the_highest(repository, served, images):
     highest, lowest = (local(repository, f"two-{ratio}", images[:1]).logits for ratio in ("0.9", "0.5"))
     assert np.abs(highest - lowest).max() > 1e-3
     asked = [(None, highest), ({"keep_ratio": "0.9"}, highest), ({"keep_ratio": "0.50"}, lowest)]
@@ -200,7 +201,7 @@ def as_kind(kind):
 
 
 def huge():
-    """A PNG that promises more pixels than the limit, and has none."""
+    """A PNG whose header has more pixels than the limit, and which has no data."""
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     side = int(MAX_PIXELS ** 0.5) + 10
@@ -243,14 +244,15 @@ def test_clients_that_go_away_in_the_middle_leave_the_others_alone(served, image
             connection.sendall(head + b'{"inputs"')
     with Client(served[1]) as client:
         client.infer("one-images", files(encode(images[0])), ["logits"])
-    assert answers(f"http://{served[1].http}/v2/health/ready")
+    assert responds(f"http://{served[1].http}/v2/health/ready")
 
 
 def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, images):
     repository = tmp_path / "repository"
     export_repository(checkpoint, repository, ServingConfig(name="m"))
     old, failures, seen = local(repository, "m", images[:1]).logits[0], [], []
-    other = tiny_checkpoint(tmp_path, seed=1)                               # only the answers tell them apart
+    # The two versions differ only in their outputs.
+    other = tiny_checkpoint(tmp_path, seed=1)
     with serving(repository, "--model-control-mode=poll", "--repository-poll-secs=1") as (_, address):
         done = threading.Event()
 
@@ -278,7 +280,7 @@ def test_a_new_version_takes_over_and_no_request_is_lost(checkpoint, tmp_path, i
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_serve_goes_on_until_it_is_stopped_and_leaves_no_process(repository, end):
+def test_serve_runs_until_it_is_stopped_and_leaves_no_process(repository, end):
     port = three_free_ports()
     command = [sys.executable, "-m", "dyvit_deploy", "serve", str(repository), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -286,10 +288,10 @@ def test_serve_goes_on_until_it_is_stopped_and_leaves_no_process(repository, end
             if line.startswith("Serving "):
                 break
         assert f"127.0.0.1:{port}" in line and "two-0.9-images" in line
-        assert answers(f"http://127.0.0.1:{port}/v2/models/two/ready")
+        assert responds(f"http://127.0.0.1:{port}/v2/models/two/ready")
         process.send_signal(end)
         assert process.wait(HANGS) == 130
-    assert not answers(f"http://127.0.0.1:{port}/v2/health/live")
+    assert not responds(f"http://127.0.0.1:{port}/v2/health/live")
     assert not [place for place in Path("/proc").glob("[0-9]*/cmdline") if _has(place, f"--http-port={port}")]
 
 
@@ -304,7 +306,8 @@ def three_free_ports():
 def _has(place, text):
     try:
         return text.encode() in place.read_bytes()
-    except OSError:                                                         # it ended meanwhile
+    # The process has ended meanwhile.
+    except OSError:
         return False
 
 
@@ -341,7 +344,7 @@ def test_an_engine_passes_the_servers_validation_and_lacks_only_its_backend(tmp_
 
 def test_a_server_takes_the_option_of_version_compatible_plans(served):
     assert VERSION_COMPATIBLE.encode() in Path(f"/proc/{served[0].pid}/cmdline").read_bytes().split(b"\0")
-    assert answers(f"http://{served[1].http}/v2/health/ready")
+    assert responds(f"http://{served[1].http}/v2/health/ready")
 
 
 def test_openvino_models_are_served_too(checkpoint, tmp_path):
@@ -365,7 +368,8 @@ def perf_analyzer(tmp_path):
         return found, os.environ
     found = Path(os.environ["DYVIT_TRITON"]) / "bin" / "perf_analyzer"
     for library in Path(os.environ["DYVIT_TRITON"]).glob("lib/*/site-packages/nvidia_pytriton.libs/lib*"):
-        for name in ("libcudart.so.12", "libb64.so.0d"):                    # which the server's package renames
+        # The server's package renames these libraries.
+        for name in ("libcudart.so.12", "libb64.so.0d"):
             if library.name.startswith(name.split(".")[0] + "-"):
                 (tmp_path / name).symlink_to(library)
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}

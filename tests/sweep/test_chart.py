@@ -1,4 +1,4 @@
-"""The Pareto chart: what each mark means, and where labels may stand."""
+"""The Pareto chart: the meaning of the marks, and the places of labels."""
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +25,8 @@ def test_labels_of_points_in_a_corner_stay_inside_the_axes(x, y):
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1))
     row = SimpleNamespace(keep_ratio=0.7, precision="int8", pareto=True)
-    _label(axes, [(row, x, y)] * 8)                  # more than there is room for
+    # More labels than fit.
+    _label(axes, [(row, x, y)] * 8)
     rooms = [text.get_window_extent(figure.canvas.get_renderer()) for text in axes.texts]
     assert rooms and all(axes.bbox.contains(room.x0, room.y0) and axes.bbox.contains(room.x1, room.y1)
                          for room in rooms)

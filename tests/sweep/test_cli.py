@@ -1,4 +1,4 @@
-"""`dyvit sweep` as it is typed, on a tiny checkpoint, with nothing replaced but tolerances and repeated exports."""
+"""The command `dyvit sweep` on a tiny checkpoint; only tolerances and repeated exports are replaced."""
 import json
 import os
 import shlex
@@ -54,7 +54,8 @@ def test_sweep_resume_target_and_the_command_that_makes_the_best(files, tmp_path
         again = tmp_path / words[-1].rsplit("/", 1)[-1]
         assert dyvit(*words[1:-1], again).exit_code == 0 and sha256(again) == sha256(out / again.name)
 
-    result = dyvit("sweep", "-o", out, "--target", "latency_ms_p99<=1e-6")  # the checkpoint is known
+    # The checkpoint is recorded in the folder.
+    result = dyvit("sweep", "-o", out, "--target", "latency_ms_p99<=1e-6")
     assert result.exit_code == 1 and "FAILED No artifact meets latency_ms_p99<=1e-06; the closest is" in result.output
 
 

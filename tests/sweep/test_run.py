@@ -1,4 +1,4 @@
-"""What a sweep does, and above all what it does not do twice."""
+"""A sweep: its steps, and that it repeats none of them."""
 import io
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ class Verdict(SimpleNamespace):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Stands in for the stages; `calls` counts them, `rejected` and `broken` name files that fail."""
+    """Fakes of the stages; `calls` counts them, `rejected` and `broken` name files that fail."""
     calls, rejected, broken = [], set(), {}
 
     def export(checkpoint, path, config, load, progress):
@@ -97,21 +97,24 @@ def test_everything_is_measured_once_and_times_are_taken_in_one_call_per_batch(m
     json.dumps(report.to_json(), allow_nan=False)
 
     fake.calls.clear()
-    again = run_sweep(made[0], tmp_path)                                        # the settings are those of before
+    # Uses the settings of the previous sweep.
+    again = run_sweep(made[0], tmp_path)
     assert fake.calls == [] and again.rows == report.rows and again.config == report.config
     assert again.to_json() == report.to_json()
 
 
-def test_only_what_is_missing_is_done_and_the_notes_tell_of_two_runs(made, fake, tmp_path):
+def test_only_missing_results_are_measured_and_a_note_names_the_two_runs(made, fake, tmp_path):
     run_sweep(made[0], tmp_path, config(made))
     fake.calls.clear()
     report = run_sweep(made[0], tmp_path, recall(tmp_path, dict(keep_ratios=(1.0, 0.5, 0.7), batches=(2, 4))))
     new = "keep0.7-fp32-onnx.onnx", "keep0.7-int8-onnx.onnx"
     assert {c[1] for c in fake.calls if c[0] == "export"} == set(new)
     second, fourth = (c[1:] for c in fake.calls if c[0] == "bench")
-    assert second == ((2,), new) and len(fourth[1]) == 6                   # nobody was timed at batch 4
+    # At batch 4 nothing had been timed before.
+    assert second == ((2,), new) and len(fourth[1]) == 6
     assert any("stem from 2 runs" in note for note in report.notes)
-    assert {row.batch for row in report.rows} == {2, 4}                    # what was asked for now
+    # Only the batch sizes of the last call.
+    assert {row.batch for row in report.rows} == {2, 4}
 
 
 @pytest.mark.parametrize("change, stages", [
@@ -174,7 +177,7 @@ def test_what_fails_is_skipped_with_its_reason_but_a_full_disk_is_not(made, fake
         run_sweep(made[0], tmp_path)
 
 
-def test_an_artifact_that_does_not_run_costs_the_others_nothing(made, fake, tmp_path, monkeypatch):
+def test_an_artifact_that_does_not_run_does_not_stop_the_others(made, fake, tmp_path, monkeypatch):
     name, timed = "keep0.5-int8-onnx.onnx", run_module.benchmark
 
     def benchmark(paths, config, **options):
@@ -268,20 +271,21 @@ def test_each_option_that_is_left_out_is_as_it_was(made, fake, tmp_path):
     assert recalled == CalibrationConfig(made[1], images=32, method="max")
 
 
-def test_the_report_names_the_machine_and_says_when_it_is_another(made, fake, tmp_path, monkeypatch):
+def test_the_report_names_the_machine_and_notes_when_it_is_another(made, fake, tmp_path, monkeypatch):
     def on(cores):
         values = {"processor": "Quick 9", "logical_cores": cores, "gpu": None}
         monkeypatch.setattr(run_module, "machine", lambda: values)
         return values
 
-    def said(report):
+    def printed(report):
         console = Console(file=io.StringIO(), width=200)
         console.print(report.table())
-        return " ".join(console.file.getvalue().split())                   # titles wrap
+        # Joined, because titles wrap.
+        return " ".join(console.file.getvalue().split())
 
     before = on(4)
     first = run_sweep(made[0], tmp_path, config(made, batches=(1,)))
-    assert "; Quick 9, 4 cores" in said(first)
+    assert "; Quick 9, 4 cores" in printed(first)
     [run] = first.to_json()["runs"]
     assert run["machine"] == before and run["run"] == first.rows[0].run and "numpy" in run["versions"] and run["at"]
     assert not any("machine" in note for note in first.notes)
@@ -290,7 +294,7 @@ def test_the_report_names_the_machine_and_says_when_it_is_another(made, fake, tm
     assert any("stem from 2 runs on different machines" in note for note in again.notes)
     assert ("Rows of run 0 were measured on another machine (Quick 9, 4 cores); pass a new -o to measure here."
             in again.notes)
-    assert "; Quick 9, 4 cores; Quick 9, 8 cores" in said(again) and " run " in said(again)
+    assert "; Quick 9, 4 cores; Quick 9, 8 cores" in printed(again) and " run " in printed(again)
     assert [run["run"] for run in again.to_json()["runs"]] == [0, 1]
 
 
@@ -333,7 +337,7 @@ def test_without_labels_the_dense_model_is_the_measure_and_noise_is_no_evidence(
     (dict(precisions=("int9",)), "Did you mean 'int8'"), (dict(backends=("onxx",)), "Did you mean 'onnx'"),
     (dict(batches=(0,)), "at least 1"), (dict(seconds=0), "positive"), (dict(seconds=float("nan")), "positive"),
     (dict(threads=-1), "0 \\(all cores\\)"), (dict(images=0), "At least 1 image")])
-def test_values_that_cannot_be_meant_are_refused(values, words):
+def test_invalid_values_are_refused(values, words):
     with pytest.raises(ConfigError, match=words):
         SweepConfig(**values)
 
@@ -345,10 +349,10 @@ def test_the_same_value_twice_is_one_and_file_names_are_their_own():
     assert SweepConfig.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
 
 
-def test_progress_is_told_and_never_printed(made, fake, tmp_path, capsys):
-    said = []
-    run_sweep(made[0], tmp_path, config(made), progress=Progress(said.append))
-    assert said[0] == "1 of 4: keep1.0-fp32-onnx.onnx" and "timing 4 artifacts at batch 1" in said[4]
+def test_progress_goes_to_the_callback_and_is_never_printed(made, fake, tmp_path, capsys):
+    printed = []
+    run_sweep(made[0], tmp_path, config(made), progress=Progress(printed.append))
+    assert printed[0] == "1 of 4: keep1.0-fp32-onnx.onnx" and "timing 4 artifacts at batch 1" in printed[4]
     assert capsys.readouterr().out == ""
 
 

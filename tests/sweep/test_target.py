@@ -29,7 +29,8 @@ def beats(a, b):
 @pytest.mark.parametrize("seed", range(20))
 def test_no_member_of_the_front_is_beaten_and_every_other_point_is(seed):
     rng = random.Random(seed)
-    points = [(float(rng.randint(1, 8)), rng.randint(1, 8) / 8) for _ in range(rng.randint(1, 30))]  # with ties
+    # Coarse values, so that there are ties.
+    points = [(float(rng.randint(1, 8)), rng.randint(1, 8) / 8) for _ in range(rng.randint(1, 30))]
     front = pareto_front(points)
     for i, point in enumerate(points):
         assert any(beats(other, point) for other in points) == (i not in front)
@@ -42,7 +43,7 @@ def test_the_front_of_nothing_is_empty():
 
 @pytest.mark.parametrize("relation, met", [("<=", (True, True, False)), ("<", (True, False, False)),
                                            (">=", (False, True, True)), (">", (False, False, True))])
-def test_targets_are_met_as_they_read(relation, met):
+def test_targets_use_their_relation(relation, met):
     [target] = parse_targets([f"latency_ms_p50 {relation} 10"])
     assert tuple(target.met(row(ms)) for ms in (9.0, 10.0, 11.0)) == met
     assert all((target.miss(row(ms)) == 0) >= target.met(row(ms)) for ms in (9.0, 10.0, 11.0))
@@ -59,10 +60,10 @@ def test_targets_come_one_by_one_or_with_commas_and_fractions_in_percent():
     ("latency_ms_p98<=2", "Did you mean 'latency_ms_p99'"), ("latency_ms_p99", "METRIC<=NUMBER"),
     ("", "METRIC<=NUMBER"), ("latency_ms_p99=2", "METRIC<=NUMBER"), ("latency_ms_p99<=fast", "METRIC<=NUMBER"),
     ("top1>=97", "97%"),
-    ("top1>=197%", "from 0 to 1"), ("speedup>=50%", "no share"), ("command<=3", "Unknown metric"),
+    ("top1>=197%", "from 0 to 1"), ("speedup>=50%", "not a fraction"), ("command<=3", "Unknown metric"),
     ("latency_ms_p99<=nan", "METRIC<=NUMBER"), ("latency_ms_p99<=1e999", "must be finite"),
     ("size_mib>=-1e999", "must be finite"), ("top1>=0.5,,", "METRIC<=NUMBER")])
-def test_what_is_no_target_is_refused(text, words):
+def test_a_text_that_is_not_a_target_is_refused(text, words):
     with pytest.raises(ConfigError, match="(?s)" + words.replace("(", r"\(")):
         parse_targets([text])
 

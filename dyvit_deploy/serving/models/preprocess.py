@@ -1,6 +1,6 @@
-"""Triton Python model: encoded (JPEG, PNG, WebP) or raw images in, what the model takes out.
+"""Triton Python model: converts encoded (JPEG, PNG, WebP) or raw images to the input of the model.
 
-It runs inside a server without dyvit: `preprocess.py` beside it is dyvit's own file, copied.
+It runs inside a server without dyvit: `preprocess.py` beside it is a copy of dyvit's own file.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import triton_python_backend_utils as triton
 from PIL import Image
 from preprocess import normalise, resize_and_crop
 
-# Others that Pillow knows start programs (EPS) or hide their size (ICO), which is nothing for strangers' files.
+# Other formats of Pillow are unsafe for untrusted files: they start programs (EPS) or hide their size (ICO).
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 
@@ -26,11 +26,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self._spec = json.loads(parameters["spec"]["string_value"], object_hook=lambda d: SimpleNamespace(**d))
-        # Pillow decodes outside Python's lock.
+        # Threads help, because Pillow releases Python's lock while it decodes.
         self._pool = ThreadPoolExecutor(self._spec.threads)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        # All are started before the first result is awaited, so that they overlap.
+        # All requests are started first, so that they overlap.
         started = [self._start(request) for request in requests]
         return [self._finish(images) for images in started]
 
@@ -52,7 +52,7 @@ class TritonPythonModel:
         image = read()
         if not image.width * image.height:
             raise ValueError("it has no pixels")
-        # Known from the header, before decoding.
+        # The size is known from the header, before the image is decoded.
         if image.width * image.height > self._spec.max_pixels:
             raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {self._spec.max_pixels} "
                              "allowed")
@@ -64,7 +64,7 @@ class TritonPythonModel:
         for number, image in enumerate(images):
             try:
                 pixels.append(image.result())
-            # An exception that reaches Triton would fail every request of the batch.
+            # An exception that reaches Triton would fail all requests of the batch.
             except Exception as error:
                 text = f"image {number} of the request cannot be read: {error}"
                 return triton.InferenceResponse(error=triton.TritonError(text, triton.TritonError.INVALID_ARG))
