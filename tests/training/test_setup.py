@@ -112,7 +112,7 @@ def test_training_takes_the_fabric_in_lightning_where_that_is_the_only_one(bundl
 
 def test_without_either_train_names_the_pip_command(tmp_path):
     code = ("import sys; sys.modules['lightning_fabric'] = sys.modules['lightning'] = None; "
-            "from dyvit_deploy.cli import main; main()")
+            "from dyvit_deploy.cli.main import main; main()")
     done = subprocess.run([sys.executable, "-c", code, "train", "--model", "digits-s", "--data", "digits", "-o",
                            str(tmp_path / "run")], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
