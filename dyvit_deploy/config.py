@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import ConfigError
-from .options import JsonConfig, check_choice, option, switches
+from .settings.fields import JsonConfig, check_choice, option, switches
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -5,7 +5,7 @@ import pytest
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig, parse_capability
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.options import command_flags
+from dyvit_deploy.settings.fields import command_flags
 
 
 @pytest.mark.parametrize("text, sizes", [("1:8:32", (1, 8, 32)), ("4", (4, 4, 4))])

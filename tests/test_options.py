@@ -17,11 +17,11 @@ from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.evaluation.config import EvalConfig
 from dyvit_deploy.export.config import ExportConfig
-from dyvit_deploy.options import OPTIONS, JsonConfig, command_flags
 from dyvit_deploy.parity.config import CheckConfig
 from dyvit_deploy.predict.config import PredictConfig
 from dyvit_deploy.report.config import ReportConfig
 from dyvit_deploy.serving.config import ServeConfig, ServingConfig
+from dyvit_deploy.settings.fields import OPTIONS, JsonConfig, command_flags
 from dyvit_deploy.sweep.grid import SweepConfig
 from dyvit_deploy.training.plan import TrainConfig
 from dyvit_deploy.visualization.config import VisualizeConfig

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dyvit_deploy"
 # From the ground up: a file imports from the lines above its own only, and rooms of one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"optional", "options"},
+    {"optional", "settings"},
     {"config"},
     {"artifacts", "machine"},
     {"data", "graph"},
@@ -26,7 +26,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-MODULES = {"__init__", "__main__", "config", "errors", "optional", "options"}
+MODULES = {"__init__", "__main__", "config", "errors", "optional"}
 # Each reads an artifact and writes the next one.
 STAGES = {"training", "export", "calibration", "engine"}
 TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}

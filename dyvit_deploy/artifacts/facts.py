@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import ModelConfig, PruneConfig
 from ..errors import ArtifactError, ConfigError
-from ..options import JsonConfig
+from ..settings.fields import JsonConfig
 
 METADATA_KEY = "dyvit"
 FORMAT = 1

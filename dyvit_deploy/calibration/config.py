@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..config import METHODS, PRECISIONS, TARGETS
 from ..errors import ConfigError
-from ..options import JsonConfig, option, switches
+from ..settings.fields import JsonConfig, option, switches
 
 
 @dataclass(frozen=True)

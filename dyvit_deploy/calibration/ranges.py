@@ -18,7 +18,7 @@ from rich.text import Text
 from ..artifacts.files import require_file, write_json
 from ..config import METHODS, Preprocess
 from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
-from ..options import JsonConfig
+from ..settings.fields import JsonConfig
 
 FORMAT = 1
 RANGES_KIND = "dyvit ranges"

@@ -19,11 +19,11 @@ from ..errors import ConfigError, did_you_mean
 from ..graph.names import on_score_path
 from ..graph.read import Product, load_graph, matrix_products
 from ..optional import require
-from ..options import ALIASES
 from ..parity.kept_tokens import stage_overlaps
 from ..parity.tolerance import relative_error
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.ort import OrtRunner
+from ..settings.fields import ALIASES
 from .collect import examine, float32_facts, ranges_for
 from .config import CalibrationConfig
 from .policy import part_of, quantizable

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import HALF, QUANTIZED
 from ..errors import ConfigError, did_you_mean
 from ..machine.hardware import LEAST_CAPABILITY
-from ..options import SHORT
+from ..settings.fields import SHORT
 from .config import PrecisionConfig
 
 FORMAT_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".plan", "rtx": ".plan"}

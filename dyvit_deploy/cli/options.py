@@ -13,7 +13,7 @@ import click
 from ..artifacts.files import check_target
 from ..config import LoadConfig
 from ..errors import ConfigError
-from ..options import OPTIONS, FieldOptions, JsonConfig, Kind, Option, flags_of, kind_of, write_value
+from ..settings.fields import OPTIONS, FieldOptions, JsonConfig, Kind, Option, flags_of, kind_of, write_value
 from ..training.recipe import FIELDS, values_of
 
 F = TypeVar("F", bound=Callable[..., Any])

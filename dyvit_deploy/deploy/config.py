@@ -7,7 +7,7 @@ from ..calibration.config import CalibrationConfig, PrecisionConfig
 from ..calibration.targets import FORMATS, REPOSITORY
 from ..engine.config import BuildConfig
 from ..export.config import ExportConfig
-from ..options import JsonConfig, option
+from ..settings.fields import JsonConfig, option
 
 
 @dataclass(frozen=True)

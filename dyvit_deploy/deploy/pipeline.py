@@ -31,11 +31,11 @@ from ..export.openvino import write_openvino
 from ..graph.read import keep_outputs, load_graph, product_precisions, set_facts, summary
 from ..machine.openvino import cpu_has_bfloat16
 from ..optional import require
-from ..options import command_flags
 from ..parity.compare import ParityReport, check_artifacts, compare
 from ..parity.config import CheckConfig
 from ..runners.open import open_runner
 from ..runners.openvino import OpenVINORunner
+from ..settings.fields import command_flags
 from .config import DeployConfig
 from .dense import benchmark
 from .on_device import place_engine

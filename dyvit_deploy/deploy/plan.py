@@ -13,7 +13,7 @@ from ..engine.commands import polygraphy_line, trtexec_line
 from ..engine.layers import WIDTH
 from ..engine.library import LIBRARY_SPECS
 from ..graph.read import Tensor
-from ..options import command_flags
+from ..settings.fields import command_flags
 from .config import DeployConfig
 
 

@@ -22,7 +22,7 @@ from ..errors import ArtifactError, BackendError, ConfigError, ExportError
 from ..graph.names import node_labels
 from ..graph.read import Tensor, computed_operands, graph_facts, graph_tensors, load_graph, product_precisions, summary
 from ..machine.hardware import gpu, system
-from ..options import command_flags
+from ..settings.fields import command_flags
 from .commands import polygraphy_line, trtexec_line
 from .config import BatchProfile, BuildConfig
 from .layers import (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..options import OPTIONS, FieldOptions, JsonConfig, Kind, Option, option
+from ..settings.fields import OPTIONS, FieldOptions, JsonConfig, Kind, Option, option
 
 # Builder optimization levels of TensorRT.
 OPTIMIZATION_LEVELS = range(6)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..graph.names import node_label
-from ..options import JsonConfig
+from ..settings.fields import JsonConfig
 from .network import where
 
 # The inspector's names of data types; TensorRT 10 appends the memory format, as in "Half:linear".

@@ -10,7 +10,7 @@ from typing import Any
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import atomic_write, sha256, write_json
 from ..errors import ArtifactError, ConfigError
-from ..options import JsonConfig
+from ..settings.fields import JsonConfig
 from .config import BatchProfile, BuildConfig
 from .layers import EngineLayer
 from .library import library_spec

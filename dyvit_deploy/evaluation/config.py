@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import device_option
-from ..options import JsonConfig, option
+from ..settings.fields import JsonConfig, option
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..config import MAX_K
-from ..options import JsonConfig, check_choice, option
+from ..settings.fields import JsonConfig, check_choice, option
 
 INPUTS = ("float32", "uint8")
 GATHERS = ("auto", "elements", "nd")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import device_option
 from ..errors import ConfigError
-from ..options import JsonConfig, option
+from ..settings.fields import JsonConfig, option
 
 RUNNERS = ("local", "ray")
 

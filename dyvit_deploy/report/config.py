@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..options import JsonConfig, option
+from ..settings.fields import JsonConfig, option
 
 # Images that fit on a page.
 MOST = 100

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..options import JsonConfig, option, switches
+from ..settings.fields import JsonConfig, option, switches
 
 
 @dataclass(frozen=True)

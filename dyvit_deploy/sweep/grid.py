@@ -14,7 +14,7 @@ from ..engine.config import BatchProfile, BuildConfig
 from ..errors import BackendError, ConfigError
 from ..export.config import ExportConfig
 from ..machine.hardware import gpu
-from ..options import SHORT, JsonConfig, option
+from ..settings.fields import SHORT, JsonConfig, option
 
 T = TypeVar("T", bound=JsonConfig)
 

@@ -12,7 +12,7 @@ from ..artifacts.files import is_timm, require_source, sha256, write_json
 from ..calibration.config import CalibrationConfig
 from ..config import LoadConfig
 from ..errors import ArtifactError, ConfigError
-from ..options import JsonConfig
+from ..settings.fields import JsonConfig
 from .grid import GridPoint, SweepConfig, changed, filled
 
 FORMAT = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..artifacts.facts import ArtifactFacts
 from ..config import KeepRequest, device_option, image_size_option
-from ..options import option
+from ..settings.fields import option
 from .recipe import RECIPES, Recipe
 
 

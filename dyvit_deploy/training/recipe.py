@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, did_you_mean
 from ..optional import require
-from ..options import OPTIONS, JsonConfig, kind_of, option
+from ..settings.fields import OPTIONS, JsonConfig, kind_of, option
 
 TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
 # How a value is switched off on the command line.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..config import device_option
 from ..errors import ConfigError
-from ..options import JsonConfig, option
+from ..settings.fields import JsonConfig, option
 
 STYLES = ("fade", "outline", "scores")
 STILLS, ANIMATIONS = ("png", "svg"), ("gif", "webp")

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.options import OPTIONS
+from dyvit_deploy.settings.fields import OPTIONS
 from dyvit_deploy.training.recipe import FIELDS, RECIPES, Recipe, make_recipe, parse_value, read_recipe, values_of
 
 
