@@ -306,7 +306,7 @@ def test_a_rejected_graph_is_kept_and_no_engine_is_built(tmp_path, monkeypatch):
 BUILD = """
 import json, sys, time
 from dyvit_deploy.engine.build import build_engine
-from dyvit_deploy.machine import peak_mib
+from dyvit_deploy.machine.hardware import peak_mib
 started = time.process_time()
 build_engine(sys.argv[1], sys.argv[2], "rtx")
 print(json.dumps([time.process_time() - started, peak_mib()]))
