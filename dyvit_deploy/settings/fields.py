@@ -56,7 +56,7 @@ def _range(value: Any) -> tuple[float, float]:
 # By the annotation of a field, without `| None`.
 KINDS = {
     "int": Kind("int", "a whole number", int),
-    "float": Kind("float", "a number", float, lambda value: f"{value:.15g}"),
+    "float": Kind("float", "a number", float, lambda value: str(value).removesuffix(".0")),
     "str": Kind("str", "a name", str),
     "str | Path": Kind("str", "a path", str),
     "tuple[int, ...]": _list("int,...", "a list of numbers like 1,2,3", int),
