@@ -42,8 +42,9 @@ def test_every_picture_and_page_that_is_linked_is_there(page):
         assert (page.parent / link).is_file(), link
 
 
+# The exports of the Triton page take a minute, and stand beside the tests of the servers that run them.
 @pytest.mark.parametrize("scenes", SCENES)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param("triton.md", marks=pytest.mark.triton), *PAGES[1:]])
 def test_the_commands_of_a_page_work_as_they_stand(page, scenes, tmp_path, monkeypatch):
     """Those that start a server or Ray are for the next tests."""
     pytest.importorskip(NEEDS.get(page, "dyvit_deploy"))

@@ -19,7 +19,7 @@ from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.runners.open import open_runner
 
-QUICK = dict(seconds=0.2, warmup=1, min_runs=3, memory=False)
+QUICK = dict(seconds=0.05, warmup=1, min_runs=3, memory=False)
 
 
 @pytest.fixture(scope="module")
