@@ -14,7 +14,7 @@ from dyvit_deploy.predict.partial import PartialFile
 # Says so and waits to be stopped in the middle of a batch, after so many others.
 WAITING = """
 import sys, threading
-from dyvit_deploy.prediction.predictor import Predictor
+from dyvit_deploy.predict.predictor import Predictor
 was, left = Predictor.predict, [int(sys.argv[1])]
 def predict(self, images):
     if not left[0]:
