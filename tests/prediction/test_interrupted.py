@@ -14,10 +14,10 @@ from dyvit_deploy.predict.partial import PartialFile
 
 SLOWLY = """
 import sys, time
-from dyvit_deploy.prediction.predictor import Predictor
+from dyvit_deploy.predict.predictor import Predictor
 fast = Predictor.predict
 Predictor.predict = lambda self, images: (time.sleep(0.1), fast(self, images))[1]
-from dyvit_deploy.cli import main
+from dyvit_deploy.cli.main import main
 main(sys.argv[1:])
 """
 
