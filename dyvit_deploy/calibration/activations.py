@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,32 +9,34 @@ from numpy.typing import NDArray
 
 from ..data.images import Batch, ImageSet, Track, no_track
 from ..errors import DataError
-from ..graph.read import load_graph
+from ..graph.read import Graph
 from ..runners.ort import OrtRunner
 
-BATCH = 4                                   # images in memory at a time, with all that is watched of them
+# Images in memory at a time, with all that is watched of them.
+BATCH = 4
 
 
-def stream_activations(path: str | Path, images: ImageSet, tensors: Sequence[str], track: Track[Any] = no_track,
+def stream_activations(graph: Graph, images: ImageSet, tensors: Sequence[str], track: Track[Any] = no_track,
                        what: str = "calibrating") -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
-    """Batches of `images`, each with the named `tensors` of the float32 ONNX file `path`.
+    """Batches of `images`, each with the named `tensors` of the float32 `graph`.
 
     Raises:
         DataError: NaN or infinity in a tensor; the image and the layer are named.
     """
-    with OrtRunner(path, device="cpu", watch=tensors) as runner:
+    with OrtRunner(graph, device="cpu", watch=tensors) as runner:
         for batch in track(images.batches(BATCH), what, -(-len(images) // BATCH)):
             found = {tensor: values for tensor, values in runner.tensors(batch.images).items() if tensor in tensors}
             for tensor, values in found.items():
                 if not np.isfinite(values.min()) or not np.isfinite(values.max()):
-                    raise DataError(_complaint(path, tensor, batch, values))
+                    raise DataError(_complaint(graph, tensor, batch, values))
             yield batch, found
 
 
-def _complaint(path: str | Path, tensor: str, batch: Batch, values: NDArray[Any]) -> str:
-    producer = next((n.name for n in load_graph(path).graph.node if tensor in n.output), tensor)
+def _complaint(graph: Graph, tensor: str, batch: Batch, values: NDArray[Any]) -> str:
+    producer = next((n.name for n in graph.proto.graph.node if tensor in n.output), tensor)
     who = f"an image from {batch.names[0]} on"
-    if values.ndim and len(values) == len(batch.names):                    # else it is not of one image
+    # Without a batch dimension, no single image is to blame.
+    if values.ndim and len(values) == len(batch.names):
         who = batch.names[int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).argmax())]
     return (f"{who} makes {producer} give NaN or infinity, so no range can be found; look at that image, or at the "
             "weights of that layer.")

@@ -1,4 +1,4 @@
-"""Collects ranges: streams real images through the float32 graph and watches what flows into each product."""
+"""Collects ranges: runs real images through the float32 graph and records the inputs of each product."""
 from __future__ import annotations
 
 import hashlib
@@ -14,7 +14,7 @@ from ..artifacts.files import require_file
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..errors import DataError
-from ..graph.read import graph_facts, load_graph, weights_fingerprint
+from ..graph.read import Graph, graph_facts, weights_fingerprint
 from ..runners.open import is_checkpoint
 from .activations import BATCH, stream_activations
 from .config import CalibrationConfig
@@ -22,65 +22,75 @@ from .observers import Histogram, threshold
 from .policy import quantizable
 from .ranges import ENOUGH_IMAGES, Ranges, TensorRange, tensor_key
 
-LEAST_IMAGES = 4                            # fewer distinct ones are refused
+# Fewer distinct images are refused.
+LEAST_IMAGES = 4
 # Neighbouring pixels of photos correlate at 0.8 and more, those of noise at 0 (0.15 once it is made smaller).
 NOISE = 0.3
 
 
 def calibrate(path: str | Path, config: CalibrationConfig, track: Track[Any] = no_track) -> Ranges:
-    """Ranges of the float32 ONNX file `path` on `config`'s images, see `collect`; no data is noise.
+    """Ranges of the float32 ONNX file `path` on `config`'s images, see `collect`; without data, on noise.
 
     Raises:
         DataError: not a float32 file of dyvit, too few images, or noise.
     """
-    images = open_calibration(config.data, float32_facts(path).model, config.images)
-    return collect(path, images, examine(images, config.allow_noise), config, track)
+    graph = Graph(path)
+    images = open_calibration(config.data, float32_facts(graph).model, config.images)
+    return collect(graph, images, examine(images, config.allow_noise), config, track)
 
 
-def float32_facts(path: str | Path) -> ArtifactFacts:
-    """The facts of a float32 ONNX file of dyvit; DataError when it is something else."""
+def float32_facts(graph: Graph) -> ArtifactFacts:
+    """The facts of a float32 graph of dyvit; DataError when it is something else."""
+    path = graph.path
     if is_checkpoint(path):
         raise DataError(f"{path} is a checkpoint; export it first: dyvit export {path} -o model.onnx.")
-    facts = graph_facts(load_graph(require_file(path)), str(path))
+    if not graph.in_memory:
+        require_file(path)
+    facts = graph_facts(graph.proto, str(path))
     if facts is None or facts.precision != "float32":
         found = "was not written by dyvit" if facts is None else f"is already {facts.precision}"
         raise DataError(f"{path} {found}; name a float32 graph that dyvit export wrote.")
     return facts
 
 
-def ranges_for(path: str | Path, images: ImageSet, hashes: Sequence[str], config: CalibrationConfig,
+def ranges_for(source: str | Path | Graph, images: ImageSet, hashes: Sequence[str], config: CalibrationConfig,
                track: Track[Any] = no_track) -> Ranges:
-    """The ranges in the file that `config` names, which must be of the graph `path`; else they are collected."""
+    """The ranges in the file that `config` names, which must be of the float32 graph `source`; without such a file
+    they are collected."""
+    graph = Graph.of(source)
     if config.ranges is None:
-        return collect(path, images, hashes, config, track)
-    facts = float32_facts(path)
+        return collect(graph, images, hashes, config, track)
+    facts = float32_facts(graph)
     ranges = Ranges.load(config.ranges)
-    ranges.check_fits(weights_fingerprint(load_graph(path)), facts.model.preprocess, facts.model.image_size)
+    ranges.check_fits(weights_fingerprint(graph.proto), facts.model.preprocess, facts.model.image_size)
     return ranges
 
 
-def collect(path: str | Path, images: ImageSet, hashes: Sequence[str], config: CalibrationConfig = CalibrationConfig(),
-            track: Track[Any] = no_track) -> Ranges:
+def collect(source: str | Path | Graph, images: ImageSet, hashes: Sequence[str],
+            config: CalibrationConfig = CalibrationConfig(), track: Track[Any] = no_track) -> Ranges:
     """Ranges of the inputs of every product that the policy quantizes.
 
-    Images are streamed: one small batch and one histogram per tensor are in memory. `hashes` are what
-    `examine` found.
+    Images are streamed: one small batch and one histogram per tensor are in memory.
+
+    Args:
+        source: the float32 graph, or its file.
+        hashes: what `examine` returned for these images.
 
     Raises:
         DataError: NaN at some layer.
     """
-    proto = load_graph(path)
-    facts = graph_facts(proto, str(path))
+    graph = Graph.of(source)
+    facts = graph_facts(graph.proto, str(graph.path))
     assert facts is not None
-    products = quantizable(proto, config.attention)
+    products = quantizable(graph.proto, config.attention)
     watch = {tensor_key(p.node, i): tensor for p in products for i, tensor in zip(p.activations, p.tensors)}
     histograms = {tensor: Histogram() for tensor in watch.values()}
-    for _, found in stream_activations(path, images, list(histograms), track):
+    for _, found in stream_activations(graph, images, list(histograms), track):
         for tensor, values in found.items():
             histograms[tensor].update(values)
     ranges = {tensor: TensorRange(h.minimum, h.maximum, threshold(h, config.method))
               for tensor, h in histograms.items()}
-    return Ranges(config.method, weights_fingerprint(proto), facts.model.name, facts.model.image_size,
+    return Ranges(config.method, weights_fingerprint(graph.proto), facts.model.name, facts.model.image_size,
                   facts.model.preprocess, images.name, tuple(hashes),
                   {key: ranges[tensor] for key, tensor in watch.items()},
                   library_versions("onnxruntime", "onnxruntime-gpu", "numpy"), tuple(images.skipped))
@@ -114,7 +124,7 @@ def check_images(name: str, hashes: Sequence[str], correlations: Sequence[float]
 
 def neighbour_correlation(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """float64 [B]: correlation of horizontally adjacent pixels of uint8 [B, height, width, 3]; 0 for a blank image."""
-    grey = images.astype(np.float64).mean(axis=3)                          # [B, height, width]
+    grey = images.astype(np.float64).mean(axis=3)  # [B, height, width]
     left, right = (side.reshape(len(images), -1) for side in (grey[:, :, :-1], grey[:, :, 1:]))
     left, right = (side - side.mean(axis=1, keepdims=True) for side in (left, right))
     spread = np.sqrt((left ** 2).sum(axis=1) * (right ** 2).sum(axis=1))

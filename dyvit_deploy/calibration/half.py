@@ -1,7 +1,7 @@
 """float16 and bfloat16 graphs with ModelOpt's AutoCast, chosen on real images.
 
-What stays float32: the keep scores and their TopK, the kept patches (int64), the input and the logits
-unless they are asked for in float16, and every node that comes near float16's largest number on the images.
+The keep scores and their TopK stay float32, the input and the logits too unless float16 is asked for, and every
+node that comes near float16's largest number on the images; the kept patches stay int64.
 """
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ import numpy as np
 from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError
 from ..graph.names import SCORE_PATH, on_score_path
-from ..graph.read import PRODUCTS, element_types, load_graph
+from ..graph.read import PRODUCTS, Graph, element_types
 from ..optional import require
 from ..runners.ort import OrtRunner
 from .activations import stream_activations
 from .modelopt import require_modelopt, run
 
-# A quarter of 65504: images that were not looked at may go further than those that were.
+# A quarter of 65504, because other images may reach larger values than these.
 FLOAT16_LIMIT = 65504 / 4
 # LayerNormalization squares its input, and 256 ** 2 is beyond float16.
 SQUARED_LIMIT = 255.0
 AUTOCAST = {"float16": "fp16", "bfloat16": "bf16"}
-SAMPLE = 4                                  # images that AutoCast itself looks at
+# Images that AutoCast itself runs.
+SAMPLE = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence
     """The float32 file `path` in "float16" or "bfloat16".
 
     Args:
-        images: a few of them are shown to AutoCast.
+        images: AutoCast runs the first few of them.
         raised: nodes that stay float32, see `near_overflow`.
         io: "float16" also makes the float input and the logits float16.
         keep: modules that stay float32.
@@ -72,18 +73,19 @@ def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence
     return result
 
 
-def near_overflow(path: str | Path, images: ImageSet, track: Track[Any] = no_track) -> tuple[KeptNode, ...]:
-    """Nodes of the float32 file `path` that float16 could not hold on `images`, which are streamed.
+def near_overflow(source: str | Path | Graph, images: ImageSet, track: Track[Any] = no_track) -> tuple[KeptNode, ...]:
+    """Nodes of a float32 graph whose values on `images` come near the largest float16; images are streamed.
 
     Raises:
         DataError: NaN or infinity on an image; it and the layer are named.
     """
-    onnx, proto = require("onnx"), load_graph(path)
-    types = element_types(proto)
-    floats = [name for node in proto.graph.node for name in node.output if types.get(name) == onnx.TensorProto.FLOAT]
+    onnx, graph = require("onnx"), Graph.of(source)
+    proto = graph.proto
+    floats = [name for node in proto.graph.node for name in node.output
+              if graph.types.get(name) == onnx.TensorProto.FLOAT]
     largest = {i.name: float(np.abs(onnx.numpy_helper.to_array(i)).max(initial=0)) for i in proto.graph.initializer
                if i.data_type == onnx.TensorProto.FLOAT}
-    for _, found in stream_activations(path, images, floats, track, "looking for overflow"):
+    for _, found in stream_activations(graph, images, floats, track, "looking for overflow"):
         for name, values in found.items():
             largest[name] = max(largest.get(name, 0.0), float(values.max()), -float(values.min()))
     raised = []
@@ -96,7 +98,7 @@ def near_overflow(path: str | Path, images: ImageSet, track: Track[Any] = no_tra
 
 
 def _check(proto: Any) -> None:
-    """Raises ExportError when AutoCast left what TensorRT refuses, or rounded a score."""
+    """Raises ExportError when AutoCast left mixed types, which TensorRT refuses, or rounded a score."""
     onnx = require("onnx")
     types = element_types(proto)
     for node in proto.graph.node:

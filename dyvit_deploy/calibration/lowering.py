@@ -1,15 +1,17 @@
-"""Lowers a float32 graph to the precision that was chosen, and says what stayed higher."""
+"""Lowers a float32 graph to the requested precision, and reports what stayed in a higher one."""
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
+import functools
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from ..config import HALF, QUANTIZED
 from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError, reason
 from ..graph.names import on_score_path
-from ..graph.read import load_graph, product_precisions
+from ..graph.read import Graph, product_precisions
 from ..optional import require
 from ..runners.ort import OrtRunner
 from .half import KeptNode, near_overflow, to_half
@@ -20,35 +22,39 @@ from .targets import ResolvedTarget
 
 
 class Lowered(NamedTuple):
-    """proto: the lowered ModelProto. kept: products left in higher precision against the policy's will."""
+    """`precisions` are those of its products, by node; `kept` are the products that the policy lowers and that stayed
+    in a higher precision."""
 
     proto: Any
+    precisions: dict[str, str]
     kept: tuple[str, ...]
 
 
 class Lowering:
-    """Makes lowered graphs of one float32 file; what they share is computed once.
+    """Makes lowered graphs of one float32 graph; what they share is computed once.
 
     Args:
-        path: the float32 file; drafts go beside it.
-        images: real ones, for overflow and for ModelOpt to look at.
+        graph: the float32 graph, which is in a file too, because ModelOpt reads that; drafts are written beside it.
+        images: real ones, which are searched for overflow, and the first of which ModelOpt runs.
         ranges: for int8 and float8.
         io: "float16" makes float images and logits float16.
         attention: also quantize the products inside attention.
     """
 
-    def __init__(self, path: Path, choice: ResolvedTarget, images: ImageSet, ranges: Ranges | None, io: str = "float32",
-                 attention: bool = False, track: Track[Any] = no_track) -> None:
-        self._path, self._choice, self._images, self._ranges = path, choice, images, ranges
+    def __init__(self, graph: Graph, resolved: ResolvedTarget, images: ImageSet, ranges: Ranges | None,
+                 io: str = "float32", attention: bool = False, track: Track[Any] = no_track) -> None:
+        self._graph, self._resolved, self._images, self._ranges = graph, resolved, images, ranges
         self._io, self._attention = io, attention
         self.raised: tuple[KeptNode, ...] = ()
-        self._base = path
-        quantized = choice.precision in QUANTIZED
-        if "float16" in (choice.precision, choice.rest if quantized else None):
-            self.raised = near_overflow(path, images, track)
-        if quantized and choice.rest == "float16":
-            self._base = path.with_name("rest.onnx")
-            require("onnx").save(to_half(path, choice.rest, images, self.raised, self._io), str(self._base))
+        # What int8 and float8 are made of: the float32 graph, or it with all else in float16.
+        self._base = graph
+        quantized = resolved.precision in QUANTIZED
+        if "float16" in (resolved.precision, resolved.rest if quantized else None):
+            self.raised = near_overflow(graph, images, track)
+        if quantized and resolved.rest == "float16":
+            path = graph.path.with_name("rest.onnx")
+            self._base = Graph(path, to_half(graph.path, resolved.rest, images, self.raised, self._io))
+            require("onnx").save(self._base.proto, str(path))
 
     def lower(self, keep: Collection[str] = ()) -> Lowered:
         """The graph in the chosen precision, except for the products named in `keep`.
@@ -56,35 +62,43 @@ class Lowering:
         Raises:
             ExportError: a product is not in the precision that it should be in.
         """
-        precision, target = self._choice.precision, self._choice.target
-        if precision in HALF and self._choice.format == "openvino":
-            proto = load_graph(self._path)                                 # the runtime lowers it, by a hint
+        precision, target = self._resolved.precision, self._resolved.target
+        if precision in HALF and self._resolved.format == "openvino":
+            # OpenVINO lowers it when the model is compiled.
+            proto = self._graph.copy()
         elif precision in HALF:
-            proto = to_half(self._path, precision, self._images, self.raised, self._io, keep)
+            proto = to_half(self._graph.path, precision, self._images, self.raised, self._io, keep)
         else:
             assert self._ranges is not None
-            products = [p for p in quantizable(load_graph(self._path), self._attention) if p.name not in keep]
+            products = [p for p in quantizable(self._graph.proto, self._attention) if p.name not in keep]
             if target == "cpu":
-                proto = quantize_cpu(self._path, self._ranges, products)
+                proto = quantize_cpu(self._graph, self._ranges, products)
             else:
-                with OrtRunner(self._base, device="cpu") as runner:
-                    feed = runner.prepare(next(self._images.batches(2)).images)
-                proto = quantize_tensorrt(self._base, precision, self._ranges, products, feed)
-        return Lowered(proto, self._check(proto, keep))
+                proto = quantize_tensorrt(self._base, precision, self._ranges, products, self._feed)
+        found = product_precisions(proto)
+        return Lowered(proto, found, self._check(proto, found, keep))
 
-    def _check(self, proto: Any, keep: Collection[str]) -> tuple[str, ...]:
-        """What should be in the lower precision and is not; ExportError when nothing is."""
+    @functools.cached_property
+    def _feed(self) -> NDArray[Any]:
+        """Two images as the input of the graph that is quantized."""
+        with OrtRunner(self._base, device="cpu") as runner:
+            return runner.prepare(next(self._images.batches(2)).images)
+
+    def _check(self, proto: Any, found: Mapping[str, str], keep: Collection[str]) -> tuple[str, ...]:
+        """The products that should be in the lower precision and are not; ExportError when none is in it.
+
+        `found` are the precisions of `proto`.
+        """
         onnx = require("onnx")
         try:
             onnx.checker.check_model(proto)
         except onnx.checker.ValidationError as error:
             raise ExportError(f"The lowered graph is not valid ONNX ({reason(error)}); report this to us."
                               ) from error
-        precision = self._choice.precision
-        if precision == "bfloat16" and self._choice.format == "openvino":
+        precision = self._resolved.precision
+        if precision == "bfloat16" and self._resolved.format == "openvino":
             return ()
-        found = product_precisions(proto)
-        source = load_graph(self._path)
+        source = self._graph.proto
         wanted = (quantizable(source, self._attention) if precision in QUANTIZED
                   else [p for p in quantizable(source, True) if not on_score_path(p.node)])
         higher = [p for p in wanted if found.get(p.node) != precision]

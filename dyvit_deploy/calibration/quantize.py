@@ -14,19 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..graph.read import CARRIERS, PRODUCTS, Product, element_types, load_graph
+from ..graph.read import CARRIERS, PRODUCTS, Graph, Product, load_graph
 from ..optional import require
 from .modelopt import require_modelopt, run
 from .observers import INT8_LEVELS
 from .ranges import Ranges, TensorRange, tensor_key
 
-FLOAT8_MAX = 448.0                          # of e4m3fn
-# A tensor that was always zero needs a threshold and a scale too; float16 has no smaller number.
+# The largest number of e4m3fn.
+FLOAT8_MAX = 448.0
+# A tensor that was always zero needs a threshold and a scale too; this is the smallest number of float16.
 SMALLEST = 2.0 ** -24
 
 
-def quantize_cpu(path: str | Path, ranges: Ranges, products: Sequence[Product]) -> Any:
-    """int8 ModelProto of the float32 file `path`: weights per channel, activations per tensor, all symmetric.
+def quantize_cpu(source: str | Path | Graph, ranges: Ranges, products: Sequence[Product]) -> Any:
+    """int8 ModelProto of a float32 graph: weights per channel, activations per tensor, all symmetric.
 
     ONNX Runtime and OpenVINO run it. Outputs are not quantized: it costs time in the one and, in
     version 2026.4, a logit error of 30 % in the other.
@@ -41,7 +42,7 @@ def quantize_cpu(path: str | Path, ranges: Ranges, products: Sequence[Product]) 
             data[tensor] = calibrate.TensorData(lowest=-limit, highest=limit)
     int8 = quantization.QuantType.QInt8
     made = quantizer(
-        load_graph(path), per_channel=True, reduce_range=False, weight_qType=int8, activation_qType=int8,
+        Graph.of(source).copy(), per_channel=True, reduce_range=False, weight_qType=int8, activation_qType=int8,
         tensors_range=calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data),
         nodes_to_quantize=[p.node for p in products], nodes_to_exclude=[], op_types_to_quantize=list(PRODUCTS),
         # TensorRT takes no int32 bias, and without quantized outputs no runtime gains by one.
@@ -52,24 +53,25 @@ def quantize_cpu(path: str | Path, ranges: Ranges, products: Sequence[Product]) 
     return made.model.model
 
 
-def quantize_tensorrt(path: str | Path, precision: str, ranges: Ranges, products: Sequence[Product],
+def quantize_tensorrt(source: str | Path | Graph, precision: str, ranges: Ranges, products: Sequence[Product],
                       sample: NDArray[Any]) -> Any:
-    """int8 or float8 ModelProto of the float32 or float16 file `path`, for TensorRT: zero points are 0.
+    """int8 or float8 ModelProto of a float32 or float16 graph, for TensorRT: zero points are 0.
 
     Args:
+        source: the graph, which is in a file too, because ModelOpt reads that.
         precision: "int8" or "float8".
         sample: a feed of the graph; ModelOpt runs it to place its nodes, its scales are then replaced.
     """
-    modelopt = require_modelopt("modelopt.onnx.quantization")
+    modelopt, graph = require_modelopt("modelopt.onnx.quantization"), Graph.of(source)
     with tempfile.TemporaryDirectory(prefix="dyvit-quantize-") as folder:
         out = Path(folder) / "model.onnx"
-        name = load_graph(path).graph.input[0].name
-        run(modelopt.quantize, "quantize the graph", str(path), {"int8": "int8", "float8": "fp8"}[precision],
+        name = graph.proto.graph.input[0].name
+        run(modelopt.quantize, "quantize the graph", str(graph.path), {"int8": "int8", "float8": "fp8"}[precision],
             calibration_data={name: sample}, calibration_method="max", calibration_eps=["cpu"],
             high_precision_dtype="fp32", nodes_to_quantize=[f"^{re.escape(p.node)}$" for p in products],
             output_path=str(out), log_level="ERROR")
         proto = load_graph(out)
-    replace_scales(proto, precision, ranges, element_types(load_graph(path)))
+    replace_scales(proto, precision, ranges, graph.types)
     return proto
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_calibration
 from ..errors import ConfigError, did_you_mean
 from ..graph.names import on_score_path
-from ..graph.read import Product, load_graph, matrix_products
-from ..optional import require
+from ..graph.read import Graph, Product, matrix_products
 from ..parity.kept_tokens import stage_overlaps
 from ..parity.tolerance import relative_error
 from ..runners.base import Outputs, join_outputs, run_in_batches
@@ -33,7 +31,8 @@ from .rounding import round_product
 
 LOWER = tuple(p for p in PRECISIONS if p != "float32")
 BATCH = 8
-SHOWN = 25                                  # rows of the table, bars of the chart
+# Rows of the table, bars of the chart.
+SHOWN = 25
 
 
 @dataclass(frozen=True)
@@ -111,45 +110,42 @@ def measure_sensitivity(path: str | Path, precision: str, calibration: Calibrati
     precision = ALIASES.get(precision, precision)
     if precision not in LOWER:
         raise ConfigError(f"Unknown precision {precision!r}.{did_you_mean(precision, LOWER)}")
-    facts = float32_facts(path)
-    images = open_calibration(calibration.data, facts.model, calibration.images)
+    graph = Graph(path)
+    images = open_calibration(calibration.data, float32_facts(graph).model, calibration.images)
     hashes = examine(images, calibration.allow_noise)
-    known = ranges_for(path, images, hashes, calibration, track) if precision in QUANTIZED else None
-    return rank_layers(path, precision, known, images, calibration.attention, track)
+    known = ranges_for(graph, images, hashes, calibration, track) if precision in QUANTIZED else None
+    return rank_layers(graph, precision, known, images, calibration.attention, track)
 
 
-def rank_layers(path: str | Path, precision: str, ranges: Ranges | None, images: ImageSet, attention: bool = False,
+def rank_layers(graph: Graph, precision: str, ranges: Ranges | None, images: ImageSet, attention: bool = False,
                 track: Track[Any] = no_track) -> SensitivityReport:
-    """Runs the float32 file `path` once per product that `precision` would lower.
+    """Runs the float32 `graph` once per product that `precision` would lower.
 
     int8 and float8 lower what the policy quantizes, with `ranges`; float16 and bfloat16 every product.
     """
-    proto = load_graph(path)
-    products = (quantizable(proto, attention) if precision in QUANTIZED
-                else [p for p in matrix_products(proto) if not on_score_path(p.node)])
+    products = (quantizable(graph.proto, attention) if precision in QUANTIZED
+                else [p for p in matrix_products(graph.proto) if not on_score_path(p.node)])
     pixels = [batch.images for batch in images.batches(BATCH)]
-    expected = _run(path, pixels)
+    expected = _run(graph, pixels)
     layers = []
-    with tempfile.TemporaryDirectory(prefix="dyvit-sensitivity-") as folder:
-        draft = Path(folder) / "one.onnx"
-        for product in track(products, f"lowering one layer at a time to {precision}", len(products)):
-            require("onnx").save(lower_one(path, product, precision, ranges), str(draft))
-            layers.append(_cost(product, expected, _run(draft, pixels)))
+    for product in track(products, f"lowering one layer at a time to {precision}", len(products)):
+        draft = Graph("one.onnx", lower_one(graph, product, precision, ranges))
+        layers.append(_cost(product, expected, _run(draft, pixels)))
     layers.sort(key=lambda layer: (-np.inf if layer.error is None else -layer.error, layer.node))
-    return SensitivityReport(Path(path).name, precision, images.name, len(expected.logits), tuple(layers),
+    return SensitivityReport(graph.path.name, precision, images.name, len(expected.logits), tuple(layers),
                              tuple(images.skipped))
 
 
-def lower_one(path: str | Path, product: Product, precision: str, ranges: Ranges | None) -> Any:
-    """The float32 file `path` with one product in `precision`."""
+def lower_one(graph: Graph, product: Product, precision: str, ranges: Ranges | None) -> Any:
+    """The float32 `graph` with one product in `precision`."""
     if precision == "int8":
         assert ranges is not None
-        return quantize_cpu(path, ranges, [product])
-    return round_product(load_graph(path), product, precision, ranges)
+        return quantize_cpu(graph, ranges, [product])
+    return round_product(graph.copy(), product, precision, ranges)
 
 
-def _run(path: str | Path, pixels: Sequence[Any]) -> Outputs:
-    with OrtRunner(path, device="cpu") as runner:
+def _run(graph: Graph, pixels: Sequence[Any]) -> Outputs:
+    with OrtRunner(graph, device="cpu") as runner:
         return join_outputs([run_in_batches(runner, images, BATCH) for images in pixels])
 
 

@@ -21,10 +21,11 @@ from ..data.open import open_calibration
 from ..engine.build import build_engine
 from ..engine.sidecar import read_sidecar
 from ..export.config import ExportConfig
+from ..graph.read import Graph
 from ..optional import require
 from ..runners.open import is_engine
 
-# Enough to lower a graph whose results nobody reads.
+# Enough to lower a graph whose outputs are not used.
 NOISE_IMAGES = 8
 
 
@@ -37,7 +38,6 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
         ConfigError: values outside their range.
     """
     return run.time_artifacts(artifacts, config, load, track, make_dense)
-
 
 
 def make_dense(candidate: TimedArtifact, path: Path) -> Path:
@@ -82,16 +82,18 @@ def _dense_engine(candidate: TimedArtifact, graph: Path) -> Path:
     assert facts is not None and sidecar is not None
     if facts.precision != "float32":
         how = facts.lowered or {}
-        choice = ResolvedTarget("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
+        resolved = ResolvedTarget("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
         images = open_calibration(None, facts.model, NOISE_IMAGES)
         noise = CalibrationConfig(allow_noise=True)
-        ranges = (collect(graph, images, examine(images, allow_noise=True), noise)
+        float32 = Graph(graph)
+        ranges = (collect(float32, images, examine(images, allow_noise=True), noise)
                   if facts.precision in QUANTIZED else None)
-        lowered = Lowering(graph, choice, images, ranges, "float16" if facts.input == "float16" else "float32").lower()
+        io = "float16" if facts.input == "float16" else "float32"
+        lowered = Lowering(float32, resolved, images, ranges, io).lower()
         with atomic_write(graph) as temporary:
             require("onnx").save(lowered.proto, str(temporary))
     plan = graph.with_suffix(".plan")
-    # Where its timings were kept is the business of the machine that built it, and a baseline needs its weights.
+    # The path of the timing cache is of the machine that built it, and a baseline needs its weights.
     settings = dataclasses.replace(sidecar.config, timing_cache=None, strip_weights=False, refittable=False)
     build_engine(graph, plan, sidecar.builder["format"], settings)
     return plan

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,9 +27,10 @@ from ..engine.build import BuildPlan, build_engine, refit_warning, require_build
 from ..engine.config import BuildConfig
 from ..engine.library import check_settings, library_spec
 from ..errors import ConfigError, DataError, ExportError
+from ..export.memory import collector_paused
 from ..export.onnx import ExportReport, export_onnx
 from ..export.openvino import write_openvino
-from ..graph.read import keep_outputs, load_graph, product_precisions, set_facts, summary
+from ..graph.read import Graph, keep_outputs, product_precisions, set_facts, summary
 from ..machine.openvino import cpu_has_bfloat16
 from ..optional import require
 from ..parity.compare import ParityReport, check_artifacts, compare
@@ -42,52 +44,62 @@ from .on_device import place_engine
 from .plan import export_command, plan_export
 from .report import DeployReport, Progress
 
-BATCHES = (1, 8)                            # at which the gate compares
+# Batch sizes at which the gate compares.
+BATCHES = (1, 8)
 TIMED_BATCH, TIMED_SECONDS = 8, 5.0
-SAME_SPEED = 1.03                           # speed-ups below are within the noise of so short a run
-GATE_IMAGES = 512                           # at most: the gate holds its images in memory
+# Speed-ups below are within the noise of so short a run.
+SAME_SPEED = 1.03
+# At most, because the gate keeps its images in memory.
+GATE_IMAGES = 512
 BLAME_IMAGES, BLAMED = 16, 3
 
 
-def export_artifact(checkpoint: str | Path, path: str | Path, config: DeployConfig = DeployConfig(),
+def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config: DeployConfig = DeployConfig(),
                     load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> DeployReport:
     """Exports `checkpoint` to `path`; an artifact that the gate rejects goes to NAME.rejected.SUFFIX instead.
 
-    An engine is built of a graph that passed the gate; of one that did not, the graph is kept.
+    An engine is built of a graph that passed the gate; a graph that did not pass is kept instead.
+
+    Args:
+        checkpoint: see `load_model`.
 
     Raises:
         ConfigError: a combination that the target cannot run.
         DataError: calibration images or ranges that cannot be used.
-        ExportError: the graph or engine is not what was asked for.
-        MissingDependency, BackendError: a library or GPU that it takes is not here.
+        ExportError: the graph or engine does not have the requested precision.
+        MissingDependency, BackendError: a library or GPU that it needs is not here.
     """
-    choice = _checked(Path(checkpoint), Path(path), config)
+    resolved = _checked(Path(checkpoint), Path(path), config)
     if config.format in ENGINE_FORMATS:
         return _export_engine(Path(checkpoint), Path(path), config, load, progress)
     progress.say(f"exporting {checkpoint}")
-    config = dataclasses.replace(config, export=config.export.for_target(choice.target))
-    with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name:
-        if choice.precision == "float32":
-            return _export_float32(checkpoint, Path(path), config, load, Path(name))
+    config = dataclasses.replace(config, export=config.export.for_target(resolved.target))
+    with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name, collector_paused():
+        from ..model.checkpoint import load_facts, open_checkpoint
+
+        opened = open_checkpoint(checkpoint, load.weights)
+        if resolved.precision == "float32":
+            return _export_float32(opened, Path(path), config, load, Path(name))
+        prune = load_facts(opened, load).prune
+        # The gate compares kept tokens, unless the model's selector keeps no patch of the image.
+        tokens = config.export.with_tokens or prune is None or prune.tells_tokens
         parent = Path(name) / "float32.onnx"
-        tokens = config.export.with_tokens or _tells_tokens(checkpoint, load)  # the gate compares them
-        whole = dataclasses.replace(config.export, with_tokens=tokens)
-        report = export_onnx(checkpoint, parent, whole, load)
-        return _Delivery(parent, report, choice, config, progress).finish(Path(path))
+        report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
+        return _Delivery(Graph(parent), report, resolved, config, progress).finish(Path(path))
 
 
-def plan_artifact(checkpoint: str | Path, path: str | Path, config: DeployConfig = DeployConfig(),
+def plan_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config: DeployConfig = DeployConfig(),
                   load: LoadConfig = LoadConfig()) -> BuildPlan:
-    """What `export_artifact` would do; what it would refuse before the work is refused here too."""
+    """What `export_artifact` would do; it raises the same errors as the checks before that work."""
     return plan_export(checkpoint, path, config, load, _checked(Path(checkpoint), Path(path), config, build=False))
 
 
 def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = True) -> ResolvedTarget:
-    """The resolved request, after what can be refused before the work; `build` asks for the builder too."""
-    choice = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16(),
-                     config.build.compute_capabilities)
+    """The resolved request, after all checks that can be made before the work; `build` also requires the builder."""
+    resolved = resolve(config.format, config.precision, config.format == "openvino" and cpu_has_bfloat16(),
+                       config.build.compute_capabilities)
     require_source(checkpoint)
-    _check_target(checkpoint, path, choice, build)
+    _check_target(checkpoint, path, resolved, build)
     if config.format in ENGINE_FORMATS and build:
         require_builder(config.format, config.build)
     elif config.format in ENGINE_FORMATS:
@@ -96,57 +108,49 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = T
         [flag, *_] = command_flags(config.build, without=("compute_capabilities",))
         raise ConfigError(f"{flag} is for engines; add --format trt or --format rtx.")
     calibration, wishes = config.calibration, config.precision
-    if choice.precision == "float32" and (calibration != CalibrationConfig() or wishes.max_drop is not None):
+    if resolved.precision == "float32" and (calibration != CalibrationConfig() or wishes.max_drop is not None):
         raise ConfigError("Calibration and --max-drop are for a lower precision; add --int8, --fp8, --fp16 or --bf16.")
-    if choice.precision in QUANTIZED and not (calibration.data or calibration.ranges or calibration.allow_noise):
-        raise ConfigError(f"{choice.precision} is calibrated on images: pass --calib FOLDER, or reuse --ranges FILE "
+    if resolved.precision in QUANTIZED and not (calibration.data or calibration.ranges or calibration.allow_noise):
+        raise ConfigError(f"{resolved.precision} is calibrated on images: pass --calib FOLDER, or reuse --ranges FILE "
                           "(--allow-random-calib tries it on noise).")
-    if wishes.max_drop is not None and (choice.format, choice.precision) == ("openvino", "bfloat16"):
+    if wishes.max_drop is not None and (resolved.format, resolved.precision) == ("openvino", "bfloat16"):
         raise ConfigError("OpenVINO's bfloat16 is one switch for all layers; --max-drop works with --int8.")
     if calibration.data:
         check_source(calibration.data)
     if calibration.ranges:
         Ranges.load(calibration.ranges)
-    if choice.precision != "float32" and (choice.target == "tensorrt" or choice.precision == "float16"):
+    if resolved.precision != "float32" and (resolved.target == "tensorrt" or resolved.precision == "float16"):
         require_modelopt()
-    return choice
+    return resolved
 
 
-def _check_target(checkpoint: Path, path: Path, choice: ResolvedTarget, write: bool) -> None:
+def _check_target(checkpoint: Path, path: Path, resolved: ResolvedTarget, write: bool) -> None:
     """Raises ConfigError or ArtifactError when `path` cannot be the artifact; only `write` touches the disk."""
-    wanted = FORMAT_SUFFIXES[choice.format]
-    if path.suffix.lower() != wanted and (choice.format != "onnx" or path.suffix.lower() in FORMAT_SUFFIXES.values()):
-        raise ConfigError(f"--format {choice.format} writes {wanted} files, not {path.name}; change -o or --format.")
+    wanted, suffix = FORMAT_SUFFIXES[resolved.format], path.suffix.lower()
+    if suffix != wanted and (resolved.format != "onnx" or suffix in FORMAT_SUFFIXES.values()):
+        raise ConfigError(f"--format {resolved.format} writes {wanted} files, not {path.name}; change -o or --format.")
     if not write:
         return
     check_target(path)
-    if choice.format == "openvino":
+    if resolved.format == "openvino":
         weights = check_target(path.with_suffix(".bin"))
         if weights.exists() and (not path.exists() or (checkpoint.exists() and weights.samefile(checkpoint))):
             raise ConfigError(f"{weights} exists and would be overwritten; choose another -o.")
 
 
-def _export_float32(checkpoint: str | Path, path: Path, config: DeployConfig, load: LoadConfig,
+def _export_float32(checkpoint: os.PathLike[str], path: Path, config: DeployConfig, load: LoadConfig,
                     folder: Path) -> DeployReport:
     graph = folder / "graph.onnx" if config.format == "openvino" else path
     report = export_onnx(checkpoint, graph, config.export, load)
-    products = summary(product_precisions(load_graph(graph)).values())
+    products = summary(product_precisions(Graph(graph).proto).values())
     if config.format == "openvino":
         write_openvino(graph, path, report.facts)
         report = dataclasses.replace(report, path=str(path), size_mib=size_mib(path))
     return DeployReport(report, products, notes=tuple(_beyond_training(report.facts)))
 
 
-def _tells_tokens(checkpoint: str | Path, load: LoadConfig) -> bool:
-    """False for models whose selector keeps no patch of the image."""
-    from ..model.checkpoint import load_facts
-
-    prune = load_facts(checkpoint, load).prune
-    return prune is None or prune.tells_tokens
-
-
 def _beyond_training(facts: ArtifactFacts) -> list[str]:
-    """What to know about a model that drops tokens as it was not trained to."""
+    """Notes on a model that drops tokens in a way that it was not trained for."""
     if facts.dense or facts.prune is None:
         return []
     if span := facts.elastic:
@@ -191,12 +195,12 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
 
 
 class _Delivery:
-    """One lowered artifact on its way from its float32 parent to its place."""
+    """Makes one lowered artifact from its float32 `parent`, a graph that has been written to a temporary folder."""
 
-    def __init__(self, parent: Path, report: ExportReport, choice: ResolvedTarget, config: DeployConfig,
+    def __init__(self, parent: Graph, report: ExportReport, resolved: ResolvedTarget, config: DeployConfig,
                  progress: Progress) -> None:
-        self.parent, self.report, self.choice, self.config = parent, report, choice, config
-        self.say, self.track, self.folder = progress.say, progress.track, parent.parent
+        self.parent, self.report, self.resolved, self.config = parent, report, resolved, config
+        self.say, self.track, self.folder = progress.say, progress.track, parent.path.parent
         self.notes = _beyond_training(report.facts)
         self.ranges: Ranges | None = None
         self.source = config.calibration.data or self._recorded_source()
@@ -210,17 +214,17 @@ class _Delivery:
                               "overflow and to compare on real ones.")
         hashes = examine(images, calibration.allow_noise or self.source is None)
         self.notes += image_notes(hashes, images.skipped)
-        if self.choice.precision in QUANTIZED:
+        if self.resolved.precision in QUANTIZED:
             self.say(f"reusing {calibration.ranges}" if calibration.ranges else f"calibrating on {images.name}")
             self.ranges = ranges_for(self.parent, images, hashes, calibration, self.track)
-        self.say(f"lowering to {self.choice.precision} for {self.choice.target}")
-        lowering = Lowering(self.parent, self.choice, images, self.ranges, self.config.precision.io,
-                            self.config.calibration.attention, self.track)
+        self.say(f"lowering to {self.resolved.precision} for {self.resolved.target}")
+        lowering = Lowering(self.parent, self.resolved, images, self.ranges, self.config.precision.io,
+                            calibration.attention, self.track)
         lowered, drop = self._lower(lowering)
         self.notes += [str(raised) for raised in lowering.raised]
-        candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.choice.format]}"
+        candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.resolved.format]}"
         self._write(lowered, candidate, "not run", tokens=True)
-        products = self._compiled(candidate) or summary(product_precisions(lowered.proto).values())
+        products = self._compiled(candidate) or summary(lowered.precisions.values())
         gate = self._gate(candidate) if self.config.precision.gate else None
         passed = (gate is None or bool(gate)) and not (drop and drop.failures)
         blame = () if passed else self._blame(lowered.kept)
@@ -238,7 +242,7 @@ class _Delivery:
         return self.report.facts.model
 
     def _recorded_source(self) -> str | None:
-        """The data that reused ranges were collected on; DataError when they are gone."""
+        """The data that reused ranges were collected on; DataError when they are missing."""
         if not self.config.calibration.ranges:
             return None
         source = Ranges.load(self.config.calibration.ranges).source.removesuffix(":train")
@@ -256,13 +260,13 @@ class _Delivery:
         if allowed is None:
             return lowering.lower(), None
         judged = open_gate(self.source, self._model, IMAGES)
-        with open_runner(self.parent, device="cpu") as parent:
+        with open_runner(self.parent.path, device="cpu") as parent:
             meter = DropMeter(parent, judged, allowed)
         self.say("measuring what each layer costs")
         ranked = self._ranked()
 
         def measure(keep: Sequence[str]) -> float:
-            trial = self.folder / f"trial{FORMAT_SUFFIXES[self.choice.format]}"
+            trial = self.folder / f"trial{FORMAT_SUFFIXES[self.resolved.format]}"
             self._write(lowering.lower(keep), trial, "not run", tokens=True)
             with open_runner(trial, device="cpu") as runner:
                 points = meter.points(runner)
@@ -275,13 +279,13 @@ class _Delivery:
     def _facts(self, lowered: Lowered, gate: str) -> ArtifactFacts:
         ranges = self.ranges and {"method": self.ranges.method, "images": len(self.ranges.images),
                                   "sha256": self.ranges.sha256()}
-        rest = self.choice.rest if self.choice.precision in QUANTIZED else None
-        how = {"target": self.choice.target, "rest": rest, "kept": list(lowered.kept), "ranges": ranges, "gate": gate}
+        rest = self.resolved.rest if self.resolved.precision in QUANTIZED else None
+        how = {"target": self.resolved.target, "rest": rest, "kept": list(lowered.kept), "ranges": ranges, "gate": gate}
         versions = library_versions("nvidia-modelopt", "openvino", "onnxruntime-gpu", "onnxruntime")
         facts = self.report.facts
         if self.config.precision.io == "float16" and facts.input == "float32":
             facts = dataclasses.replace(facts, input="float16")
-        return dataclasses.replace(facts, precision=self.choice.precision, lowered=how,
+        return dataclasses.replace(facts, precision=self.resolved.precision, lowered=how,
                                    versions=(facts.versions or {}) | versions)
 
     def _write(self, lowered: Lowered, path: Path, gate: str, tokens: bool) -> ExportReport:
@@ -289,34 +293,34 @@ class _Delivery:
         facts = self._facts(lowered, gate)
         proto = lowered.proto if tokens else keep_outputs(lowered.proto, ["logits"])
         set_facts(proto, facts)
-        graph = path if self.choice.format == "onnx" else self.folder / "graph.onnx"
+        graph = path if self.resolved.format == "onnx" else self.folder / "graph.onnx"
         with atomic_write(graph) as temporary:
             require("onnx").save(proto, str(temporary))
-        if self.choice.format == "openvino":
+        if self.resolved.format == "openvino":
             write_openvino(graph, path, facts)
         outputs = tuple(value.name for value in proto.graph.output)
         return ExportReport(str(path), facts, outputs, len(proto.graph.node), size_mib(path))
 
     def _compiled(self, candidate: Path) -> dict[str, int] | None:
-        """What OpenVINO made of it, which decides by itself; ExportError when that is not what was asked for."""
-        if self.choice.format != "openvino":
+        """The precisions that OpenVINO, which chooses them itself, compiled; ExportError when none is the requested."""
+        if self.resolved.format != "openvino":
             return None
         with OpenVINORunner(candidate) as runner:
             found = runner.compiled_precisions()
-        if not found.get(self.choice.precision):
-            raise ExportError(f"OpenVINO compiles none of the products in {self.choice.precision} but "
+        if not found.get(self.resolved.precision):
+            raise ExportError(f"OpenVINO compiles none of the products in {self.resolved.precision} but "
                               f"{', '.join(found)}; report this to us.")
         return found
 
     def _gate(self, candidate: Path) -> ParityReport:
         self.say("comparing with float32")
         images = open_gate(self.source, self._model, min(self.config.calibration.images, GATE_IMAGES))
-        with open_runner(self.parent, device="cpu") as reference, open_runner(candidate, device="cpu") as runner:
-            reference.name, runner.name = "float32", self.choice.precision
+        with open_runner(self.parent.path, device="cpu") as reference, open_runner(candidate, device="cpu") as runner:
+            reference.name, runner.name = "float32", self.resolved.precision
             report = compare(reference, runner, images, CheckConfig(len(images), BATCHES), self.track)
         if gate_is_separate(self.source) and report.skipped:
             self.notes.append(f"{len(report.skipped)} images to compare on could not be read: {report.skipped[0]}")
-        if self.choice.precision in QUANTIZED and not gate_is_separate(self.source):
+        if self.resolved.precision in QUANTIZED and not gate_is_separate(self.source):
             self.notes.append("Compared on the images that it was calibrated on; a folder with train/ and val/ keeps "
                               "them apart.")
         return report
@@ -330,17 +334,18 @@ class _Delivery:
         """The layers, costliest first, on few images: their order needs no more."""
         calibration = self.config.calibration
         few = open_calibration(self.source, self._model, min(BLAME_IMAGES, calibration.images))
-        report = rank_layers(self.parent, self.choice.precision, self.ranges, few, calibration.attention, self.track)
+        report = rank_layers(self.parent, self.resolved.precision, self.ranges, few, calibration.attention, self.track)
         return report.layers
 
     def _time(self, candidate: Path) -> Timing | None:
-        """How fast the artifact is beside its float32 parent; None where this machine cannot tell, or need not."""
-        if self.choice.target != "cpu" or not self.config.timed:
-            return None                                                    # an engine is timed itself, on a GPU
+        """The speed of the artifact and its float32 parent; None for other targets, or where no timing is wanted."""
+        # An engine is timed itself, on a GPU.
+        if self.resolved.target != "cpu" or not self.config.timed:
+            return None
         self.say("timing")
-        config = BenchConfig((TIMED_BATCH,), TIMED_SECONDS, warmup=1, min_runs=3, baseline=self.parent, device="cpu",
-                             memory=False)
+        config = BenchConfig((TIMED_BATCH,), TIMED_SECONDS, warmup=1, min_runs=3, baseline=self.parent.path,
+                             device="cpu", memory=False)
         timing = benchmark([candidate], config).timings[-1]
         if timing.speedup is not None and timing.speedup < SAME_SPEED:
-            self.notes.append(f"{self.choice.precision} is NOT faster than float32 here: {timing.speedup:.2f}x.")
+            self.notes.append(f"{self.resolved.precision} is NOT faster than float32 here: {timing.speedup:.2f}x.")
         return timing

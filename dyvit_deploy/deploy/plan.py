@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..settings.fields import command_flags
 from .config import DeployConfig
 
 
-def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, load: LoadConfig,
+def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: DeployConfig, load: LoadConfig,
                 choice: ResolvedTarget) -> BuildPlan:
     """The steps of `pipeline.export_artifact` with these arguments, without taking them.
 
@@ -26,8 +27,8 @@ def plan_export(checkpoint: str | Path, path: str | Path, config: DeployConfig, 
     """
     from ..model.checkpoint import load_model
 
-    checkpoint, path = require_source(checkpoint), Path(path)
     model, facts = load_model(checkpoint, load)
+    checkpoint, path = require_source(Path(checkpoint)), Path(path)
     weights = sum(p.numel() for p in model.parameters()) * 4 / 2**20
     kept = " / ".join(map(str, (model.config.patches, *model.keep_counts)))
     size = "" if is_timm(checkpoint) else f" ({size_mib(checkpoint):.1f} MiB)"

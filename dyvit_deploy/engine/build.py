@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine of an ONNX file, and makes sure that it is what the graph asked for."""
+"""Builds a TensorRT engine from an ONNX file, and checks that its precisions are those of the graph."""
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +20,7 @@ from ..artifacts.facts import library_versions
 from ..artifacts.files import check_target, require_file, sha256, size_mib
 from ..errors import ArtifactError, BackendError, ConfigError, ExportError
 from ..graph.names import node_labels
-from ..graph.read import Tensor, computed_operands, graph_facts, graph_tensors, load_graph, product_precisions, summary
+from ..graph.read import Graph, Tensor, computed_operands, graph_facts, graph_tensors, product_precisions, summary
 from ..machine.hardware import gpu, system
 from ..settings.fields import command_flags
 from .commands import polygraphy_line, trtexec_line
@@ -67,7 +67,7 @@ class BuildReport:
 
 
 def describe(facts: EngineFacts) -> dict[str, str]:
-    """The facts that every view of an engine shows, in words."""
+    """The facts that every view of an engine shows, as text by row."""
     target, fused = facts.target, len(facts.fused_attention)
     total = fused + len(facts.unfused_attention)
     built_on = (f"{target['gpu']} (compute capability {target['compute_capability']})" if target.get("gpu")
@@ -123,8 +123,9 @@ def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildCon
     """
     onnx, path, spec = require_file(onnx), check_suffix(path), library_spec(format)
     check_settings(spec, config, gpu=True)
-    check_graph(onnx)
-    inputs = graph_tensors(load_graph(onnx).graph.input)
+    graph = Graph(onnx)
+    check_graph(graph)
+    inputs = graph_tensors(graph.proto.graph.input)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
     steps = (f"read {onnx} ({size_mib(onnx):.1f} MiB) into a strongly typed network of {spec.name}",
              *profile_words(inputs, profiles),
@@ -170,7 +171,7 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     Args:
         onnx: a graph of ours, or any whose only free dimension is the batch.
         format: "trt" or "rtx".
-        watch: is told of every step of the builder.
+        watch: is called at every step of the builder.
         rebuild: the command that makes the plan again; default is `dyvit build`.
 
     Raises:
@@ -183,12 +184,12 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     onnx, path = require_file(onnx), checked_target(path)
     library = require_builder(format, config)
     config = effective(library.spec, config)
-    check_graph(onnx)
+    graph = Graph(onnx)
+    check_graph(graph)
     made = _compile(library, onnx, config, watch)
-    proto = load_graph(onnx)
-    wanted = product_precisions(proto)
+    wanted = product_precisions(graph.proto)
     layers, verified = _layers(library, made.plan, config)
-    found = engine_precisions(layers, wanted, computed_operands(proto))
+    found = engine_precisions(layers, wanted, computed_operands(graph.proto))
     fallbacks = precision_fallbacks(wanted, found)
     notes = _check_precisions(found, wanted, fallbacks, config.allow_precision_fallback)
     fused, apart = fused_attention(layers)
@@ -199,7 +200,7 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
         source={"file": onnx.name, "sha256": sha256(onnx)},
         rebuild=rebuild or build_command(onnx, path, format, config),
         untold=tuple(node for node in wanted if node not in found), verified=verified if found else BY_GRAPH,
-        stripped=config.strip_weights, model=graph_facts(proto, str(onnx)), layers=tuple(layers),
+        stripped=config.strip_weights, model=graph_facts(graph.proto, str(onnx)), layers=tuple(layers),
         fused_attention=fused, unfused_attention=apart,
         versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
     return save_engine(path, made.plan, facts, made.seconds, [*made.notes, *notes, *refit_warning(facts)])
@@ -250,14 +251,15 @@ def _compile(library: BuilderLibrary, onnx: Path, config: BuildConfig, watch: St
     if cache:
         try:
             save_timing_cache(settings, cache)
-        except ArtifactError as error:                                     # a finished engine is worth more
+        # A finished engine is worth more than the cache.
+        except ArtifactError as error:
             notes.append(str(error))
     return _Compiled(plan, seconds, inputs, outputs, profiles, notes)
 
 
 def _check_precisions(found: Mapping[str, str], wanted: Mapping[str, str], fallbacks: Mapping[str, str],
                       allowed: bool) -> list[str]:
-    """What a user should know of products that the engine does not name, and of `fallbacks` that are allowed.
+    """Notes on products that the engine does not name, and on `fallbacks` that are allowed.
 
     Raises:
         ExportError: a product came out wider than the graph asks for, and that is not `allowed`.
@@ -292,7 +294,7 @@ def install(report: BuildReport, path: Path) -> BuildReport:
 
 
 def require_builder(format: str, config: BuildConfig) -> BuilderLibrary:
-    """The library that builds `format`, once nothing stands against building with it here.
+    """The library that builds `format`, after checking that it can build with `config` here.
 
     Raises:
         ConfigError: a setting that it does not have.
@@ -311,10 +313,11 @@ def require_builder(format: str, config: BuildConfig) -> BuilderLibrary:
 
 
 def _settings(library: BuilderLibrary, builder: Any, inputs: list[Tensor], config: BuildConfig) -> Any:
-    """The library's builder config of ours. Precision is no setting: it lies in the graph."""
+    """The library's builder config for ours. Precision is no setting: it is that of the graph."""
     trt = library.trt
     settings = builder.create_builder_config()
-    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED          # else layers do not tell their origin
+    # Otherwise the inspector does not name the graph nodes of a layer.
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     add_profiles(builder, settings, inputs, config.profiles)
     if not config.tf32:
         settings.clear_flag(trt.BuilderFlag.TF32)
@@ -348,7 +351,8 @@ def _capability(library: BuilderLibrary, text: str) -> Any:
 def _layers(library: BuilderLibrary, plan: Any, config: BuildConfig) -> tuple[list[EngineLayer], str]:
     """The engine's layers, from the engine itself where a GPU can load it, else from the builder's log."""
     if gpu() is not None:
-        with contextlib.suppress(BackendError):                            # of another GPU than this one, say
+        # The engine may be for another GPU than this one.
+        with contextlib.suppress(BackendError):
             loaded = load_engine(library, plan, "the engine", config.version_compatible)
             layers = from_inspector(_inspected(library, loaded.engine))
             if layers:
@@ -358,7 +362,7 @@ def _layers(library: BuilderLibrary, plan: Any, config: BuildConfig) -> tuple[li
 
 
 def _inspected(library: BuilderLibrary, engine: Any) -> str:
-    """The inspector's JSON. TensorRT tells the types of some layers only for known shapes; a context of
+    """The inspector's JSON. TensorRT reports the types of some layers only for known shapes; a context of
     TensorRT for RTX would compile kernels, and its inspector needs none."""
     inspector = engine.create_engine_inspector()
     context = engine.create_execution_context() if library.spec.format == "trt" else None

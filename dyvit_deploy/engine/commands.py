@@ -1,4 +1,4 @@
-"""The same build in the words of trtexec and Polygraphy, for people who know these."""
+"""The same build as a command of trtexec or Polygraphy, for people who know these."""
 from __future__ import annotations
 
 import shlex

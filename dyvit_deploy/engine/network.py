@@ -1,4 +1,4 @@
-"""ONNX to a strongly typed TensorRT network, with errors that speak of the model's parts."""
+"""ONNX to a strongly typed TensorRT network, with errors that name the part of the model."""
 from __future__ import annotations
 
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from ..config import MAX_K
 from ..errors import BackendError, ConfigError, ExportError
 from ..graph.names import OTHER, node_label
-from ..graph.read import Tensor, load_graph
+from ..graph.read import Graph, Tensor
 from ..optional import require
 from .config import BatchProfile
 from .library import BuilderLibrary
@@ -17,26 +17,25 @@ DATA_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8":
               "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
 
 
-def check_graph(path: Path) -> None:
-    """Raises ExportError for what no version of TensorRT takes; cheaper than its own complaint, and earlier."""
+def check_graph(graph: Graph) -> None:
+    """Raises ExportError for what no version of TensorRT supports, before TensorRT itself would."""
     onnx = require("onnx")
-    proto = load_graph(path)
-    constants = {t.name: t for t in proto.graph.initializer}
-    for node in proto.graph.node:
+    nodes, constants = graph.proto.graph.node, {t.name: t for t in graph.proto.graph.initializer}
+    for node in nodes:
         if node.op_type == "TopK" and node.input[1] in constants:
             k = int(onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
             if k > MAX_K:
-                raise ExportError(f"{where(node.name)} of {path.name} keeps {k} tokens, and TensorRT's TopK takes at "
-                                  f"most {MAX_K}; export it again with a lower keep ratio or a smaller image.")
+                raise ExportError(f"{where(node.name)} of {graph.path.name} keeps {k} tokens, and TensorRT's TopK "
+                                  f"takes at most {MAX_K}; export it again with a lower keep ratio or a smaller image.")
 
 
 def parse(library: BuilderLibrary, path: Path) -> tuple[Any, Any]:
     """The builder and the network of the ONNX file `path`.
 
-    Strongly typed always: the graph's own types are the engine's, nothing is lowered behind our back.
+    It is always strongly typed: the engine computes in the graph's own types, and TensorRT lowers nothing by itself.
 
     Raises:
-        ExportError: an operator or a type that TensorRT does not take; the part of the model is named.
+        ExportError: TensorRT does not support an operator or a type; the part of the model is named.
     """
     trt = library.trt
     builder = trt.Builder(library.logger)
@@ -67,13 +66,13 @@ def _complaint(library: BuilderLibrary, path: Path, errors: list[Any]) -> Export
 
 
 def where(node: str) -> str:
-    """A graph node in the model's words and by its own name."""
+    """A graph node as the part of the model that it belongs to, and its name."""
     part = node_label(node)
     return f"node {node!r}" if part == OTHER else f"{part} ({node})"
 
 
 def short(text: str) -> str:
-    """TensorRT's own words without the places in its source code."""
+    """TensorRT's own message without the places in its source code."""
     line = next((line for line in text.splitlines() if "Error Code" in line), text.splitlines()[0] if text else "")
     line = line.split(" In ")[0].split("Error Code")[-1].strip(" .(")
     return line.split(": ", 1)[-1][:200].rstrip(".)") or "no reason given"

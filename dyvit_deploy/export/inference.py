@@ -10,7 +10,7 @@ from .config import ExportConfig
 
 
 class InferenceGraph(nn.Module):
-    """The interface of the exported graph around a model: raw pixels in, kept tokens out, as asked."""
+    """A model with the interface of the exported graph: optionally raw pixels as input and kept tokens as outputs."""
 
     def __init__(self, model: DynamicViT, config: ExportConfig) -> None:
         super().__init__()

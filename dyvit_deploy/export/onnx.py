@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,18 +20,20 @@ from ..config import MAX_K, LoadConfig
 from ..errors import ConfigError, ExportError, reason
 from ..optional import require
 from .config import ExportConfig
+from .memory import collector_paused
 
 if TYPE_CHECKING:
     from ..model.dynamicvit import DynamicViT
 
 log = logging.getLogger(__name__)
-ONE_FILE_LIMIT = 2**31 - 1                  # bytes; protobuf's limit
+# Bytes; protobuf's limit.
+ONE_FILE_LIMIT = 2**31 - 1
 BATCH = "batch"
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Where the graph was written and what it holds. `size_mib` is the file's size."""
+    """Where the graph was written and what it contains. `size_mib` is the file's size."""
 
     path: str
     facts: ArtifactFacts
@@ -54,17 +57,22 @@ class ExportReport:
             ("outputs", ", ".join(self.outputs)),
             ("size", f"{self.size_mib:.1f} MiB, {self.nodes} nodes"),
         ):
-            table.add_row(name, Text(value))                               # brackets are no markup
+            # As Text, because brackets would be markup.
+            table.add_row(name, Text(value))
         return table
 
 
-def export_onnx(checkpoint: str | Path, path: str | Path, config: ExportConfig = ExportConfig(),
+@collector_paused()
+def export_onnx(checkpoint: str | os.PathLike[str], path: str | Path, config: ExportConfig = ExportConfig(),
                 load: LoadConfig = LoadConfig()) -> ExportReport:
     """Exports `checkpoint` to `path`, atomically.
 
+    Args:
+        checkpoint: see `load_model`.
+
     Raises:
-        CheckpointError, ConfigError: the checkpoint cannot be opened as asked, or has no tokens to tell.
-        ExportError: the graph is not what it should be (a baked-in batch, above 2 GB).
+        CheckpointError, ConfigError: the checkpoint cannot be opened with these options, or keeps no patches to output.
+        ExportError: the graph has a fixed batch, or is above 2 GB.
     """
     from ..model.checkpoint import load_model
 
@@ -88,10 +96,12 @@ def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
         versions=library_versions("torch", "timm", "onnx", "onnxscript"))
     onnx.helper.set_model_props(proto, {METADATA_KEY: facts.to_json()})
     proto.producer_name, proto.producer_version = "dyvit-deploy", library_versions()["dyvit-deploy"]
+    content = proto.SerializeToString()
+    onnx.checker.check_model(content)
     _check_interface(proto, names)
     with atomic_write(path) as temporary:
-        onnx.save(proto, str(temporary))
-    return ExportReport(str(path), facts, tuple(names), len(proto.graph.node), proto.ByteSize() / 2**20)
+        temporary.write_bytes(content)
+    return ExportReport(str(path), facts, tuple(names), len(proto.graph.node), len(content) / 2**20)
 
 
 def check_size(size: int) -> None:
@@ -102,7 +112,7 @@ def check_size(size: int) -> None:
 
 
 def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None:
-    """Raises ConfigError when a TopK would be beyond what TensorRT can run."""
+    """Raises ConfigError when a TopK has a larger K than TensorRT can run."""
     for stage, (before, keep) in enumerate(zip((patches, *counts), counts)):
         if MAX_K < keep < before and not config.allow_large_k:
             raise ConfigError(f"Stage {stage} keeps {keep} tokens, and TensorRT's TopK takes at most "
@@ -111,7 +121,7 @@ def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None
 
 
 def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[Any, tuple[str, ...]]:
-    """The ONNX ModelProto of `model`, and the names of the forms that applied."""
+    """The ONNX ModelProto of `model`, and the names of the inference forms in it."""
     torch = require("torch")
     from ..model.forms import inference_form
     from .inference import InferenceGraph
@@ -119,11 +129,12 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[A
 
     model, forms = inference_form(model, config.left_out)
     height, width = model.config.image_size
-    # Batch 2: an example batch of 1 would be baked in without a word.
+    # Batch 2: an example batch of 1 would silently become a fixed one.
     example = (torch.zeros(2, height, width, 3, dtype=torch.uint8) if config.input == "uint8"
                else torch.zeros(2, 3, height, width))
     graph = InferenceGraph(model, config).eval()
-    with warnings.catch_warnings(), _quiet():
+    # Without gradients there is less to trace.
+    with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -140,7 +151,7 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[A
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's loggers report progress as warnings, which no user can act on."""
+    """Silences the exporter's loggers, which report progress as warnings that no user can act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -154,7 +165,6 @@ def _quiet() -> Iterator[None]:
 
 def _check_interface(proto: Any, names: list[str]) -> None:
     """Raises ExportError unless batch is symbolic everywhere, all else is fixed and no log-softmax is left."""
-    require("onnx").checker.check_model(proto)
     values = [*proto.graph.input, *proto.graph.output]
     if [v.name for v in values] != ["images", *names]:
         raise ExportError(f"The graph has {[v.name for v in values]}, not {['images', *names]}; report this to us.")

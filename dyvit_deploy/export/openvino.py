@@ -31,7 +31,7 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
                               "export it as ONNX instead.") from error
         _name_by_position(model)
         openvino.save_model(model, str(draft), compress_to_fp16=False)
-        # The pair names itself, so that a .bin of another export is noticed.
+        # The .xml records the hash of its .bin, so that a .bin of another export is noticed.
         model.set_rt_info(sha256(draft.with_suffix(".bin")), WEIGHTS_KEY)
         model.set_rt_info(facts.to_json(), METADATA_KEY)
         openvino.save_model(model, str(draft), compress_to_fp16=False)
@@ -41,7 +41,7 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
 
 
 def _name_by_position(model: Any) -> None:
-    """Replaces the names that OpenVINO counts up over the whole process, so that equal exports are equal files."""
+    """Replaces names that OpenVINO numbers over the whole process, so that equal exports are equal files."""
     for position, operation in enumerate(model.get_ordered_ops()):
         if operation.get_friendly_name() == operation.get_name():
             operation.set_friendly_name(f"{operation.get_type_name()}_{position}")

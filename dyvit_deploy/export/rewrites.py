@@ -18,7 +18,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class NameNodesByModule(InPlacePass):
-    """Names nodes after the module they come from, so that messages and profiles of runtimes speak of it.
+    """Names nodes after the module they come from, so that messages and profiles of runtimes name it.
 
     Rules:
         1. A node that carries torch's module path is named `path/operator`, numbered when it repeats.
@@ -67,7 +67,7 @@ def _module_path(scopes: str) -> str:
 
 
 class DropExporterNotes(InPlacePass):
-    """Removes what the exporter notes for its own debugging.
+    """Removes what the exporter records for its own debugging.
 
     Rules:
         1. Metadata of nodes and values goes: it holds source lines and paths of the exporting machine.
@@ -90,7 +90,7 @@ class DropExporterNotes(InPlacePass):
 
 
 class GatherRows(InPlacePass):
-    """Gathers whole rows, in place of every element by an index of its own.
+    """Gathers whole rows instead of elements with one index each.
 
     Rules:
         1. A GatherElements over axis 1 whose index is expanded from one per row becomes a GatherND.

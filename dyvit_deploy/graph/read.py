@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,9 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 # What a weight passes on its way from its initializer to a product.
 WEIGHT_PATH = (*CARRIERS, "Cast", "QuantizeLinear", "DequantizeLinear")
+FLOATS = ("bfloat16", "float16", "float32")
+# Constants up to this many elements may decide a shape; larger ones are weights.
+SHAPE_ELEMENTS = 1024
 
 
 class Tensor(NamedTuple):
@@ -30,7 +35,7 @@ class Product(NamedTuple):
     """One convolution or matrix product.
 
     name: the module it belongs to, e.g. `blocks.3.attn.qkv`; a product without a weight shares its
-        module with others and is called as its node.
+        module with others and has the name of its node.
     node: its node's name, unique in the graph.
     operator: one of PRODUCTS.
     activations: numbers of the inputs that are computed, not constant: (0,), or (0, 1) in attention.
@@ -47,7 +52,10 @@ class Product(NamedTuple):
 
 
 def load_graph(path: str | Path, weights: bool = True) -> Any:
-    """The ModelProto in file `path`, without `weights` that lie in files beside it if so wished.
+    """The ModelProto in file `path`.
+
+    Args:
+        weights: also load tensors stored in external data files.
 
     Raises:
         ArtifactError: no ONNX file, or one with weights missing.
@@ -57,9 +65,47 @@ def load_graph(path: str | Path, weights: bool = True) -> Any:
         raise ArtifactError(f"{path} is an engine plan; name the ONNX file that it was built of.")
     try:
         return onnx.load(str(path), load_external_data=weights)
-    except Exception as error:                                             # protobuf and onnx share no base class
+    # protobuf and onnx share no base class.
+    except Exception as error:
         raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
                             "make or copy it again.") from error
+
+
+class Graph:
+    """A graph that is being worked on: read from its file at most once, and handed on as this object.
+
+    `proto` is shared by everything that reads the graph; what changes it takes a `copy`.
+
+    Args:
+        path: its file.
+        proto: the ModelProto where it is in memory already; the file need not exist then.
+    """
+
+    def __init__(self, path: str | Path, proto: Any = None) -> None:
+        self.path, self.in_memory = Path(path), proto is not None
+        if proto is not None:
+            self.proto = proto
+
+    @classmethod
+    def of(cls, source: str | Path | Graph) -> Graph:
+        """`source`, or the graph in that file."""
+        return source if isinstance(source, Graph) else cls(source)
+
+    @functools.cached_property
+    def proto(self) -> Any:
+        """The ModelProto; see `load_graph` for what it raises."""
+        return load_graph(self.path)
+
+    @functools.cached_property
+    def types(self) -> dict[str, int]:
+        """See `element_types`."""
+        return element_types(self.proto)
+
+    def copy(self) -> Any:
+        """A ModelProto of its own."""
+        result = require("onnx").ModelProto()
+        result.CopyFrom(self.proto)
+        return result
 
 
 def graph_tensors(values: Iterable[Any]) -> list[Tensor]:
@@ -101,11 +147,27 @@ def matrix_products(proto: Any) -> list[Product]:
 
 def element_types(proto: Any) -> dict[str, int]:
     """ONNX element type of every tensor that can be known."""
-    onnx = require("onnx")
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    inferred = require("onnx").shape_inference.infer_shapes(_without_weights(proto)).graph
     types = {value.name: value.type.tensor_type.elem_type
              for value in (*inferred.value_info, *inferred.input, *inferred.output)}
     return types | {initializer.name: initializer.data_type for initializer in proto.graph.initializer}
+
+
+def _without_weights(proto: Any) -> Any:
+    """`proto` with the names, types and shapes of its weights, and without their values.
+
+    Types do not depend on values, and shape inference copies all that it is given twice.
+    """
+    light = require("onnx").ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import,
+                                       functions=proto.functions)
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(proto.graph, field))
+    for tensor in proto.graph.initializer:
+        if math.prod(tensor.dims) <= SHAPE_ELEMENTS:
+            light.graph.initializer.append(tensor)
+        else:
+            light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return light
 
 
 def product_precisions(proto: Any) -> dict[str, str]:
@@ -148,9 +210,6 @@ def computed_operands(proto: Any) -> dict[str, int]:
             for node in proto.graph.node if node.op_type in PRODUCTS}
 
 
-FLOATS = ("bfloat16", "float16", "float32")
-
-
 def _precision_names() -> dict[int, str]:
     types = require("onnx").TensorProto
     return {types.FLOAT: "float32", types.FLOAT16: "float16", types.BFLOAT16: "bfloat16", types.INT8: "int8",
@@ -179,7 +238,8 @@ def weights_fingerprint(proto: Any) -> str:
     values = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in proto.graph.initializer if t.name in counts}
     digest.update(repr([values[name] for name in counts if name in values]).encode())
     prune = getattr(graph_facts(proto, "the graph"), "prune", None)
-    if prune and prune.selector != "prediction":                           # without weights that would tell it
+    # The other selectors have no weights that would show which one it is.
+    if prune and prune.selector != "prediction":
         digest.update(f"{prune.selector} {prune.stages} {prune.fuse}".encode())
     return digest.hexdigest()
 

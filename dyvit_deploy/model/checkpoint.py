@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -41,7 +43,8 @@ class RawCheckpoint:
     """The tensors of a file under their published names, and the facts that the file records.
 
     `path` may be `timm:NAME`. `weights` is the set that was read, "model" or "ema"; `arguments` are those of the
-    published training script.
+    published training script. It is accepted wherever the path of a checkpoint is, so that a command reads the file
+    once.
     """
 
     path: Path
@@ -50,11 +53,19 @@ class RawCheckpoint:
     weights: str
     arguments: dict[str, Any]
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @functools.cached_property
+    def _sha256(self) -> str:
+        return tensors_sha256(self.state) if is_timm(self.path) else sha256(self.path)
+
     def origin(self) -> dict[str, Any]:
         """The `parent` of the facts. Its sha256 is that of the file or, for downloaded weights, of the tensors."""
-        timm = is_timm(self.path)
-        return {"file": self.path.name, "sha256": tensors_sha256(self.state) if timm else sha256(self.path),
-                "weights": self.weights}
+        return {"file": self.path.name, "sha256": self._sha256, "weights": self.weights}
 
 
 def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
@@ -171,12 +182,18 @@ def infer_model(state: Mapping[str, Tensor], where: str, image_size: tuple[int, 
     return dataclasses.replace(config, classes=state["head.weight"].shape[0])
 
 
-def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
+def open_checkpoint(source: str | os.PathLike[str], weights: str = "auto") -> RawCheckpoint:
+    """`source` where it has been read already, else see `read_checkpoint`."""
+    return source if isinstance(source, RawCheckpoint) else read_checkpoint(Path(source), weights)
+
+
+def load_model(path: str | os.PathLike[str], load: LoadConfig = LoadConfig(),
                like: ArtifactFacts | None = None) -> tuple[DynamicViT, ArtifactFacts]:
     """Loads a checkpoint as a model in evaluation mode.
 
     Args:
-        path: our `.safetensors`, a published `.pth` / `.pth.tar`, or `timm:NAME` for timm's pretrained weights.
+        path: our `.safetensors`, a published `.pth` / `.pth.tar`, `timm:NAME` for timm's pretrained weights, or a
+            `RawCheckpoint`, whose weights are those that it was read with.
         load: overrides of what the checkpoint records.
         like: use the model, pruning and weights of this artifact instead, to compare the checkpoint with it.
 
@@ -190,7 +207,7 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
     weights = load.weights
     if like and weights == "auto" and like.parent and Path(path).suffix != ".safetensors":
         weights = like.parent.get("weights", "auto")
-    raw = read_checkpoint(path, weights)
+    raw = open_checkpoint(path, weights)
     if like:
         _check_alike(raw, like)
     facts = like or _resolve(raw, load)
@@ -199,9 +216,9 @@ def load_model(path: str | Path, load: LoadConfig = LoadConfig(),
     return model.eval(), dataclasses.replace(facts, parent=raw.origin())
 
 
-def load_facts(path: str | Path, load: LoadConfig = LoadConfig()) -> ArtifactFacts:
+def load_facts(path: str | os.PathLike[str], load: LoadConfig = LoadConfig()) -> ArtifactFacts:
     """The facts that `load_model` returns, without `parent`; does not build the model."""
-    return _resolve(read_checkpoint(path, load.weights), load)
+    return _resolve(open_checkpoint(path, load.weights), load)
 
 
 class Backbone(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
-from ..graph.read import element_types, graph_facts, load_graph
+from ..graph.read import Graph, graph_facts
 from ..machine.processes import gpu_number
 from ..machine.tf32 import require_full_float32
 from ..optional import require
@@ -24,11 +24,13 @@ from .emulation import in_float32
 from .profiling import LayerTime, onnxruntime_layers
 
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-EMULATED = ("bfloat16", "float8")           # precisions that ONNX Runtime has no CPU kernels for
+# Precisions that ONNX Runtime has no CPU kernels for.
+EMULATED = ("bfloat16", "float8")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # By default float32 products round their inputs on a GPU.
 PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}
-DRIVERS = ("libcuda.so.1", "nvcuda.dll")    # of NVIDIA, on Linux and Windows
+# NVIDIA's, on Linux and Windows.
+DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 
 
 def _provider_options(device: str) -> dict[str, str]:
@@ -38,14 +40,15 @@ def _provider_options(device: str) -> dict[str, str]:
 
 @functools.cache
 def cuda_works() -> bool:
-    """True when ONNX Runtime really gets a session on CUDA.
+    """True when ONNX Runtime really opens a session on CUDA.
 
-    A listed provider is no proof: where a library is missing, the session is made on the CPU.
+    A listed provider is no proof: where a library is missing, the session is opened on the CPU.
     """
     ort = require("onnxruntime")
     if PROVIDERS["cuda"] not in ort.get_available_providers() or not _driver_loads():
         return False
-    ort.preload_dlls()                                                     # from the nvidia wheels that torch brings
+    # From the nvidia wheels that torch brings.
+    ort.preload_dlls()
     helper = require("onnx").helper
     value, result = (helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [value], [result])
@@ -73,14 +76,16 @@ class OrtRunner(Runner):
     """One ONNX Runtime session on "cpu" or "cuda"; `threads` 0 uses all cores.
 
     A bfloat16 or float8 graph for which the device has no kernels is emulated on the CPU, unless CUDA was asked for.
-    `watch` names tensors inside the graph that `tensors` gives.
+    `watch` names tensors inside the graph that `tensors` gives. A graph in memory is opened as it is; `path` is then
+    its name in messages.
     """
 
     backend = "ONNX Runtime"
 
-    def __init__(self, path: str | Path, device: str | None = None, threads: int = 0,
+    def __init__(self, path: str | Path | Graph, device: str | None = None, threads: int = 0,
                  watch: Sequence[str] = ()) -> None:
-        path = require_file(path)
+        graph = Graph.of(path)
+        path = graph.path if graph.in_memory else require_file(graph.path)
         if device not in (None, *PROVIDERS):
             raise ConfigError(f"Unknown device {device!r}.{did_you_mean(str(device), PROVIDERS)}")
         if device == "cuda" and not cuda_works():
@@ -90,11 +95,12 @@ class OrtRunner(Runner):
         if self.device == "cuda":
             require_full_float32()
         self._path, self._threads, self._watch = path, threads, list(watch)
+        # What a session is opened from.
+        self._model: str | bytes = graph.proto.SerializeToString() if graph.in_memory else str(path)
         try:
-            model = _with_outputs(load_graph(path), watch).SerializeToString() if watch else str(path)
-            self._session = self._open(model)
+            self._session = self._open(_with_outputs(graph, watch) if watch else self._model)
         except failures() as error:
-            self._session = self._emulate(path, asked=device)
+            self._session = self._emulate(graph, asked=device)
             if self._session is None:
                 raise ArtifactError(f"{path} is not an ONNX model that ONNX Runtime can load on the {self.device} "
                                     f"({reason(error)}); make or copy it again"
@@ -168,7 +174,7 @@ class OrtRunner(Runner):
         if isinstance(free, str):
             options.add_free_dimension_override_by_name(free, batch)
         try:
-            return self._open(str(self._path), options)
+            return self._open(self._model, options)
         except failures() as error:
             raise BackendError(f"ONNX Runtime would run a part of {self.name} on the CPU ({reason(error)}), so its "
                                "time is not that of the GPU; time it with --device cpu, or build an engine of it."
@@ -185,7 +191,7 @@ class OrtRunner(Runner):
         try:
             with tempfile.TemporaryDirectory(prefix="dyvit-profile-") as folder:
                 options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "ort")
-                return onnxruntime_layers(self._open(str(self._path), options), {self.input.name: feed}, runs)
+                return onnxruntime_layers(self._open(self._model, options), {self.input.name: feed}, runs)
         except failures() as error:
             raise BackendError(f"ONNX Runtime cannot profile {self.name} here ({reason(error)}); profile its float32 "
                                "graph.") from error
@@ -205,14 +211,14 @@ class OrtRunner(Runner):
                 return str(output.name)
         raise ArtifactError(f"{path} has no float output of two dimensions; only classifiers can be run here.")
 
-    def _emulate(self, path: Path, asked: str | None) -> Any:
+    def _emulate(self, graph: Graph, asked: str | None) -> Any:
         """A session on the CPU that rounds as the graph's precision does; None where there is no such thing, or where
         CUDA was `asked` for."""
         try:
-            proto = load_graph(path)
-        except ArtifactError:                                              # then there is nothing to emulate
+            facts = graph_facts(graph.proto, str(graph.path))
+        # Then there is nothing to emulate.
+        except ArtifactError:
             return None
-        facts = graph_facts(proto, str(path))
         if asked == "cuda" or facts is None or facts.precision not in EMULATED:
             return None
         self.device, self.emulated = "cpu", True
@@ -220,7 +226,7 @@ class OrtRunner(Runner):
         # Its optimizer would fuse float8 tensors into operators that take none.
         options.graph_optimization_level = require("onnxruntime").GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return self._open(_with_outputs(in_float32(proto), self._watch).SerializeToString(), options)
+            return self._open(_with_outputs(Graph(graph.path, in_float32(graph.proto)), self._watch), options)
         except failures():
             return None
 
@@ -249,14 +255,15 @@ class OrtRunner(Runner):
         self._session = None
 
 
-def _with_outputs(proto: Any, names: Sequence[str]) -> Any:
-    """`proto`, with more tensors among its outputs."""
+def _with_outputs(graph: Graph, names: Sequence[str]) -> bytes:
+    """The serialised graph, with more tensors among its outputs."""
     helper = require("onnx").helper
-    types = element_types(proto) if names else {}
+    types, proto = graph.types if names else {}, graph.copy()
     known = {value.name for value in (*proto.graph.input, *proto.graph.output)}
     proto.graph.output.extend(helper.make_tensor_value_info(name, types[name], None)
                               for name in names if name not in known)
-    return proto
+    content: bytes = proto.SerializeToString()
+    return content
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
@@ -21,12 +21,16 @@ from ..deploy.report import DeployReport, Progress
 from ..engine.build import BuildPlan
 from ..engine.config import BuildConfig
 from ..errors import ConfigError
+from ..export.memory import collector_paused
 from ..optional import require
 from ..runners.open import is_checkpoint, is_engine
 from .config import ServingConfig
 from .interface import Servable, check_same_model, read_servable
 from .pbtxt import to_pbtxt
 from .repository import entries, model_name, taken, write_entries, write_readme
+
+if TYPE_CHECKING:
+    from ..model.checkpoint import RawCheckpoint
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,13 @@ class RepositoryReport:
 def export_repository(source: str | Path, folder: str | Path, serving: ServingConfig = ServingConfig(),
                       config: DeployConfig = DeployConfig(), load: LoadConfig = LoadConfig(),
                       progress: Progress = Progress()) -> RepositoryReport:
-    """Puts a model into the Triton repository `folder`, which is made where it is missing.
+    """Puts a model into the Triton repository `folder`, which is created if it is missing.
 
     Args:
-        source: a checkpoint, of which `config` makes a graph, or an .onnx, .xml or .plan that is there.
-        serving: its name, batch and instances; an `engine` of the checkpoint in the place of a graph.
-        load: `keep.ratios` are models side by side here, each keeping R, R**2, ..., behind a router that carries
-            the plain name.
+        source: a checkpoint, which is exported with `config`, or an existing .onnx, .xml or .plan.
+        serving: its name, batch and instances, and an `engine` of the checkpoint to serve instead of a graph.
+        load: `keep.ratios` are models side by side here, each keeping R, R**2, ..., behind a router that has the
+            plain name.
 
     Raises:
         ConfigError: options that contradict one another, an engine that is not of the checkpoint, or a name that is
@@ -88,7 +92,9 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
         ArtifactError, ExportError: what cannot be read, made or written.
     """
     folder, source = Path(folder), require_source(source)
-    _check(source, folder, serving, config, load)
+    # Opening a checkpoint imports torch.
+    with collector_paused():
+        checkpoint = _check(source, folder, serving, config, load)
     loads = _loads(load)
     with tempfile.TemporaryDirectory(prefix="dyvit-serving-") as name:
         served, exports = dict[float, Servable](), []
@@ -96,15 +102,15 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
             if len(loads) > 1:
                 progress.say(f"keep ratio {ratio:g}")
             artifact: Path | str = serving.engine or source
-            if not serving.engine and is_checkpoint(source):
+            if not serving.engine and checkpoint is not None:
                 artifact = Path(name) / f"{ratio:g}" / f"model{FORMAT_SUFFIXES[serving.graph]}"
-                exports.append(export_artifact(source, artifact, dataclasses.replace(config, format=serving.graph), one,
-                                               progress))
+                graph = dataclasses.replace(config, format=serving.graph)
+                exports.append(export_artifact(checkpoint, artifact, graph, one, progress))
                 if not exports[-1]:
                     return RepositoryReport(str(folder), {}, (_kept(exports[-1], folder),))
             served[ratio] = read_servable(artifact)
-            if is_checkpoint(source):
-                _check_origin(served[ratio], source, one)
+            if checkpoint is not None:
+                _check_origin(served[ratio], checkpoint, one)
         progress.say(f"writing {folder}")
         models = entries(served, serving)
         write_entries(folder, models, serving.version)
@@ -118,16 +124,16 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
 
 def plan_repository(source: str | Path, folder: str | Path, serving: ServingConfig = ServingConfig(),
                     config: DeployConfig = DeployConfig(), load: LoadConfig = LoadConfig()) -> BuildPlan:
-    """What `export_repository` would do; what it would refuse before the work is refused here too."""
+    """What `export_repository` would do; it raises the same errors as the checks before that work."""
     source = require_source(source)
-    _check(source, Path(folder), serving, config, load)
+    checkpoint = _check(source, Path(folder), serving, config, load)
     steps, commands = [], list[str]()
     for ratio, one in _loads(load).items():
-        if serving.engine or not is_checkpoint(source):
+        if serving.engine or checkpoint is None:
             servable = read_servable(serving.engine or source)
             steps.append(f"read {servable.path}, which {servable.backend} runs")
         else:
-            plan = plan_artifact(source, f"model{FORMAT_SUFFIXES[serving.graph]}",
+            plan = plan_artifact(checkpoint, f"model{FORMAT_SUFFIXES[serving.graph]}",
                                  dataclasses.replace(config, format=serving.graph), one)
             steps += [f"keep ratio {ratio:g}: {step}" if len(_loads(load)) > 1 else step for step in plan.steps]
             commands += plan.commands
@@ -135,13 +141,16 @@ def plan_repository(source: str | Path, folder: str | Path, serving: ServingConf
     return BuildPlan((*steps, f"write {folder}: {what}"), tuple(commands))
 
 
-def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployConfig, load: LoadConfig) -> None:
-    """Raises ConfigError or MissingDependency before the work."""
-    to_pbtxt({})                                                           # tritonclient may be missing
+def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployConfig, load: LoadConfig,
+           ) -> RawCheckpoint | None:
+    """Opens `source` where it is a checkpoint; raises ConfigError or MissingDependency before the work."""
+    # tritonclient may be missing.
+    to_pbtxt({})
     require("jinja2", extra="triton")
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; a Triton repository is a folder, name one with -o.")
-    make_folder(folder.resolve().parent)                                   # that it can be written to, before the work
+    # That it can be written to is checked before the work.
+    make_folder(folder.resolve().parent)
     ready = serving.engine or not is_checkpoint(source)
     if serving.engine and not is_engine(serving.engine):
         raise ConfigError(f"--engine takes a TensorRT plan; to serve {serving.engine}, name it in the checkpoint's "
@@ -154,23 +163,27 @@ def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployCon
     if ready and (asked != DeployConfig() or fixed):
         raise ConfigError(f"{serving.engine or source} was fixed when it was made; leave out the options of precision, "
                           "graph and pruning.")
-    _check_free(source, folder, serving, load)
+    checkpoint = _check_free(source, folder, serving, load)
     if config.build != BuildConfig():
         raise ConfigError("--format triton builds no engine; build one with --format trt, then pass --engine FILE.")
+    return checkpoint
 
 
-def _check_free(source: Path, folder: Path, serving: ServingConfig, load: LoadConfig) -> None:
-    """Raises ConfigError where the repository has that version already, before the export instead of after it."""
-    from ..model.checkpoint import load_facts
+def _check_free(source: Path, folder: Path, serving: ServingConfig, load: LoadConfig) -> RawCheckpoint | None:
+    """Opens `source` where it is a checkpoint; raises ConfigError where the repository has that version already."""
+    from ..model.checkpoint import load_facts, open_checkpoint
 
-    facts = [load_facts(source, one) for one in _loads(load).values()] if is_checkpoint(source) else []
-    for found in facts:                                                    # a schedule that the model does not have
+    checkpoint = open_checkpoint(source, load.weights) if is_checkpoint(source) else None
+    facts = [load_facts(checkpoint, one) for one in _loads(load).values()] if checkpoint is not None else []
+    # Raises for a schedule that the model cannot have.
+    for found in facts:
         _ = found.prune and found.prune.counts(found.model.patches)
     name = serving.name or (facts and model_name(facts[0]))
     ratios = load.keep.ratios or ()
     for core in ([f"{name}-{ratio:g}" for ratio in ratios] if len(ratios) > 1 else [name]):
         if core and (folder / core / str(serving.version)).exists():
             raise taken(folder, core, serving.version)
+    return checkpoint
 
 
 def _loads(load: LoadConfig) -> dict[float, LoadConfig]:
@@ -189,17 +202,18 @@ def _one(keep: KeepRequest, ratio: float) -> KeepRequest:
     return dataclasses.replace(keep, ratio=ratio, ratios=None)
 
 
-def _check_origin(servable: Servable, checkpoint: Path, load: LoadConfig) -> None:
+def _check_origin(servable: Servable, checkpoint: RawCheckpoint, load: LoadConfig) -> None:
     from ..model.checkpoint import load_facts
 
-    check_same_model(servable, load_facts(checkpoint, load), checkpoint)
+    check_same_model(servable, load_facts(checkpoint, load), checkpoint.path)
 
 
 def _kept(report: DeployReport, folder: Path) -> DeployReport:
     """A rejected artifact, moved beside the repository to be looked at."""
     made, folder = Path(report.path), folder.resolve()
     kept = folder.with_name(f"{folder.name}.rejected{made.suffix}")
-    for suffix in {made.suffix, ".bin"}:                                   # OpenVINO's weights lie beside it
+    # OpenVINO's weights are in a file of their own.
+    for suffix in {made.suffix, ".bin"}:
         if made.with_suffix(suffix).is_file():
             with atomic_write(kept.with_suffix(suffix)) as temporary:
                 shutil.copyfile(made.with_suffix(suffix), temporary)

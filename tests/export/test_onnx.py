@@ -179,10 +179,10 @@ def test_an_existing_file_survives_a_failed_export(exported, tmp_path, monkeypat
     target = tmp_path / "m.onnx"
     target.write_bytes(b"old")
 
-    def disk_full(proto, path):
-        Path(path).write_bytes(b"half")
+    def disk_full(path, content):
+        path.write_text("half")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(onnx, "save", disk_full)
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
     with pytest.raises(ArtifactError, match="No space left"):
         export_onnx(exported[0], target)
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
