@@ -23,8 +23,6 @@ WEIGHTS = ("auto", "model", "ema")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
 TARGETS = ("cpu", "tensorrt")
-# The largest K of a TopK that TensorRT takes, in every version so far.
-MAX_K = 3840
 METHODS = ("max", "percentile", "mse", "entropy")
 SELECTORS = ("prediction", "attention", "random", "static", "structural")
 # Selectors that are useless before training.

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..config import MAX_K
 from ..errors import BackendError, ConfigError, ExportError
+from ..graph.limits import MAX_K
 from ..graph.names import OTHER, node_label
 from ..graph.read import Graph, Tensor
 from ..optional import require

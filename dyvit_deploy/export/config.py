@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..config import MAX_K
+from ..graph.limits import MAX_K
 from ..settings.fields import JsonConfig, check_choice, option
 
 INPUTS = ("float32", "uint8")

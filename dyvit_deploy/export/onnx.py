@@ -16,8 +16,9 @@ from rich.text import Text
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts, library_versions
 from ..artifacts.files import atomic_write, check_target
-from ..config import MAX_K, LoadConfig
+from ..config import LoadConfig
 from ..errors import ConfigError, ExportError, reason
+from ..graph.limits import MAX_K, ONE_FILE_LIMIT
 from ..optional import require
 from .config import ExportConfig
 from .memory import collector_paused
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from ..model.dynamicvit import DynamicViT
 
 log = logging.getLogger(__name__)
-# Bytes; protobuf's limit.
-ONE_FILE_LIMIT = 2**31 - 1
 BATCH = "batch"
 
 
