@@ -72,7 +72,7 @@ def fake(monkeypatch):
 
     def benchmark(paths, config, load=None, track=None):
         calls.append(("bench", config.batches, tuple(path.name for path in paths)))
-        assert Path(config.baseline).name == run_module.DENSE and not config.memory
+        assert Path(config.baseline).name == run_module.DENSE_FILE and not config.memory
         return SimpleNamespace(timings=[
             Timing(path.name, "x", "x", config.batches[0], 2.0 + i, 3.0 + i, 4.0 + i, 100.0, 200, True, None, None,
                    1.5, None) for i, path in enumerate(paths)])
