@@ -60,5 +60,5 @@ def test_flags_say_what_is_not_the_default_and_only_that():
     config = BuildConfig((BatchProfile(1, 1, 4), BatchProfile(8, 8, 8, "b")), 256.0, "c.bin", 3, strip_weights=True,
                          compute_capabilities=("8.9", "120"))
     assert command_flags(config) == [
-        "--batch", "1:1:4", "--profile", "b=8:8:8", "--workspace", "256.0", "--timing-cache", "c.bin",
+        "--batch", "1:1:4", "--profile", "b=8:8:8", "--workspace", "256", "--timing-cache", "c.bin",
         "--opt-level", "3", "--strip-weights", "--compute-capability", "8.9,12.0"]
