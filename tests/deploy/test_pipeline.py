@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from helpers import needs_modelopt, needs_openvino, photo_folder, tiny_checkpoint
 from PIL import Image
@@ -21,6 +22,7 @@ from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import BackendError, ConfigError, DataError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.graph.read import graph_facts, load_graph, product_precisions
+from dyvit_deploy.model import checkpoint as checkpoints
 from dyvit_deploy.parity.compare import check_artifacts
 from dyvit_deploy.parity.tolerance import TOLERANCES, PrecisionTolerance
 from dyvit_deploy.runners.base import ForeignImages
@@ -47,6 +49,26 @@ def export(made, path, format="onnx", export=ExportConfig(), calibration=None, *
     lowered = CalibrationConfig(made[1]) if precision else CalibrationConfig()
     config = DeployConfig(format, export, PrecisionConfig(**precision), calibration or lowered)
     return export_artifact(made[0], path, config)
+
+
+@pytest.mark.parametrize("precision", [
+    pytest.param({}, id="float32"), pytest.param({"precision": "int8"}, id="int8"),
+    pytest.param({"precision": "float16"}, id="float16", marks=needs_modelopt),
+    pytest.param({"precision": "int8", "target": "tensorrt"}, id="int8-trt", marks=needs_modelopt)])
+def test_an_export_reads_its_checkpoint_and_its_float32_graph_at_most_once(made, tmp_path, monkeypatch, precision):
+    loaded, read = [], []
+    load, read_checkpoint = onnx.load, checkpoints.read_checkpoint
+    ours = {"float32.onnx", "m.onnx", "rest.onnx"}
+
+    def counted(path, *options, **more):
+        loaded.extend({Path(path).name} & ours)
+        return load(path, *options, **more)
+    monkeypatch.setattr(onnx, "load", counted)
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda *args: read.append(args) or read_checkpoint(*args))
+    export(made, tmp_path / "m.onnx", **precision)
+    # ModelOpt reads the file that it is given by itself.
+    by_modelopt = 1 if precision.get("target") == "tensorrt" or precision.get("precision") == "float16" else 0
+    assert loaded.count("float32.onnx") + loaded.count("m.onnx") <= 1 + by_modelopt and len(read) == 1
 
 
 CASES = [

@@ -61,6 +61,14 @@ def graphs(tmp_path_factory):
     return graph
 
 
+def test_a_build_reads_its_graph_once_besides_the_builder(graphs, tmp_path, monkeypatch):
+    read, load, graph = [], onnx.load, graphs("float32")
+    monkeypatch.setattr(onnx, "load", lambda path, **options: read.append(path) or load(path, **options))
+    build_engine(graph, tmp_path / "e.plan", "rtx", BuildConfig(allow_precision_fallback=True))
+    plan_build(graph, tmp_path / "p.plan", "rtx")
+    assert read == [str(graph)] * 2
+
+
 @pytest.mark.parametrize("capabilities", SETS, ids=lambda s: "+".join(s) or "default")
 @pytest.mark.parametrize("profiles", [BuildConfig().profiles, TWO], ids=["one", "two"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "float8"])

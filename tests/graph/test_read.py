@@ -11,7 +11,9 @@ from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.graph.names import on_score_path
 from dyvit_deploy.graph.read import (
+    Graph,
     computed_operands,
+    element_types,
     keep_outputs,
     load_graph,
     matrix_products,
@@ -99,3 +101,20 @@ def test_weights_are_told_from_computed_operands_also_when_they_are_quantized_on
     found = computed_operands(proto)
     assert found == {node: len(product.activations) for node, product in products.items()}
     assert set(found.values()) == {1, 2}
+
+
+def test_types_do_not_depend_on_the_values_of_weights_and_a_copy_is_independent(graph):
+    work = Graph(graph)
+    inferred = onnx.shape_inference.infer_shapes(load_graph(graph)).graph
+    expected = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+    assert expected | {i.name: i.data_type for i in inferred.initializer} == work.types == element_types(work.proto)
+    before, copy = work.proto.SerializeToString(), work.copy()
+    del copy.graph.node[:]
+    assert work.proto.SerializeToString() == before and Graph.of(work) is work
+
+
+def test_a_graph_in_memory_runs_without_a_file(graph, tmp_path):
+    images = tiny_images(1).numpy()
+    in_memory = OrtRunner(Graph(tmp_path / "none.onnx", load_graph(graph)))
+    assert (in_memory.infer(images).logits == OrtRunner(graph).infer(images).logits).all()
+    assert in_memory.name == "none.onnx" and in_memory.layer_times(images, 1)

@@ -13,6 +13,7 @@ from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export.config import ExportConfig
+from dyvit_deploy.model import checkpoint as checkpoints
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository, plan_repository
@@ -55,6 +56,14 @@ def test_raw_pixels_are_an_input_of_type_uint8(tmp_path, checkpoint):
     export_repository(checkpoint, tmp_path / "repo", config=DeployConfig(export=ExportConfig(input="uint8")))
     [model] = read_repository(tmp_path / "repo")
     assert model.config["input"] == [{"name": "images", "data_type": "TYPE_UINT8", "dims": ["32", "32", "3"]}]
+
+
+def test_three_keep_ratios_read_their_checkpoint_once(tmp_path, checkpoint, monkeypatch):
+    read, read_checkpoint = [], checkpoints.read_checkpoint
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda *args: read.append(args) or read_checkpoint(*args))
+    load = LoadConfig(keep=KeepRequest(ratios=(0.5, 0.75, 0.9)))
+    assert export_repository(checkpoint, tmp_path / "repo", load=load) and len(read) == 1
+    assert plan_repository(checkpoint, tmp_path / "other", load=load).steps and len(read) == 2
 
 
 def test_several_keep_ratios_are_behind_a_router_with_the_plain_name(tmp_path, checkpoint):
