@@ -224,7 +224,7 @@ def test_bench_runs_a_checkpoint_in_half_precision_on_a_cpu(tmp_path):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match="Unknown precision .int8."):
+    with pytest.raises(ConfigError, match=r"Unknown precision .int8."):
         LoadConfig(precision="int8")
 
 
