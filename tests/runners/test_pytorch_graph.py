@@ -203,7 +203,8 @@ def test_a_dense_checkpoint_in_the_list_is_the_baseline_in_any_precision():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--cuda-graph", "--device", "cpu"], "needs a GPU that works"), (["--fp16", "--bf16"], "Give one of --fp16, --bf16."),
+    (["--cuda-graph", "--device", "cpu"], "needs a GPU that works"),
+    (["--fp16", "--bf16"], "Give one of --fp16, --bf16."),
     (["--streams", "2"], "--streams is for engine plans; leave it out")])
 def test_what_a_checkpoint_cannot_do_is_one_sentence(tmp_path, words, message):
     result = dyvit("bench", tiny_checkpoint(tmp_path), *words, "--seconds", "0.1")
