@@ -46,7 +46,7 @@ TEST_CASE("the weights are there before the engine is used") {
 
 TEST_CASE("weights that cannot be loaded are one sentence") {
   fake::synchronized = cudaErrorUnknown;
-  CHECK(complaint([] { Opened::open(); }) == "CUDA cannot load the engine's weights (unknown error); look at nvidia-smi.");
+  CHECK(complaint([] { Opened::open(); }) == "CUDA cannot load the engine's weights (unknown error); check it with nvidia-smi.");
   fake::synchronized = cudaSuccess;
 }
 
