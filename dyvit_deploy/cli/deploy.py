@@ -13,7 +13,8 @@ from ..deploy.config import DeployConfig
 from ..engine.config import BuildConfig
 from ..serving.config import ServingConfig
 from .options import ConfigOptions, drawable, json_option, load_options, writable
-from .terminal import check_apart, fail_notes, note, show, show_plan, show_progress, skipped_notes, step
+from .progress import show_progress
+from .terminal import check_apart, fail_notes, finish, note, show, show_plan, skipped_notes, step
 
 # Commands that take images for calibration only call them so.
 FROM_DATA = {"data": "--data", "images": "--images"}
@@ -64,11 +65,7 @@ def export(checkpoint: str, out: str, dry_run: bool, config: DeployConfig, load:
         return show_plan(plan_artifact(checkpoint, out, config, load), json_file)
     with BuildBar() as bar:
         report = export_artifact(checkpoint, out, config, load, Progress(step, show_progress, bar.update))
-    show(report, json_file, files=(report.path,))
-    note(*report.notes)
-    fail_notes(report.failures, report.advice)
-    note(f"Next: {report.next_step(checkpoint)}")
-    sys.exit(not report)
+    finish(report, json_file, (report.path,), advice=report.advice, next_step=report.next_step(checkpoint))
 
 
 @click.command("build")
@@ -91,12 +88,9 @@ def build(model: str, target_format: str, out: str, dry_run: bool, build: BuildC
         return show_plan(plan_build(model, out, target_format, build), json_file)
     with BuildBar() as bar:
         report = build_artifact(model, out, target_format, build, Progress(step, show_progress, bar.update))
-    show(report, json_file)
-    note(*report.notes)
-    fail_notes(report.failures, report.advice)
     plan = shlex.quote(report.path)
-    note(f"Next: dyvit inspect {plan}" + (f", and on the machine with the GPU: dyvit bench {plan}" if report else ""))
-    sys.exit(not report)
+    bench = f", and on the machine with the GPU: dyvit bench {plan}" if report else ""
+    finish(report, json_file, advice=report.advice, next_step=f"dyvit inspect {plan}{bench}")
 
 
 @click.command()
@@ -118,10 +112,7 @@ def refit(plan: str, model: str, out: str, data: str | None, json_file: str | No
 
     check_apart(out, json_file)
     report = refit_artifact(plan, model, out, data, Progress(step, show_progress))
-    show(report, json_file)
-    note(*report.notes)
-    fail_notes(report.failures, report.advice)
-    sys.exit(not report)
+    finish(report, json_file, advice=report.advice)
 
 
 @click.command()
@@ -168,8 +159,4 @@ def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: Dep
     if dry_run:
         return show_plan(plan_repository(checkpoint, out, serving, config, load), json_file)
     report = export_repository(checkpoint, out, serving, config, load, Progress(step, show_progress))
-    show(report, json_file)
-    note(*report.notes)
-    fail_notes(report.failures, report.advice)
-    note(f"Next: {report.next_step(checkpoint)}")
-    sys.exit(not report)
+    finish(report, json_file, advice=report.advice, next_step=report.next_step(checkpoint))

@@ -13,7 +13,8 @@ from ..parity.config import CheckConfig
 from ..sweep.grid import SweepConfig
 from ..sweep.target import Target, parse_targets
 from .options import ConfigOptions, json_option, run_options
-from .terminal import fail_notes, hashed, note, show, show_lines, show_progress, skipped_notes, step
+from .progress import show_progress
+from .terminal import fail_notes, finish, hashed, note, show, show_lines, step
 
 
 @click.command("eval")
@@ -31,11 +32,7 @@ def evaluate(artifact: str, data: str, config: EvalConfig, load: LoadConfig, jso
 
     files = hashed(json_file, artifact)
     report = evaluate_artifact(artifact, data, config, load, show_progress)
-    show(report, json_file, files=files)
-    skipped_notes(report.skipped)
-    note(*report.notes)
-    fail_notes(report.failures)
-    sys.exit(not report)
+    finish(report, json_file, files, report.skipped)
 
 
 @click.command()
@@ -52,11 +49,7 @@ def check(reference: str, candidate: str, data: str | None, config: CheckConfig,
 
     files = hashed(json_file, reference, candidate)
     report = check_artifacts(reference, candidate, data, config, load, show_progress)
-    show(report, json_file, files=files)
-    skipped_notes(report.skipped)
-    note(*report.notes)
-    fail_notes(report.failures)
-    sys.exit(not report)
+    finish(report, json_file, files, report.skipped)
 
 
 @click.command()

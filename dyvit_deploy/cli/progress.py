@@ -43,7 +43,7 @@ def errors() -> Console:
     return Console(stderr=True)
 
 
-def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+def show_progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """`items` behind a progress bar that vanishes when it is done."""
     return rich_track(items, description, total, console=errors(), transient=True,
                       disable=not errors().is_terminal or not is_first())

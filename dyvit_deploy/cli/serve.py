@@ -1,4 +1,4 @@
-"""The commands of production: predict, serve, and export to a Triton repository."""
+"""The commands of production: predict and serve."""
 from __future__ import annotations
 
 import sys
@@ -11,7 +11,8 @@ from ..errors import ConfigError
 from ..predict.config import PredictConfig
 from ..serving.config import ServeConfig
 from .options import ConfigOptions, json_option, run_options
-from .terminal import fail_notes, failed_notes, kept_when_stopped, note, show, show_lines, show_progress
+from .progress import show_progress
+from .terminal import failed_notes, finish, kept_when_stopped, note, show, show_lines
 
 
 @click.command()
@@ -28,10 +29,7 @@ def serve(repository: str, check: bool, config: ServeConfig, json_file: str | No
     if not check:
         return serve_repository(repository, config, note)
     report = check_serving(repository, config, show_progress)
-    show(report, json_file)
-    note(*report.notes)
-    fail_notes(report.failures)
-    sys.exit(not report)
+    finish(report, json_file)
 
 
 @click.command()

@@ -10,7 +10,8 @@ from ..config import LoadConfig
 from ..report.config import ReportConfig
 from ..visualization.config import ANIMATIONS, VisualizeConfig
 from .options import ConfigOptions, json_option, run_options
-from .terminal import note, show, show_progress, skipped_notes
+from .progress import show_progress
+from .terminal import note, show, skipped_notes
 
 
 @click.command()

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -12,7 +13,7 @@ from ..artifacts.files import hash_files
 from ..artifacts.reports import save_report
 from ..errors import ConfigError
 from ..machine.processes import is_first, rank
-from .progress import console, errors, track
+from .progress import console, errors
 
 if TYPE_CHECKING:
     from ..engine.build import BuildPlan
@@ -33,6 +34,17 @@ def show(report: Any, json_file: str | None, beside: bool = False, files: Iterab
     (errors() if beside else console()).print(report.table())
     if json_file:
         save_report(json_file, report, typed_command(), files)
+
+
+def finish(report: Any, json_file: str | None, files: Iterable[str | Path] = (), skipped: tuple[str, ...] = (),
+           advice: Iterable[str] = (), next_step: str = "") -> NoReturn:
+    """Shows a report that passes or fails, with its notes, failures and the next command; exits 1 when it fails."""
+    show(report, json_file, files=files)
+    skipped_notes(skipped)
+    note(*report.notes)
+    fail_notes(report.failures, advice)
+    note(*([f"Next: {next_step}"] if next_step else []))
+    sys.exit(not report)
 
 
 def typed_command() -> str:
@@ -100,11 +112,6 @@ def kept_when_stopped(partial: Path | None) -> Iterator[None]:
         if partial and partial.is_file():
             note(f"Stopped. {partial} holds what is done; the same command goes on from there.")
         raise
-
-
-def show_progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    """A rich progress bar around `items`, on standard error."""
-    return track(items, description, total)
 
 
 def step(text: str) -> None:

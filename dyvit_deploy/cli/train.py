@@ -1,4 +1,4 @@
-"""The commands of training: train and eval."""
+"""The command that trains."""
 from __future__ import annotations
 
 import dataclasses
