@@ -92,13 +92,7 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
             notes.append("--transfers has no effect: nothing ran on a GPU.")
         if gpu is not None:
             notes += gpu_notes(gpu, config.transfers, len(on_gpu) < len(candidates)) + graph_notes(timings)
-    notes += _peak_notes(timings, config, peaks) + faster_here(timings)
-    notes += [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} is not that of an engine."
-              for c in candidates if not is_engine(c.path) and c.runner.facts
-              and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
-    if any(not t.stable for t in timings):
-        notes.append(f"Rows marked ~ did not settle within {100 * config.stable:g}% in {config.seconds:g} s; "
-                     "quiet the machine or raise --seconds.")
+    notes += _peak_notes(timings, config, peaks) + faster_here(timings) + _caveats(candidates, timings, config)
     return BenchReport(tuple(timings), ran_on, library_versions(*REPORTED_LIBRARIES), config, tuple(notes), gpu, peaks,
                        tuple(profiles))
 
@@ -138,6 +132,17 @@ def _timeable(given: list[TimedArtifact]) -> tuple[list[TimedArtifact], list[str
     notes = [f"{runner.name} was left out: {runner.backend} only emulates {runner.precision} on a CPU."
              for runner in emulated]
     return [c for c in given if not c.runner.emulated], notes
+
+
+def _caveats(candidates: Sequence[TimedArtifact], timings: Sequence[Timing], config: BenchConfig) -> list[str]:
+    """Which times are not those of a deployed artifact, and whether some did not settle."""
+    notes = [f"{c.runner.name} is for TensorRT: its time in {c.runner.backend} is not that of an engine."
+             for c in candidates if not is_engine(c.path) and c.runner.facts
+             and (c.runner.facts.lowered or {}).get("target") == "tensorrt"]
+    if any(not t.stable for t in timings):
+        notes.append(f"Rows marked ~ did not settle within {100 * config.stable:g}% in {config.seconds:g} s; "
+                     "quiet the machine or raise --seconds.")
+    return notes
 
 
 def _peak_notes(timings: Sequence[Timing], config: BenchConfig, peaks: dict[str, float]) -> list[str]:
