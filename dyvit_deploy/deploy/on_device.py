@@ -33,7 +33,7 @@ from .report import EngineReport, Progress
 
 def build_artifact(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig(),
                    progress: Progress = Progress()) -> EngineReport:
-    """`build_engine`; where its result may be wrong, see `engine.libraries.refit_doubt`, compared with the graph on
+    """`build_engine`; where its result may be wrong, see `engine.library.refit_doubt`, compared with the graph on
     this GPU, and written to NAME.rejected.plan when it differs.
 
     Raises: see `build_engine`.

@@ -98,7 +98,7 @@ def engine_precisions(layers: Sequence[EngineLayer], products: Iterable[str],
 
     Args:
         computed: by product, in the order they run, how many of its operands are computed (1 or 2), see
-            `graph.computed_operands`. For a product without an entry, the narrowest input decides.
+            `graph.read.computed_operands`. For a product without an entry, the narrowest input decides.
     """
     nodes, precisions = tuple(products), {}
     for node in nodes:
