@@ -4,6 +4,7 @@ The ranks come from the environment, without torch: `dyvit --help` and every com
 """
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
@@ -87,7 +88,7 @@ def broadcast_tensors(tensors: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def _group() -> Iterator[Any]:
-    """torch.distributed with a process group: the existing one, else a new one on the CPU.
+    """torch.distributed with a process group: the existing one, else a new one on the CPU, destroyed when Python ends.
 
     Its errors become BackendError.
     """
@@ -98,7 +99,14 @@ def _group() -> Iterator[Any]:
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"The {world_size()} processes cannot connect ({reason(error)}); start them with "
                                "torchrun, and look above for the error of another one.") from error
+        # A worker thread of gloo that outlives the interpreter aborts the process (pytorch/pytorch#190489).
+        atexit.register(_destroy_group, dist)
     try:
         yield dist
     except RuntimeError as error:
         raise BackendError("Another process failed; its own error is above.") from error
+
+
+def _destroy_group(dist: Any) -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -40,6 +41,22 @@ def test_processes_without_a_meeting_point_get_one_sentence(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(BackendError, match=r"2 processes cannot connect .* start them with torchrun"):
         distributed.gather_over_ranks(0)
+
+
+def test_the_process_group_is_destroyed_before_python_ends():
+    """Else a thread of gloo outlives the interpreter now and then, and aborts a process that was done."""
+    script = """if True:
+        import atexit
+        from torch import distributed as dist
+        atexit.register(lambda: print("initialized:", dist.is_initialized()))  # runs last
+        from dyvit_deploy.machine.processes import _group
+        with _group():
+            print("initialized:", dist.is_initialized())
+        """
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ended = subprocess.run([sys.executable, "-c", script], env=os.environ | alone, cwd=ROOT, capture_output=True,
+                           text=True, timeout=HANGS)
+    assert ended.stdout.splitlines() == ["initialized: True", "initialized: False"], ended.stderr
 
 
 def test_only_the_first_process_tells_and_errors_name_the_others(monkeypatch, tmp_path):
