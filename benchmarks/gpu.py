@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_checks import check_lanes, check_pytorch, time_training
+from gpu_checks import check_pytorch, check_streams, time_training
 from gpu_parts import Bench, Job, measure_peak, profile_kernels, time_sides
 from speed import RESULTS
 
@@ -61,11 +61,11 @@ LIBRARIES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-
              "nvidia-modelopt", "tensorrt", "tensorrt-rtx", "lightning-fabric", "lightning")
 EAGER, GRAPH, COMPILED = "PyTorch eager", "PyTorch CUDA graph", "PyTorch compiled"
 MEASURES: dict[str, Callable[[Bench, Job], dict[str, Any]]] = {
-    "peaks": measure_peak, "parity": check_pytorch, "lanes": check_lanes, "training": time_training,
+    "peaks": measure_peak, "parity": check_pytorch, "streams": check_streams, "training": time_training,
     "profile": profile_kernels} | dict.fromkeys(("graph", "eager", "compiled", "rtx", "trt", "ort"), time_sides)
 # Expected seconds per row of each part, until one has been measured. A row is cut after PATIENCE times as long, plus
 # START for loading libraries.
-EXPECTED: dict[str, float] = {"peaks": 1, "parity": 3, "graph": 4, "lanes": 6, "eager": 4, "training": 15,
+EXPECTED: dict[str, float] = {"peaks": 1, "parity": 3, "graph": 4, "streams": 6, "eager": 4, "training": 15,
                               "compiled": 60, "profile": 3, "rtx": 30, "trt": 90, "ort": 20}
 # Compilation dominates, whatever the part.
 EXPECTED_COMPILED = 60.0
@@ -86,7 +86,7 @@ def jobs(quick: bool) -> list[Job]:
         *(Job("parity", backend, precision, "digits-s") for backend, precision in (
             ("eager", "float32"), ("CUDA graph", "float32"), ("CUDA graph", "float16"), ("CUDA graph", "bfloat16"))),
         *rows("graph", GRAPH, "float16", (model,), batches), *rows("graph", GRAPH, "float16", others, small),
-        Job("lanes", "CUDA graph"), Job("lanes", "no graph"),
+        Job("streams", "CUDA graph"), Job("streams", "no graph"),
         *rows("eager", EAGER, "float16", (model,), small), *rows("eager", GRAPH, "bfloat16", (model,), small),
         *rows("eager", GRAPH, "float32", (model,), small),
         Job("training", "PyTorch", "bfloat16", "digits-s"),

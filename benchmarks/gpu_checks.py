@@ -1,4 +1,4 @@
-"""The checks that benchmarks/gpu.py makes on the card: PyTorch against the CPU, the package's lanes, and training."""
+"""The checks that benchmarks/gpu.py makes on the card: PyTorch against the CPU, GpuStream, and training."""
 from __future__ import annotations
 
 import contextlib
@@ -19,14 +19,15 @@ from dyvit_deploy.model.forms import inference_form
 from dyvit_deploy.optional import require
 from dyvit_deploy.runners.base import InputSpec
 from dyvit_deploy.runners.cuda import Cuda
-from dyvit_deploy.runners.lane import Lane
+from dyvit_deploy.runners.gpu_stream import GpuStream
 from dyvit_deploy.runners.pytorch import PyTorchRunner
 from dyvit_deploy.runners.tensorrt import EngineProgram
 
-PARITY_IMAGES, LANE_REPEATS = 64, 200
+PARITY_IMAGES, STREAM_REPEATS = 64, 200
 TRAIN_STEPS, TRAIN_WARM_UP = 30, 10
-# Largest error of a float32 logit against the CPU and of a replayed graph against eager, and relative error of a lane.
-AGAINST_CPU, AGAINST_EAGER, OF_A_LANE = 1e-3, 1e-5, 1e-5
+# Largest error of a float32 logit against the CPU and of a replayed graph against eager, and relative error of an
+# answer of a stream.
+AGAINST_CPU, AGAINST_EAGER, OF_A_STREAM = 1e-3, 1e-5, 1e-5
 
 
 def check_pytorch(bench: Bench, job: Job) -> dict[str, Any]:
@@ -61,45 +62,45 @@ def _distance(a: Any, b: Any) -> float:
     return float(np.abs(a - b).max())
 
 
-def check_lanes(bench: Bench, job: Job) -> dict[str, Any]:
-    """The package's lanes, buffers, events, profile switch and graph capture around a stand-in context, two lanes at a
-    time, at changing shapes; every answer is compared with the same operators on the default stream.
+def check_streams(bench: Bench, job: Job) -> dict[str, Any]:
+    """The package's streams, buffers, events, profile switch and graph capture around a stand-in context: two streams
+    at a time, at changing shapes. Every answer is compared with the same operators on the default stream.
 
-    Each lane gets two batches, the second while the first may still run, so that a buffer overwritten too
+    Each stream gets two batches, the second while the first may still run, so that a buffer overwritten too
     early, or an answer of the batch before, is detected.
     """
     cuda: Any = Cuda() if bench.device == "cuda" else HostCuda()
     outputs = [InputSpec("logits", "float32", (None, CLASSES)), InputSpec("kept_0", "int64", (None, KEPT))]
     source, graph = InputSpec("images", "float32", (None, 3, SIDE, SIDE)), job.backend == "CUDA graph"
     contexts = [TorchContext(bench.device) for _ in range(2)]
-    lanes = [Lane(EngineProgram(context, "images", outputs, profile_for), cuda) for context in contexts]
+    streams = [GpuStream(EngineProgram(context, "images", outputs, profile_for), cuda) for context in contexts]
     rng, wrong, errors, captured = np.random.default_rng(0), 0, [0.0], []
-    repeats = 10 if bench.quick else LANE_REPEATS
+    repeats = 10 if bench.quick else STREAM_REPEATS
     for repeat in range(repeats):
         feeds = []
-        for lane in lanes:
+        for stream in streams:
             # Every other pair of repeats keeps the previous shape, so that a captured graph is replayed.
-            again = repeat % 4 >= 2 and lane.shape is not None
-            shape = lane.shape if again else (int(rng.integers(1, PROFILES[-1][1] + 1)), 3, SIDE, SIDE)
-            if lane.shape != shape:
-                lane.prepare(shape, source, graph)
+            again = repeat % 4 >= 2 and stream.shape is not None
+            shape = stream.shape if again else (int(rng.integers(1, PROFILES[-1][1] + 1)), 3, SIDE, SIDE)
+            if stream.shape != shape:
+                stream.prepare(shape, source, graph)
             feeds.append(rng.standard_normal(shape, dtype=np.float32))
-            lane.upload(rng.standard_normal(shape, dtype=np.float32))
-            lane.launch()
-        for lane, feed in zip(lanes, feeds):
-            lane.upload(feed)
-            lane.launch()
-        captured += [lane.captured for lane in lanes]
-        for lane, context, feed in zip(lanes, contexts, feeds):
-            logits, kept = lane.download([spec.name for spec in outputs])
+            stream.upload(rng.standard_normal(shape, dtype=np.float32))
+            stream.launch()
+        for stream, feed in zip(streams, feeds):
+            stream.upload(feed)
+            stream.launch()
+        captured += [stream.captured for stream in streams]
+        for stream, context, feed in zip(streams, contexts, feeds):
+            logits, kept = stream.download([spec.name for spec in outputs])
             answer = context.answer(torch.from_numpy(feed).to(bench.device))
             expected, places = (value.cpu().numpy() for value in answer)
             errors.append(_distance(logits, expected) / max(1.0, float(np.abs(expected).max())))
-            wrong += not (np.array_equal(kept, places) and errors[-1] <= OF_A_LANE)
-    times = lanes[0].timed(["logits"], np.zeros(lanes[0].shape or (), np.float32), EVENT_RUNS)
-    return {"repeats": repeats, "lanes": len(lanes), "wrong": wrong, "max_relative_error": max(errors),
+            wrong += not (np.array_equal(kept, places) and errors[-1] <= OF_A_STREAM)
+    times = streams[0].timed(["logits"], np.zeros(streams[0].shape or (), np.float32), EVENT_RUNS)
+    return {"repeats": repeats, "streams": len(streams), "wrong": wrong, "max_relative_error": max(errors),
             "captured": all(captured) if graph else None,
-            "capture_error": next((lane.capture_error for lane in lanes if lane.capture_error), ""),
+            "capture_error": next((stream.capture_error for stream in streams if stream.capture_error), ""),
             "profiles_used": sorted({number for context in contexts for number in context.profiles_chosen}),
             "events_ms": {name: statistics.median(ms) for name, ms in times.items()},
             "passed": wrong == 0 and (not graph or all(captured))}

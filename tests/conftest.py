@@ -16,13 +16,13 @@ def session_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces(session_folder):
-    """Every equal export of a session is traced once; the tests of the exporter itself switch that off."""
+def traces(request):
+    """Every equal export is traced once; the tests of the exporter itself switch that off."""
     from traces import Traces
 
     from dyvit_deploy.export import onnx as exporter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "_trace", found := Traces(session_folder / "traces"))
+        patch.setattr(exporter, "_trace", found := Traces(request.config.cache.mkdir("traces")))
         yield found
 
 

@@ -1,9 +1,11 @@
-"""Exports of one test session: torch.onnx takes seconds for a tiny model, and most tests are about what comes after."""
+"""Exports that tests have in common: torch.onnx takes seconds for a tiny model, and most tests are about what comes
+after. They are kept in pytest's cache, for later sessions too, until the package or one of its libraries changes."""
 from __future__ import annotations
 
 import hashlib
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import onnx
 import torch
 from filelock import FileLock
 
+import dyvit_deploy
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.export import onnx as exporter
 
@@ -19,7 +22,7 @@ PLAIN = (bool, int, float, str, tuple, frozenset, type(None))
 
 def fingerprint(model: torch.nn.Module, *options: Any) -> str:
     """Equal for models that are exported to the same graph: their modules, settings, tensors, and the exporter."""
-    digest = hashlib.sha256(repr((library_versions("torch", "timm", "onnx", "onnxscript"), options)).encode())
+    digest = hashlib.sha256(repr(options).encode())
     for name, module in model.named_modules():
         settings = sorted((key, value) for key, value in vars(module).items() if isinstance(value, PLAIN))
         digest.update(repr((name, type(module).__qualname__, settings, module.extra_repr())).encode())
@@ -31,12 +34,25 @@ def fingerprint(model: torch.nn.Module, *options: Any) -> str:
     return digest.hexdigest()
 
 
+def exporter_version() -> str:
+    """Changes with the libraries and with every source file that an export may depend on."""
+    digest = hashlib.sha256(repr(library_versions("torch", "timm", "onnx", "onnxscript", "onnx-ir")).encode())
+    package = Path(dyvit_deploy.__file__).parent
+    for folder in (package, package / "model", package / "export", package / "graph"):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 class Traces:
     """What the exporter traces, kept in a folder that all processes of a session share."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.trace, self.used = folder, exporter._trace, True
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.trace, self.used = folder / exporter_version(), exporter._trace, True
+        for other in folder.iterdir():
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        self.folder.mkdir(exist_ok=True)
 
     def __call__(self, model: torch.nn.Module, names: list[str], config: Any) -> tuple[onnx.ModelProto, Any]:
         if not self.used:

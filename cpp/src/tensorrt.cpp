@@ -12,7 +12,7 @@
 #include "cuda.h"
 #include "plan.h"
 #include "profiles.h"
-#include "tensorrt_lane.h"
+#include "tensorrt_stream.h"
 
 #if !defined(TRT_MAJOR_RTX) && (NV_TENSORRT_MAJOR < 10 || (NV_TENSORRT_MAJOR == 10 && NV_TENSORRT_MINOR < 7))
 #error "dyvit streams plans by IStreamReaderV2: set TENSORRT_ROOT to TensorRT 10.7 or later."
@@ -93,21 +93,21 @@ class TensorRt : public Backend {
     std::int64_t const batch = images.shape[0];
     std::vector<void*> targets = {outputs.logits.data()};
     for (auto& stage : outputs.kept) targets.push_back(stage.data());
-    std::unique_ptr<Lane> lane = upload(images);
-    if (!lane->launch()) refuse(batch);
-    lane->download(outputs_, batch, targets);
+    std::unique_ptr<GpuStream> stream = upload(images);
+    if (!stream->launch()) refuse(batch);
+    stream->download(outputs_, batch, targets);
     std::lock_guard<std::mutex> const guard(mutex_);
-    // A lane that failed is not reused.
-    idle_.push_back(std::move(lane));
+    // A stream that failed is not reused.
+    idle_.push_back(std::move(stream));
   }
 
   std::function<void()> call_without_transfers(Images const& images) override {
-    std::shared_ptr<Lane> const lane = upload(images);
-    lane->wait();
-    return [this, lane, batch = images.shape[0]] {
+    std::shared_ptr<GpuStream> const stream = upload(images);
+    stream->wait();
+    return [this, stream, batch = images.shape[0]] {
       use_device();
-      if (!lane->launch()) refuse(batch);
-      lane->wait();
+      if (!stream->launch()) refuse(batch);
+      stream->wait();
     };
   }
 
@@ -120,14 +120,14 @@ class TensorRt : public Backend {
                 "); build it again, or run dyvit doctor --target PLAN.");
   }
 
-  // Takes a lane for the batch and starts to copy the batch to the GPU.
-  std::unique_ptr<Lane> upload(Images const& images) {
+  // Takes a stream for the batch and starts to copy the batch to the GPU.
+  std::unique_ptr<GpuStream> upload(Images const& images) {
     use_device();
     std::int64_t const batch = images.shape[0];
     auto const [profile, padded] = place(batch, profiles_);
-    std::unique_ptr<Lane> lane = take_lane();
-    if (!lane->upload(input_, outputs_, images.data, batch, padded, profile)) refuse(batch);
-    return lane;
+    std::unique_ptr<GpuStream> stream = take_stream();
+    if (!stream->upload(input_, outputs_, images.data, batch, padded, profile)) refuse(batch);
+    return stream;
   }
 
   void load(std::string const& path, Plan& plan, bool trust) {
@@ -187,22 +187,22 @@ class TensorRt : public Backend {
     metadata.batch_max = largest_batch(profiles_);
   }
 
-  std::unique_ptr<Lane> take_lane() {
+  std::unique_ptr<GpuStream> take_stream() {
     std::lock_guard<std::mutex> const guard(mutex_);
     if (!idle_.empty()) {
-      auto lane = std::move(idle_.back());
+      auto stream = std::move(idle_.back());
       idle_.pop_back();
-      return lane;
+      return stream;
     }
     auto context = contexts_->make();
     if (!context)
       throw Error(library_name() + " cannot prepare " + file + " (" + logger_.last() +
                   "); free GPU memory, or build it with a smaller largest batch.");
-    return std::make_unique<Lane>(std::move(context));
+    return std::make_unique<GpuStream>(std::move(context));
   }
 
   int device_;
-  // Each of these outlives the next; the lanes, which hold contexts, are destroyed first.
+  // Each of these outlives the next; the streams, which hold contexts, are destroyed first.
   Logger logger_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
@@ -213,7 +213,7 @@ class TensorRt : public Backend {
   std::vector<Profile> profiles_;
   // Guards idle_ and the creation of contexts.
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Lane>> idle_;
+  std::vector<std::unique_ptr<GpuStream>> idle_;
 };
 
 }  // namespace

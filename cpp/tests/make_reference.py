@@ -203,13 +203,9 @@ def add_plan(reference: Reference) -> None:
     """An engine of TensorRT for RTX, which builds without a GPU, if the library is installed."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         return
-    from dyvit_deploy.demo.quickstart import STUDENT
-    from dyvit_deploy.deploy.config import DeployConfig
-    from dyvit_deploy.deploy.pipeline import export_artifact
-    from dyvit_deploy.export.config import ExportConfig
+    from dyvit_deploy.engine.build import build_engine
 
-    config = DeployConfig(format="rtx", export=ExportConfig(with_tokens=True))
-    assert export_artifact(STUDENT, reference.folder / "engine.plan", config)
+    build_engine(reference.folder / "digits-float32.onnx", reference.folder / "engine.plan", "rtx")
     reference.manifest["plan"] = "engine.plan"
 
 

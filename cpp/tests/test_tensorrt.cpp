@@ -1,5 +1,4 @@
 // The order of the calls to TensorRT and CUDA, recorded by the stand-ins in fake/. Running a plan needs a GPU.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <NvInferRuntime.h>
 #include <doctest/doctest.h>
 

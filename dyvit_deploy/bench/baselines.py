@@ -1,14 +1,13 @@
 """Finds the dense artifact that each pruned one is timed against."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import ArtifactFacts
-from ..config import LoadConfig, ModelConfig, PruneConfig
+from ..config import LoadConfig
 from ..errors import BackendError, ExportError, MissingDependency
 from ..runners.base import Runner
 from ..runners.open import is_engine
@@ -106,12 +105,8 @@ def _match_key(candidate: TimedArtifact) -> tuple[Any, ...]:
 
 def count_gmacs(facts: ArtifactFacts | None) -> float | None:
     """1e9 multiply-accumulates for one image; None for files that dyvit did not write."""
-    return None if facts is None else _count_gmacs(facts.model, facts.prune, tuple(facts.forms))
-
-
-@functools.cache
-def _count_gmacs(model: ModelConfig, prune: PruneConfig | None, forms: tuple[str, ...]) -> float:
-    """Counted once for all artifacts of a model: the model is built and run for it."""
+    if facts is None:
+        return None
     from ..model.macs import count_costs
 
-    return count_costs(model, [prune], forms)[0].gmacs
+    return count_costs(facts.model, [facts.prune], facts.forms)[0].gmacs

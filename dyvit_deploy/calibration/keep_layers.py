@@ -1,4 +1,4 @@
-"""How many layers must stay in higher precision for top-1 to fall by no more than allowed."""
+"""`--max-drop`: finds the fewest layers that must keep their precision for top-1 to fall by no more than allowed."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -13,15 +13,16 @@ from ..evaluation.evaluate import evaluate
 from ..runners.base import Runner, run_in_batches
 
 BATCH = 8
-IMAGES = 1000                               # at most, that a drop is measured on
+# The largest number of images that a drop is measured on.
+IMAGES = 1000
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Top-1 of float32 minus that of the artifact, in points (0..100), on `images` images.
+    """The top-1 accuracy lost to a lower precision, in points (0..100), measured on `images` images.
 
-    Without labels (`labelled` False), the share of images whose best class changes, likewise in points:
-    top-1 can fall by no more. `kept` are the layers that stayed in higher precision.
+    If the images have no labels (`labelled` False), `points` is the share of images whose best class changes, which is
+    an upper bound of the loss. `kept` are the layers that kept their precision.
     """
 
     points: float
@@ -40,10 +41,10 @@ class Drop:
 
 def fewest_kept(measure: Callable[[Sequence[str]], float], ranked: Sequence[str], allowed: float,
                 ) -> tuple[tuple[str, ...], float]:
-    """The fewest first names of `ranked` with which `measure` is at most `allowed`, and what it is then.
+    """The shortest prefix of `ranked` for which `measure` is at most `allowed`, and the value of `measure` there.
 
-    Tries 0, 1, 2, 4, ... names and then halves the gap, so `measure` should fall as names are added. All
-    names are returned when even they do not suffice.
+    Tries prefixes of 0, 1, 2, 4, ... names, then bisects; `measure` should not increase with the length. If all names
+    do not suffice, all are returned.
     """
     points = measure(())
     if points <= allowed:
@@ -69,10 +70,10 @@ def fewest_kept(measure: Callable[[Sequence[str]], float], ranked: Sequence[str]
 
 
 class DropMeter:
-    """Measures the drop of candidates against one float32 runner on the same images.
+    """Measures the drop of candidates relative to one float32 runner, on the same images.
 
     Raises:
-        DataError: one image alone weighs more than the allowed drop.
+        DataError: there are so few images that a single one exceeds the allowed drop.
     """
 
     def __init__(self, reference: Runner, images: ImageSet, allowed: float) -> None:
@@ -82,12 +83,13 @@ class DropMeter:
         self._images, self._expected, self._classes = images, 0.0, None
         try:
             self._expected = evaluate(reference, images, BATCH).top1
-        except DataError:                                                  # no labels, or not the model's classes
+        except DataError:
+            # The images have no labels, or those of other classes.
             self._classes = _classes(reference, images)
         self.labelled = self._classes is None
 
     def points(self, candidate: Runner) -> float:
-        """How far `candidate` falls, in points; below 0 when it is better."""
+        """The drop of `candidate` in points; negative if it is better."""
         if self._classes is None:
             return 100 * (self._expected - evaluate(candidate, self._images, BATCH).top1)
         return 100 * float((_classes(candidate, self._images) != self._classes).mean())

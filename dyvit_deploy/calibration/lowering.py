@@ -22,8 +22,8 @@ from .targets import ResolvedTarget
 
 
 class Lowered(NamedTuple):
-    """`precisions` are those of its products, by node; `kept` are the products that the policy lowers and that stayed
-    in a higher precision."""
+    """A lowered graph. `precisions` are those of its products, by node; `kept` are the products that the policy would
+    lower but that stayed in a higher precision."""
 
     proto: Any
     precisions: dict[str, str]
@@ -31,29 +31,28 @@ class Lowered(NamedTuple):
 
 
 class Lowering:
-    """Makes lowered graphs of one float32 graph; what they share is computed once.
+    """Makes lowered graphs of one float32 graph; what they have in common is computed once.
 
     Args:
-        graph: the float32 graph, which is in a file too, because ModelOpt reads that; drafts are written beside it.
-        images: real ones, which are searched for overflow, and the first of which ModelOpt runs.
-        ranges: for int8 and float8.
-        io: "float16" makes float images and logits float16.
+        graph: the float32 graph. Its file must exist too, because ModelOpt reads it; drafts are written beside it.
+        images: real images; they are searched for overflow in float16, and ModelOpt runs the first of them.
+        ranges: the ranges of activations, needed for int8 and float8.
         attention: also quantize the products inside attention.
     """
 
     def __init__(self, graph: Graph, resolved: ResolvedTarget, images: ImageSet, ranges: Ranges | None,
-                 io: str = "float32", attention: bool = False, track: Track[Any] = no_track) -> None:
+                 attention: bool = False, track: Track[Any] = no_track) -> None:
         self._graph, self._resolved, self._images, self._ranges = graph, resolved, images, ranges
-        self._io, self._attention = io, attention
+        self._attention = attention
         self.raised: tuple[KeptNode, ...] = ()
-        # What int8 and float8 are made of: the float32 graph, or it with all else in float16.
+        # The graph that is quantized: float32, or for a `rest` of float16 a copy in float16.
         self._base = graph
         quantized = resolved.precision in QUANTIZED
         if "float16" in (resolved.precision, resolved.rest if quantized else None):
             self.raised = near_overflow(graph, images, track)
         if quantized and resolved.rest == "float16":
             path = graph.path.with_name("rest.onnx")
-            self._base = Graph(path, to_half(graph.path, resolved.rest, images, self.raised, self._io))
+            self._base = Graph(path, to_half(graph.path, resolved.rest, images, self.raised, resolved.io))
             require("onnx").save(self._base.proto, str(path))
 
     def lower(self, keep: Collection[str] = ()) -> Lowered:
@@ -67,7 +66,7 @@ class Lowering:
             # OpenVINO lowers it when the model is compiled.
             proto = self._graph.copy()
         elif precision in HALF:
-            proto = to_half(self._graph.path, precision, self._images, self.raised, self._io, keep)
+            proto = to_half(self._graph.path, precision, self._images, self.raised, self._resolved.io, keep)
         else:
             assert self._ranges is not None
             products = [p for p in quantizable(self._graph.proto, self._attention) if p.name not in keep]
@@ -85,7 +84,7 @@ class Lowering:
             return runner.prepare(next(self._images.batches(2)).images)
 
     def _check(self, proto: Any, found: Mapping[str, str], keep: Collection[str]) -> tuple[str, ...]:
-        """The products that should be in the lower precision and are not; ExportError when none is in it.
+        """The products that should be in the lower precision but are not; ExportError if none is in it.
 
         `found` are the precisions of `proto`.
         """

@@ -1,4 +1,4 @@
-"""The only importer of NVIDIA ModelOpt, which places Q/DQ nodes and Casts for TensorRT."""
+"""Calls NVIDIA ModelOpt, which inserts Q/DQ nodes and Casts for TensorRT. No other module imports it."""
 from __future__ import annotations
 
 import contextlib
@@ -29,18 +29,19 @@ def require_modelopt(module: str = "modelopt.onnx") -> Any:
 
 
 def run(function: Callable[..., Any], what: str, *arguments: Any, **options: Any) -> Any:
-    """Calls a function of ModelOpt; ExportError says that it could not `what`."""
+    """Calls a function of ModelOpt. `what` completes the message of its ExportError: "ModelOpt could not ..."."""
     with quiet(), onnxruntime_restored():
         try:
             return function(*arguments, **options)
-        except Exception as error:                                         # it raises what its five libraries raise
+        # ModelOpt passes on the errors of five libraries.
+        except Exception as error:
             raise ExportError(f"ModelOpt could not {what} ({reason(error)}); try another version of nvidia-modelopt."
                               ) from error
 
 
 @contextlib.contextmanager
 def onnxruntime_restored() -> Iterator[None]:
-    """ModelOpt replaces methods of ONNX Runtime's quantizer for the whole process; this puts them back."""
+    """Restores the methods of ONNX Runtime's quantizer, which ModelOpt replaces for the whole process."""
     owners: list[Any] = []
     for name in PATCHED:
         module = require(f"onnxruntime.quantization.{name}")
@@ -57,7 +58,7 @@ def onnxruntime_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """ModelOpt logs and prints what no user can act on, a missing GPU as an error."""
+    """Silences ModelOpt's logs and prints, which no user can act on; a missing GPU is an error to it."""
     disabled, handlers = logging.root.manager.disable, list(logging.getLogger().handlers)
     logging.disable(logging.ERROR)
     try:
@@ -65,4 +66,5 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        logging.getLogger().handlers[:] = handlers                         # it installs its own on import
+        # ModelOpt installs its own handlers when it is imported.
+        logging.getLogger().handlers[:] = handlers

@@ -1,17 +1,17 @@
-"""What is quantized to int8 or float8, and what is not.
+"""Which parts of a graph are quantized to int8 or float8, before any layer is kept for its accuracy.
 
 | part | quantized | why |
 |---|---|---|
 | convolutions of the stem | yes | one product each, with one scale per output channel |
 | linear layers of blocks and head | yes | nine tenths of the operations |
-| products inside attention | `--quantize-attention` | small, and their inputs have no constant side to fold |
-| predictors | no | 3 % of the operations decide what all later blocks see |
-| their score head, TopK | no, always float32 | a rounded score is a tie, which every backend breaks its own way |
-| softmax, GELU, LayerNorm, additions | no | no products: nothing to gain, and the residual stream is wide |
+| products inside attention | with `--quantize-attention` | small, and neither input is constant |
+| predictors | no | 3 % of the operations, and every later block depends on their choice |
+| their score head, TopK | no, always float32 | rounded scores tie, and backends break ties differently |
+| softmax, GELU, LayerNorm, additions | no | not matrix products, so nothing is gained |
 
-Outputs of layers are not quantized either, only what goes into a product: rounding an output would
-round the residual stream. For TensorRT, ModelOpt leaves out further layers that tensor cores do not
-speed up: those with fewer than 16 inputs or outputs, in float8 also convolutions of few channels.
+Only the inputs of products are quantized, never their outputs: that would round the residual stream. For TensorRT,
+ModelOpt also leaves out layers that tensor cores do not speed up: those with fewer than 16 inputs or outputs, and in
+float8 convolutions with few channels.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..graph.read import Product, matrix_products
 
 @dataclass(frozen=True)
 class Rule:
-    """The first rule that applies to a product decides. `optional` rules quantize when asked to."""
+    """The first rule that applies to a product decides. An `optional` rule quantizes only on request."""
 
     part: str
     applies: Callable[[Product], bool]
@@ -42,7 +42,7 @@ RULES = (
 
 
 def part_of(product: Product) -> str:
-    """The row of the table that `product` belongs to."""
+    """The name of the rule that decides about `product`."""
     return next(rule.part for rule in RULES if rule.applies(product))
 
 
@@ -50,7 +50,7 @@ def quantizable(proto: Any, attention: bool = False) -> list[Product]:
     """The products of a float graph that the policy quantizes, in the order they run.
 
     Raises:
-        ExportError: there is none.
+        ExportError: the policy quantizes none of them.
     """
     chosen = []
     for product in matrix_products(proto):

@@ -41,12 +41,13 @@ SUPPORT = {
 
 @dataclass(frozen=True)
 class ResolvedTarget:
-    """A precision request with every field set."""
+    """A precision request with every field set. `io` is the data type of float images and logits."""
 
     format: str
     target: str
     precision: str
     rest: str
+    io: str = "float32"
 
 
 def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool,
@@ -70,7 +71,7 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool,
     if config.precision not in support.precisions:
         raise ConfigError(f"{support.runtime} has no {config.precision}; {_alternatives(support)}"
                           + (", or pass --target tensorrt." if target != "tensorrt" and format == "onnx" else "."))
-    _check_hardware(config, target, support, cpu_has_bfloat16)
+    _check_hardware(config, target, cpu_has_bfloat16)
     _check_gpus(config, target, support, capabilities)
     rests = [rest for rest in support.rests if rest != "bfloat16" or cpu_has_bfloat16]
     rest = config.rest or rests[0]
@@ -81,10 +82,10 @@ def resolve(format: str, config: PrecisionConfig, cpu_has_bfloat16: bool,
                           f"of: {', '.join(rests)}.")
     if config.io == "float16" and "float16" not in (config.precision, rest if config.precision in QUANTIZED else None):
         raise ConfigError("float16 images and logits need float16 inside; add --fp16, or leave out --io.")
-    return ResolvedTarget(format, target, config.precision, rest)
+    return ResolvedTarget(format, target, config.precision, rest, config.io)
 
 
-def _check_hardware(config: PrecisionConfig, target: str, support: Support, cpu_has_bfloat16: bool) -> None:
+def _check_hardware(config: PrecisionConfig, target: str, cpu_has_bfloat16: bool) -> None:
     if target == "cpu" and config.precision == "bfloat16" and not cpu_has_bfloat16:
         raise ConfigError("This CPU does not compute in bfloat16; use --int8, or float32 (no flag).")
 

@@ -41,7 +41,7 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
 
 
 def make_dense(candidate: TimedArtifact, path: Path) -> Path:
-    """Writes the dense backbone of the candidate's model, with random weights, for the same backend.
+    """Writes the dense backbone of the candidate's model, with random weights of a fixed seed, for the same backend.
 
     Args:
         path: where to write it; the suffix is replaced by that of the backend.
@@ -61,7 +61,11 @@ def make_dense(candidate: TimedArtifact, path: Path) -> Path:
     assert runner.facts is not None
     facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None,
                                 precision="float32", lowered=None, forms=())
-    model = DynamicViT(facts.model, None).eval()
+    torch = require("torch")
+    # The same file each time.
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = DynamicViT(facts.model, None).eval()
     if runner.backend == "PyTorch":
         path = path.with_suffix(".safetensors")
         save_checkpoint(path, model, facts)
@@ -81,15 +85,14 @@ def _dense_engine(candidate: TimedArtifact, graph: Path) -> Path:
     facts, sidecar = candidate.runner.facts, read_sidecar(Path(candidate.path))
     assert facts is not None and sidecar is not None
     if facts.precision != "float32":
-        how = facts.lowered or {}
-        resolved = ResolvedTarget("onnx", "tensorrt", facts.precision, how.get("rest") or "float16")
+        how, io = facts.lowered or {}, "float16" if facts.input == "float16" else "float32"
+        resolved = ResolvedTarget("onnx", "tensorrt", facts.precision, how.get("rest") or "float16", io)
         images = open_calibration(None, facts.model, NOISE_IMAGES)
         noise = CalibrationConfig(allow_noise=True)
         float32 = Graph(graph)
         ranges = (collect(float32, images, examine(images, allow_noise=True), noise)
                   if facts.precision in QUANTIZED else None)
-        io = "float16" if facts.input == "float16" else "float32"
-        lowered = Lowering(float32, resolved, images, ranges, io).lower()
+        lowered = Lowering(float32, resolved, images, ranges).lower()
         with atomic_write(graph) as temporary:
             require("onnx").save(lowered.proto, str(temporary))
     plan = graph.with_suffix(".plan")

@@ -1,4 +1,4 @@
-"""Engines compared on this machine's GPU with what they were made of, before they are put in their place."""
+"""Compares a new engine on this machine's GPU with its source before it is put in its place."""
 from __future__ import annotations
 
 import dataclasses
@@ -33,8 +33,8 @@ from .report import EngineReport, Progress
 
 def build_artifact(onnx: str | Path, path: str | Path, format: str, config: BuildConfig = BuildConfig(),
                    progress: Progress = Progress()) -> EngineReport:
-    """`build_engine`; where its result may be wrong, see `engine.library.refit_doubt`, compared with the graph on
-    this GPU, and written to NAME.rejected.plan when it differs.
+    """Calls `build_engine`. If the result is in doubt (see `engine.library.refit_doubt`), it is compared with the graph
+    on this GPU, and written to NAME.rejected.plan if it differs.
 
     Raises: see `build_engine`.
     """
@@ -51,13 +51,14 @@ def build_artifact(onnx: str | Path, path: str | Path, format: str, config: Buil
 
 def refit_artifact(plan: str | Path, onnx: str | Path, path: str | Path, data: str | None = None,
                    progress: Progress = Progress()) -> EngineReport:
-    """`refit_engine`, compared with the graph on this GPU, and written to NAME.rejected.plan when it differs.
+    """Calls `refit_engine`; the result is compared with the graph on this GPU, and written to NAME.rejected.plan if it
+    differs.
 
     Args:
-        data: the images to compare on, see `open_images`; None is noise.
+        data: the images to compare on, see `open_images`; None for noise.
 
     Raises: see `refit_engine`.
-        DataError: no such images, or `onnx` is of another model or schedule.
+        DataError: there are no such images, or `onnx` has another model or schedule.
     """
     plan, onnx, path = require_file(plan), require_file(onnx), checked_refit(plan, path)
     if data is not None:
@@ -68,7 +69,7 @@ def refit_artifact(plan: str | Path, onnx: str | Path, path: str | Path, data: s
 
 
 def _judged(made: BuildReport, onnx: Path, path: Path, data: str | None, progress: Progress) -> EngineReport:
-    """A finished engine, once it was compared with its graph and put in its place."""
+    """Compares a finished engine with its graph and puts it in its place."""
     def run(settings: CheckConfig) -> ParityReport:
         progress.say(f"comparing the engine with {onnx.name}")
         with open_runner(onnx, device="cpu") as reference, open_runner(made.path) as runner:
@@ -84,14 +85,14 @@ Comparison = Callable[[CheckConfig], ParityReport]
 
 def place_engine(built: BuildReport, path: Path, run: Comparison | None,
                  ) -> tuple[BuildReport, ParityReport | None, list[str]]:
-    """Moves a finished engine to `path`, or to NAME.rejected.plan when it differs from what it was made of.
+    """Moves a finished engine to `path`, or to NAME.rejected.plan if it differs from its source.
 
     Args:
-        run: compares it, at every size that its profiles name; None compares nothing.
+        run: compares it, at every batch size in its profiles; None for no comparison.
 
     Returns:
-        The engine in its place, the comparison, and notes. Where the engine does not run here, the comparison is None
-        and a note says why.
+        The report with the engine's final path, the comparison, and notes. If the engine cannot run here, the
+        comparison is None and a note says why.
     """
     verdict, notes = _on_device(built, run) if run and gpu() is not None else (None, [])
     # A report that failed is false: only None is absent.
@@ -117,6 +118,7 @@ def _on_device(built: BuildReport, run: Comparison) -> tuple[ParityReport | None
 
 
 def _tolerance(facts: EngineFacts) -> PrecisionTolerance | None:
-    """The loosest that a precision of the engine has, None for float32 alone; TF32 has the mantissa of float16."""
+    """The loosest tolerance of the engine's precisions; None for float32 alone. TF32 counts as float16, whose mantissa
+    has as many bits."""
     kinds = {*facts.products.values(), *facts.fallbacks.values(), *(["float16"] if facts.config.tf32 else [])}
     return max((TOLERANCES[kind] for kind in kinds & TOLERANCES.keys()), key=lambda known: known.error, default=None)

@@ -74,17 +74,19 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
         return _export_engine(Path(checkpoint), Path(path), config, load, progress)
     progress.say(f"exporting {checkpoint}")
     config = dataclasses.replace(config, export=config.export.for_target(resolved.target))
-    with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name, collector_paused():
-        from ..model.checkpoint import load_facts, open_checkpoint
+    with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name:
+        # Opening a checkpoint imports torch.
+        with collector_paused():
+            from ..model.checkpoint import load_facts, open_checkpoint
 
-        opened = open_checkpoint(checkpoint, load.weights)
-        if resolved.precision == "float32":
-            return _export_float32(opened, Path(path), config, load, Path(name))
-        prune = load_facts(opened, load).prune
-        # The gate compares kept tokens, unless the model's selector keeps no patch of the image.
-        tokens = config.export.with_tokens or prune is None or prune.tells_tokens
-        parent = Path(name) / "float32.onnx"
-        report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
+            opened = open_checkpoint(checkpoint, load.weights)
+            if resolved.precision == "float32":
+                return _export_float32(opened, Path(path), config, load, Path(name))
+            prune = load_facts(opened, load).prune
+            # The gate compares kept tokens, unless the model's selector keeps no patch of the image.
+            tokens = config.export.with_tokens or prune is None or prune.tells_tokens
+            parent = Path(name) / "float32.onnx"
+            report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
         return _Delivery(Graph(parent), report, resolved, config, progress).finish(Path(path))
 
 
@@ -218,8 +220,7 @@ class _Delivery:
             self.say(f"reusing {calibration.ranges}" if calibration.ranges else f"calibrating on {images.name}")
             self.ranges = ranges_for(self.parent, images, hashes, calibration, self.track)
         self.say(f"lowering to {self.resolved.precision} for {self.resolved.target}")
-        lowering = Lowering(self.parent, self.resolved, images, self.ranges, self.config.precision.io,
-                            calibration.attention, self.track)
+        lowering = Lowering(self.parent, self.resolved, images, self.ranges, calibration.attention, self.track)
         lowered, drop = self._lower(lowering)
         self.notes += [str(raised) for raised in lowering.raised]
         candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.resolved.format]}"

@@ -19,7 +19,7 @@ from .config import DeployConfig
 
 
 def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: DeployConfig, load: LoadConfig,
-                choice: ResolvedTarget) -> BuildPlan:
+                resolved: ResolvedTarget) -> BuildPlan:
     """The steps of `pipeline.export_artifact` with these arguments, without taking them.
 
     Raises:
@@ -34,8 +34,8 @@ def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: De
     size = "" if is_timm(checkpoint) else f" ({size_mib(checkpoint):.1f} MiB)"
     steps = [f"open {checkpoint}{size}: {facts.model.name}, patches kept {kept}",
              f"export a float32 ONNX graph, about {weights:.1f} MiB"]
-    if choice.precision != "float32":
-        steps += _lowering_steps(config, choice, weights)
+    if resolved.precision != "float32":
+        steps += _lowering_steps(config, resolved, weights)
     commands: tuple[str, ...] = ()
     if config.format in ENGINE_FORMATS:
         images = _images(config, model.config.image_size)
@@ -54,14 +54,14 @@ def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: De
     return BuildPlan((*steps, f"write {path}" + (f" and {beside}" if beside else "")), commands)
 
 
-def _lowering_steps(config: DeployConfig, choice: ResolvedTarget, weights: float) -> list[str]:
+def _lowering_steps(config: DeployConfig, resolved: ResolvedTarget, weights: float) -> list[str]:
     calibration = config.calibration
     steps = []
-    if choice.precision in QUANTIZED:
+    if resolved.precision in QUANTIZED:
         steps.append(f"reuse the ranges in {calibration.ranges}" if calibration.ranges else
                      f"calibrate on at most {calibration.images} images of {calibration.data or 'noise'}")
-    small = weights * WIDTH[choice.precision] / WIDTH["float32"]
-    steps.append(f"lower to {choice.precision} for {choice.target}, about {small:.1f} MiB of weights")
+    small = weights * WIDTH[resolved.precision] / WIDTH["float32"]
+    steps.append(f"lower to {resolved.precision} for {resolved.target}, about {small:.1f} MiB of weights")
     return steps + (["compare with float32 at batch 1 and 8"] if config.precision.gate else [])
 
 

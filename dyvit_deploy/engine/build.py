@@ -232,7 +232,7 @@ class _Compiled(NamedTuple):
 def _compile(library: BuilderLibrary, onnx: Path, config: BuildConfig, watch: StepCallback) -> _Compiled:
     """Runs the builder on `onnx`; see `build_engine` for what it raises."""
     builder, network = parse(library, onnx)
-    inputs, outputs = tensors(library, network)
+    inputs, outputs = tensors(network)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
     notes = [f"{why}." for name, why in library.spec.ignored.items() if getattr(config, name) is not None]
     settings = _settings(library, builder, inputs, config)

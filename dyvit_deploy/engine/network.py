@@ -84,7 +84,7 @@ def last(messages: list[str]) -> str:
     return short(telling[-1]) if telling else "no reason given"
 
 
-def tensors(library: BuilderLibrary, network: Any) -> tuple[list[Tensor], list[Tensor]]:
+def tensors(network: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs of the network."""
     def read(tensor: Any) -> Tensor:
         kind = str(tensor.dtype).rsplit(".", 1)[-1]

@@ -11,7 +11,7 @@ def collector_paused() -> Iterator[None]:
     """Pauses Python's cyclic garbage collector, where it is on.
 
     Importing torch and exporting with it make millions of small objects that all stay in use until the graph is
-    done, and searching them for garbage again and again takes a fifth of an export.
+    done. Searching them for garbage again and again takes a tenth of an export's time.
     """
     on = gc.isenabled()
     gc.disable()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +33,16 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
     """Counts convolutions and matrix products of the inference path, including predictors, for each schedule.
 
     `forms` are those of the exported graph, see the module `forms`. PyTorch's counter runs the model on the meta
-    device, which computes shapes but no values.
+    device, which computes shapes but no values. Equal counts are made once per process.
 
     Raises:
         ArtifactError: this version does not know a form.
     """
+    return list(_count(config, tuple(prunes), tuple(forms)))
+
+
+@functools.lru_cache(maxsize=256)
+def _count(config: ModelConfig, prunes: tuple[PruneConfig | None, ...], forms: tuple[str, ...]) -> tuple[Cost, ...]:
     if unknown := [name for name in forms if name not in FORMS]:
         raise ArtifactError(f"The graph has a rewrite that this version does not know ({unknown[0]}); use the version "
                             "of dyvit-deploy that wrote it, or export it again.")
@@ -60,7 +66,7 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
         blocks = tuple(flops.get(f"DynamicViT.backbone.blocks.{i}", 0) / 2e9 for i in range(config.depth))
         costs.append(Cost(counter.get_total_flops() / 2e9, sum(p.numel() for p in model.parameters()), blocks,
                           tuple(selectors)))
-    return costs
+    return tuple(costs)
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def _files(folder: Path, skipped: list[str]) -> Iterator[Path]:
         inner = [child for child in children if child.is_dir() and not child.name.startswith(".")]
         yield from (child for child in children if child.is_file())
     except OSError as error:
-        problem = "is no folder that can be read" if folder.exists() else "does not exist"
+        problem = "is not a readable folder" if folder.exists() else "does not exist"
         raise ArtifactError(f"{error.filename or folder} {problem} ({error.strerror}); name the folder with your "
                             "artifacts.") from error
     for child in inner:

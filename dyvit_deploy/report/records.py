@@ -1,4 +1,4 @@
-"""What the JSON reports in a folder say, as one record per figure; whatever is not whole is refused by name."""
+"""Reads the JSON reports of a folder into one record per figure, and refuses those with impossible values."""
 from __future__ import annotations
 
 import dataclasses
@@ -16,15 +16,17 @@ from ..data.reading import SPLITS
 from ..errors import ArtifactError
 from ..sweep.store import DENSE_FILE, Store, read_store
 
-LARGEST = 64 << 20                          # bytes of a report that is read
-HUGE = 1e12                                 # no time, rate or count is that large, nor any time that small inverted
+# In bytes; a larger file is not read.
+LARGEST = 64 << 20
+# No time, rate or count is larger, and no time is smaller than its inverse.
+HUGE = 1e12
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
 
 
 @dataclass(frozen=True)
 class ReportFile:
-    """A report: its `file` relative to the folder, the `command` that wrote it, and the sha256 of the artifacts it is
-    about, by their path as typed then."""
+    """A report: its `file` relative to the folder, the `command` that wrote it, and the sha256 of the artifacts that it
+    describes, by the path that was typed."""
 
     file: str
     command: str = ""
@@ -32,14 +34,14 @@ class ReportFile:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def hashes(self, name: str) -> frozenset[str]:
-        """Of the artifacts of that name; empty where the report does not tell."""
+        """The hashes of the artifacts of that name; empty if the report does not name one."""
         return frozenset(digest for path, digest in self.files.items() if Path(path).name == name)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison with `reference`, at the worst of its batch sizes; shares are 0..1, `images` is 0 where unknown.
-    `own` marks the gate of an export, which compares with the float32 graph of the same checkpoint."""
+    """A comparison with `reference`, the worst of its batch sizes. Shares are 0..1; `images` is 0 if unknown. `own`
+    marks the gate of an export, which compares with the float32 graph of the same checkpoint."""
 
     artifact: str
     source: ReportFile
@@ -59,7 +61,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Eval:
-    """Accuracy on `images` labelled images of `data`, 0 where unknown; shares are 0..1."""
+    """Accuracy on `images` labelled images of `data`, 0 if unknown; shares are 0..1."""
 
     artifact: str
     source: ReportFile
@@ -72,15 +74,15 @@ class Eval:
 
     @property
     def seen(self) -> tuple[str, int]:
-        """What must be equal for two accuracies to be comparable."""
+        """Two accuracies are comparable if this is equal."""
         return same_data(self.data), self.images
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One timing; `intervals` are the 95 % ones of p50, p90 and p99 in milliseconds. `baseline` is what `speedup` is
-    over, `stand_in` marks a dense backbone that was built to compare with. Only timings of one `run`, which names the
-    report, or the call in it, are comparable. A sweep, `swept`, keeps no intervals."""
+    """One timing, in milliseconds. `intervals` are the 95 % ones of p50, p90 and p99; a sweep (`swept`) keeps none.
+    `speedup` is relative to `baseline`; `stand_in` marks a dense backbone that was built for the comparison. Only
+    timings of the same `run`, which names the report or the call in it, are comparable."""
 
     artifact: str
     source: ReportFile
@@ -104,7 +106,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Environment:
-    """A machine and the versions on it, as one report tells."""
+    """A machine and the library versions on it, from one report."""
 
     source: ReportFile
     machine: Mapping[str, str]
@@ -113,8 +115,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class Records:
-    """Everything that reports say; `commands` in the order of the files. `checkpoints` are those of sweeps: their
-    sha256, and their path from the folder, or their name."""
+    """The contents of reports; `commands` are in the order of the files. `checkpoints` are those of sweeps: their
+    sha256, and their path relative to the folder, or their name."""
 
     checks: tuple[Check, ...] = ()
     evals: tuple[Eval, ...] = ()
@@ -129,24 +131,25 @@ class Records:
 
 
 def read_report(path: Path, name: str) -> Records:
-    """What the report in `path` says; empty for reports that tell nothing of an artifact. `name` is for people.
+    """The records of the report in `path`; empty for reports that do not describe an artifact. `name` is used in
+    messages.
 
     Raises:
-        ArtifactError: it is no whole report of this version of dyvit.
+        ArtifactError: it is not a complete report of this version of dyvit.
     """
     try:
         if path.stat().st_size > LARGEST:
-            raise ArtifactError(f"{name} is no report of dyvit: it is too large.")
+            raise ArtifactError(f"{name} is not a report of dyvit: it is too large.")
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(f"{name} cannot be opened ({error.strerror}); check its permissions.") from error
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{name} is no whole JSON file; write it again.") from error
+        raise ArtifactError(f"{name} is not a complete JSON file; write it again.") from error
     if isinstance(values, dict) and values.get("kind") == RANGES:
         return Records()
     stamp = values.get(METADATA_KEY) if isinstance(values, dict) else None
     if not isinstance(stamp, dict) or not isinstance(stamp.get("report"), str):
-        raise ArtifactError(f"{name} is no report of this dyvit, but of another tool or an older version; measure "
+        raise ArtifactError(f"{name} is not a report of this dyvit, but of another tool or an older version; measure "
                             "again with --json.")
     if stamp.get("format") != REPORT_FORMAT:
         raise ArtifactError(f"{name} is a report in format {str(stamp.get('format'))[:20]}, this dyvit reads format "
@@ -219,7 +222,7 @@ def _export(values: Mapping[str, Any], source: ReportFile) -> Records:
 
 
 def _sweep(values: Mapping[str, Any], source: ReportFile) -> Records:
-    """The rows of `dyvit sweep --json`; sweep.json itself has them all, see `read_sweep`."""
+    """The rows of `dyvit sweep --json`; see `read_sweep` for sweep.json, which has all rows."""
     runs = {_count(run["run"]): _machine(run, source) for run in values["runs"]}
     speeds = tuple(_swept({**row, "artifact": Path(_text(row["artifact"])).name}, source, runs)
                    for row in values["rows"])
@@ -232,7 +235,7 @@ def _machine(values: Mapping[str, Any], source: ReportFile) -> Environment:
 
 
 def _swept(row: Mapping[str, Any], source: ReportFile, machines: Mapping[int, Environment]) -> Speed:
-    """A timing of a sweep; it says by number in which call it was measured."""
+    """A timing of a sweep, which has the number of the call that measured it."""
     number = _count(row["run"])
     if number not in machines:
         raise ValueError("a timing belongs to no run")
@@ -247,10 +250,10 @@ READERS: dict[str, Callable[[Mapping[str, Any], ReportFile], Records]] = {
 
 
 def read_sweep(folder: Path, name: str) -> Records:
-    """What the sweep.json in `folder` says. `name` is for people.
+    """The records of the sweep.json in `folder`. `name` is used in messages.
 
     Raises:
-        ArtifactError: it is damaged, or of another version.
+        ArtifactError: it is damaged, or from another version.
     """
     try:
         store = read_store(folder)
@@ -260,7 +263,7 @@ def read_sweep(folder: Path, name: str) -> Records:
 
 
 def _from_store(store: Store, folder: Path, name: str) -> Records:
-    """As the same records; a file's hash is the one that was measured."""
+    """The records of a sweep; a file's hash is that of the file which was measured."""
     dense = {DENSE_FILE: store.dense_sha256} if store.dense_sha256 else {}
     source = ReportFile(name, files={a.file: a.sha256 for a in store.artifacts} | dense)
     of = {a.file: a for a in store.artifacts}
@@ -284,7 +287,8 @@ def _from_store(store: Store, folder: Path, name: str) -> Records:
 
 
 def _from_here(file: str, folder: Path, name: str) -> str:
-    """The path to type for what was typed as `file`, in a folder above that of the sweep; its name where it is gone."""
+    """The path from the report's folder to `file`, which is relative to a folder above the sweep; its name alone if it
+    no longer exists."""
     if Path(file).is_absolute():
         return file
     above = next((above for above in folder.resolve().parents if (above / file).is_file()), None)
@@ -293,20 +297,21 @@ def _from_here(file: str, folder: Path, name: str) -> str:
 
 
 def same_data(name: str) -> str:
-    """A set of images in one spelling: of a folder, photos, photos/ and ./photos are the same; a split stays."""
+    """The name of a set of images, normalized: photos, photos/ and ./photos are the same folder; a split is kept."""
     source, colon, split = name.rpartition(":")
     return f"{os.path.normpath(source)}:{split}" if colon and split in SPLITS else os.path.normpath(name)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= HUGE:  # NaN is neither
-        raise TypeError("no number, or none that was measured")
+    # The comparison is False for NaN.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= HUGE:
+        raise TypeError("not a number, or none that was measured")
     return float(value)
 
 
@@ -318,7 +323,7 @@ def _positive(value: Any) -> float:
 
 def _share(value: Any) -> float:
     if not 0 <= _number(value) <= 1:
-        raise ValueError(f"{value!r} is no share")
+        raise ValueError(f"{value!r} is not a share")
     return float(value)
 
 
@@ -332,12 +337,12 @@ def _maybe(value: Any) -> float | None:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or _number(value) < 0:
-        raise TypeError("no count")
+        raise TypeError("not a count")
     return value
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """A machine, or versions, as words."""
+    """A machine, or versions, as text."""
     return {_text(name): _words(value) for name, value in values.items() if value is not None}
 
 

@@ -148,7 +148,8 @@ def _trade_chart(metric: str, images: str, shown: Sequence[tuple[PageArtifact, S
     x = axis([speed.images_per_sec for _, speed, _ in shown], count=4)
     y = percents([share for _, _, share in shown], count=4)
     points = label_points([(x.at(s.images_per_sec), y.at(100 * share)) for _, s, share in shown])
-    best = pareto_front([(-s.images_per_sec, share) for _, s, share in shown])[::-1]  # by rising speed
+    # By increasing speed.
+    best = pareto_front([(-s.images_per_sec, share) for _, s, share in shown])[::-1]
     # The fastest first.
     corners = [(points[i].x, points[i].y) for i in reversed(best)]
     front = []

@@ -19,7 +19,7 @@ from ..model.dynamicvit import DynamicViT
 from ..model.forms import inference_form
 from .base import InputSpec, Outputs, Runner
 from .cuda import Cuda
-from .lane import Lane
+from .gpu_stream import GpuStream
 
 DEVICES = ("cpu", "cuda")
 
@@ -57,7 +57,7 @@ class PyTorchRunner(Runner):
         self.facts = dataclasses.replace(facts, precision=str(self._dtype).removeprefix("torch."))
         self.input = InputSpec("images", "float32", (None, 3, *facts.model.image_size))
         self._graph, self._cuda = graph, cuda or (Cuda() if self.device == "cuda" else None)
-        self._lane: Lane | None = None
+        self._stream: GpuStream | None = None
 
     @classmethod
     def open(cls, path: str | Path, load: LoadConfig = LoadConfig(), like: ArtifactFacts | None = None,
@@ -88,20 +88,20 @@ class PyTorchRunner(Runner):
     @property
     def cuda_graph(self) -> bool | None:
         """See `Runner`."""
-        return self._lane is not None and self._lane.captured if self._graph else None
+        return self._stream is not None and self._stream.captured if self._graph else None
 
     @property
     def capture_error(self) -> str:
         """See `Runner`."""
-        return self._lane.capture_error if self._lane else ""
+        return self._stream.capture_error if self._stream else ""
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
         with _evaluating(self.model), self._failures(len(feed)):
             if self._graph:
-                lane = self._ready(feed.shape)
-                lane.upload(feed)
-                lane.launch()
-                return Outputs(lane.download(["logits"])[0])
+                stream = self._ready(feed.shape)
+                stream.upload(feed)
+                stream.launch()
+                return Outputs(stream.download(["logits"])[0])
             with torch.inference_mode(), full_float32():
                 out = self.model.forward_pruned(torch.from_numpy(feed).to(self.device, self._dtype))
             return Outputs(out.logits.float().cpu().numpy(), tuple(k.cpu().numpy() for k in out.kept),
@@ -114,21 +114,21 @@ class PyTorchRunner(Runner):
         self.input.check(feed, self.name)
         self.model.eval()
         with self._failures(len(feed)):
-            lane = self._ready(feed.shape)
-            lane.upload(feed)
+            stream = self._ready(feed.shape)
+            stream.upload(feed)
 
         def call() -> None:
             with self._failures(len(feed)):
                 if transfers:
-                    lane.upload(feed)
-                lane.launch()
+                    stream.upload(feed)
+                stream.launch()
                 if transfers:
-                    lane.download(["logits"])
-                lane.stream.synchronize()
+                    stream.download(["logits"])
+                stream.torch_stream.synchronize()
         return call
 
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
-        """See `Lane.timed`; empty on a CPU."""
+        """See `GpuStream.timed`; empty on a CPU."""
         if self._cuda is None:
             return {}
         with self._failures(len(feed)):
@@ -136,16 +136,16 @@ class PyTorchRunner(Runner):
 
     def close(self) -> None:
         """Frees the graph and the buffers."""
-        self._lane = None
+        self._stream = None
 
-    def _ready(self, shape: tuple[int, ...]) -> Lane:
-        """The lane, prepared for inputs of this shape."""
+    def _ready(self, shape: tuple[int, ...]) -> GpuStream:
+        """The stream, prepared for inputs of this shape."""
         assert self._cuda is not None
-        if self._lane is None:
-            self._lane = Lane(_ModelProgram(self.model, self._cuda), self._cuda)
-        if self._lane.shape != shape:
-            self._lane.prepare(shape, self.input, self._graph)
-        return self._lane
+        if self._stream is None:
+            self._stream = GpuStream(_ModelProgram(self.model, self._cuda), self._cuda)
+        if self._stream.shape != shape:
+            self._stream.prepare(shape, self.input, self._graph)
+        return self._stream
 
     @contextlib.contextmanager
     def _failures(self, batch: int) -> Iterator[None]:

@@ -25,7 +25,7 @@ from ..engine.preflight import read_trusted, require_loadable
 from ..errors import ArtifactError, BackendError, ConfigError, reason
 from .base import InputSpec, Outputs, Runner
 from .cuda import Cuda
-from .lane import Lane
+from .gpu_stream import GpuStream
 
 log = logging.getLogger(__name__)
 IMAGE_TYPES = ("float32", "float16", "uint8")
@@ -65,7 +65,7 @@ class TensorRTRunner(Runner):
         self._check_memory(path)
         self._cache: Any = None
         self._settings = self._runtime_settings()
-        self._lanes = [Lane(EngineProgram(self._context(), self.input.name, self._outputs, self.profile_for),
+        self._streams = [GpuStream(EngineProgram(self._context(), self.input.name, self._outputs, self.profile_for),
                             self._cuda) for _ in range(run.streams)]
 
     def _first_scores(self, path: Path) -> str:
@@ -141,32 +141,32 @@ class TensorRTRunner(Runner):
             larger = [profile.min for profile in self.profiles if profile.min > batch]
             missing = min(larger, default=batch) - batch
             feed = np.concatenate([feed, np.repeat(feed[:1], missing, axis=0)])
-        lane = self._ready(self._lanes[0], feed.shape)
+        stream = self._ready(self._streams[0], feed.shape)
         with self._failures(batch):
-            lane.upload(feed)
-            lane.launch()
-            downloaded = lane.download([self._logits, *self._kept])
+            stream.upload(feed)
+            stream.launch()
+            downloaded = stream.download([self._logits, *self._kept])
         logits, *kept = (values[:batch] for values in downloaded)
         return Outputs(logits.astype(np.float32), tuple(values.astype(np.int64) for values in kept))
 
-    def _ready(self, lane: Lane, shape: tuple[int, ...]) -> Lane:
-        """`lane`, prepared for inputs of this shape."""
-        if lane.shape != shape:
+    def _ready(self, stream: GpuStream, shape: tuple[int, ...]) -> GpuStream:
+        """`stream`, prepared for inputs of this shape."""
+        if stream.shape != shape:
             with self._failures(shape[0]):
-                lane.prepare(shape, self.input, graph=self._run.cuda_graph and self._settings is None)
-        return lane
+                stream.prepare(shape, self.input, graph=self._run.cuda_graph and self._settings is None)
+        return stream
 
     @property
     def cuda_graph(self) -> bool | None:
         """See `Runner`; TensorRT for RTX captures by itself and does not report failures."""
         if not self._run.cuda_graph:
             return None
-        return self._settings is not None or all(lane.captured for lane in self._lanes)
+        return self._settings is not None or all(stream.captured for stream in self._streams)
 
     @property
     def capture_error(self) -> str:
         """See `Runner`."""
-        return next((lane.capture_error for lane in self._lanes if lane.capture_error), "")
+        return next((stream.capture_error for stream in self._streams if stream.capture_error), "")
 
     @contextlib.contextmanager
     def _failures(self, batch: int) -> Any:
@@ -185,35 +185,35 @@ class TensorRTRunner(Runner):
     def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
         """See `Runner.timed_call`. One call launches a batch on each stream and waits for all of them."""
         self.input.check(feed, self.name)
-        lanes = [self._ready(lane, feed.shape) for lane in self._lanes]
+        streams = [self._ready(stream, feed.shape) for stream in self._streams]
         with self._failures(len(feed)):
-            for lane in lanes:
-                lane.upload(feed)
+            for stream in streams:
+                stream.upload(feed)
 
         def call() -> None:
             with self._failures(len(feed)):
-                for lane in lanes:
+                for stream in streams:
                     if transfers:
-                        lane.upload(feed)
-                    lane.launch()
-                for lane in lanes:
+                        stream.upload(feed)
+                    stream.launch()
+                for stream in streams:
                     if transfers:
-                        lane.download([self._logits, *self._kept])
+                        stream.download([self._logits, *self._kept])
                     else:
-                        lane.stream.synchronize()
+                        stream.torch_stream.synchronize()
         return call
 
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
-        """See `Lane.timed`; on one stream."""
-        lane = self._ready(self._lanes[0], feed.shape)
+        """See `GpuStream.timed`; on one stream."""
+        stream = self._ready(self._streams[0], feed.shape)
         with self._failures(len(feed)):
-            return lane.timed([self._logits, *self._kept], feed, runs)
+            return stream.timed([self._logits, *self._kept], feed, runs)
 
     def close(self) -> None:
         """Writes the runtime cache, then frees the contexts, then the engine and the runtime."""
         cache, self._cache = self._cache, None
         content = cache.serialize() if cache is not None else None
-        self._lanes.clear()
+        self._streams.clear()
         self._settings = self._engine = self._runtime = None
         if content is not None:
             with atomic_write(str(self._run.runtime_cache)) as temporary:

@@ -1,4 +1,4 @@
-"""What an artifact takes and gives, in the words that a server's configuration needs."""
+"""The inputs and outputs of an artifact, as a server's configuration needs them."""
 from __future__ import annotations
 
 import dataclasses
@@ -14,17 +14,18 @@ from ..errors import ArtifactError, ConfigError
 from ..graph.read import Tensor, graph_facts, graph_tensors, load_graph
 from ..runners.open import ENGINE_SUFFIXES
 
-NUMPY_TYPES = {"f32": "float32", "f16": "float16", "u8": "uint8", "i64": "int64"}  # OpenVINO's names
+# By OpenVINO's names.
+NUMPY_TYPES = {"f32": "float32", "f16": "float16", "u8": "uint8", "i64": "int64"}
 
 
 @dataclass(frozen=True)
 class Servable:
     """An artifact that Triton can run.
 
-    `backend` is Triton's name of the runtime; `files` are what the runtime needs, and what each is called in a
-    version folder, the artifact first. The shape of `input` and `outputs` begins with the batch, None. `profiles` are
-    an engine's optimization profiles, empty where any batch runs. `version_compatible` is True for an engine that later
-    versions of TensorRT run too, with the runtime that is in the plan.
+    `backend` is Triton's name of the runtime. `files` are the files that the runtime needs, each with its name in a
+    version folder; the artifact is the first. The shapes of `input` and `outputs` begin with the batch, None.
+    `profiles` are an engine's optimization profiles, empty if any batch runs. `version_compatible` is True for an
+    engine that later versions of TensorRT can run too, with the runtime inside the plan.
     """
 
     path: Path
@@ -38,16 +39,16 @@ class Servable:
 
     @property
     def largest(self) -> int | None:
-        """The largest batch that the artifact runs; None where any does."""
+        """The largest batch that the artifact runs; None if any does."""
         return max((profile.max for profile in self.profiles), default=None)
 
 
 def read_servable(path: str | Path) -> Servable:
-    """Reads an .onnx, .xml or .plan of ours; nothing is run.
+    """Reads an .onnx, .xml or .plan that dyvit wrote, without running it.
 
     Raises:
-        ArtifactError: missing, damaged, or not written by dyvit, so that its preprocessing is unknown.
-        ConfigError: Triton cannot run it: an engine of TensorRT for RTX, or one whose profiles leave batches out.
+        ArtifactError: it is missing, damaged, or not written by dyvit, so that its preprocessing is unknown.
+        ConfigError: Triton cannot run it: it is for TensorRT for RTX, or its profiles leave batch sizes out.
     """
     path = require_file(path)
     if path.suffix.lower() not in READERS:
@@ -108,7 +109,7 @@ def _read_engine(path: Path) -> Servable:
 
 
 def _check_profiles(path: Path, profiles: Sequence[BatchProfile]) -> None:
-    """Raises ConfigError where a batch from 1 to the largest fits no profile: the server would fail on it."""
+    """Raises ConfigError if a batch size up to the largest fits no profile: the server would fail on it."""
     reached = 0
     for profile in sorted(profiles, key=lambda p: p.min):
         if profile.min > reached + 1:
@@ -132,7 +133,7 @@ READERS: dict[str, Callable[[Path], Servable]] = {
 
 
 def check_same_model(servable: Servable, facts: ArtifactFacts, checkpoint: str | Path) -> None:
-    """Raises ConfigError where the artifact is not of the checkpoint that it is said to be of."""
+    """Raises ConfigError if the artifact was not made from this checkpoint."""
     ours, theirs = servable.facts, facts
     patches = theirs.model.patches
     counts = theirs.prune.counts(patches) if theirs.prune and not theirs.dense else ()

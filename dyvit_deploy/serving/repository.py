@@ -1,4 +1,4 @@
-"""A Triton model repository on disk: what it holds, written whole or not at all, and held against its artifacts."""
+"""Writes a Triton model repository, completely or not at all, and checks an existing one against its artifacts."""
 from __future__ import annotations
 
 import json
@@ -47,7 +47,8 @@ README_MARK = "Written by dyvit from the artifacts themselves"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model folder to write: its config, and its files by their place in it; text is written, paths are copied."""
+    """One model folder to write: its config, and its files by relative path. A str is the content of a file, a Path is
+    copied."""
 
     config: Config
     files: dict[str, str | Path]
@@ -60,10 +61,10 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model of ours in a repository: its artifact in the newest version, and the models around it.
+    """A model in a repository that dyvit wrote: its artifact in the newest version, and the models that use it.
 
-    `ensemble` takes encoded and raw images, None where there is none. `routers` choose this model among others by its
-    `keep_ratio`.
+    `ensemble` is the model that takes encoded or raw images and passes them on, None if there is none. `routers` are
+    the models that choose this one among several by its `keep_ratio`.
     """
 
     name: str
@@ -80,7 +81,7 @@ class ServedModel:
 
 
 def model_name(facts: ArtifactFacts) -> str:
-    """What a model is called in a repository where nobody says: its own name, in Triton's letters."""
+    """The default name of a model in a repository: its own name, with characters that Triton accepts."""
     return re.sub(r"[^\w.-]", "_", facts.model.name)
 
 
@@ -90,7 +91,7 @@ def server_flags(models: Iterable[ServedModel]) -> list[str]:
 
 
 def taken(folder: Path, name: str, version: int) -> ConfigError:
-    """The error where a repository has that version of a model."""
+    """The error for a version of a model that the repository already has."""
     return ConfigError(f"{folder} has version {version} of {name!r} already; pass --model-version "
                        f"{max(_versions(folder / name)) + 1} to put a new one beside it, or --name for another name.")
 
@@ -99,13 +100,14 @@ def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[M
     """The model folders for one artifact, or for several keep ratios and a router, the highest first.
 
     Raises:
-        ConfigError: more in a batch than an engine runs.
+        ConfigError: `settings.max_batch` is larger than an engine's largest batch.
     """
     ratios = sorted(served, reverse=True)
     first = served[ratios[0]]
     name = settings.name or model_name(first.facts)
     cores = {ratio: name if len(ratios) == 1 else f"{name}-{ratio:g}" for ratio in ratios}
-    labels = "".join(f"{' '.join(str(label).split())}\n"                   # one line each, whatever is in a name
+    # One line each, even if a name has line breaks.
+    labels = "".join(f"{' '.join(str(label).split())}\n"
                      for label in first.facts.class_names or range(first.facts.model.classes))
     batch = _max_batch(served.values(), settings.max_batch)
     prepare = f"{name}{PREPROCESS}"
@@ -136,14 +138,14 @@ def _max_batch(servables: Any, wanted: int | None) -> int:
 
 
 def write_entries(folder: Path, models: Sequence[ModelFolder], version: int) -> None:
-    """Writes all model folders, or none: they are made beside the repository, moved into it at the end, and taken
-    back when that fails.
+    """Writes all model folders or none: they are made beside the repository, then moved into it, and removed again if
+    that fails.
 
-    A model that is there may get one more version, if nothing else about it changes.
+    An existing model may get one more version if nothing else about it changes.
 
     Raises:
-        ConfigError: the repository has a model of that name that is another one, or that version of it.
-        ArtifactError: nothing can be written there.
+        ConfigError: the repository has a different model of that name, or that version of it.
+        ArtifactError: the folder cannot be written.
     """
     new = [entry for entry in models if not _is_there(folder, entry, version)]
     folder = make_folder(folder).resolve()
@@ -156,7 +158,8 @@ def write_entries(folder: Path, models: Sequence[ModelFolder], version: int) -> 
                 inner = str(version) if (folder / entry.name).exists() else ""
                 os.rename(Path(name) / entry.name / inner, folder / entry.name / inner)
                 moved.append(folder / entry.name / inner)
-    except BaseException as error:                                         # Ctrl-C too leaves nothing half-written
+    # Ctrl-C must leave nothing half-written either.
+    except BaseException as error:
         for place in moved:
             shutil.rmtree(place, ignore_errors=True)
         if not isinstance(error, OSError):
@@ -166,14 +169,15 @@ def write_entries(folder: Path, models: Sequence[ModelFolder], version: int) -> 
 
 
 def _staging(folder: Path) -> Path:
-    """Where a model folder is made before it is moved into the repository: beside it, because a server that polls
-    would take it for a model, or inside where the repository is a mount of its own."""
+    """The folder in which model folders are made before they are moved into the repository: beside the repository,
+    because a polling server would load what is inside; inside it only if it is a file system of its own, into which
+    nothing can be moved."""
     beside = folder.parent
     return beside if beside.stat().st_dev == folder.stat().st_dev and os.access(beside, os.W_OK) else folder
 
 
 def _is_there(folder: Path, entry: ModelFolder, version: int) -> bool:
-    """True for a model around the artifacts that is in the repository as it is, and needs no new version."""
+    """True if the repository already has this model and it needs no new version, because it has no artifact."""
     place = folder / entry.name
     if not place.exists():
         return False
@@ -208,15 +212,15 @@ def _versions(place: Path) -> list[int]:
 
 
 def read_repository(folder: str | Path) -> list[ServedModel]:
-    """The models of ours in a repository, each held against its artifact; those of others are left alone.
+    """The models that dyvit wrote into a repository, each checked against its artifact; other models are ignored.
 
     Raises:
-        ArtifactError: no repository, none of ours in it, or files that cannot be read.
-        ExportError: a configuration that its artifact contradicts.
+        ArtifactError: there is no repository, it has no model that dyvit wrote, or files cannot be read.
+        ExportError: a configuration contradicts its artifact.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} is no folder; make a repository with dyvit export CHECKPOINT --format triton "
+        raise ArtifactError(f"{folder} is not a folder; make a repository with dyvit export CHECKPOINT --format triton "
                             f"-o {folder}.")
     if (folder / CONFIG).is_file():
         raise ArtifactError(f"{folder} is one model; name the repository that it is in, {folder.resolve().parent}.")
@@ -226,12 +230,13 @@ def read_repository(folder: str | Path) -> list[ServedModel]:
     if not found:
         raise ArtifactError(f"{folder} holds no model that dyvit wrote; make one with dyvit export CHECKPOINT --format "
                             f"triton -o {folder}.")
-    return list({model.name: model for model in found}.values())           # of several versions, the newest
+    # The newest of several versions.
+    return list({model.name: model for model in found}.values())
 
 
 def _artifacts(place: Path) -> Iterator[tuple[int, Path]]:
-    """Version and artifact of each version of a model of ours, the newest last; none of others' models, whose files
-    have the same names, and of the models around ours."""
+    """Each version of a model with its artifact, the newest last. Nothing for models that dyvit did not write, whose
+    files have the same names, and for models that have no artifact."""
     text = (place / CONFIG).read_text("utf-8", "replace")
     if not text.startswith(HEADER[:HEADER.index(";")]) or not re.search(f'^backend: "({"|".join(KINDS)})"', text, re.M):
         return
@@ -275,17 +280,19 @@ def _check_ensemble(folder: Path, ensemble: str, core: str, configs: Mapping[str
     expected = preprocess_config(steps[0], servable, batch)
     _compare(where, prepare, expected, ("input", "output"))
     spec, wanted = _parameter(prepare, "spec"), _parameter(expected, "spec")
-    for field in ("image_size", "preprocess", "dtype"):                    # limits are the user's
+    # The limits may be changed by the user.
+    for field in ("image_size", "preprocess", "dtype"):
         if spec.get(field) != wanted[field]:
             raise _disagrees(where, field, spec.get(field), wanted[field])
 
 
 def _parameter(config: Config, name: str) -> dict[str, Any]:
-    """A parameter of ours, which is JSON; empty where a model has none."""
+    """A parameter that dyvit wrote as JSON; empty if the model has none."""
     text = config.get("parameters", {}).get(name, {}).get("string_value", "{}")
     try:
         found: dict[str, Any] = dict(json.loads(text))
-    except (ValueError, TypeError):                                        # of a model that is not ours
+    # dyvit did not write this model.
+    except (ValueError, TypeError):
         return {}
     return found
 
@@ -308,7 +315,7 @@ def _disagrees(where: Path, field: str, found: object, wanted: object) -> Export
 
 
 def _plain(value: Any) -> str:
-    """A part of a configuration in words."""
+    """A value of a configuration as text for a message."""
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     if isinstance(value, dict) and "dims" in value:
@@ -317,13 +324,14 @@ def _plain(value: Any) -> str:
 
 
 def write_readme(folder: Path) -> list[str]:
-    """README.md of a repository, for all models of ours in it; notes where it cannot be written."""
+    """Writes the README.md of a repository about all models that dyvit wrote; returns notes if it cannot."""
     target = folder / "README.md"
     if target.exists() and README_MARK not in target.read_text("utf-8", "replace"):
         return [f"{target} was not written by dyvit, and was left as it is."]
     try:
         models = read_repository(folder)
-    except (ArtifactError, ExportError) as error:                          # of a model that was there before
+    # A model that was there before cannot be read.
+    except (ArtifactError, ExportError) as error:
         return [f"{target} was not written: {error}"]
     jinja2 = require("jinja2", extra="triton")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-PARTS = {"peaks", "parity", "graph", "lanes", "profile", "eager", "training", "compiled", "rtx", "trt", "ort"}
+PARTS = {"peaks", "parity", "graph", "streams", "profile", "eager", "training", "compiled", "rtx", "trt", "ort"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def typed(script, monkeypatch, capsys):
 @pytest.fixture
 def quick_rows(script, monkeypatch):
     """Rows that cost nothing, for what is about the files that hold them."""
-    for part in ("lanes", "peaks"):
+    for part in ("streams", "peaks"):
         monkeypatch.setitem(script("gpu").MEASURES, part, lambda bench, job: {"passed": True})
 
 
@@ -63,7 +63,7 @@ def test_the_rehearsal_runs_every_part_or_names_it(rehearsal):
     result, said = rehearsal
     absent = {entry["part"]: entry["reason"] for kind in ("missing", "refused") for entry in result[kind]}
     assert {row["part"] for row in result["rows"]} | set(absent) == PARTS
-    needs_nothing = {"peaks", "parity", "graph", "lanes", "profile", "eager", "compiled"}
+    needs_nothing = {"peaks", "parity", "graph", "streams", "profile", "eager", "compiled"}
     assert {row["part"] for row in result["rows"]} >= needs_nothing
     assert all(len(reason) > 20 for reason in absent.values())
     assert result["failed"] == result["cut"] == result["left_out"] == [] and result["finished"] >= result["started"]
@@ -88,9 +88,9 @@ def test_a_pruned_row_has_two_ratios_and_their_ceilings(rehearsal):
 def test_what_can_be_right_or_wrong_is_right(rehearsal):
     result = rehearsal[0]
     judged = [row for row in result["rows"] if row.get("passed") is not None]
-    assert {row["part"] for row in judged} >= {"parity", "lanes"} and all(row["passed"] for row in judged)
-    assert [row["captured"] for row in of(result, "lanes")] == [True, None]
-    assert all(row["wrong"] == 0 and row["profiles_used"] == [0, 1, 2] for row in of(result, "lanes"))
+    assert {row["part"] for row in judged} >= {"parity", "streams"} and all(row["passed"] for row in judged)
+    assert [row["captured"] for row in of(result, "streams")] == [True, None]
+    assert all(row["wrong"] == 0 and row["profiles_used"] == [0, 1, 2] for row in of(result, "streams"))
     assert all(check["passed"] for row in of(result, "ort") for check in row["parity"])
     assert [row["max_error_against_eager"] for row in of(result, "parity") if row["backend"] == "CUDA graph"] == [0] * 3
 
@@ -106,26 +106,26 @@ def test_engines_and_graphs_are_those_that_ship_for_their_target(script, tmp_pat
 
 
 @pytest.mark.parametrize("step", ["_start_upload", "_stage", "_start_download", "launch"])
-def test_a_race_in_a_lane_is_seen(script, monkeypatch, tmp_path, step):
-    """The check of the lanes must fail where a step is late, so that an answer is of another batch."""
+def test_a_race_in_a_stream_is_seen(script, monkeypatch, tmp_path, step):
+    """The check of the streams must fail where a step is late, so that an answer is of another batch."""
     parts, checks = script("gpu_parts"), script("gpu_checks")
-    right, calls = getattr(checks.Lane, step), []
+    right, calls = getattr(checks.GpuStream, step), []
 
-    def sometimes(lane, *given):
-        calls.append(lane)
+    def sometimes(stream, *given):
+        calls.append(stream)
         if len(calls) % 5:
-            right(lane, *given)
-    monkeypatch.setattr(checks.Lane, step, sometimes)
-    row = checks.check_lanes(parts.Bench("cpu", 0.1, tmp_path, (1,), quick=True), parts.Job("lanes", "CUDA graph"))
+            right(stream, *given)
+    monkeypatch.setattr(checks.GpuStream, step, sometimes)
+    row = checks.check_streams(parts.Bench("cpu", 0.1, tmp_path, (1,), quick=True), parts.Job("streams", "CUDA graph"))
     assert row["wrong"] > 0 and not row["passed"]
 
 
 def test_answers_that_are_no_numbers_are_wrong(script, monkeypatch, tmp_path):
     parts, checks = script("gpu_parts"), script("gpu_checks")
-    right = checks.Lane.download
-    monkeypatch.setattr(checks.Lane, "download", lambda lane, names: [
-        values * (float("nan") if values.dtype == "float32" else 1) for values in right(lane, names)])
-    row = checks.check_lanes(parts.Bench("cpu", 0.1, tmp_path, (1,), quick=True), parts.Job("lanes", "CUDA graph"))
+    right = checks.GpuStream.download
+    monkeypatch.setattr(checks.GpuStream, "download", lambda stream, names: [
+        values * (float("nan") if values.dtype == "float32" else 1) for values in right(stream, names)])
+    row = checks.check_streams(parts.Bench("cpu", 0.1, tmp_path, (1,), quick=True), parts.Job("streams", "CUDA graph"))
     assert row["wrong"] == 20 and not row["passed"]
 
 
@@ -156,19 +156,19 @@ def test_a_speed_up_with_one_graph_that_was_not_captured_is_marked(script, monke
 def test_only_names_parts_and_resume_goes_on_with_what_is_missing(typed, quick_rows, tmp_path):
     path = tmp_path / "trial.json"
     words = "--device", "cpu", "--quick"
-    assert typed(*words, "--only", "lanes", "-o", path)[0] == 0
+    assert typed(*words, "--only", "streams", "-o", path)[0] == 0
     first = json.loads(path.read_text())
-    assert [row["part"] for row in first["rows"]] == ["lanes", "lanes"]
+    assert [row["part"] for row in first["rows"]] == ["streams", "streams"]
     first["rows"] = first["rows"][:1]
     path.write_text(json.dumps(first))
-    assert typed(*words, "--only", "lanes,peaks", "--resume", path)[0] == 0
+    assert typed(*words, "--only", "streams,peaks", "--resume", path)[0] == 0
     second = json.loads(path.read_text())
     assert second["rows"][0] == first["rows"][0] and second["started"] == first["started"]
-    assert [row["part"] for row in second["rows"]] == ["lanes", *["peaks"] * 5, "lanes"]
+    assert [row["part"] for row in second["rows"]] == ["streams", *["peaks"] * 5, "streams"]
 
 
 def test_a_row_that_does_not_fit_is_not_begun(typed, tmp_path):
-    words = "--device", "cpu", "--quick", "--only", "training,lanes", "--minutes", "0.01"
+    words = "--device", "cpu", "--quick", "--only", "training,streams", "--minutes", "0.01"
     code, _ = typed(*words, "-o", tmp_path / "r.json")
     result = json.loads((tmp_path / "r.json").read_text())
     assert code == 1 and result["rows"] == [] and len(result["left_out"]) == 3
@@ -187,10 +187,10 @@ def test_a_row_that_overruns_is_cut_and_the_next_one_runs(script, monkeypatch, t
     monkeypatch.setitem(gpu.MEASURES, "parity", forever)
     monkeypatch.setattr(gpu, "START", 0.0)
     monkeypatch.setitem(gpu.EXPECTED, "parity", 0.05)
-    assert typed("--device", "cpu", "--quick", "--only", "parity,lanes", "-o", tmp_path / "r.json")[0] == 0
+    assert typed("--device", "cpu", "--quick", "--only", "parity,streams", "-o", tmp_path / "r.json")[0] == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert {entry["part"] for entry in result["cut"]} == {"parity"}
-    assert [row["part"] for row in result["rows"]] == ["lanes"] * 2
+    assert [row["part"] for row in result["rows"]] == ["streams"] * 2
 
 
 def test_every_row_is_on_disk_before_the_next_one_begins(script, monkeypatch, typed, tmp_path):
@@ -238,7 +238,7 @@ def test_a_rehearsal_is_not_mixed_into_a_real_result(typed, quick_rows, tmp_path
 @pytest.mark.parametrize("change", [{"rows": [{}]}, {"rows": "abc"}, {"rows": None}, {"missing": [{}]}, {"failed": 5},
                                     {"rows": [{"part": [1], "backend": "", "precision": "", "model": "", "batch": 0}]}])
 def test_a_damaged_result_is_not_resumed(typed, quick_rows, tmp_path, change):
-    path, words = tmp_path / "r.json", ("--device", "cpu", "--quick", "--only", "lanes")
+    path, words = tmp_path / "r.json", ("--device", "cpu", "--quick", "--only", "streams")
     typed(*words, "-o", path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     code, said = typed(*words, "--resume", path)
@@ -323,10 +323,10 @@ def test_two_calls_on_one_card_are_one_table_and_two_cards_are_two(script):
 
 def test_a_failed_check_and_a_failed_capture_are_in_the_table(script):
     row = timed(1) | {"cuda_graph": False}
-    lanes = {"part": "lanes", "backend": "CUDA graph", "precision": "", "model": "", "batch": 0, "passed": False}
-    text = script("gpu_tables").gpu_table([measured([row, lanes])])
+    streams = {"part": "streams", "backend": "CUDA graph", "precision": "", "model": "", "batch": 0, "passed": False}
+    text = script("gpu_tables").gpu_table([measured([row, streams])])
     assert "PyTorch CUDA graph, graph not captured |" in text
-    assert "Checks on the card: 0 of 1 passed (FAILED: lanes CUDA graph)." in text
+    assert "Checks on the card: 0 of 1 passed (FAILED: streams CUDA graph)." in text
 
 
 def test_without_a_result_the_table_says_that_its_rows_are_open(script):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from helpers import dyvit, tiny_checkpoint, tiny_model
+from report_page import quick, verdicts
 
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts.files import sha256
@@ -11,16 +12,6 @@ from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.model.checkpoint import save_checkpoint
 
 pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-deploy[report]'")
-
-
-def quick(folder, **config):
-    """The report without galleries."""
-    return dv.write_report(folder, config=dv.ReportConfig(run=False, **config))
-
-
-def verdicts(report, key):
-    [found] = [j for j in report.judgements if j.entry.key == key]
-    return {v.name: v for v in found.verdicts} | {"all": found}
 
 
 def change(path, **values):

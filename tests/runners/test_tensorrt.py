@@ -147,7 +147,7 @@ def test_an_engine_gives_logits_and_kept_tokens_in_order(trt, tmp_path, kind, cu
     runner.close()
 
 
-def test_all_work_of_a_lane_is_on_its_own_stream(trt, tmp_path):
+def test_all_work_of_a_stream_is_on_its_own_stream(trt, tmp_path):
     cuda = HostCuda()
     opened(engine(tmp_path), cuda).infer(images(1))
     assert set(cuda.work[1:]) == {("empty", 100), ("zero_", 100), ("copy_", 100)} and set(trt.launches) == {100}
@@ -157,7 +157,7 @@ def test_batches_that_no_profile_takes_are_filled_up_to_the_next_that_one_does_a
     profiles = BatchProfile(32, 32, 32, "c"), BatchProfile(4, 4, 8, "a"), BatchProfile(16, 16, 16, "b")
     runner = opened(engine(tmp_path, BuildConfig(profiles)))
     for batch, size in ((3, 4), (9, 16), (15, 16), (17, 32), (4, 4), (8, 8)):
-        assert agrees(runner.infer(images(batch)), images(batch)) and runner._lanes[0].shape[0] == size
+        assert agrees(runner.infer(images(batch)), images(batch)) and runner._streams[0].shape[0] == size
     # One entry per prepared size: 4, 16, 32, 4, 8.
     assert trt.profiles_chosen == [1, 2, 0, 1, 1]
 
@@ -237,7 +237,7 @@ def test_a_plan_that_does_not_load_is_one_sentence_with_what_to_do(trt, tmp_path
 
 def test_too_little_memory_names_a_batch_that_would_fit(trt, tmp_path):
     path, trt.context_mib = engine(tmp_path), 300.0
-    assert len(opened(path, HostCuda(600), streams=2)._lanes) == 2
+    assert len(opened(path, HostCuda(600), streams=2)._streams) == 2
     with pytest.raises(BackendError, match=r"needs 600 MiB .* 599 are free; .*--batch 1:15:31"):
         opened(path, HostCuda(599), streams=2)
 
@@ -268,9 +268,9 @@ def test_a_timed_call_runs_every_stream_and_copies_only_on_request(trt, tmp_path
     call = runner.timed_call(feed, transfers)
     cuda.work.clear(), trt.launches.clear()
     call()
-    assert len({id(lane.program._context) for lane in runner._lanes}) == 2 and trt.launches == [100, 101]
+    assert len({id(stream.program._context) for stream in runner._streams}) == 2 and trt.launches == [100, 101]
     assert sorted(cuda.work) == [("copy_", 100)] * copies + [("copy_", 101)] * copies
-    assert all(np.array_equal(lane.download(["logits"])[0], answer(feed)["logits"]) for lane in runner._lanes)
+    assert all(np.array_equal(stream.download(["logits"])[0], answer(feed)["logits"]) for stream in runner._streams)
 
 
 def test_graphs_and_the_runtime_cache_of_rtx_are_its_own(monkeypatch, tmp_path):
@@ -290,7 +290,7 @@ def test_a_runtime_cache_is_written_while_engine_and_runtime_are_there(monkeypat
     rtx, alive = install(monkeypatch, RTX), []
     runner = opened(engine(tmp_path, format="rtx"), runtime_cache=str(tmp_path / "kernels"))
     monkeypatch.setattr(rtx.IRuntimeCache, "serialize", lambda self: alive.append(
-        (runner._engine is not None, runner._runtime is not None, len(runner._lanes))) or memoryview(b"k"))
+        (runner._engine is not None, runner._runtime is not None, len(runner._streams))) or memoryview(b"k"))
     runner.close()
     assert alive == [(True, True, 1)]
 

@@ -45,6 +45,13 @@ def test_each_process_reports_its_own_gpu_and_training_those_of_all(results):
     assert [rank["gpus"] for rank in results] == [[f"GPU {rank}", ["GPU 0", "GPU 1"]] for rank in range(2)]
 
 
+# The command line, with few scenes to validate on.
+DYVIT = """
+from dyvit_deploy.cli.main import main
+from dyvit_deploy.data import digits
+digits.COUNTS = dict.fromkeys(digits.COUNTS, 50)
+main()
+"""
 # A training that is sent SIGTERM at the end of its third step.
 STOPPED = """
 import os, signal
@@ -55,9 +62,7 @@ def event(self, values):
         os.kill(os.getpid(), signal.SIGTERM)
     return was(self, values)
 Run._event = event
-from dyvit_deploy.cli.main import main
-main()
-"""
+""" + DYVIT
 
 
 @pytest.fixture
@@ -95,18 +100,18 @@ def test_one_process_that_fails_ends_all_with_its_error(data):
 
 
 def test_sigterm_saves_within_the_epoch_and_the_run_resumes_bit_for_bit(data):
-    def run(program, name, *more):
+    def run(script, name, *more):
         options = "--keep-ratio 1.0 --epochs 1 --images 16 --batch 2 --precision fp32 --workers 0 --device cpu"
-        command = [sys.executable, *program, "train", "--model", "digits-s", "--data", "digits", "-o", data / name,
+        command = [sys.executable, "-c", script, "train", "--model", "digits-s", "--data", "digits", "-o", data / name,
                    *options.split(), *more]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     pytest.importorskip("sklearn", reason="the digits need scikit-learn")
-    cut = run(["-c", STOPPED], "cut")
+    cut = run(STOPPED, "cut")
     assert cut.stderr.startswith("dense: epochs 1, each 8 steps of 2 images"), cut.stderr
     assert cut.returncode == 130 and "add --resume to go on" in cut.stderr, cut.stderr
-    resumed = run(["-m", "dyvit_deploy"], "cut", "--resume")
+    resumed = run(DYVIT, "cut", "--resume")
     assert resumed.returncode == 0 and "from epoch 1, step 5 on\n" in resumed.stderr, resumed.stderr
-    assert run(["-m", "dyvit_deploy"], "whole").returncode == 0
+    assert run(DYVIT, "whole").returncode == 0
     tensors = []
     for name in ("cut", "whole"):
         with safe_open(data / name / "last.safetensors", "pt") as file:

@@ -1,11 +1,11 @@
-#include "tensorrt_lane.h"
+#include "tensorrt_stream.h"
 
 #include <cstring>
 
 namespace dyvit {
 
-bool Lane::prepare(EngineTensor const& input, std::vector<EngineTensor> const& outputs, std::int64_t padded,
-                   int profile) {
+bool GpuStream::prepare(EngineTensor const& input, std::vector<EngineTensor> const& outputs, std::int64_t padded,
+                        int profile) {
   prepared_ = 0;
   nvinfer1::Dims shape = {};
   shape.nbDims = static_cast<std::int32_t>(input.sides.size() + 1);
@@ -26,8 +26,8 @@ bool Lane::prepare(EngineTensor const& input, std::vector<EngineTensor> const& o
   return true;
 }
 
-bool Lane::upload(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images,
-                  std::int64_t batch, std::int64_t padded, int profile) {
+bool GpuStream::upload(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images,
+                       std::int64_t batch, std::int64_t padded, int profile) {
   if (prepared_ != padded && !prepare(input, outputs, padded, profile)) return false;
   auto const count = static_cast<std::size_t>(batch), filled = static_cast<std::size_t>(padded);
   auto* const host = static_cast<std::uint8_t*>(source_.host());
@@ -38,7 +38,8 @@ bool Lane::upload(EngineTensor const& input, std::vector<EngineTensor> const& ou
   return true;
 }
 
-void Lane::download(std::vector<EngineTensor> const& outputs, std::int64_t batch, std::vector<void*> const& targets) {
+void GpuStream::download(std::vector<EngineTensor> const& outputs, std::int64_t batch,
+                         std::vector<void*> const& targets) {
   auto const count = static_cast<std::size_t>(batch);
   for (std::size_t i = 0; i < outputs.size(); ++i) results_[i].download(count * outputs[i].bytes_per_image, stream_);
   stream_.wait();

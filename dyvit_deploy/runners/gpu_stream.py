@@ -16,7 +16,7 @@ WARM_UP = 3
 
 
 class Program(Protocol):
-    """What a lane launches: the execution context of an engine, or a PyTorch model.
+    """What a stream launches: the execution context of an engine, or a PyTorch model.
 
     `input_dtype` is the data type of the input on the GPU, to which an upload converts; None keeps the host's type.
     """
@@ -38,13 +38,13 @@ class Program(Protocol):
         """Starts one batch on `stream` without waiting for it."""
 
 
-class Lane:
+class GpuStream:
     """One program on one stream. `captured` is True if it is replayed as a CUDA graph; `capture_error` is the reason if
     a requested capture failed."""
 
     def __init__(self, program: Program, cuda: Cuda) -> None:
         self.program, self._cuda = program, cuda
-        self.stream = cuda.stream()
+        self.torch_stream = cuda.stream()
         self.shape: tuple[int, ...] | None = None
         self._replay: Callable[[], None] | None = None
         self.captured, self.capture_error = False, ""
@@ -58,11 +58,11 @@ class Lane:
         cuda = self._cuda
         # On another stream, a graph may still be running, or a model's weights may still be copied.
         cuda.synchronize()
-        # Without a shape the lane counts as unprepared, so that a failure below leaves no half-prepared lane in use.
+        # Without a shape the stream counts as unprepared, so that a failure below leaves nothing half-prepared in use.
         self.shape, self._replay, self.captured, self.capture_error = None, None, False, ""
-        outputs = self.program.prepare(shape, self.stream)
+        outputs = self.program.prepare(shape, self.torch_stream)
         # The allocations and the zeros belong to this stream.
-        with cuda.within(self.stream):
+        with cuda.within(self.torch_stream):
             on_device = cuda.on_device(shape, self.program.input_dtype or source.dtype)
             self._source = cuda.pinned(shape, source.dtype), on_device
             self._results: dict[str, tuple[Any, Any]] = {}
@@ -73,7 +73,7 @@ class Lane:
         self.program.bind({source.name: on_device} | {name: pair[1] for name, pair in self._results.items()})
         for _ in range(WARM_UP if graph else 1):
             self.launch()
-        self.stream.synchronize()
+        self.torch_stream.synchronize()
         if graph:
             self._capture()
         self.shape = shape
@@ -81,24 +81,24 @@ class Lane:
     def _capture(self) -> None:
         """Captures the program as a CUDA graph; runs without one if that fails, as trtexec and Triton do."""
         try:
-            self._replay = self._cuda.capture(self._enqueue, self.stream)
+            self._replay = self._cuda.capture(self._enqueue, self.torch_stream)
             self.captured = True
         except self._cuda.out_of_memory():
             raise
         except RuntimeError as error:
             self.capture_error = reason(_cause(error))
             self.launch()
-            self.stream.synchronize()
+            self.torch_stream.synchronize()
 
     def _enqueue(self) -> None:
-        self.program.enqueue(self.stream)
+        self.program.enqueue(self.torch_stream)
 
     def launch(self) -> None:
         """Starts one batch without waiting for it."""
         if self._replay is None:
             self._enqueue()
         else:
-            with self._cuda.within(self.stream):
+            with self._cuda.within(self.torch_stream):
                 self._replay()
 
     def upload(self, feed: NDArray[Any]) -> None:
@@ -108,12 +108,12 @@ class Lane:
 
     def _stage(self, feed: NDArray[Any]) -> None:
         """Puts `feed` into the host buffer, after the previous copy from it has ended."""
-        self.stream.synchronize()
+        self.torch_stream.synchronize()
         self._source[0].numpy()[...] = feed
 
     def _start_upload(self) -> None:
         host, device = self._source
-        with self._cuda.within(self.stream):
+        with self._cuda.within(self.torch_stream):
             # Copying first converts on the GPU, which is faster than converting on the host.
             if host.dtype != device.dtype:
                 host = host.to(device.device, non_blocking=True)
@@ -122,11 +122,11 @@ class Lane:
     def download(self, names: Sequence[str]) -> list[NDArray[Any]]:
         """Waits for the batch and returns copies of the outputs called `names`."""
         self._start_download(names)
-        self.stream.synchronize()
+        self.torch_stream.synchronize()
         return [np.array(self._results[name][0].numpy()) for name in names]
 
     def _start_download(self, names: Sequence[str]) -> None:
-        with self._cuda.within(self.stream):
+        with self._cuda.within(self.torch_stream):
             for name in names:
                 host, device = self._results[name]
                 host.copy_(device, non_blocking=True)
@@ -141,14 +141,14 @@ class Lane:
         self._stage(feed)
         for _ in range(runs):
             events = [self._cuda.event() for _ in range(4)]
-            events[0].record(self.stream)
+            events[0].record(self.torch_stream)
             self._start_upload()
-            events[1].record(self.stream)
+            events[1].record(self.torch_stream)
             self.launch()
-            events[2].record(self.stream)
+            events[2].record(self.torch_stream)
             self._start_download(names)
-            events[3].record(self.stream)
-            self.stream.synchronize()
+            events[3].record(self.torch_stream)
+            self.torch_stream.synchronize()
             for name, start, end in zip(phases, events, events[1:]):
                 phases[name].append(float(start.elapsed_time(end)))
         return phases

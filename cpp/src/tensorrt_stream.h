@@ -18,14 +18,14 @@ struct EngineTensor {
   std::vector<std::int64_t> sides;
 };
 
-class Lane {
+class GpuStream {
  public:
-  explicit Lane(std::unique_ptr<nvinfer1::IExecutionContext> context) : context_(std::move(context)) {}
+  explicit GpuStream(std::unique_ptr<nvinfer1::IExecutionContext> context) : context_(std::move(context)) {}
   // After an error, a batch may still be running in the context and its memory.
-  ~Lane() { stream_.settle(); }
+  ~GpuStream() { stream_.settle(); }
 
   // Starts to copy `batch` images to the GPU, padded with copies of the first one to `padded`, for `profile`. No other batch
-  // may be running on the lane. Returns false when TensorRT fails; the reason is in its log.
+  // may be running on the stream. Returns false when TensorRT fails; the reason is in its log.
   bool upload(EngineTensor const& input, std::vector<EngineTensor> const& outputs, void const* images, std::int64_t batch,
               std::int64_t padded, int profile);
   // Starts to run the batch that was uploaded last. Returns false when TensorRT fails; the reason is in its log.
