@@ -17,7 +17,7 @@ from standins import CLASSES, KEPT, PROFILES, SIDE, HostCuda, TorchContext, prof
 import dyvit_deploy as dv
 from dyvit_deploy.model.forms import inference_form
 from dyvit_deploy.optional import require
-from dyvit_deploy.runners.base import InputSpec
+from dyvit_deploy.runners.base import TensorSpec
 from dyvit_deploy.runners.cuda import Cuda
 from dyvit_deploy.runners.gpu_stream import GpuStream
 from dyvit_deploy.runners.pytorch import PyTorchRunner
@@ -25,9 +25,9 @@ from dyvit_deploy.runners.tensorrt import EngineProgram
 
 PARITY_IMAGES, STREAM_REPEATS = 64, 200
 TRAIN_STEPS, TRAIN_WARM_UP = 30, 10
-# Largest error of a float32 logit against the CPU and of a replayed graph against eager, and relative error of an
-# answer of a stream.
-AGAINST_CPU, AGAINST_EAGER, OF_A_STREAM = 1e-3, 1e-5, 1e-5
+# Largest error of a float32 logit against the CPU, and of a replayed graph against eager; largest relative error of the
+# logits of a stream.
+CPU_TOLERANCE, EAGER_TOLERANCE, STREAM_TOLERANCE = 1e-3, 1e-5, 1e-5
 
 
 def check_pytorch(bench: Bench, job: Job) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def check_pytorch(bench: Bench, job: Job) -> dict[str, Any]:
             fields["kept_equal"] = [float(np.mean(np.sort(ours) == np.sort(theirs)))
                                     for ours, theirs in zip(found.kept, reference.kept)]
     # A lower precision has no bound here: its errors are only recorded.
-    passed = fields["max_error"] <= AGAINST_CPU and fields.get("max_error_against_eager", 0.0) <= AGAINST_EAGER
+    passed = fields["max_error"] <= CPU_TOLERANCE and fields.get("max_error_against_eager", 0.0) <= EAGER_TOLERANCE
     return fields | {"passed": passed if job.precision == "float32" else None}
 
 
@@ -70,8 +70,8 @@ def check_streams(bench: Bench, job: Job) -> dict[str, Any]:
     early, or an answer of the batch before, is detected.
     """
     cuda: Any = Cuda() if bench.device == "cuda" else HostCuda()
-    outputs = [InputSpec("logits", "float32", (None, CLASSES)), InputSpec("kept_0", "int64", (None, KEPT))]
-    source, graph = InputSpec("images", "float32", (None, 3, SIDE, SIDE)), job.backend == "CUDA graph"
+    outputs = [TensorSpec("logits", "float32", (None, CLASSES)), TensorSpec("kept_0", "int64", (None, KEPT))]
+    source, graph = TensorSpec("images", "float32", (None, 3, SIDE, SIDE)), job.backend == "CUDA graph"
     contexts = [TorchContext(bench.device) for _ in range(2)]
     streams = [GpuStream(EngineProgram(context, "images", outputs, profile_for), cuda) for context in contexts]
     rng, wrong, errors, captured = np.random.default_rng(0), 0, [0.0], []
@@ -96,7 +96,7 @@ def check_streams(bench: Bench, job: Job) -> dict[str, Any]:
             answer = context.answer(torch.from_numpy(feed).to(bench.device))
             expected, places = (value.cpu().numpy() for value in answer)
             errors.append(_distance(logits, expected) / max(1.0, float(np.abs(expected).max())))
-            wrong += not (np.array_equal(kept, places) and errors[-1] <= OF_A_STREAM)
+            wrong += not (np.array_equal(kept, places) and errors[-1] <= STREAM_TOLERANCE)
     times = streams[0].timed(["logits"], np.zeros(streams[0].shape or (), np.float32), EVENT_RUNS)
     return {"repeats": repeats, "streams": len(streams), "wrong": wrong, "max_relative_error": max(errors),
             "captured": all(captured) if graph else None,

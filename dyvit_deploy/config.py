@@ -172,7 +172,7 @@ class PruneConfig(JsonConfig):
             raise ConfigError(f"{len(values)} keep values for {len(self.stages)} stages {list(self.stages)}; "
                               "give one per stage.")
         if self.keep_ratios is not None and any(not 0 < r <= 1 for r in values):
-            raise ConfigError(f"Keep ratios {list(values)} must lie above 0 and at most at 1.")
+            raise ConfigError(f"Keep ratios {list(values)} must be above 0 and at most 1.")
         if self.keep_counts is not None and any(k < 1 for k in values):
             raise ConfigError(f"Keep counts {list(values)} must be at least 1.")
         if any(b > a for a, b in zip(values, values[1:])):
@@ -185,11 +185,11 @@ class PruneConfig(JsonConfig):
                    fuse: bool = False) -> PruneConfig:
         """The published schedule: stage s (from 1) keeps ratio**s of the patches."""
         if not 0 < ratio <= 1:
-            raise ConfigError(f"Keep ratio {ratio} must lie above 0 and at most at 1 (1 is the dense model).")
+            raise ConfigError(f"Keep ratio {ratio} must be above 0 and at most 1 (1 is the dense model).")
         return cls(tuple(stages), tuple(ratio ** (s + 1) for s in range(len(stages))), None, selector, fuse)
 
     @property
-    def tells_tokens(self) -> bool:
+    def keeps_patches(self) -> bool:
         """True when the patches that are left are patches of the image, not means of several."""
         return self.selector != "structural"
 

@@ -28,7 +28,7 @@ from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.runners.base import InputSpec, Outputs
+from dyvit_deploy.runners.base import Outputs, TensorSpec
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -114,7 +114,7 @@ def fake_runner(logits, kept=(), scores=(), batch: int | None = None, facts: Art
         cut = slice(0, len(feed))
         return Outputs(np.asarray(logits, np.float32)[cut], tuple(np.asarray(k)[cut] for k in kept),
                        tuple(np.asarray(s, np.float32)[cut] for s in scores))
-    return FakeRunner(answer, InputSpec("images", "float32", (batch, 3, 4, 4)), facts=facts, name=name)
+    return FakeRunner(answer, TensorSpec("images", "float32", (batch, 3, 4, 4)), facts=facts, name=name)
 
 
 @functools.cache

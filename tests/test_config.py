@@ -50,7 +50,7 @@ def test_each_selector_has_its_own_schedule_until_another_is_asked_for():
 
 @pytest.mark.parametrize("make, words", [
     (lambda: PruneConfig.from_ratio(0.0, (1,)), "above 0"),
-    (lambda: PruneConfig.from_ratio(1.2, (1,)), "at most at 1"),
+    (lambda: PruneConfig.from_ratio(1.2, (1,)), "at most 1"),
     (lambda: PruneConfig.from_ratio(float("nan"), (1,)), "above 0"),
     (lambda: PruneConfig((1, 2), keep_ratios=(0.5, 0.6)), "must not increase"),
     (lambda: PruneConfig((1, 2), keep_ratios=(0.5,)), "one per stage"),

@@ -21,7 +21,7 @@ PLAIN = (bool, int, float, str, tuple, frozenset, type(None))
 
 
 def fingerprint(model: torch.nn.Module, *options: Any) -> str:
-    """Equal for models that are exported to the same graph: their modules, settings, tensors, and the exporter."""
+    """Equal for models and options that give the same graph: modules, settings and tensors; see `exporter_version`."""
     digest = hashlib.sha256(repr(options).encode())
     for name, module in model.named_modules():
         settings = sorted((key, value) for key, value in vars(module).items() if isinstance(value, PLAIN))
@@ -35,17 +35,17 @@ def fingerprint(model: torch.nn.Module, *options: Any) -> str:
 
 
 def exporter_version() -> str:
-    """Changes with the libraries and with every source file that an export may depend on."""
+    """Changes with the libraries and with every source file that a traced graph depends on."""
     digest = hashlib.sha256(repr(library_versions("torch", "timm", "onnx", "onnxscript", "onnx-ir")).encode())
     package = Path(dyvit_deploy.__file__).parent
-    for folder in (package, package / "model", package / "export", package / "graph"):
+    for folder in (package, package / "model", package / "export", package / "graph", package / "data"):
         for path in sorted(folder.glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 class Traces:
-    """What the exporter traces, kept in a folder that all processes of a session share."""
+    """What the exporter traces, kept in a folder that the processes of all sessions share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.trace, self.used = folder / exporter_version(), exporter._trace, True

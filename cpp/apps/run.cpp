@@ -24,7 +24,7 @@ void print_answer(dyvit::Outputs const& outputs, dyvit::Metadata const& facts, P
 
 int run(dyvit::Common const& common, std::vector<std::string> const& images, PrintOptions const& print) {
   auto const engine = dyvit::Engine::open(common.artifact, common.options);
-  if (print.kept && !engine.metadata().tells_kept)
+  if (print.kept && !engine.metadata().outputs_kept)
     throw dyvit::Error(common.artifact + " does not output the patches that it keeps; export it again with --with-tokens.");
   dyvit::Preprocessor const preprocessor(engine.metadata(), common.options.threads);
   int code = 0;

@@ -32,7 +32,7 @@ std::unique_ptr<Backend> open_backend(std::filesystem::path const& path, Options
 #ifdef DYVIT_ONNXRUNTIME
   return open_onnxruntime(path, options);
 #else
-  throw Error(path.string() + " is no engine plan, and this dyvit was built without ONNX Runtime; build it with "
+  throw Error(path.string() + " is not an engine plan, and this dyvit was built without ONNX Runtime; build it with "
               "ONNXRUNTIME_ROOT.");
 #endif
 }
@@ -132,7 +132,7 @@ void Engine::infer(Images const& images, Outputs& outputs) const {
   Metadata const& facts = backend_->metadata;
   outputs.batch = static_cast<std::size_t>(images.shape[0]);
   outputs.logits.resize(outputs.batch * static_cast<std::size_t>(facts.classes));
-  outputs.kept.resize(facts.tells_kept ? facts.kept_counts.size() : 0);
+  outputs.kept.resize(facts.outputs_kept ? facts.kept_counts.size() : 0);
   for (std::size_t stage = 0; stage < outputs.kept.size(); ++stage)
     outputs.kept[stage].resize(outputs.batch * static_cast<std::size_t>(facts.kept_counts[stage]));
   backend_->run(images, outputs);

@@ -13,10 +13,8 @@ T value_or(json const& object, char const* key, T otherwise) {
   return found == object.end() || found->is_null() ? otherwise : found->get<T>();
 }
 
-// Larger values would overflow sizes computed from them.
-// In pixels.
+// Larger values would overflow sizes that are computed from them. Sides are in pixels, counts in classes or patches.
 constexpr std::int64_t largest_side = 1 << 16;
-// In classes or patches.
 constexpr std::int64_t largest_count = 1 << 24;
 
 // Throws Error unless `value` is a whole number from 1 to `largest`. `what` is its name with an article.

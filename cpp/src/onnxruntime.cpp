@@ -23,7 +23,7 @@ void add_cuda(Ort::SessionOptions& session, std::string const& device) {
   OrtApi const& api = Ort::GetApi();
   auto const options = provider_options<OrtCUDAProviderOptionsV2>(api.CreateCUDAProviderOptions,
                                                                   api.ReleaseCUDAProviderOptions);
-  // Without tf32, float32 products would round their inputs; the Python runner does the same.
+  // With TF32, float32 products would round their inputs; the Python runner turns it off too.
   std::array<char const*, 2> const keys = {"device_id", "use_tf32"}, values = {device.c_str(), "0"};
   Ort::ThrowOnError(api.UpdateCUDAProviderOptions(options.get(), keys.data(), values.data(), keys.size()));
   session.AppendExecutionProvider_CUDA_V2(*options);
@@ -53,7 +53,8 @@ void add_provider(Ort::SessionOptions& session, Options const& options) {
   }
 }
 
-// For the provider tensorrt too: where CUDA has a kernel for every node, nothing that TensorRT leaves out can reach the CPU.
+// Also used with provider tensorrt: if CUDA has a kernel for every node, no node that TensorRT leaves out can fall back to
+// the CPU.
 Ort::SessionOptions cuda_options(Options options) {
   Ort::SessionOptions settings = session_options(options.threads);
   options.provider = "cuda";
@@ -137,10 +138,10 @@ class OnnxRuntime : public Backend {
     if (bytes) sides = {metadata.height, metadata.width, 3};
     bool fits = inputs.size() == 1 && inputs[0].name == input_name && matches(
         inputs[0], bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, sides);
-    metadata.tells_kept = outputs.size() > 1;
+    metadata.outputs_kept = outputs.size() > 1;
     names_ = {"logits"};
     kept_names_.reserve(metadata.kept_counts.size());
-    for (std::size_t stage = 0; metadata.tells_kept && stage < metadata.kept_counts.size(); ++stage)
+    for (std::size_t stage = 0; metadata.outputs_kept && stage < metadata.kept_counts.size(); ++stage)
       names_.push_back(kept_names_.emplace_back("kept_" + std::to_string(stage)).c_str());
     fits = fits && outputs.size() == names_.size();
     for (std::size_t i = 0; fits && i < outputs.size(); ++i)

@@ -26,7 +26,7 @@ Sidecar parse_sidecar(std::filesystem::path const& path) {
       throw Error(path.string() + " was written in format " + std::to_string(format) + ", this dyvit reads format " +
                   std::to_string(metadata_format) + "; build the engine again.");
     if (facts.at("model").is_null())
-      throw Error(path.string() + " has no preprocessing, because the engine was built of a foreign ONNX file; build "
+      throw Error(path.string() + " has no preprocessing, because the engine was built from a foreign ONNX file; build "
                   "it of one that dyvit export made.");
     Sidecar sidecar;
     sidecar.metadata = metadata_of(facts.at("model"));

@@ -149,10 +149,10 @@ class TensorRt : public Backend {
     bool const bytes = metadata.input == dyvit::DataType::uint8;
     std::vector<std::int64_t> sides = {3, metadata.height, metadata.width};
     if (bytes) sides = {metadata.height, metadata.width, 3};
-    metadata.tells_kept = engine_->getNbIOTensors() > 2;
+    metadata.outputs_kept = engine_->getNbIOTensors() > 2;
     bool fits = add(input_, "images", bytes ? DataType::kUINT8 : DataType::kFLOAT, sides) &&
                 add(outputs_.emplace_back(), "logits", DataType::kFLOAT, {metadata.classes});
-    for (std::size_t stage = 0; fits && metadata.tells_kept && stage < metadata.kept_counts.size(); ++stage)
+    for (std::size_t stage = 0; fits && metadata.outputs_kept && stage < metadata.kept_counts.size(); ++stage)
       fits = add(outputs_.emplace_back(), "kept_" + std::to_string(stage), DataType::kINT64, {metadata.kept_counts[stage]});
     if (!fits || engine_->getNbIOTensors() != static_cast<std::int32_t>(outputs_.size() + 1))
       throw Error("The inputs and outputs of " + path + " differ from its metadata; build it again.");

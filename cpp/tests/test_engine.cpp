@@ -76,7 +76,7 @@ TEST_CASE("metadata is what Python wrote") {
     CHECK((facts.input == DataType::uint8) == (model["input"] == "uint8"));
     CHECK(facts.precision == "float32");
     CHECK(facts.classes == 10);
-    CHECK(facts.tells_kept);
+    CHECK(facts.outputs_kept);
     CHECK(facts.label(7) == (model["class_names"].is_null() ? "class 7" : "7"));
     CHECK(has(engine.backend(), "ONNX Runtime"));
   }

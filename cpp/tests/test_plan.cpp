@@ -63,7 +63,7 @@ TEST_CASE("a sidecar that says nothing useful is refused") {
   copy.change_sidecar("/stripped", true);
   CHECK(has(copy.refused(), "has no weights; put them in with dyvit refit"));
   copy.change_sidecar("/model", nullptr);
-  CHECK(has(copy.refused(), "built of a foreign ONNX file"));
+  CHECK(has(copy.refused(), "built from a foreign ONNX file"));
   copy.change_sidecar("/format", 99);
   CHECK(has(copy.refused(), "was written in format 99"));
   std::ofstream(copy.sidecar) << "{";

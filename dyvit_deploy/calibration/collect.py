@@ -29,10 +29,11 @@ NOISE = 0.3
 
 
 def calibrate(path: str | Path, config: CalibrationConfig, track: Track[Any] = no_track) -> Ranges:
-    """Ranges of the float32 ONNX file `path` on `config`'s images, see `collect`; without data, on noise.
+    """Ranges of the float32 ONNX file `path` on the images of `config.data`, see `collect`; None is noise.
 
     Raises:
-        DataError: not a float32 file of dyvit, too few images, or noise.
+        DataError: it is not a float32 file of dyvit, there are too few distinct images, or they are noise without
+            `config.allow_noise`.
     """
     graph = Graph(path)
     images = open_calibration(config.data, float32_facts(graph).model, config.images)
@@ -40,7 +41,7 @@ def calibrate(path: str | Path, config: CalibrationConfig, track: Track[Any] = n
 
 
 def float32_facts(graph: Graph) -> ArtifactFacts:
-    """The facts of a float32 graph of dyvit; DataError when it is something else."""
+    """The facts of a float32 graph of dyvit; DataError if it is something else."""
     path = graph.path
     if is_checkpoint(path):
         raise DataError(f"{path} is a checkpoint; export it first: dyvit export {path} -o model.onnx.")
@@ -55,8 +56,12 @@ def float32_facts(graph: Graph) -> ArtifactFacts:
 
 def ranges_for(source: str | Path | Graph, images: ImageSet, hashes: Sequence[str], config: CalibrationConfig,
                track: Track[Any] = no_track) -> Ranges:
-    """The ranges in the file that `config` names, which must be of the float32 graph `source`; without such a file
-    they are collected."""
+    """The ranges in the file `config.ranges`; if it is None, ranges collected on `images` (see `collect`).
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+        DataError: `source` is not a float32 graph of dyvit, or the ranges belong to another graph.
+    """
     graph = Graph.of(source)
     if config.ranges is None:
         return collect(graph, images, hashes, config, track)
@@ -100,7 +105,7 @@ def examine(images: ImageSet, allow_noise: bool) -> tuple[str, ...]:
     """One hash per image, 16 hexadecimal digits of the sha256 of its pixels.
 
     Raises:
-        DataError: the images cannot stand for real ones: too few distinct ones, or noise.
+        DataError: the images cannot replace real ones: there are too few distinct ones, or they are noise.
     """
     hashes: list[str] = []
     correlations: list[float] = []
@@ -112,7 +117,7 @@ def examine(images: ImageSet, allow_noise: bool) -> tuple[str, ...]:
 
 
 def check_images(name: str, hashes: Sequence[str], correlations: Sequence[float], allow_noise: bool) -> None:
-    """Raises DataError when these images cannot stand for real ones."""
+    """Raises DataError if these images cannot replace real ones."""
     distinct = len(set(hashes))
     if distinct < LEAST_IMAGES:
         raise DataError(f"{name} has {distinct} distinct image{'s' * (distinct != 1)} among {len(hashes)}; calibration "

@@ -10,9 +10,10 @@ from ..settings.fields import JsonConfig, option, switches
 
 @dataclass(frozen=True)
 class PrecisionConfig(JsonConfig):
-    """What the products are computed in, for which runtime, and what is demanded of the result.
+    """The precision of the products, the runtime that it is for, and how the result is checked.
 
-    `rest` None is the fastest precision that the target has. `gate` rejects a result beyond tolerance.
+    `rest` None chooses the fastest precision that the target supports. `gate` compares the result with float32 and
+    rejects it if it exceeds the tolerance.
     """
 
     precision: str = switches("float32", PRECISIONS, {

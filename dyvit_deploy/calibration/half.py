@@ -1,7 +1,7 @@
 """float16 and bfloat16 graphs with ModelOpt's AutoCast, chosen on real images.
 
-The keep scores and their TopK stay float32, the input and the logits too unless float16 is asked for, and every
-node that comes near float16's largest number on the images; the kept patches stay int64.
+These stay float32: the keep scores and their TopK, every node whose values come near float16's largest number on the
+images, and the input and the logits unless `io` is float16. The kept patches stay int64.
 """
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class KeptNode:
         return f"{self.node} stays in float32: it reaches {self.largest:.3g} on these images"
 
 
-def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence[KeptNode] = (), io: str = "float32",
-            keep: Collection[str] = ()) -> Any:
+def to_half(path: str | Path, precision: str, images: ImageSet, float32_nodes: Sequence[KeptNode] = (),
+            io: str = "float32", keep: Collection[str] = ()) -> Any:
     """The float32 file `path` in "float16" or "bfloat16".
 
     Args:
         images: AutoCast runs the first few of them.
-        raised: nodes that stay float32, see `near_overflow`.
+        float32_nodes: nodes that stay float32 because they would overflow, see `near_overflow`.
         io: "float16" also makes the float input and the logits float16.
         keep: modules that stay float32.
 
@@ -57,12 +57,13 @@ def to_half(path: str | Path, precision: str, images: ImageSet, raised: Sequence
         ExportError: AutoCast failed.
     """
     autocast = require_modelopt("modelopt.onnx.autocast")
-    exclude = [*SCORE_PATH, *(f"^{re.escape(node.node)}$" for node in raised),
+    exclude = [*SCORE_PATH, *(f"^{re.escape(node.node)}$" for node in float32_nodes),
                *(f"^{re.escape(name)}(/|$)" for name in keep)]
     with OrtRunner(path, device="cpu") as runner:
         sample = {runner.input.name: runner.prepare(next(images.batches(SAMPLE)).images)}
     with tempfile.TemporaryDirectory(prefix="dyvit-autocast-") as folder:
-        np.savez(Path(folder) / "sample.npz", **sample)  # type: ignore[arg-type]  # its own keywords aside
+        # mypy could take the names in `sample` for savez's own keywords.
+        np.savez(Path(folder) / "sample.npz", **sample)  # type: ignore[arg-type]
         result = run(autocast.convert_to_mixed_precision, "convert the graph", str(path), AUTOCAST[precision],
                      nodes_to_exclude=exclude, data_max=np.inf, init_max=FLOAT16_LIMIT, keep_io_types=io == "float32",
                      calibration_data=str(Path(folder) / "sample.npz"))
@@ -88,13 +89,13 @@ def near_overflow(source: str | Path | Graph, images: ImageSet, track: Track[Any
     for _, found in stream_activations(graph, images, floats, track, "looking for overflow"):
         for name, values in found.items():
             largest[name] = max(largest.get(name, 0.0), float(values.max()), -float(values.min()))
-    raised = []
+    float32_nodes = []
     for node in proto.graph.node:
         reach = max((largest.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
         squared = node.op_type == "LayerNormalization" and largest.get(node.input[0], 0.0) > SQUARED_LIMIT
         if reach > FLOAT16_LIMIT or squared:
-            raised.append(KeptNode(node.name, reach))
-    return tuple(raised)
+            float32_nodes.append(KeptNode(node.name, reach))
+    return tuple(float32_nodes)
 
 
 def _check(proto: Any) -> None:

@@ -32,11 +32,18 @@ class Drop:
     kept: tuple[str, ...]
 
     @property
+    def loss(self) -> str:
+        """The drop in words."""
+        if self.labelled:
+            return f"top-1 falls by {self.points:.2f} points"
+        return f"the best class changes for {self.points:.2f} in 100 images"
+
+    @property
     def failures(self) -> tuple[str, ...]:
         if self.points <= self.allowed:
             return ()
-        return (f"top-1 falls by {self.points:.2f} points where {self.allowed:g} are allowed, with {len(self.kept)} "
-                "layers kept in higher precision",)
+        return (f"{self.loss} where {self.allowed:g} are allowed, with {len(self.kept)} layers kept in higher "
+                "precision",)
 
 
 def fewest_kept(measure: Callable[[Sequence[str]], float], ranked: Sequence[str], allowed: float,

@@ -44,15 +44,15 @@ class Lowering:
                  attention: bool = False, track: Track[Any] = no_track) -> None:
         self._graph, self._resolved, self._images, self._ranges = graph, resolved, images, ranges
         self._attention = attention
-        self.raised: tuple[KeptNode, ...] = ()
+        self.float32_nodes: tuple[KeptNode, ...] = ()
         # The graph that is quantized: float32, or for a `rest` of float16 a copy in float16.
         self._base = graph
         quantized = resolved.precision in QUANTIZED
         if "float16" in (resolved.precision, resolved.rest if quantized else None):
-            self.raised = near_overflow(graph, images, track)
+            self.float32_nodes = near_overflow(graph, images, track)
         if quantized and resolved.rest == "float16":
             path = graph.path.with_name("rest.onnx")
-            self._base = Graph(path, to_half(graph.path, resolved.rest, images, self.raised, resolved.io))
+            self._base = Graph(path, to_half(graph.path, resolved.rest, images, self.float32_nodes, resolved.io))
             require("onnx").save(self._base.proto, str(path))
 
     def lower(self, keep: Collection[str] = ()) -> Lowered:
@@ -66,7 +66,7 @@ class Lowering:
             # OpenVINO lowers it when the model is compiled.
             proto = self._graph.copy()
         elif precision in HALF:
-            proto = to_half(self._graph.path, precision, self._images, self.raised, self._resolved.io, keep)
+            proto = to_half(self._graph.path, precision, self._images, self.float32_nodes, self._resolved.io, keep)
         else:
             assert self._ranges is not None
             products = [p for p in quantizable(self._graph.proto, self._attention) if p.name not in keep]

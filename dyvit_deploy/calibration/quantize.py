@@ -1,6 +1,5 @@
-"""Writes Q/DQ graphs from ranges: int8 for CPUs with ONNX Runtime's quantizer, int8 and float8 for
-TensorRT with ModelOpt's. The graph's structure is theirs, what is quantized is the policy's, and every
-activation scale is ours.
+"""Writes Q/DQ graphs from ranges: int8 for CPUs with ONNX Runtime's quantizer, int8 and float8 for TensorRT with
+ModelOpt. These libraries insert the nodes; `policy.py` selects the products, and the ranges give all activation scales.
 """
 from __future__ import annotations
 
@@ -29,8 +28,11 @@ SMALLEST = 2.0 ** -24
 def quantize_cpu(source: str | Path | Graph, ranges: Ranges, products: Sequence[Product]) -> Any:
     """int8 ModelProto of a float32 graph: weights per channel, activations per tensor, all symmetric.
 
-    ONNX Runtime and OpenVINO run it. Outputs are not quantized: it costs time in the one and, in
-    version 2026.4, a logit error of 30 % in the other.
+    ONNX Runtime and OpenVINO run it. Outputs are not quantized: in ONNX Runtime that costs time, in OpenVINO 2026.4 it
+    causes a logit error of 30 %.
+
+    Raises:
+        DataError: `ranges` lacks an input of a product.
     """
     quantization = require("onnxruntime.quantization")
     quantizer = require("onnxruntime.quantization.qdq_quantizer").QDQQuantizer
@@ -58,9 +60,14 @@ def quantize_tensorrt(source: str | Path | Graph, precision: str, ranges: Ranges
     """int8 or float8 ModelProto of a float32 or float16 graph, for TensorRT: zero points are 0.
 
     Args:
-        source: the graph, which is in a file too, because ModelOpt reads that.
+        source: the graph; its file must exist too, because ModelOpt reads it.
         precision: "int8" or "float8".
-        sample: a feed of the graph; ModelOpt runs it to place its nodes, its scales are then replaced.
+        sample: one input of the graph. ModelOpt runs it to place its nodes; the scales that it finds are replaced.
+
+    Raises:
+        MissingDependency: ModelOpt is not installed.
+        ExportError: ModelOpt failed.
+        DataError: `ranges` lacks an input of a product.
     """
     modelopt, graph = require_modelopt("modelopt.onnx.quantization"), Graph.of(source)
     with tempfile.TemporaryDirectory(prefix="dyvit-quantize-") as folder:

@@ -39,9 +39,9 @@ SHOWN = 25
 class LayerCost:
     """What one product alone costs.
 
-    `error` is the relative error of the logits, None when infinite; `top1_agreement` the share of images
-    whose best class stays; `overlap` the least mean share of kept tokens over the stages, None where the
-    graph does not tell.
+    `error` is the relative error of the logits, None if infinite. `top1_agreement` is the share of images whose best
+    class stays the same. `overlap` is the mean share of kept tokens at the worst stage, None if the graph does not
+    output kept tokens.
     """
 
     layer: str

@@ -103,7 +103,7 @@ def refit(plan: str, model: str, out: str, data: str | None, json_file: str | No
     """Put the weights of an ONNX file into a plan; needs a GPU.
 
     MODEL is exported with the options of the plan, --target tensorrt and its precision included. A plan built with
-    --strip-weights takes the weights of the file that it was built of, one built with --refittable those of any
+    --strip-weights takes the weights of the file that it was built from, one built with --refittable those of any
     training of the model. The result is compared with the ONNX file: exit 1 and NAME.rejected.plan when
     it differs.
     """

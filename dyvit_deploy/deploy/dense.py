@@ -1,4 +1,4 @@
-"""bench with the dense backbone of each pruned artifact, made for the same runtime where none is given."""
+"""bench, with a dense baseline for the same runtime made for each pruned artifact if none is given."""
 from __future__ import annotations
 
 import dataclasses
@@ -71,9 +71,9 @@ def make_dense(candidate: TimedArtifact, path: Path) -> Path:
         save_checkpoint(path, model, facts)
         return path
     graph = path.with_suffix(".onnx")
-    # The plain backbone: what a user would run instead has none of our rewrites.
-    wishes = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32", without=("all",))
-    facts = export_model(model, facts, graph, wishes).facts
+    # Without the package's rewrites, because this is what a user would run instead.
+    export = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32", without=("all",))
+    facts = export_model(model, facts, graph, export).facts
     if runner.backend == "OpenVINO":
         write_openvino(graph, path.with_suffix(".xml"), facts)
         return path.with_suffix(".xml")
@@ -96,7 +96,7 @@ def _dense_engine(candidate: TimedArtifact, graph: Path) -> Path:
         with atomic_write(graph) as temporary:
             require("onnx").save(lowered.proto, str(temporary))
     plan = graph.with_suffix(".plan")
-    # The path of the timing cache is of the machine that built it, and a baseline needs its weights.
+    # The recorded timing cache is a path on the machine that built the engine, and a baseline needs its weights.
     settings = dataclasses.replace(sidecar.config, timing_cache=None, strip_weights=False, refittable=False)
     build_engine(graph, plan, sidecar.builder["format"], settings)
     return plan

@@ -46,7 +46,7 @@ def build_artifact(onnx: str | Path, path: str | Path, format: str, config: Buil
     with tempfile.TemporaryDirectory(prefix="dyvit-build-") as name:
         again = build_command(onnx, path, format, config)
         made = build_engine(onnx, Path(name) / path.name, format, config, progress.watch, again)
-        return _judged(made, onnx, path, None, progress)
+        return _compare_and_place(made, onnx, path, None, progress)
 
 
 def refit_artifact(plan: str | Path, onnx: str | Path, path: str | Path, data: str | None = None,
@@ -65,10 +65,10 @@ def refit_artifact(plan: str | Path, onnx: str | Path, path: str | Path, data: s
         check_source(data)
     with tempfile.TemporaryDirectory(prefix="dyvit-refit-") as name:
         made = refit_engine(plan, onnx, Path(name) / path.name, refit_command(plan, onnx, path))
-        return _judged(made, onnx, path, data, progress)
+        return _compare_and_place(made, onnx, path, data, progress)
 
 
-def _judged(made: BuildReport, onnx: Path, path: Path, data: str | None, progress: Progress) -> EngineReport:
+def _compare_and_place(made: BuildReport, onnx: Path, path: Path, data: str | None, progress: Progress) -> EngineReport:
     """Compares a finished engine with its graph and puts it in its place."""
     def run(settings: CheckConfig) -> ParityReport:
         progress.say(f"comparing the engine with {onnx.name}")
@@ -78,6 +78,11 @@ def _judged(made: BuildReport, onnx: Path, path: Path, data: str | None, progres
 
     placed, verdict, notes = place_engine(made, path, run)
     return EngineReport(placed, verdict, (*placed.notes, *(verdict.notes if verdict is not None else ()), *notes))
+
+
+def earlier_file_note(path: Path) -> list[str]:
+    """A note if a file of an earlier run is still at `path`."""
+    return [f"{path} is from an earlier run and was left unchanged."] if path.exists() else []
 
 
 Comparison = Callable[[CheckConfig], ParityReport]
@@ -99,8 +104,7 @@ def place_engine(built: BuildReport, path: Path, run: Comparison | None,
     passed = verdict is None or bool(verdict)
     rejected = path.with_suffix(".rejected.plan")
     target, other = (path, rejected) if passed else (rejected, path)
-    if other.exists():
-        notes.append(f"{other} is of an earlier run and was left as it is.")
+    notes += earlier_file_note(other)
     settled = refit_warning(built.facts) if verdict is not None else []
     known = tuple(note for note in built.notes if note not in settled)
     return install(dataclasses.replace(built, notes=known), target), verdict, notes

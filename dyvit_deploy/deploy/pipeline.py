@@ -40,7 +40,7 @@ from ..runners.openvino import OpenVINORunner
 from ..settings.fields import command_flags
 from .config import DeployConfig
 from .dense import benchmark
-from .on_device import place_engine
+from .on_device import earlier_file_note, place_engine
 from .plan import export_command, plan_export
 from .report import DeployReport, Progress
 
@@ -58,7 +58,7 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
                     load: LoadConfig = LoadConfig(), progress: Progress = Progress()) -> DeployReport:
     """Exports `checkpoint` to `path`; an artifact that the gate rejects goes to NAME.rejected.SUFFIX instead.
 
-    An engine is built of a graph that passed the gate; a graph that did not pass is kept instead.
+    An engine is built from a graph that passed the gate; a graph that did not pass is kept instead.
 
     Args:
         checkpoint: see `load_model`.
@@ -84,10 +84,10 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
                 return _export_float32(opened, Path(path), config, load, Path(name))
             prune = load_facts(opened, load).prune
             # The gate compares kept tokens, unless the model's selector keeps no patch of the image.
-            tokens = config.export.with_tokens or prune is None or prune.tells_tokens
+            tokens = config.export.with_tokens or prune is None or prune.keeps_patches
             parent = Path(name) / "float32.onnx"
             report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
-        return _Delivery(Graph(parent), report, resolved, config, progress).finish(Path(path))
+        return _LoweredExport(Graph(parent), report, resolved, config, progress).finish(Path(path))
 
 
 def plan_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config: DeployConfig = DeployConfig(),
@@ -109,13 +109,13 @@ def _checked(checkpoint: Path, path: Path, config: DeployConfig, build: bool = T
     elif dataclasses.replace(config.build, compute_capabilities=()) != BuildConfig():
         [flag, *_] = command_flags(config.build, without=("compute_capabilities",))
         raise ConfigError(f"{flag} is for engines; add --format trt or --format rtx.")
-    calibration, wishes = config.calibration, config.precision
-    if resolved.precision == "float32" and (calibration != CalibrationConfig() or wishes.max_drop is not None):
+    calibration, request = config.calibration, config.precision
+    if resolved.precision == "float32" and (calibration != CalibrationConfig() or request.max_drop is not None):
         raise ConfigError("Calibration and --max-drop are for a lower precision; add --int8, --fp8, --fp16 or --bf16.")
     if resolved.precision in QUANTIZED and not (calibration.data or calibration.ranges or calibration.allow_noise):
         raise ConfigError(f"{resolved.precision} is calibrated on images: pass --calib FOLDER, or reuse --ranges FILE "
                           "(--allow-random-calib tries it on noise).")
-    if wishes.max_drop is not None and (resolved.format, resolved.precision) == ("openvino", "bfloat16"):
+    if request.max_drop is not None and (resolved.format, resolved.precision) == ("openvino", "bfloat16"):
         raise ConfigError("OpenVINO's bfloat16 is one switch for all layers; --max-drop works with --int8.")
     if calibration.data:
         check_source(calibration.data)
@@ -171,8 +171,8 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
     """A graph for TensorRT by way of `export_artifact`, then its engine."""
     with tempfile.TemporaryDirectory(prefix="dyvit-engine-") as name:
         graph = Path(name) / f"{path.stem}.onnx"
-        wishes = dataclasses.replace(config.precision, target="tensorrt")
-        plain = dataclasses.replace(config, format="onnx", precision=wishes,
+        for_tensorrt = dataclasses.replace(config.precision, target="tensorrt")
+        plain = dataclasses.replace(config, format="onnx", precision=for_tensorrt,
                                     build=BuildConfig(compute_capabilities=config.build.compute_capabilities))
         report = export_artifact(checkpoint, graph, plain, load, progress)
         if not report:
@@ -188,15 +188,15 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
             progress.say("comparing the engine with the checkpoint")
             return check_artifacts(checkpoint, made.path, config.calibration.data, settings, load, progress.track)
 
-        judged = config.precision.gate or refit_warning(made.facts)
-        built, verdict, notes = place_engine(made, path, run if judged else None)
+        compared = config.precision.gate or refit_warning(made.facts)
+        built, verdict, notes = place_engine(made, path, run if compared else None)
         if config.build.strip_weights:
             graph_again = export_command(checkpoint, path.with_suffix(".onnx"), plain, load)
             notes.append(f"Its weights come with the graph: {graph_again}")
         return dataclasses.replace(report, engine=built, on_device=verdict, notes=(*report.notes, *built.notes, *notes))
 
 
-class _Delivery:
+class _LoweredExport:
     """Makes one lowered artifact from its float32 `parent`, a graph that has been written to a temporary folder."""
 
     def __init__(self, parent: Graph, report: ExportReport, resolved: ResolvedTarget, config: DeployConfig,
@@ -222,7 +222,7 @@ class _Delivery:
         self.say(f"lowering to {self.resolved.precision} for {self.resolved.target}")
         lowering = Lowering(self.parent, self.resolved, images, self.ranges, calibration.attention, self.track)
         lowered, drop = self._lower(lowering)
-        self.notes += [str(raised) for raised in lowering.raised]
+        self.notes += [str(node) for node in lowering.float32_nodes]
         candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.resolved.format]}"
         self._write(lowered, candidate, "not run", tokens=True)
         products = self._compiled(candidate) or summary(lowered.precisions.values())
@@ -233,8 +233,7 @@ class _Delivery:
         verdict = "rejected" if not passed else "passed" if gate is not None else "not run"
         rejected = path.with_suffix(f".rejected{path.suffix}")
         target, other = (path, rejected) if passed else (rejected, path)
-        if other.exists():
-            self.notes.append(f"{other} is of an earlier run and was left as it is.")
+        self.notes += earlier_file_note(other)
         report = self._write(lowered, target, verdict, self.config.export.with_tokens)
         return DeployReport(report, products, lowered.kept, gate, drop, timing, blame, tuple(self.notes))
 
@@ -260,9 +259,9 @@ class _Delivery:
         allowed = self.config.precision.max_drop
         if allowed is None:
             return lowering.lower(), None
-        judged = open_gate(self.source, self._model, IMAGES)
+        images = open_gate(self.source, self._model, IMAGES)
         with open_runner(self.parent.path, device="cpu") as parent:
-            meter = DropMeter(parent, judged, allowed)
+            meter = DropMeter(parent, images, allowed)
         self.say("measuring what each layer costs")
         ranked = self._ranked()
 
@@ -275,7 +274,7 @@ class _Delivery:
             return points
 
         kept, points = fewest_kept(measure, [layer.layer for layer in ranked], allowed)
-        return lowering.lower(kept), Drop(points, allowed, len(judged), meter.labelled, kept)
+        return lowering.lower(kept), Drop(points, allowed, len(images), meter.labelled, kept)
 
     def _facts(self, lowered: Lowered, gate: str) -> ArtifactFacts:
         ranges = self.ranges and {"method": self.ranges.method, "images": len(self.ranges.images),
@@ -309,7 +308,7 @@ class _Delivery:
         with OpenVINORunner(candidate) as runner:
             found = runner.compiled_precisions()
         if not found.get(self.resolved.precision):
-            raise ExportError(f"OpenVINO compiles none of the products in {self.resolved.precision} but "
+            raise ExportError(f"OpenVINO compiled no matrix product in {self.resolved.precision}, but in "
                               f"{', '.join(found)}; report this to us.")
         return found
 

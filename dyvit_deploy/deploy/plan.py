@@ -43,8 +43,8 @@ def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: De
                   f"build the engine with {LIBRARY_SPECS[config.format].name}",
                   "compare the precision of every matrix product with the graph's"]
         graph = path.with_suffix(".onnx")
-        wishes = dataclasses.replace(config.precision, target="tensorrt")
-        to_graph = dataclasses.replace(config, format="onnx", precision=wishes, build=type(config.build)())
+        for_tensorrt = dataclasses.replace(config.precision, target="tensorrt")
+        to_graph = dataclasses.replace(config, format="onnx", precision=for_tensorrt, build=type(config.build)())
         spec = LIBRARY_SPECS[config.format]
         commands = (export_command(checkpoint, graph, to_graph, load),
                     *(line(spec, str(graph), str(path), [images], config.build)

@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class EngineReport:
-    """An engine that was built of a graph, or refitted; true unless it differs from the graph on this machine's GPU.
+    """An engine that was built from a graph, or refitted; true unless it differs from the graph on this machine's GPU.
 
     `on_device` is that comparison, None if there was none.
     """
@@ -60,8 +60,8 @@ class EngineReport:
     @property
     def advice(self) -> tuple[str, ...]:
         """What a user can do about an engine that differs."""
-        return () if self else (f"written to {self.path}, to look at",
-                                "build it again of this graph, without --refittable where weights need not change")
+        return () if self else (f"the rejected engine was written to {self.path}",
+                                "build it again from this graph, without --refittable where weights need not change")
 
     def to_json(self) -> dict[str, Any]:
         return {"passed": bool(self), "failures": list(self.failures), **self.engine.to_json(),
@@ -80,8 +80,8 @@ class DeployReport:
     `products` counts convolutions and matrix products per precision; `kept` are those left in a higher precision than
     requested. `gate` is the comparison with float32, None if nothing was lowered or with --no-gate. `drop` is None
     without --max-drop, `timing` if this machine cannot run the artifact as its target will. `blame` names the layers
-    that cost a rejected artifact most. For an engine, `export` is the graph that it was built of, `engine` the engine,
-    and `on_device` its comparison with the checkpoint on this machine's GPU.
+    that cost a rejected artifact most. For an engine, `export` is the graph that it was built from, `engine` is the
+    engine, and `on_device` its comparison with the checkpoint on this machine's GPU.
     """
 
     KIND: ClassVar[str] = "export"
@@ -117,7 +117,7 @@ class DeployReport:
         """What a user can do about a rejected artifact."""
         if self:
             return ()
-        return (f"written to {self.path}, to look at", *self.blame,
+        return (f"the rejected artifact was written to {self.path}", *self.blame,
                 "keep the costliest layers higher with --max-drop POINTS, calibrate on more images or with another "
                 "--method, or take a higher precision")
 
@@ -153,8 +153,7 @@ class DeployReport:
         if self.kept:
             lines.append(f"kept in higher precision: {', '.join(self.kept)}")
         if self.drop:
-            kind = "top-1 falls by" if self.drop.labelled else "best class changes for, in 100 images:"
-            lines.append(f"{kind} {self.drop.points:.2f} on {self.drop.images} images, {self.drop.allowed:g} allowed; "
+            lines.append(f"{self.drop.loss} on {self.drop.images} images ({self.drop.allowed:g} allowed); "
                          f"{len(self.drop.kept)} layers kept for it")
         if self.timing and self.timing.speedup:
             lines.append(f"{self.timing.speedup:.2f}x the speed of float32 in ONNX Runtime (this machine, batch "

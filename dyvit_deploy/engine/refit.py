@@ -91,7 +91,7 @@ def _refit(library: BuilderLibrary, engine: Any, onnx: Path) -> None:
     parser = library.trt.OnnxParserRefitter(refitter, library.logger)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
         raise BackendError(f"The engine does not take the weights of {onnx.name} ({last(library.logger.errors)}); give "
-                           "the graph that it was built of, and build it with --refittable or --strip-weights.")
+                           "the graph that it was built from, and build it with --refittable or --strip-weights.")
 
 
 def _serialized(library: BuilderLibrary, engine: Any, refittable: bool) -> tuple[Any, bool]:
@@ -116,7 +116,7 @@ def _weight_notes(library: BuilderLibrary, plan: Path, before: EngineFacts, afte
     notes = []
     file = after.source["file"]
     if before.source.get("sha256") != after.source["sha256"]:
-        notes.append(f"{file} is not the file that {plan.name} was built of, so its weights may be others.")
+        notes.append(f"{file} is not the file that {plan.name} was built from, so its weights may be others.")
     if not after.config.refittable:
         why = (f"{library.spec.name} {library.version} cannot keep it refittable, TensorRT 10.14 can; keep {plan.name} "
                "for the next refit" if before.config.refittable

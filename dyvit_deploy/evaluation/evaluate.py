@@ -232,7 +232,7 @@ class _Tally:
 
     def _notes(self) -> tuple[str, ...]:
         facts = self._runner.facts
-        if not self._counts or self._with_kept or (facts and facts.prune and not facts.prune.tells_tokens):
+        if not self._counts or self._with_kept or (facts and facts.prune and not facts.prune.keeps_patches):
             return ()
         return (f"{self._runner.name} does not output which patches it keeps, so there are no keep-probability maps; "
                 "export it with --with-tokens.",)

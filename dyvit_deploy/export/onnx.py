@@ -77,7 +77,7 @@ def export_onnx(checkpoint: str | os.PathLike[str], path: str | Path, config: Ex
 
     check_target(path)
     model, facts = load_model(checkpoint, load)
-    if config.with_tokens and facts.prune and not facts.prune.tells_tokens:
+    if config.with_tokens and facts.prune and not facts.prune.keeps_patches:
         raise ConfigError("Structural pooling keeps no patch of the image; leave out --with-tokens.")
     return export_model(model, facts, path, config)
 

@@ -62,7 +62,7 @@ def load_graph(path: str | Path, weights: bool = True) -> Any:
     """
     onnx = require("onnx")
     if Path(path).suffix.lower() == ".plan":
-        raise ArtifactError(f"{path} is an engine plan; name the ONNX file that it was built of.")
+        raise ArtifactError(f"{path} is an engine plan; name the ONNX file that it was built from.")
     try:
         return onnx.load(str(path), load_external_data=weights)
     # protobuf and onnx share no base class.

@@ -126,11 +126,11 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
     if not known and not any(e.facts for e in entries):
         first = f"; the first file that was not usable: {skipped[0]}" if skipped else ""
         raise ArtifactError(f"{folder} holds no artifact and no report of dyvit{first or '; name a folder that does.'}")
-    return Collection(folder, tuple(entries), dataclasses.replace(records, speeds=_once(records.speeds)),
+    return Collection(folder, tuple(entries), dataclasses.replace(records, speeds=_without_duplicates(records.speeds)),
                       tuple(skipped))
 
 
-def _once(speeds: tuple[Speed, ...]) -> tuple[Speed, ...]:
+def _without_duplicates(speeds: tuple[Speed, ...]) -> tuple[Speed, ...]:
     """Drops duplicates of timings that are in two reports: in sweep.json and sweep's --json, or in those of quickstart
     and bench."""
     known = {(s.artifact, s.source.hashes(s.artifact), s.batch, s.runs, s.p50, s.p90, s.p99): s

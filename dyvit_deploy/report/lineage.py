@@ -1,4 +1,4 @@
-"""Which artifact was made of which, by the hashes of parents that artifacts record."""
+"""Which artifact was made from which, by the hashes of parents that artifacts record."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def ancestors(collection: Collection, entry: PageArtifact) -> list[PageArtifact]
 
 
 def source_of(collection: Collection, entry: PageArtifact) -> str:
-    """The checkpoint that it was made of, as a path for commands in the folder; "CHECKPOINT" if unknown."""
+    """The checkpoint that it was made from, as a path for commands in the folder; "CHECKPOINT" if unknown."""
     line = [entry, *ancestors(collection, entry)]
     checkpoints = dict(collection.records.checkpoints)
     swept = checkpoints.get(origin_of(line[-1]).get("sha256", ""), "CHECKPOINT")
@@ -65,7 +65,7 @@ def is_baseline(collection: Collection, entry: PageArtifact) -> bool:
 
 
 def of_one_checkpoint(collection: Collection, one: PageArtifact, other: PageArtifact) -> bool:
-    """True if both were made of the same file, by its hash."""
+    """True if both were made from the same file, by its hash."""
     return bool(_line(collection, one) & _line(collection, other))
 
 

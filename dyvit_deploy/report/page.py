@@ -91,7 +91,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, config: Repo
     require("jinja2", extra="report")
     folder = Path(folder)
     path = folder / NAME if out is None else Path(out)
-    # Also prevents that an artifact is overwritten.
+    # Also prevents overwriting an artifact.
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"The page is written as .html, not as {path.name!r}.")
     if config.data:
@@ -122,10 +122,10 @@ def _galleries(collection: Collection, config: ReportConfig, track: Track[Any]) 
 def summary(judgements: Sequence[Judgement]) -> str:
     """The verdicts of the whole page in one or two sentences."""
     counts = collections.Counter(j.state for j in judgements if j.entry.about.kind != "checkpoint")
-    judged = sum(counts[state] for state, _ in GROUPS)
+    total = sum(counts[state] for state, _ in GROUPS)
     failed = sum(j.state == FAIL for j in judgements if j.entry.about.kind == "checkpoint")
     shares = [f"{counts[state]} {label}" for state, label in GROUPS if counts[state]]
-    sentences = [f"Of {judged} exported artifact{'s' * (judged > 1)}, " + ", ".join(shares) + "."] if judged else []
+    sentences = [f"Of {total} exported artifact{'s' * (total > 1)}, " + ", ".join(shares) + "."] if total else []
     sentences += [f"{failed} checkpoint{'s' * (failed > 1)} failed a check."] if failed else []
     return " ".join(sentences) or "There is nothing here to judge."
 

@@ -1,4 +1,4 @@
-"""Reads the JSON reports of a folder into one record per figure, and refuses those with impossible values."""
+"""Reads the JSON reports in a folder into records; a report with an impossible value is refused."""
 from __future__ import annotations
 
 import dataclasses
@@ -20,6 +20,7 @@ from ..sweep.store import DENSE_FILE, Store, read_store
 LARGEST = 64 << 20
 # No time, rate or count is larger, and no time is smaller than its inverse.
 HUGE = 1e12
+# Raised by reading values of the wrong type or shape from a damaged file.
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
 
 
@@ -40,8 +41,8 @@ class ReportFile:
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison with `reference`, the worst of its batch sizes. Shares are 0..1; `images` is 0 if unknown. `own`
-    marks the gate of an export, which compares with the float32 graph of the same checkpoint."""
+    """A comparison with `reference`; each figure is the worst over the batch sizes. Shares are 0..1; `images` is 0 if
+    unknown. `own` marks the gate of an export, which compares with the float32 graph of the same checkpoint."""
 
     artifact: str
     source: ReportFile
@@ -184,17 +185,18 @@ def _eval(values: Mapping[str, Any], source: ReportFile) -> Records:
 def _bench(values: Mapping[str, Any], source: ReportFile) -> Records:
     baseline = values["config"]["baseline"]
     against = Path(_text(baseline)).name if baseline else "the dense backbone"
-    machine = _machine(values, source)
+    machine = _environment(values, source)
     return Records(speeds=tuple(_speed(timing, source, against, source.file) for timing in values["timings"]),
                    environments=(machine,), notes=tuple(map(_text, values["notes"])))
 
 
 def _speed(values: Mapping[str, Any], source: ReportFile, baseline: str, run: str) -> Speed:
-    intervals = {_text(name): (_maybe(low), _maybe(high)) for name, (low, high) in (values["ci95_ms"] or {}).items()}
+    intervals = {_text(name): (_positive_or_none(low), _positive_or_none(high))
+                 for name, (low, high) in (values["ci95_ms"] or {}).items()}
     return Speed(_text(values["artifact"]), source, _text(values["backend"]), _text(values["precision"]),
                  _count(values["batch"]), *_latencies(values), _positive(values["images_per_sec"]),
-                 _count(values["runs"]), values["stable"] is True, _maybe(values["speedup"]),
-                 _maybe(values["ceiling"]), baseline, intervals, values["stand_in"] is True, run,
+                 _count(values["runs"]), values["stable"] is True, _positive_or_none(values["speedup"]),
+                 _positive_or_none(values["ceiling"]), baseline, intervals, values["stand_in"] is True, run,
                  values.get("swept") is True)
 
 
@@ -223,14 +225,14 @@ def _export(values: Mapping[str, Any], source: ReportFile) -> Records:
 
 def _sweep(values: Mapping[str, Any], source: ReportFile) -> Records:
     """The rows of `dyvit sweep --json`; see `read_sweep` for sweep.json, which has all rows."""
-    runs = {_count(run["run"]): _machine(run, source) for run in values["runs"]}
+    runs = {_count(run["run"]): _environment(run, source) for run in values["runs"]}
     speeds = tuple(_swept({**row, "artifact": Path(_text(row["artifact"])).name}, source, runs)
                    for row in values["rows"])
     commands = dict.fromkeys(_text(row["command"]) for row in values["rows"])
     return Records(speeds=speeds, environments=tuple(runs.values()), commands=tuple(commands))
 
 
-def _machine(values: Mapping[str, Any], source: ReportFile) -> Environment:
+def _environment(values: Mapping[str, Any], source: ReportFile) -> Environment:
     return Environment(source, _texts(values["machine"]), _texts(values["versions"]))
 
 
@@ -276,10 +278,10 @@ def _from_store(store: Store, folder: Path, name: str) -> Records:
         if a.agreement is not None or a.rejected:
             compared = _count(seen.get("compared", images))
             checks.append(Check(a.file, source, f"{Path(store.checkpoint['file']).name} in float32", data, compared,
-                                a.rejected, _part(a.agreement), None, _part(a.overlap), True))
+                                a.rejected, _share_or_none(a.agreement), None, _share_or_none(a.overlap), True))
         if a.top1 is not None:
             evals.append(Eval(a.file, source, data, _count(seen.get("evaluated", images)), _share(a.top1)))
-    machines = {number: _machine(run, source) for number, run in enumerate(store.runs)}
+    machines = {number: _environment(run, source) for number, run in enumerate(store.runs)}
     speeds = [_swept({**dataclasses.asdict(t), "artifact": t.file, "backend": of[t.file].backend,
                       "precision": of[t.file].precision}, source, machines) for t in store.latencies if t.file in of]
     checkpoint = _text(store.checkpoint["sha256"]), _from_here(store.checkpoint["file"], folder, name)
@@ -327,11 +329,11 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def _part(value: Any) -> float | None:
+def _share_or_none(value: Any) -> float | None:
     return None if value is None else _share(value)
 
 
-def _maybe(value: Any) -> float | None:
+def _positive_or_none(value: Any) -> float | None:
     return None if value is None else _positive(value)
 
 
@@ -343,12 +345,12 @@ def _count(value: Any) -> int:
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     """A machine, or versions, as text."""
-    return {_text(name): _words(value) for name, value in values.items() if value is not None}
+    return {_text(name): _as_text(value) for name, value in values.items() if value is not None}
 
 
-def _words(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {_as_text(inner)}" for name, inner in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(_as_text, value))
     return str(value)

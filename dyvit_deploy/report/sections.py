@@ -37,8 +37,8 @@ class Trade(NamedTuple):
 
 
 class TradeChart(NamedTuple):
-    """Quality against images/s at one batch size; `front` joins those that no other beats. `metric` was measured on
-    the `images`, in words."""
+    """Quality against images/s at one batch size. `front` are the lines of the Pareto front, `metric` names the
+    quality, `images` the images that it was measured on, and `missing` are timed artifacts without it."""
 
     title: str
     metric: str
@@ -51,7 +51,8 @@ class TradeChart(NamedTuple):
 
 
 class LatencyMarks(NamedTuple):
-    """One latency: percent along the axis, the 95 % intervals as pairs of such, and the figures."""
+    """The marks of one timing: p50, p90, p99 and the ends of their 95 % intervals in percent along the axis, and p50,
+    p90, p99 as text (`figures`)."""
 
     name: str
     letter: str
@@ -72,7 +73,7 @@ class LatencyChart(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """A file in the family tree; `entry` is None for one that is not in the folder, as `note` says."""
+    """A file in the family tree. `entry` is None if it is not in the folder; `note` says why."""
 
     name: str
     digest: str
@@ -90,7 +91,8 @@ class Cost(NamedTuple):
 
 
 def trade_charts(found: Collection) -> list[TradeChart]:
-    """One per batch size and group of comparable timings, as far as two of them were judged on the same images."""
+    """One chart per batch size and group of comparable timings, if at least two artifacts have a quality that was
+    measured on the same images."""
     timed: dict[tuple[int, Group], list[tuple[PageArtifact, Speed]]] = {}
     for entry in found.entries:
         for group, speeds in groups_of(found, entry).items() if lowered(entry).get("target") != "tensorrt" else ():
@@ -118,8 +120,8 @@ def _titles(keys: Sequence[tuple[int, Group]]) -> list[str]:
 
 
 def _quality(found: Collection, entries: Sequence[PageArtifact]) -> tuple[str, str, dict[PageArtifact, float]]:
-    """What the most of `entries` were judged by, on which images, and its values: top-1 if possible, else the share of
-    images with the class of the reference."""
+    """The metric that most of `entries` have on the same images, these images, and the value of each artifact. The
+    metric is top-1 or, if more artifacts have it, the share of images with the class of the reference."""
     top1 = _on_same_images((e, result, result.top1) for e in entries
                            for result in found.current(e, found.records.evals) if not result.failures)
     agreement = _on_same_images((e, c, c.agreement) for e in entries
@@ -156,8 +158,9 @@ def _trade_chart(metric: str, images: str, shown: Sequence[tuple[PageArtifact, S
     # Steps, because nothing is known between two points.
     for (right, low), (left, high) in zip(corners, corners[1:]):
         front += [Line(right, low, left, low), Line(left, low, left, high)]
+    # An en dash marks a missing value.
     trades = [Trade(entry, point, format_percent(share), speed, format_rate(speed.images_per_sec),
-                    "–" if speed.speedup is None else format_ratio(speed.speedup), i in best)  # noqa: RUF001  a dash
+                    "–" if speed.speedup is None else format_ratio(speed.speedup), i in best)  # noqa: RUF001
               for i, ((entry, speed, share), point) in enumerate(zip(shown, points))]
     ranked = sorted(trades, key=lambda t: (-t.speed.images_per_sec, t.entry.letter))
     return TradeChart("", metric, images, x, y, tuple(ranked), tuple(front), missing)
@@ -193,8 +196,8 @@ def _latency_chart(title: str, rows: Sequence[tuple[str, str, Speed]]) -> Latenc
 
 
 def family(found: Collection) -> tuple[Branch, ...]:
-    """Checkpoints, what was made of them, and what of that. A parent that is not in the folder is a root of its own,
-    with the reason."""
+    """The checkpoints, the artifacts made from them, and the artifacts made from those. A parent that is not in the
+    folder is a root, with the reason as its note."""
     children: dict[str, list[PageArtifact]] = {}
     roots, lost = [], dict[tuple[str, str], list[PageArtifact]]()
     for entry in found.entries:
@@ -229,7 +232,7 @@ def _why_lost(found: Collection, name: str) -> str:
 
 
 def layer_maps(found: Collection) -> list[tuple[PageArtifact, LayerMap]]:
-    """Of every artifact whose products are known."""
+    """The layer map of every artifact whose products are known."""
     maps = ((entry, layer_map(entry.products, entry.facts)) for entry in found.entries)
     return [(entry, known) for entry, known in maps if known]
 
@@ -248,7 +251,7 @@ def costs(found: Collection) -> list[Cost]:
 
 
 def environments(found: Collection) -> list[tuple[str, dict[str, str], dict[str, str]]]:
-    """Every machine with its versions once: the reports that record it, the machine, the versions."""
+    """Each machine with its library versions, once: the reports that record it, the machine, the versions."""
     groups: dict[str, list[Environment]] = {}
     for environment in found.records.environments:
         key = repr((sorted(environment.machine.items()), sorted(environment.versions.items())))

@@ -20,8 +20,9 @@ Self = TypeVar("Self", bound="Runner")
 
 
 @dataclass(frozen=True)
-class InputSpec:
-    """The one input: its name, "float32", "float16" or "uint8", and its shape with None for free dimensions."""
+class TensorSpec:
+    """An input or output: its name, its data type ("float32", "float16", ...), and its shape, with None for free
+    dimensions."""
 
     name: str
     dtype: str
@@ -69,7 +70,7 @@ class Runner(abc.ABC):
     backend: str
     device: str
     facts: ArtifactFacts | None
-    input: InputSpec
+    input: TensorSpec
     emulated = False
     # For files without dyvit's metadata; ImageNet's by default.
     assumed_preprocess = Preprocess()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import reason
-from .base import InputSpec
+from .base import TensorSpec
 from .cuda import Cuda
 
 # Launches before a capture: libraries allocate memory in the first ones.
@@ -24,7 +24,7 @@ class Program(Protocol):
     @property
     def input_dtype(self) -> str | None: ...
 
-    def prepare(self, shape: tuple[int, ...], stream: Any) -> Sequence[InputSpec]:
+    def prepare(self, shape: tuple[int, ...], stream: Any) -> Sequence[TensorSpec]:
         """Prepares the program for inputs of `shape`; returns its outputs, with their shapes.
 
         Raises:
@@ -49,7 +49,7 @@ class GpuStream:
         self._replay: Callable[[], None] | None = None
         self.captured, self.capture_error = False, ""
 
-    def prepare(self, shape: tuple[int, ...], source: InputSpec, graph: bool) -> None:
+    def prepare(self, shape: tuple[int, ...], source: TensorSpec, graph: bool) -> None:
         """Allocates buffers for `shape`, runs once, so that libraries compile and allocate, and captures a `graph`.
 
         Raises:

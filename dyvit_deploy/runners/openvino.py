@@ -14,7 +14,7 @@ from ..artifacts.files import require_file, sha256
 from ..errors import ArtifactError, BackendError, ConfigError, reason
 from ..graph.read import PRODUCTS
 from ..machine.openvino import HINTS, core, cpu_has_bfloat16
-from .base import InputSpec, Outputs, Runner
+from .base import Outputs, Runner, TensorSpec
 from .fusions import Fusions, openvino_fusions
 from .profiling import LayerTime, openvino_layers
 
@@ -167,7 +167,7 @@ class OpenVINORunner(Runner):
         self._requests.clear()
 
 
-def _input_spec(model: Any, path: Path) -> InputSpec:
+def _input_spec(model: Any, path: Path) -> TensorSpec:
     if len(model.inputs) != 1 or len(model.input(0).partial_shape) != 4:
         raise ArtifactError(f"{path} does not take one image input of four dimensions; only image classifiers can be "
                             "run here.")
@@ -176,7 +176,7 @@ def _input_spec(model: Any, path: Path) -> InputSpec:
     if dtype not in DTYPES:
         raise ArtifactError(f"{path} takes {dtype} images; only float and uint8 ones can be run here.")
     shape = tuple(None if side.is_dynamic else side.get_length() for side in value.partial_shape)
-    return InputSpec(value.any_name, DTYPES[dtype], shape)
+    return TensorSpec(value.any_name, DTYPES[dtype], shape)
 
 
 def _rt_info(model: Any, key: str) -> str | None:

@@ -19,7 +19,7 @@ from ..graph.read import Graph, graph_facts
 from ..machine.processes import gpu_number
 from ..machine.tf32 import require_full_float32
 from ..optional import require
-from .base import InputSpec, Outputs, Runner
+from .base import Outputs, Runner, TensorSpec
 from .emulation import in_float32
 from .profiling import LayerTime, onnxruntime_layers
 
@@ -196,14 +196,14 @@ class OrtRunner(Runner):
             raise BackendError(f"ONNX Runtime cannot profile {self.name} here ({reason(error)}); profile its float32 "
                                "graph.") from error
 
-    def _input_spec(self, path: Path) -> InputSpec:
+    def _input_spec(self, path: Path) -> TensorSpec:
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
             kinds = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise ArtifactError(f"{path} takes {kinds or 'no input'}; only models with one float or uint8 image "
                                 "input of four dimensions can be run here.")
         shape = tuple(side if isinstance(side, int) and side > 0 else None for side in inputs[0].shape)
-        return InputSpec(inputs[0].name, DTYPES[inputs[0].type], shape)
+        return TensorSpec(inputs[0].name, DTYPES[inputs[0].type], shape)
 
     def _first_scores(self, path: Path) -> str:
         for output in self._session.get_outputs():

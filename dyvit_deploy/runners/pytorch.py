@@ -17,7 +17,7 @@ from ..machine.tf32 import full_float32, require_full_float32
 from ..model.checkpoint import load_model
 from ..model.dynamicvit import DynamicViT
 from ..model.forms import inference_form
-from .base import InputSpec, Outputs, Runner
+from .base import Outputs, Runner, TensorSpec
 from .cuda import Cuda
 from .gpu_stream import GpuStream
 
@@ -55,7 +55,7 @@ class PyTorchRunner(Runner):
         self._dtype = parameter.dtype
         self.model, self.name, self.device = model, name, parameter.device.type
         self.facts = dataclasses.replace(facts, precision=str(self._dtype).removeprefix("torch."))
-        self.input = InputSpec("images", "float32", (None, 3, *facts.model.image_size))
+        self.input = TensorSpec("images", "float32", (None, 3, *facts.model.image_size))
         self._graph, self._cuda = graph, cuda or (Cuda() if self.device == "cuda" else None)
         self._stream: GpuStream | None = None
 
@@ -96,7 +96,7 @@ class PyTorchRunner(Runner):
         return self._stream.capture_error if self._stream else ""
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
-        with _evaluating(self.model), self._failures(len(feed)):
+        with _evaluating(self.model), self._translated_errors(len(feed)):
             if self._graph:
                 stream = self._ready(feed.shape)
                 stream.upload(feed)
@@ -113,12 +113,12 @@ class PyTorchRunner(Runner):
             return super().timed_call(feed, transfers)
         self.input.check(feed, self.name)
         self.model.eval()
-        with self._failures(len(feed)):
+        with self._translated_errors(len(feed)):
             stream = self._ready(feed.shape)
             stream.upload(feed)
 
         def call() -> None:
-            with self._failures(len(feed)):
+            with self._translated_errors(len(feed)):
                 if transfers:
                     stream.upload(feed)
                 stream.launch()
@@ -131,7 +131,7 @@ class PyTorchRunner(Runner):
         """See `GpuStream.timed`; empty on a CPU."""
         if self._cuda is None:
             return {}
-        with self._failures(len(feed)):
+        with self._translated_errors(len(feed)):
             return self._ready(feed.shape).timed(["logits"], feed, runs)
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class PyTorchRunner(Runner):
         return self._stream
 
     @contextlib.contextmanager
-    def _failures(self, batch: int) -> Iterator[None]:
+    def _translated_errors(self, batch: int) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -163,8 +163,8 @@ class _ModelProgram:
         self._model, self._cuda = model, cuda
         self.input_dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
 
-    def prepare(self, shape: tuple[int, ...], stream: Any) -> list[InputSpec]:
-        return [InputSpec("logits", "float32", (shape[0], self._model.config.classes))]
+    def prepare(self, shape: tuple[int, ...], stream: Any) -> list[TensorSpec]:
+        return [TensorSpec("logits", "float32", (shape[0], self._model.config.classes))]
 
     def bind(self, tensors: Mapping[str, Any]) -> None:
         self._images, self._logits = tensors["images"], tensors["logits"]

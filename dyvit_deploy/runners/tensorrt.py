@@ -23,7 +23,7 @@ from ..engine.load import load_engine
 from ..engine.network import DATA_TYPES, last
 from ..engine.preflight import read_trusted, require_loadable
 from ..errors import ArtifactError, BackendError, ConfigError, reason
-from .base import InputSpec, Outputs, Runner
+from .base import Outputs, Runner, TensorSpec
 from .cuda import Cuda
 from .gpu_stream import GpuStream
 
@@ -142,7 +142,7 @@ class TensorRTRunner(Runner):
             missing = min(larger, default=batch) - batch
             feed = np.concatenate([feed, np.repeat(feed[:1], missing, axis=0)])
         stream = self._ready(self._streams[0], feed.shape)
-        with self._failures(batch):
+        with self._translated_errors(batch):
             stream.upload(feed)
             stream.launch()
             downloaded = stream.download([self._logits, *self._kept])
@@ -152,7 +152,7 @@ class TensorRTRunner(Runner):
     def _ready(self, stream: GpuStream, shape: tuple[int, ...]) -> GpuStream:
         """`stream`, prepared for inputs of this shape."""
         if stream.shape != shape:
-            with self._failures(shape[0]):
+            with self._translated_errors(shape[0]):
                 stream.prepare(shape, self.input, graph=self._run.cuda_graph and self._settings is None)
         return stream
 
@@ -169,7 +169,7 @@ class TensorRTRunner(Runner):
         return next((stream.capture_error for stream in self._streams if stream.capture_error), "")
 
     @contextlib.contextmanager
-    def _failures(self, batch: int) -> Any:
+    def _translated_errors(self, batch: int) -> Any:
         before = len(self._library.logger.errors)
         try:
             yield
@@ -186,12 +186,12 @@ class TensorRTRunner(Runner):
         """See `Runner.timed_call`. One call launches a batch on each stream and waits for all of them."""
         self.input.check(feed, self.name)
         streams = [self._ready(stream, feed.shape) for stream in self._streams]
-        with self._failures(len(feed)):
+        with self._translated_errors(len(feed)):
             for stream in streams:
                 stream.upload(feed)
 
         def call() -> None:
-            with self._failures(len(feed)):
+            with self._translated_errors(len(feed)):
                 for stream in streams:
                     if transfers:
                         stream.upload(feed)
@@ -206,7 +206,7 @@ class TensorRTRunner(Runner):
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
         """See `GpuStream.timed`; on one stream."""
         stream = self._ready(self._streams[0], feed.shape)
-        with self._failures(len(feed)):
+        with self._translated_errors(len(feed)):
             return stream.timed([self._logits, *self._kept], feed, runs)
 
     def close(self) -> None:
@@ -225,11 +225,11 @@ class EngineProgram:
 
     input_dtype = None
 
-    def __init__(self, context: Any, source: str, outputs: Sequence[InputSpec],
+    def __init__(self, context: Any, source: str, outputs: Sequence[TensorSpec],
                  profile_for: Callable[[int], int]) -> None:
         self._context, self._source, self._outputs, self._profile_for = context, source, outputs, profile_for
 
-    def prepare(self, shape: tuple[int, ...], stream: Any) -> list[InputSpec]:
+    def prepare(self, shape: tuple[int, ...], stream: Any) -> list[TensorSpec]:
         context = self._context
         if not (context.set_optimization_profile_async(self._profile_for(shape[0]), stream.cuda_stream)
                 and context.set_input_shape(self._source, shape)):
@@ -256,14 +256,14 @@ def _cache_content(path: str) -> bytes:
                             ) from error
 
 
-def _tensors(library: BuilderLibrary, engine: Any) -> tuple[list[InputSpec], list[InputSpec]]:
+def _tensors(library: BuilderLibrary, engine: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
     """The inputs and the outputs of the engine."""
-    inputs: list[InputSpec] = []
-    outputs: list[InputSpec] = []
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
     for i in range(engine.num_io_tensors):
         name = engine.get_tensor_name(i)
         kind = str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
         shape = tuple(None if side < 0 else int(side) for side in engine.get_tensor_shape(name))
-        spec = InputSpec(name, DATA_TYPES.get(kind, kind.lower()), shape)
+        spec = TensorSpec(name, DATA_TYPES.get(kind, kind.lower()), shape)
         (inputs if engine.get_tensor_mode(name) == library.trt.TensorIOMode.INPUT else outputs).append(spec)
     return inputs, outputs

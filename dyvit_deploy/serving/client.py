@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import BackendError, reason
 from ..graph.read import Tensor
 from ..optional import require
-from ..runners.base import InputSpec, Outputs, Runner
+from ..runners.base import Outputs, Runner, TensorSpec
 from .interface import Servable
 from .server import UNREACHABLE, get_json
 
@@ -97,8 +97,8 @@ class TritonRunner(Runner):
         self._client.__exit__(None, None, None)
 
 
-def input_spec(tensor: Tensor) -> InputSpec:
-    return InputSpec(tensor.name, tensor.dtype, tensor.shape)
+def input_spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.dtype, tensor.shape)
 
 
 def to_outputs(tensors: Mapping[str, NDArray[Any]]) -> Outputs:

@@ -27,7 +27,7 @@ from ..runners.open import is_checkpoint, is_engine
 from .config import ServingConfig
 from .interface import Servable, check_same_model, read_servable
 from .pbtxt import to_pbtxt
-from .repository import entries, model_name, taken, write_entries, write_readme
+from .repository import model_folders, model_name, version_exists, write_model_folders, write_readme
 
 if TYPE_CHECKING:
     from ..model.checkpoint import RawCheckpoint
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RepositoryReport:
-    """False where an artifact was rejected, and nothing went into the repository.
+    """The result of `export_repository`; false if an artifact was rejected, which leaves the repository unchanged.
 
     `models` maps each model's name to the backend that runs it; `exports` are the artifacts that were made for it.
     """
@@ -59,7 +59,7 @@ class RepositoryReport:
         return tuple(line for export in self.exports for line in export.advice)
 
     def next_step(self, checkpoint: str | Path) -> str:
-        """The command to type after this."""
+        """The command to run after this export."""
         rejected = [export for export in self.exports if not export]
         return rejected[0].next_step(checkpoint) if rejected else f"dyvit serve {shlex.quote(self.path)} --check"
 
@@ -83,13 +83,13 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
     Args:
         source: a checkpoint, which is exported with `config`, or an existing .onnx, .xml or .plan.
         serving: its name, batch and instances, and an `engine` of the checkpoint to serve instead of a graph.
-        load: `keep.ratios` are models side by side here, each keeping R, R**2, ..., behind a router that has the
-            plain name.
+        load: with several `keep.ratios`, one model per ratio R, which keeps R, R**2, ... of the patches, and a router
+            with the plain name.
 
     Raises:
-        ConfigError: options that contradict one another, an engine that is not of the checkpoint, or a name that is
-            taken.
-        ArtifactError, ExportError: what cannot be read, made or written.
+        ConfigError: options that contradict one another, an engine that was not made from the checkpoint, or
+            a name that is taken.
+        ArtifactError, ExportError: `source` cannot be read, or an artifact or the repository cannot be written.
     """
     folder, source = Path(folder), require_source(source)
     # Opening a checkpoint imports torch.
@@ -107,24 +107,24 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
                 graph = dataclasses.replace(config, format=serving.graph)
                 exports.append(export_artifact(checkpoint, artifact, graph, one, progress))
                 if not exports[-1]:
-                    return RepositoryReport(str(folder), {}, (_kept(exports[-1], folder),))
+                    return RepositoryReport(str(folder), {}, (_save_rejected(exports[-1], folder),))
             served[ratio] = read_servable(artifact)
             if checkpoint is not None:
                 _check_origin(served[ratio], checkpoint, one)
         progress.say(f"writing {folder}")
-        models = entries(served, serving)
-        write_entries(folder, models, serving.version)
+        models = model_folders(served, serving)
+        write_model_folders(folder, models, serving.version)
     notes = write_readme(folder)
     cores = [folder / model.name / str(serving.version) for model in models if model.servable]
     return RepositoryReport(
         str(folder), {model.name: model.config.get("backend", "ensemble") for model in models},
-        tuple(_at(export, place / Path(export.path).name) for export, place in zip(exports, cores)),
+        tuple(_with_path(export, place / Path(export.path).name) for export, place in zip(exports, cores)),
         (*dict.fromkeys(note for export in exports for note in export.notes), *notes))
 
 
 def plan_repository(source: str | Path, folder: str | Path, serving: ServingConfig = ServingConfig(),
                     config: DeployConfig = DeployConfig(), load: LoadConfig = LoadConfig()) -> BuildPlan:
-    """What `export_repository` would do; it raises the same errors as the checks before that work."""
+    """The steps that `export_repository` would take; raises the same errors as its checks before the work."""
     source = require_source(source)
     checkpoint = _check(source, Path(folder), serving, config, load)
     steps, commands = [], list[str]()
@@ -143,26 +143,26 @@ def plan_repository(source: str | Path, folder: str | Path, serving: ServingConf
 
 def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployConfig, load: LoadConfig,
            ) -> RawCheckpoint | None:
-    """Opens `source` where it is a checkpoint; raises ConfigError or MissingDependency before the work."""
+    """Opens `source` if it is a checkpoint; raises ConfigError or MissingDependency before the work."""
     # tritonclient may be missing.
     to_pbtxt({})
     require("jinja2", extra="triton")
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; a Triton repository is a folder, name one with -o.")
-    # That it can be written to is checked before the work.
+    # The repository must be writable; checked before the work.
     make_folder(folder.resolve().parent)
     ready = serving.engine or not is_checkpoint(source)
     if serving.engine and not is_engine(serving.engine):
         raise ConfigError(f"--engine takes a TensorRT plan; to serve {serving.engine}, name it in the checkpoint's "
                           "place.")
     if serving.engine and not is_checkpoint(source):
-        raise ConfigError(f"{source} is no checkpoint; to serve {serving.engine} alone, name it in its place.")
+        raise ConfigError(f"{source} is not a checkpoint; to serve {serving.engine} alone, name it in its place.")
     asked = dataclasses.replace(config, format="onnx", timed=True)
-    # Beside an engine, those that say how to open the checkpoint are compared with it.
+    # With --engine, options that open the checkpoint are allowed: `_check_origin` compares the result with the engine.
     fixed = bool(load.keep.ratios and len(load.keep.ratios) > 1) if serving.engine else load != LoadConfig()
     if ready and (asked != DeployConfig() or fixed):
         raise ConfigError(f"{serving.engine or source} was fixed when it was made; leave out the options of precision, "
-                          "graph and pruning.")
+                          "graph and pruning, which apply only to an export.")
     checkpoint = _check_free(source, folder, serving, load)
     if config.build != BuildConfig():
         raise ConfigError("--format triton builds no engine; build one with --format trt, then pass --engine FILE.")
@@ -170,7 +170,7 @@ def _check(source: Path, folder: Path, serving: ServingConfig, config: DeployCon
 
 
 def _check_free(source: Path, folder: Path, serving: ServingConfig, load: LoadConfig) -> RawCheckpoint | None:
-    """Opens `source` where it is a checkpoint; raises ConfigError where the repository has that version already."""
+    """Opens `source` if it is a checkpoint; raises ConfigError if the repository has that version already."""
     from ..model.checkpoint import load_facts, open_checkpoint
 
     checkpoint = open_checkpoint(source, load.weights) if is_checkpoint(source) else None
@@ -182,7 +182,7 @@ def _check_free(source: Path, folder: Path, serving: ServingConfig, load: LoadCo
     ratios = load.keep.ratios or ()
     for core in ([f"{name}-{ratio:g}" for ratio in ratios] if len(ratios) > 1 else [name]):
         if core and (folder / core / str(serving.version)).exists():
-            raise taken(folder, core, serving.version)
+            raise version_exists(folder, core, serving.version)
     return checkpoint
 
 
@@ -195,10 +195,10 @@ def _loads(load: LoadConfig) -> dict[float, LoadConfig]:
         raise ConfigError(f"Keep ratios {', '.join(f'{ratio:g}' for ratio in ratios)} name a model twice.")
     if load.keep.ratio or load.keep.counts:
         raise ConfigError("Give only one of --keep-ratio, --keep-ratios and --keep-counts.")
-    return {ratio: dataclasses.replace(load, keep=_one(load.keep, ratio)) for ratio in ratios}
+    return {ratio: dataclasses.replace(load, keep=_with_ratio(load.keep, ratio)) for ratio in ratios}
 
 
-def _one(keep: KeepRequest, ratio: float) -> KeepRequest:
+def _with_ratio(keep: KeepRequest, ratio: float) -> KeepRequest:
     return dataclasses.replace(keep, ratio=ratio, ratios=None)
 
 
@@ -208,7 +208,7 @@ def _check_origin(servable: Servable, checkpoint: RawCheckpoint, load: LoadConfi
     check_same_model(servable, load_facts(checkpoint, load), checkpoint.path)
 
 
-def _kept(report: DeployReport, folder: Path) -> DeployReport:
+def _save_rejected(report: DeployReport, folder: Path) -> DeployReport:
     """A rejected artifact, moved beside the repository to be looked at."""
     made, folder = Path(report.path), folder.resolve()
     kept = folder.with_name(f"{folder.name}.rejected{made.suffix}")
@@ -217,8 +217,8 @@ def _kept(report: DeployReport, folder: Path) -> DeployReport:
         if made.with_suffix(suffix).is_file():
             with atomic_write(kept.with_suffix(suffix)) as temporary:
                 shutil.copyfile(made.with_suffix(suffix), temporary)
-    return _at(report, kept)
+    return _with_path(report, kept)
 
 
-def _at(report: DeployReport, path: Path) -> DeployReport:
+def _with_path(report: DeployReport, path: Path) -> DeployReport:
     return dataclasses.replace(report, export=dataclasses.replace(report.export, path=str(path)))

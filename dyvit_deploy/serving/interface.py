@@ -64,9 +64,9 @@ def read_servable(path: str | Path) -> Servable:
 
 def _read_onnx(path: Path) -> Servable:
     proto = load_graph(path, weights=False)
-    facts = _ours(graph_facts(proto, str(path)), path)
+    facts = _require_facts(graph_facts(proto, str(path)), path)
     if (facts.lowered or {}).get("target") == "tensorrt":
-        raise ConfigError(f"{path} is a graph for TensorRT; build an engine of it (dyvit build {path} --format trt) "
+        raise ConfigError(f"{path} is a graph for TensorRT; build an engine from it (dyvit build {path} --format trt) "
                           "and serve that.")
     [image], outputs = graph_tensors(proto.graph.input), graph_tensors(proto.graph.output)
     return Servable(path, "onnxruntime", ((path, "model.onnx"),), facts, image, tuple(outputs))
@@ -83,7 +83,7 @@ def _read_openvino(path: Path) -> Servable:
                              for side in value.partial_shape))  # type: ignore[attr-defined]
                 for value in values]
     files = ((path, "model.xml"), (path.with_suffix(".bin"), "model.bin"))
-    return Servable(path, "openvino", files, _ours(facts, path), tensors(model.inputs)[0],
+    return Servable(path, "openvino", files, _require_facts(facts, path), tensors(model.inputs)[0],
                     tuple(tensors(model.outputs)))
 
 
@@ -104,7 +104,7 @@ def _read_engine(path: Path) -> Servable:
     def tensors(values: dict[str, tuple[str, Sequence[int | None]]]) -> list[Tensor]:
         return [Tensor(name, dtype, tuple(shape)) for name, (dtype, shape) in values.items()]
     files = ((path, "model.plan"), (sidecar_path(path), "model.plan.json"))
-    return Servable(path, "tensorrt", files, _ours(engine.model, path), tensors(engine.inputs)[0],
+    return Servable(path, "tensorrt", files, _require_facts(engine.model, path), tensors(engine.inputs)[0],
                     tuple(tensors(engine.outputs)), engine.profiles, engine.config.version_compatible)
 
 
@@ -121,7 +121,7 @@ def _check_profiles(path: Path, profiles: Sequence[BatchProfile]) -> None:
                           f"with --batch 1:8:{largest}.")
 
 
-def _ours(facts: ArtifactFacts | None, path: Path) -> ArtifactFacts:
+def _require_facts(facts: ArtifactFacts | None, path: Path) -> ArtifactFacts:
     if facts is None:
         raise ArtifactError(f"{path} was not written by dyvit, so its preprocessing and classes are unknown; export it "
                             "from its checkpoint.")
@@ -134,13 +134,13 @@ READERS: dict[str, Callable[[Path], Servable]] = {
 
 def check_same_model(servable: Servable, facts: ArtifactFacts, checkpoint: str | Path) -> None:
     """Raises ConfigError if the artifact was not made from this checkpoint."""
-    ours, theirs = servable.facts, facts
-    patches = theirs.model.patches
-    counts = theirs.prune.counts(patches) if theirs.prune and not theirs.dense else ()
-    pairs = [(field.name, getattr(ours.model, field.name), getattr(theirs.model, field.name))
-             for field in dataclasses.fields(ours.model)]
-    pairs += [("class_names", ours.class_names, theirs.class_names), ("keep_counts", ours.keep_counts or (), counts)]
-    for name, mine, other in pairs:
-        if mine != other:
-            raise ConfigError(f"{servable.path} is not of {checkpoint}: its {name} is {mine}, the checkpoint's "
-                              f"{other}; name the checkpoint that it was built of.")
+    recorded = servable.facts
+    counts = facts.prune.counts(facts.model.patches) if facts.prune and not facts.dense else ()
+    pairs = [(field.name, getattr(recorded.model, field.name), getattr(facts.model, field.name))
+             for field in dataclasses.fields(recorded.model)]
+    pairs += [("class_names", recorded.class_names, facts.class_names),
+              ("keep_counts", recorded.keep_counts or (), counts)]
+    for name, found, expected in pairs:
+        if found != expected:
+            raise ConfigError(f"{servable.path} was not made from {checkpoint}: its {name} is {found}, and the "
+                              f"checkpoint's is {expected}; name the checkpoint that it was made from.")

@@ -38,7 +38,7 @@ from .pbtxt import (
 )
 
 HERE = Path(__file__).parent
-HEADER = "# Written by dyvit from the artifact; `dyvit serve REPOSITORY --check` holds the two against each other.\n"
+HEADER = "# Written by dyvit from the artifact; `dyvit serve REPOSITORY --check` compares the two.\n"
 CONFIG = "config.pbtxt"
 # Triton's TensorRT backend loads a version-compatible plan only with it.
 VERSION_COMPATIBLE = "--backend-config=tensorrt,version-compatible=true"
@@ -90,13 +90,13 @@ def server_flags(models: Iterable[ServedModel]) -> list[str]:
     return [VERSION_COMPATIBLE] if any(model.servable.version_compatible for model in models) else []
 
 
-def taken(folder: Path, name: str, version: int) -> ConfigError:
+def version_exists(folder: Path, name: str, version: int) -> ConfigError:
     """The error for a version of a model that the repository already has."""
     return ConfigError(f"{folder} has version {version} of {name!r} already; pass --model-version "
                        f"{max(_versions(folder / name)) + 1} to put a new one beside it, or --name for another name.")
 
 
-def entries(served: Mapping[float, Servable], settings: ServingConfig) -> list[ModelFolder]:
+def model_folders(served: Mapping[float, Servable], settings: ServingConfig) -> list[ModelFolder]:
     """The model folders for one artifact, or for several keep ratios and a router, the highest first.
 
     Raises:
@@ -137,7 +137,7 @@ def _max_batch(servables: Any, wanted: int | None) -> int:
     return wanted or min(limits.values(), default=MAX_BATCH)
 
 
-def write_entries(folder: Path, models: Sequence[ModelFolder], version: int) -> None:
+def write_model_folders(folder: Path, models: Sequence[ModelFolder], version: int) -> None:
     """Writes all model folders or none: they are made beside the repository, then moved into it, and removed again if
     that fails.
 
@@ -147,17 +147,17 @@ def write_entries(folder: Path, models: Sequence[ModelFolder], version: int) -> 
         ConfigError: the repository has a different model of that name, or that version of it.
         ArtifactError: the folder cannot be written.
     """
-    new = [entry for entry in models if not _is_there(folder, entry, version)]
+    new = [model for model in models if not _is_there(folder, model, version)]
     folder = make_folder(folder).resolve()
     moved: list[Path] = []
     try:
         with tempfile.TemporaryDirectory(prefix=".dyvit-", dir=_staging(folder)) as name:
-            for entry in new:
-                _write(Path(name) / entry.name, entry)
-            for entry in new:
-                inner = str(version) if (folder / entry.name).exists() else ""
-                os.rename(Path(name) / entry.name / inner, folder / entry.name / inner)
-                moved.append(folder / entry.name / inner)
+            for model in new:
+                _write(Path(name) / model.name, model)
+            for model in new:
+                inner = str(version) if (folder / model.name).exists() else ""
+                os.rename(Path(name) / model.name / inner, folder / model.name / inner)
+                moved.append(folder / model.name / inner)
     # Ctrl-C must leave nothing half-written either.
     except BaseException as error:
         for place in moved:
@@ -176,35 +176,35 @@ def _staging(folder: Path) -> Path:
     return beside if beside.stat().st_dev == folder.stat().st_dev and os.access(beside, os.W_OK) else folder
 
 
-def _is_there(folder: Path, entry: ModelFolder, version: int) -> bool:
+def _is_there(folder: Path, model: ModelFolder, version: int) -> bool:
     """True if the repository already has this model and it needs no new version, because it has no artifact."""
-    place = folder / entry.name
+    place = folder / model.name
     if not place.exists():
         return False
-    same = (place / CONFIG).is_file() and read_pbtxt(place / CONFIG) == normal(entry.config) and all(
+    same = (place / CONFIG).is_file() and read_pbtxt(place / CONFIG) == normal(model.config) and all(
         (place / file).is_file() and (place / file).read_bytes() == _content(content)
-        for file, content in entry.files.items() if entry.servable is None or "/" not in file)
+        for file, content in model.files.items() if model.servable is None or "/" not in file)
     if not same:
-        raise ConfigError(f"{folder} has another model called {entry.name!r}; pass --name for a name of its own, or "
+        raise ConfigError(f"{folder} has another model called {model.name!r}; pass --name for a name of its own, or "
                           "remove that folder.")
-    if entry.servable and (place / str(version)).exists():
-        raise taken(folder, entry.name, version)
-    return entry.servable is None
+    if model.servable and (place / str(version)).exists():
+        raise version_exists(folder, model.name, version)
+    return model.servable is None
 
 
 def _content(content: str | Path) -> bytes:
     return content.encode() if isinstance(content, str) else content.read_bytes()
 
 
-def _write(place: Path, entry: ModelFolder) -> None:
-    for file, content in entry.files.items():
+def _write(place: Path, model: ModelFolder) -> None:
+    for file, content in model.files.items():
         target = place / file
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
             target.write_text(content, "utf-8")
         else:
             shutil.copyfile(content, target)
-    (place / CONFIG).write_text(HEADER + to_pbtxt(entry.config), "utf-8")
+    (place / CONFIG).write_text(HEADER + to_pbtxt(model.config), "utf-8")
 
 
 def _versions(place: Path) -> list[int]:
@@ -310,7 +310,7 @@ def _compare(where: Path, config: Config, expected: Config, fields: Sequence[str
 
 
 def _disagrees(where: Path, field: str, found: object, wanted: object) -> ExportError:
-    return ExportError(f"{where} says {field} {_plain(found)}, and its artifact {_plain(wanted)}; export the "
+    return ExportError(f"{where} says {field} {_plain(found)}, but its artifact needs {_plain(wanted)}; export the "
                        "repository again, or undo the change.")
 
 
@@ -336,7 +336,7 @@ def write_readme(folder: Path) -> list[str]:
     jinja2 = require("jinja2", extra="triton")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters |= {"words": _words, "quote": shlex.quote}
+    environment.filters |= {"tensor": _tensor_text, "quote": shlex.quote}
     routers: dict[str, list[ServedModel]] = {}
     for model in sorted(models, key=lambda m: -float(m.keep_ratio or 0)):
         for router in model.routers:
@@ -349,6 +349,6 @@ def write_readme(folder: Path) -> list[str]:
     return []
 
 
-def _words(tensor: Tensor) -> str:
+def _tensor_text(tensor: Tensor) -> str:
     shape = ", ".join("batch" if side is None else str(side) for side in tensor.shape)
     return f"`{tensor.name}` {tensor.dtype} [{shape}]"

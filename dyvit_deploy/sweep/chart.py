@@ -18,7 +18,7 @@ MARKERS = {"onnx": "o", "openvino": "s", "trt": "^", "rtx": "D"}
 QUALITY = {"top1": "top-1, %", "dense_agreement": "class of the dense float32 model, %", "keep_ratio": "keep ratio"}
 # Panels side by side, and the size of one in inches.
 COLUMNS, PANEL = 2, (6.5, 4.6)
-# Of the vertical axis, in percent, so that small differences look small.
+# If the values span less than this, in percent, the vertical axis spans twice this: small differences must look small.
 LEAST_SPAN = 1.5
 # Width of a letter and height of a line of the labels, in pixels of the figure.
 LETTER, LINE = 7.7, 12.0

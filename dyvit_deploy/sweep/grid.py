@@ -23,8 +23,9 @@ T = TypeVar("T", bound=JsonConfig)
 class SweepConfig(JsonConfig):
     """The grid, and how its artifacts are measured.
 
-    `data` gives top-1 where it has labels, on at most `images` of its test split (None: all), and calibrates where
-    `calibration` names nothing else; without it outputs are compared on noise.
+    `data` are the images to compare on, at most `images` of its test split (None: all); if they have labels, top-1 is
+    measured. Calibration uses `data` too, unless `calibration` names other images. Without `data`, outputs are compared
+    on noise.
     """
 
     keep_ratios: tuple[float, ...] = option((1.0, 0.9, 0.7, 0.5), "Each R keeps R, R**2, ...; default: {default}.")
@@ -51,7 +52,7 @@ class SweepConfig(JsonConfig):
             object.__setattr__(self, name, tuple(dict.fromkeys(values)))
         for ratio in self.keep_ratios:
             if not 0 < ratio <= 1:
-                raise ConfigError(f"Keep ratio {ratio} must lie above 0 and at most at 1 (1 is the dense model).")
+                raise ConfigError(f"Keep ratio {ratio} must be above 0 and at most 1 (1 is the dense model).")
         if min(self.batches) < 1:
             raise ConfigError(f"Batch sizes {list(self.batches)} must be at least 1.")
         if self.images is not None and self.images < 1:
@@ -122,14 +123,14 @@ def check_runnable(candidate: GridPoint, config: SweepConfig = SweepConfig()) ->
 
 
 def filled(now: T, before: T) -> T:
-    """`now` with the values of `before` where it has the defaults, nested settings field by field."""
+    """`now`, with the value of `before` in every field that has its default; nested settings field by field."""
     values = {}
     for field in dataclasses.fields(now):
-        mine, theirs = getattr(now, field.name), getattr(before, field.name)
-        if isinstance(mine, JsonConfig):
-            values[field.name] = filled(mine, theirs)
-        elif mine == field.default:
-            values[field.name] = theirs
+        new, old = getattr(now, field.name), getattr(before, field.name)
+        if isinstance(new, JsonConfig):
+            values[field.name] = filled(new, old)
+        elif new == field.default:
+            values[field.name] = old
     return dataclasses.replace(now, **values)
 
 

@@ -178,9 +178,9 @@ class _Sweep:
         failures = compared.failures
         if self.labelled and not failures:
             wanted = EvalConfig("test", self.config.images, device=self.config.device)
-            judged = evaluate_artifact(path, data or "", wanted, track=self.quiet.track)
-            top1, failures = judged.top1, judged.failures
-            seen |= {"data": judged.data, "evaluated": judged.images}
+            evaluated = evaluate_artifact(path, data or "", wanted, track=self.quiet.track)
+            top1, failures = evaluated.top1, evaluated.failures
+            seen |= {"data": evaluated.data, "evaluated": evaluated.images}
         elif data and not failures:
             dense = check_artifacts(self._dense(), path, data, config, track=self.quiet.track)
             dense_agreement = _shares(dense)["agreement"]

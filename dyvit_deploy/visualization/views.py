@@ -50,7 +50,7 @@ def pruned_facts(runner: Runner) -> ArtifactFacts:
     if facts.prune is None or facts.dense:
         raise ConfigError(f"{name} keeps every patch, so there is nothing to see; export it with --keep-ratio, or open "
                           "a checkpoint with it.")
-    if not facts.prune.tells_tokens:
+    if not facts.prune.keeps_patches:
         raise ConfigError(f"{name} pools its patches, so none of them is kept or dropped; take another --selector.")
     if not _run_blank(runner, facts).kept:
         raise ConfigError(f"{name} does not output which patches it keeps; export it again: dyvit export CHECKPOINT "

@@ -82,12 +82,12 @@ def scaled(graph, path, name, factor):
 
 def test_a_layer_near_overflow_is_moved_back_up_and_reported(made, tmp_path):
     graph = scaled(made[0], tmp_path / "large.onnx", "blocks.1.mlp.fc1.bias", 1e6)
-    raised = near_overflow(graph, made[1])
-    proto = to_half(graph, "float16", made[1], raised)
-    names = {r.node for r in raised}
+    kept = near_overflow(graph, made[1])
+    proto = to_half(graph, "float16", made[1], kept)
+    names = {r.node for r in kept}
     assert "blocks.1.mlp.fc1/Add" in names and "blocks.0.mlp.fc1/Add" not in names
-    assert all(r.largest > 255 for r in raised)
-    assert "stays in float32: it reaches" in str(raised[0])
+    assert all(r.largest > 255 for r in kept)
+    assert "stays in float32: it reaches" in str(kept[0])
     types = element_types(proto)
     output = next(n.output[0] for n in proto.graph.node if n.name == "blocks.1.mlp.fc1/Add")
     assert types[output] == onnx.TensorProto.FLOAT
@@ -99,8 +99,8 @@ def test_a_layer_near_overflow_is_moved_back_up_and_reported(made, tmp_path):
 
 def test_layernorm_goes_up_before_its_square_overflows(made, tmp_path):
     graph = scaled(made[0], tmp_path / "large.onnx", "blocks.0.mlp.fc2.bias", 4000)
-    raised = near_overflow(graph, made[1])
-    assert raised and all("LayerNormalization" in r.node for r in raised)
+    kept = near_overflow(graph, made[1])
+    assert kept and all("LayerNormalization" in r.node for r in kept)
 
 
 def test_nan_on_an_image_is_named(made, tmp_path):

@@ -46,7 +46,7 @@ def trained_otherwise(path):
 
 
 def built(folder, library, config):
-    """A plan of the tiny model, and the ONNX file that it was built of."""
+    """A plan of the tiny model, and the ONNX file that it was built from."""
     path, onnx_file = folder / "tiny.plan", tiny_graph(folder)
     build_engine(onnx_file, path, library.format, config)
     return path, onnx_file

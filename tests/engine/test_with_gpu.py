@@ -76,7 +76,7 @@ def test_weights_of_another_file_are_said_to_be_others(trt, tmp_path):
     proto.producer_name = "another training"
     onnx.save(proto, other)
     report = refit_engine(path, other, tmp_path / "new.plan")
-    assert "other.onnx is not the file that tiny.plan was built of" in report.notes[0]
+    assert "other.onnx is not the file that tiny.plan was built from" in report.notes[0]
     assert report.facts.source["file"] == "other.onnx" and opened(tmp_path / "new.plan").facts is not None
 
 
@@ -119,7 +119,7 @@ def test_an_engine_that_differs_from_the_checkpoint_is_rejected(trt, checkpoint,
     assert not report and all("images differ" in failure for failure in report.failures)
     assert report.path.endswith("a.rejected.plan") and read_sidecar(tmp_path / "a.rejected.plan")
     assert (tmp_path / "a.plan").read_bytes() == b"earlier"
-    assert any("a.plan is of an earlier run" in note for note in report.notes)
+    assert any("a.plan is from an earlier run" in note for note in report.notes)
     found = invoke("export", checkpoint, "--format", "trt", "-o", tmp_path / "b.plan")
     assert found.exit_code == 1 and "FAILED batch 1: " in found.output
     assert sorted(p.name for p in tmp_path.glob("b*")) == ["b.rejected.plan", "b.rejected.plan.json"]

@@ -9,7 +9,7 @@ from dyvit_deploy.data.images import Batch, NoiseImages
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.evaluation.evaluate import evaluate, evaluate_all
-from dyvit_deploy.runners.base import InputSpec, Outputs
+from dyvit_deploy.runners.base import Outputs, TensorSpec
 
 
 class Labelled:
@@ -35,7 +35,7 @@ def answers(logits, kept, facts):
         rows = slice(state["next"], state["next"] + len(feed))
         state["next"] += len(feed)
         return Outputs(np.asarray(logits, np.float32)[rows], tuple(np.asarray(k)[rows] for k in kept))
-    return FakeRunner(answer, InputSpec("images", "float32", (None, 3, 32, 32)), facts=facts)
+    return FakeRunner(answer, TensorSpec("images", "float32", (None, 3, 32, 32)), facts=facts)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])

@@ -15,7 +15,7 @@ from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.data.reading import decode
 from dyvit_deploy.evaluation.metrics import softmax
 from dyvit_deploy.predict import predictor
-from dyvit_deploy.runners.base import InputSpec, Outputs, run_in_batches
+from dyvit_deploy.runners.base import Outputs, TensorSpec, run_in_batches
 from dyvit_deploy.runners.open import open_runner
 
 
@@ -37,7 +37,7 @@ def grey_runner(monkeypatch):
         def answer(feed):
             mean = feed.mean(axis=(1, 2, 3), dtype=np.float32)
             return Outputs(np.stack([np.zeros_like(mean), np.where(mean == 255, np.nan, mean)], axis=1))
-        return FakeRunner(answer, InputSpec("images", "uint8", (batch[0], 4, 4, 3)), name="grey")
+        return FakeRunner(answer, TensorSpec("images", "uint8", (batch[0], 4, 4, 3)), name="grey")
     batch = [None]
     monkeypatch.setattr(predictor, "open_runner", opened)
     return batch

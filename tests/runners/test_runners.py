@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.runners.base import InputSpec, run_in_batches
+from dyvit_deploy.runners.base import TensorSpec, run_in_batches
 from dyvit_deploy.runners.open import open_runner
 
 
@@ -55,7 +55,7 @@ def test_feeds_that_do_not_fit_are_refused_before_they_run(exported, which, feed
 
 def test_foreign_models_run_without_facts(tmp_path):
     with open_runner(foreign_onnx(tmp_path / "f.onnx")) as runner:
-        assert runner.facts is None and runner.input == InputSpec("x", "float32", (None, 3, 4, 4))
+        assert runner.facts is None and runner.input == TensorSpec("x", "float32", (None, 3, 4, 4))
         assert runner.infer(np.ones((2, 3, 4, 4), np.float32)).logits.tolist() == [[1, 1, 1]] * 2
         assert runner.image_spec().image_size == (4, 4)
 

@@ -147,7 +147,7 @@ def test_an_engine_gives_logits_and_kept_tokens_in_order(trt, tmp_path, kind, cu
     runner.close()
 
 
-def test_all_work_of_a_stream_is_on_its_own_stream(trt, tmp_path):
+def test_a_runner_does_all_work_on_its_own_cuda_stream(trt, tmp_path):
     cuda = HostCuda()
     opened(engine(tmp_path), cuda).infer(images(1))
     assert set(cuda.work[1:]) == {("empty", 100), ("zero_", 100), ("copy_", 100)} and set(trt.launches) == {100}

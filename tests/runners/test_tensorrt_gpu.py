@@ -37,9 +37,9 @@ def plans(request, tmp_path_factory):
             pytest.importorskip("modelopt", reason="ModelOpt is missing: pip install 'dyvit-deploy[calib]'")
         path = folder / f"{precision}.plan"
         if not path.exists():
-            wishes = CalibrationConfig("digits", images=16) if precision != "float32" else CalibrationConfig()
-            config = DeployConfig(request.param, ExportConfig(with_tokens=True), PrecisionConfig(precision), wishes,
-                                  BuildConfig(PROFILES))
+            calibration = CalibrationConfig("digits", images=16) if precision != "float32" else CalibrationConfig()
+            config = DeployConfig(request.param, ExportConfig(with_tokens=True), PrecisionConfig(precision),
+                                  calibration, BuildConfig(PROFILES))
             assert export_artifact(DEMO, path, config)
         return path
     return plan

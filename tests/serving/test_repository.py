@@ -291,7 +291,7 @@ def test_nothing_is_left_when_the_disk_fills_up_half_way(tmp_path, checkpoint, m
     (ServingConfig(engine="e.plan"), DeployConfig(), RATIOS, "leave out the options of precision, graph"),
     (ServingConfig(engine="e.plan"), DeployConfig(precision=PrecisionConfig("int8")), LoadConfig(), "leave out"),
     (ServingConfig(engine="m.onnx"), DeployConfig(), LoadConfig(), "takes a TensorRT plan"),
-    (ServingConfig(), DeployConfig(), LoadConfig(keep=KeepRequest(ratios=(1.5, 0.7))), "at most at 1"),
+    (ServingConfig(), DeployConfig(), LoadConfig(keep=KeepRequest(ratios=(1.5, 0.7))), "at most 1"),
     (ServingConfig(), DeployConfig(build=BuildConfig(tf32=True)), LoadConfig(), "builds no engine"),
     (ServingConfig(), DeployConfig(), LoadConfig(keep=KeepRequest(ratios=(0.5, 0.5))), "name a model twice"),
     (ServingConfig(), DeployConfig(precision=PrecisionConfig("int8")), LoadConfig(), "calibrated on images"),

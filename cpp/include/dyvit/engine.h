@@ -45,7 +45,7 @@ struct Metadata {
   // K_s, the number of patches that survive each stage; empty for a dense model.
   std::vector<std::int64_t> kept_counts;
   // Exported with --with-tokens, so that Outputs::kept is filled.
-  bool tells_kept = false;
+  bool outputs_kept = false;
   // "float32", "float16", "bfloat16", "int8" or "float8".
   std::string precision;
   DataType input = DataType::float32;
