@@ -26,6 +26,8 @@ def test_the_fewest_layers_are_found_in_few_tries(needed):
 def test_all_are_kept_when_even_that_does_not_suffice():
     assert fewest_kept(lambda keep: 3.0, NAMES, 0.5) == (tuple(NAMES), 3.0)
     assert Drop(3.0, 0.5, 100, True, tuple(NAMES)).failures[0].startswith("top-1 falls by 3.00 points where 0.5")
+    unlabelled = Drop(3.0, 0.5, 100, False, tuple(NAMES))
+    assert unlabelled.failures[0].startswith("the best class changes for 3.00 in 100 images where 0.5")
 
 
 def images(folder, classes):
