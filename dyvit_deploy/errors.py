@@ -2,7 +2,7 @@
 
     DyvitError                      exit code 1
     ├── ConfigError                 exit code 2: an option or value is not valid
-    ├── ArtifactError               a file is missing, damaged, not ours, or cannot be written
+    ├── ArtifactError               a file is missing, damaged, not written by dyvit, or cannot be written
     │   └── CheckpointError         its tensors do not match the model
     ├── DataError                   an image source has nothing usable
     ├── MissingDependency           an optional library is not installed
@@ -32,7 +32,7 @@ class ConfigError(DyvitError):
 
 
 class ArtifactError(DyvitError):
-    """A file is missing, damaged, not ours, or cannot be written."""
+    """A file is missing, damaged, not written by dyvit, or cannot be written."""
 
 
 class CheckpointError(ArtifactError):

@@ -39,7 +39,7 @@ Sidecar parse_sidecar(std::filesystem::path const& path) {
     sidecar.stripped = facts.value("stripped", false);
     return sidecar;
   } catch (nlohmann::json::exception const& error) {
-    throw Error(path.string() + " is no description of an engine that dyvit wrote (" + reason(error.what()) +
+    throw Error(path.string() + " does not describe an engine that dyvit wrote (" + reason(error.what()) +
                 "); build the engine again.");
   }
 }

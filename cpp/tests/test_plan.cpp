@@ -67,7 +67,7 @@ TEST_CASE("a sidecar that says nothing useful is refused") {
   copy.change_sidecar("/format", 99);
   CHECK(has(copy.refused(), "was written in format 99"));
   std::ofstream(copy.sidecar) << "{";
-  CHECK(has(copy.refused(), "is no description of an engine that dyvit wrote"));
+  CHECK(has(copy.refused(), "does not describe an engine that dyvit wrote"));
   std::filesystem::remove(copy.sidecar);
   CHECK(has(copy.refused(), "copy.plan.json, which describes the engine, is missing"));
 }

@@ -24,7 +24,7 @@ class PrecisionConfig(JsonConfig):
     rest: str | None = option(None, "Precision of what --int8 and --fp8 leave out.", choices=("fp32", "fp16", "bf16"))
     io: str = option("float32", "Images and logits.", choices=("fp32", "fp16"))
     gate: bool = option(True, "Do not compare the result with float32.", "--no-gate")
-    max_drop: float | None = option(None, "Keep the costliest layers higher until top-1 falls by at most this.",
+    max_drop: float | None = option(None, "Keep costly layers in higher precision until top-1 falls by at most this.",
                                     metavar="POINTS")
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ def export(checkpoint: str, out: str, dry_run: bool, config: DeployConfig, load:
 @ConfigOptions(BuildConfig, "build")
 @json_option
 def build(model: str, target_format: str, out: str, dry_run: bool, build: BuildConfig, json_file: str | None) -> None:
-    """Build a TensorRT engine of an ONNX file, ours or any with one free batch dimension."""
+    """Build a TensorRT engine from an ONNX file of dyvit export, or any with one free batch dimension."""
     from ..deploy.on_device import build_artifact
     from ..deploy.report import Progress
     from ..engine.build import plan_build

@@ -169,7 +169,7 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     """Builds the engine of `onnx` and writes it to `path`, with its facts beside it.
 
     Args:
-        onnx: a graph of ours, or any whose only free dimension is the batch.
+        onnx: a graph that dyvit wrote, or any whose only free dimension is the batch.
         format: "trt" or "rtx".
         watch: is called at every step of the builder.
         rebuild: the command that makes the plan again; default is `dyvit build`.
@@ -313,7 +313,7 @@ def require_builder(format: str, config: BuildConfig) -> BuilderLibrary:
 
 
 def _settings(library: BuilderLibrary, builder: Any, inputs: list[Tensor], config: BuildConfig) -> Any:
-    """The library's builder config for ours. Precision is no setting: it is that of the graph."""
+    """The library's builder config for `config`. Precision is not a setting: it is that of the graph."""
     trt = library.trt
     settings = builder.create_builder_config()
     # Otherwise the inspector does not name the graph nodes of a layer.

@@ -119,7 +119,7 @@ def read_sidecar(plan: Path) -> EngineFacts | None:
             raise ValueError(f"plan lacks {', '.join(sorted(missing))}")
         library_spec(facts.builder["format"])
     except (ValueError, KeyError, AttributeError, TypeError, OSError, ConfigError) as error:
-        raise ArtifactError(f"{path} is no description of an engine that dyvit wrote ({error}); build the engine "
+        raise ArtifactError(f"{path} does not describe an engine that dyvit wrote ({error}); build the engine "
                             "again, or remove that file.") from error
     return facts
 

@@ -120,7 +120,7 @@ def graph_tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def graph_facts(proto: Any, where: str) -> ArtifactFacts | None:
-    """What the graph says about itself, None when it is not ours."""
+    """The facts that the graph records, None if dyvit did not write it."""
     properties = {p.key: p.value for p in proto.metadata_props}
     return ArtifactFacts.from_json(properties[METADATA_KEY], where) if METADATA_KEY in properties else None
 

@@ -61,9 +61,9 @@ class Outputs(NamedTuple):
 class Runner(abc.ABC):
     """Runs one artifact on one backend; a context manager, because backends hold memory.
 
-    `name` is for tables, `backend` names the library, `device` is "cpu" or "cuda", `facts` is None
-    for files that are not ours. `emulated` means that the backend rounds as the artifact's precision
-    does, but computes in float32: accuracy can be measured, speed cannot.
+    `name` is for tables, `backend` names the library, `device` is "cpu" or "cuda". `facts` is None for files that
+    dyvit did not write. `emulated` means that the backend rounds as the artifact's precision does, but computes in
+    float32: accuracy can be measured, speed cannot.
     """
 
     name: str
@@ -97,12 +97,12 @@ class Runner(abc.ABC):
 
     @property
     def capture_error(self) -> str:
-        """Why a CUDA graph that was asked for could not be captured; empty where it was."""
+        """Why a requested CUDA graph could not be captured; empty if it was."""
         return ""
 
     @property
     def precision(self) -> str:
-        """What the products are computed in, as the artifact says; float32 for files that are not ours."""
+        """The precision of the products, as the artifact records it; float32 for files that dyvit did not write."""
         return self.facts.precision if self.facts else "float32"
 
     @property
@@ -154,25 +154,31 @@ class Runner(abc.ABC):
             raise ConfigError(f"{self.name} takes batches of {fixed} only; pass --batch {fixed}.")
 
     def timed_call(self, feed: NDArray[Any], transfers: bool) -> Callable[[], Any]:
-        """What bench times for one batch; it returns when the batch is done.
+        """The call that bench times for one batch; it returns when the batch is done.
 
-        On a GPU the batch is there already and the outputs stay there, unless `transfers`; on a CPU there is nothing
-        to leave out.
+        On a GPU, the batch is already in its memory and the outputs stay there, unless `transfers` is True.
+
+        Raises:
+            BackendError: the feed does not fit, or the backend failed.
         """
         return lambda: self.infer(feed)
 
     def gpu_ms(self, feed: NDArray[Any], runs: int) -> dict[str, list[float]]:
-        """Milliseconds per phase by the GPU's own events; empty for runners that have none."""
+        """Milliseconds per phase, measured by the GPU's own events; empty for runners without a GPU.
+
+        Raises:
+            BackendError: the feed does not fit, or the backend failed.
+        """
         return {}
 
     def layer_times(self, feed: NDArray[Any], runs: int) -> list[LayerTime]:
-        """How long each layer of the compiled graph takes on `feed`, median of `runs`, in the order in which they run.
+        """The median time in ms of each layer of the compiled graph over `runs` runs on `feed`, in running order.
 
         Raises:
             BackendError: this backend has no times of single layers.
         """
-        raise BackendError(f"{self.backend} does not tell the time of single layers here; profile {self.name} as ONNX "
-                           "or OpenVINO artifact.")
+        raise BackendError(f"{self.backend} does not report times of single layers here; profile {self.name} as "
+                           "an ONNX or OpenVINO artifact.")
 
     @abc.abstractmethod
     def _infer(self, feed: NDArray[Any]) -> Outputs: ...

@@ -102,7 +102,7 @@ class GpuStream:
                 self._replay()
 
     def upload(self, feed: NDArray[Any]) -> None:
-        """Starts to copy `feed` to the GPU, without waiting."""
+        """Starts to copy `feed` to the GPU without waiting; it has the prepared shape and the source's data type."""
         self._stage(feed)
         self._start_upload()
 
@@ -120,7 +120,11 @@ class GpuStream:
             device.copy_(host, non_blocking=True)
 
     def download(self, names: Sequence[str]) -> list[NDArray[Any]]:
-        """Waits for the batch and returns copies of the outputs called `names`."""
+        """Waits for the batch and returns copies of the outputs called `names`.
+
+        Raises:
+            RuntimeError: the program failed.
+        """
         self._start_download(names)
         self.torch_stream.synchronize()
         return [np.array(self._results[name][0].numpy()) for name in names]
@@ -136,6 +140,9 @@ class GpuStream:
 
         With a captured graph, `compute` is the GPU's own time; without one it includes gaps in which the GPU waits for
         the host to launch.
+
+        Raises:
+            RuntimeError: the program failed.
         """
         phases: dict[str, list[float]] = {"upload": [], "compute": [], "download": []}
         self._stage(feed)

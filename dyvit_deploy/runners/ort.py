@@ -1,4 +1,4 @@
-"""Runs ONNX files, ours or any image classifier, with ONNX Runtime."""
+"""Runs ONNX files of image classifiers, written by dyvit or not, with ONNX Runtime."""
 from __future__ import annotations
 
 import contextlib

@@ -124,8 +124,13 @@ def check_serving(repository: str | Path, config: ServeConfig = ServeConfig(),
 
 def serve_repository(repository: str | Path, config: ServeConfig = ServeConfig(),
                      say: Callable[[str], None] = lambda _: None) -> None:
-    """Runs a server on the repository until Ctrl-C or SIGTERM, which raise KeyboardInterrupt; raises the errors of
-    `check_serving`, too."""
+    """Runs a server on the repository until Ctrl-C or SIGTERM.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
+        ConfigError: an option that only `check_serving` uses.
+        ArtifactError, ExportError, MissingDependency, BackendError: see `check_serving`.
+    """
     if config != ServeConfig(triton=config.triton, port=config.port):
         raise ConfigError("--url, --data and --images are for --check; add it, or leave them out.")
     models = read_repository(repository)

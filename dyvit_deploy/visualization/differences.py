@@ -33,13 +33,13 @@ def stage_differences(first: ImageView, second: ImageView) -> list[StageDifferen
     scores = first.scores if first.scores is not None else second.scores
     scored = first if first.scores is not None else second
     differences = []
-    for stage, (ours, theirs) in enumerate(zip(first.kept, second.kept)):
+    for stage, (left, right) in enumerate(zip(first.kept, second.kept)):
         margin = None
-        if scores is not None and (ours != theirs).any():
+        if scores is not None and (left != right).any():
             cut = scores[stage][scored.kept[stage]].min()
-            gaps = np.abs(scores[stage][ours != theirs] - cut)
+            gaps = np.abs(scores[stage][left != right] - cut)
             # A patch that was dropped at an earlier stage has no score here.
             known = gaps[np.isfinite(gaps)]
             margin = float(known.max()) if len(known) else None
-        differences.append(StageDifference(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), margin))
+        differences.append(StageDifference(int((left & ~right).sum()), int((right & ~left).sum()), margin))
     return differences

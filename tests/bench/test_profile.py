@@ -80,7 +80,7 @@ def test_bench_profiles_what_it_can_and_notes_the_rest(checkpoint, tmp_path):
     assert [(p.artifact, p.batch) for p in report.profiles] == [
         (name, batch) for batch in (1, 2) for name in ("dense tiny", "m.onnx")]
     # One note for the checkpoint and one for its baseline.
-    assert sum("PyTorch does not tell" in note for note in report.notes) == 2
+    assert sum("PyTorch does not report" in note for note in report.notes) == 2
     assert json.loads(json.dumps(report.to_json()))["profiles"][0]["layers"][0]["ms"] > 0
 
 

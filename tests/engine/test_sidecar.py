@@ -43,16 +43,16 @@ def test_a_changed_plan_is_noticed(written):
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda v: "no json", "no description of an engine"),
-    (lambda v: [1], "no description of an engine"),
+    (lambda v: "no json", "does not describe an engine"),
+    (lambda v: [1], "does not describe an engine"),
     (lambda v: v | {"format": 99}, "written in format 99, this dyvit reads format 1; build the engine again"),
-    (lambda v: {k: x for k, x in v.items() if k != "plan"}, "no description of an engine"),
+    (lambda v: {k: x for k, x in v.items() if k != "plan"}, "does not describe an engine"),
     (lambda v: v | {"plan": {}}, "plan lacks bytes, sha256"),
     (lambda v: v | {"builder": {"format": "rtx"}}, "version must be given as text"),
-    (lambda v: v | {"builder": {"format": "../x", "version": "1"}}, "no description of an engine"),
+    (lambda v: v | {"builder": {"format": "../x", "version": "1"}}, "does not describe an engine"),
     (lambda v: v | {"config": {"profiles": []}}, "at least one profile"),
     (lambda v: v | {"surprise": 1}, "no field 'surprise'"),
-    (lambda v: v | {"profiles": [{"min": 3, "opt": 1, "max": 2}]}, "no description of an engine"),
+    (lambda v: v | {"profiles": [{"min": 3, "opt": 1, "max": 2}]}, "does not describe an engine"),
 ])
 def test_other_json_beside_a_plan_is_refused_in_one_sentence(written, change, words):
     path, _ = written

@@ -221,7 +221,7 @@ def test_a_sidecar_with_fields_of_another_type_is_one_sentence(trt, tmp_path, pl
     owner[place[-1]] = value
     sidecar_path(path).write_text(json.dumps(facts))
     for call in (opened, read_sidecar, preflight.preflight):
-        with pytest.raises(ArtifactError, match=r"^[^\n]*tiny\.plan\.json is no description [^\n]*; build the engine"):
+        with pytest.raises(ArtifactError, match=r"^[^\n]*tiny\.plan\.json does not describe [^\n]*; build the engine"):
             call(path)
 
 
