@@ -1,7 +1,12 @@
 """What all tests share. Heavy imports are within the fixtures: the process that only hands out tests needs none."""
 import os
+import signal
 
 import pytest
+
+# A shell without job control starts background jobs with Ctrl-C ignored; the programs that tests interrupt inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: several processes share the cores, and tiny models only lose time to a second thread.
