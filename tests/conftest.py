@@ -1,5 +1,6 @@
 """What all tests share. Heavy imports are within the fixtures: the process that only hands out tests needs none."""
 import os
+import pathlib
 import signal
 
 import pytest
@@ -11,6 +12,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: several processes share the cores, and tiny models only lose time to a second thread.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Files of few tests that take long: begun last, they would leave all processes but one without work.
+LONG = ("engine/test_build.py", "export/test_onnx.py", "demo/test_quickstart.py", "training/test_distributed.py",
+        "model/test_reference.py", "test_interop.py", "training/test_loop.py", "export/test_selectors.py",
+        "visualization/test_visualize.py", "test_readme.py", "test_docs.py", "report/test_report_docs.py",
+        "test_cpp.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files in LONG first, in that order; all others as they are."""
+    rank = {name: number for number, name in enumerate(LONG)}
+    here = pathlib.Path(__file__).parent
+    items.sort(key=lambda item: rank.get(item.path.relative_to(here).as_posix(), len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_every_place_of_a_pruned_model_is_found(checkpoint, tmp_path, kind, with
 
 
 def test_pytorch_names_what_to_profile_instead(checkpoint):
-    with open_runner(checkpoint) as runner, pytest.raises(BackendError, match="as ONNX"):
+    with open_runner(checkpoint) as runner, pytest.raises(BackendError, match="as an ONNX"):
         profile(runner, 1)
 
 
