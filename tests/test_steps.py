@@ -4,6 +4,7 @@ import shlex
 import sys
 
 import pytest
+from conftest import LONG
 from helpers import ROOT
 
 if sys.version_info >= (3, 11):
@@ -36,3 +37,7 @@ def test_the_default_suite_leaves_out_what_has_a_marker_and_nothing_else():
     default = chosen(shlex.split(SETTINGS["addopts"]))
     assert eval(default, {}, dict.fromkeys(MARKERS, False))
     assert not any(eval(default, {}, dict.fromkeys(MARKERS, False) | {name: True}) for name in MARKERS)
+
+
+def test_the_files_that_are_begun_first_exist():
+    assert [name for name in LONG if not (ROOT / "tests" / name).is_file()] == []
