@@ -52,6 +52,9 @@ class ArtifactFacts(JsonConfig):
         if isinstance(self.prune, Mapping):
             object.__setattr__(self, "prune", PruneConfig.from_dict(self.prune))
         object.__setattr__(self, "forms", tuple(self.forms))
+        for name, kind in (("forms", str), ("keep_counts", int)):
+            if not all(isinstance(item, kind) for item in getattr(self, name) or ()):
+                raise ConfigError(f"{name} has an entry that is not {kind.__name__}")
 
     def to_json(self) -> str:
         """The text stored in the artifact, one line of JSON."""

@@ -32,6 +32,13 @@ def test_foreign_metadata_is_refused_naming_the_file(text):
         ArtifactFacts.from_json(text, "some.onnx")
 
 
+@pytest.mark.parametrize("change", [{"forms": [["x"]]}, {"forms": [3]}, {"keep_counts": [[1]]}, {"keep_counts": ["8"]}])
+def test_lists_of_the_wrong_kind_are_refused_naming_the_field(change):
+    values = json.loads(ArtifactFacts(tiny_config()).to_json()) | change
+    with pytest.raises(ArtifactError, match=rf"some\.onnx cannot be read \({next(iter(change))} has an entry"):
+        ArtifactFacts.from_json(json.dumps(values), "some.onnx")
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "model.onnx"
     target.write_text("old")
