@@ -44,18 +44,30 @@ class Preprocess(JsonConfig):
     """How a photo becomes model input: resize, centre crop, scale to 0..1, normalise.
 
     `short_side` is the length of the shorter edge before the centre crop, in pixels; None
-    resizes straight to the input size. `mean` and `std` apply to RGB scaled to 0..1.
+    resizes straight to the input size. With `squash`, every image is resized to a square of that side, whatever its
+    aspect ratio. `mean` and `std` apply to RGB scaled to 0..1.
     """
 
     short_side: int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bicubic"
+    squash: bool = False
 
     def __post_init__(self) -> None:
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
+
+
+# Keyword arguments, sorted by name; hashable, unlike a dictionary.
+Arguments = tuple[tuple[str, Any], ...]
+
+
+def as_arguments(values: Any) -> Arguments:
+    """`values`, a mapping or pairs, as `Arguments`; lists, as JSON has them, become tuples."""
+    return tuple(sorted((str(name), tuple(value) if isinstance(value, list) else value)
+                        for name, value in dict(values).items()))
 
 
 class ImageSpec(Protocol):
@@ -74,7 +86,8 @@ class ModelConfig(JsonConfig):
 
     `builder` picks the constructor: "vit" and "lvvit" use the sizes below, "timm" creates
     the model that timm knows as `timm_name` (the sizes are then read from it).
-    `image_size` is (height, width) in pixels.
+    `image_size` is (height, width) in pixels. `options` are keyword arguments of timm's constructor, see
+    `model.vit.OPTIONS`.
     """
 
     name: str
@@ -89,8 +102,10 @@ class ModelConfig(JsonConfig):
     stem: str = "linear"
     timm_name: str | None = None
     preprocess: Preprocess = Preprocess()
+    options: Arguments = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", as_arguments(self.options))
         for field, choices in (("builder", BUILDERS), ("stem", STEMS)):
             check_choice(field, getattr(self, field), choices)
         for name in ("patch_size", "width", "depth", "heads", "classes"):
@@ -112,13 +127,14 @@ class ModelConfig(JsonConfig):
         return math.prod(self.grid)
 
     def with_image_size(self, size: tuple[int, int]) -> ModelConfig:
-        """The same model for another input; the crop keeps its fraction of the resized image,
-        and from 384 px on the image is resized straight to the input, as the published code does."""
+        """The same model for another input; the crop keeps its fraction of the resized image. For models of the
+        zoo, the image is resized straight to the input from 384 px on, as the published code does."""
         if size == self.image_size:
             return self
         short = self.preprocess.short_side
         if short is not None:
-            short = None if min(size) >= 384 else int(short / min(self.image_size) * min(size))
+            published = self.timm_name is None and not self.options
+            short = None if published and min(size) >= 384 else int(short / min(self.image_size) * min(size))
         return dataclasses.replace(self, image_size=size,
                                    preprocess=dataclasses.replace(self.preprocess, short_side=short))
 
@@ -326,15 +342,37 @@ class EngineRunConfig(JsonConfig):
 class LoadConfig(JsonConfig):
     """What a user may override when an artifact is opened; all but `engine` concerns checkpoints.
 
-    `image_size` is (height, width) in pixels; `keep` replaces the schedule; `precision` is what PyTorch computes in,
-    predictors included.
+    `image_size` is (height, width) in pixels; from `mean` to `interpolation` it is the preprocessing; `keep` replaces
+    the schedule; `precision` is what PyTorch computes in, predictors included.
     """
 
     model: str | None = option(None, "Architecture, when the checkpoint does not record it: a zoo name or timm:NAME.")
     weights: str = option("auto", "Weights of a published file.", choices=WEIGHTS)
     image_size: tuple[int, int] | None = image_size_option()
+    model_args: Arguments = option((), "timm's keyword arguments of the model: heads=12,global_pool=avg,reg_tokens=4.")
+    mean: tuple[float, ...] | None = option(None, "Mean per channel of RGB in 0..1, when the checkpoint does not "
+                                                  "record it.")
+    std: tuple[float, ...] | None = option(None, "Standard deviation per channel, likewise.")
+    crop: float | None = option(None, "Fraction of the resized image that is kept, likewise: 0.875.")
+    interpolation: str | None = option(None, "Of the resized image, likewise.", choices=INTERPOLATIONS)
     keep: KeepRequest = KeepRequest()
     engine: EngineRunConfig = EngineRunConfig()
     precision: str = switches("float32", ("float32", *HALF), {
         "--fp16": "Run checkpoints in float16, keep scores included.",
         "--bf16": "Run checkpoints in bfloat16, keep scores included."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "model_args", as_arguments(self.model_args))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            # One value counts for every channel.
+            values = tuple(values) * (3 if len(values) == 1 else 1)
+            object.__setattr__(self, name, values)
+            if len(values) != 3 or (name == "std" and min(values) <= 0):
+                raise ConfigError(f"--{name} needs three numbers{' above 0' * (name == 'std')}, as in "
+                                  f"--{name} 0.5,0.5,0.5.")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ConfigError(f"--crop {self.crop:g} must be above 0 and at most 1.")

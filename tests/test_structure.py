@@ -14,7 +14,7 @@ FLOORS = [
     {"optional", "settings"},
     {"config"},
     {"artifacts", "machine"},
-    {"data", "graph"},
+    {"data", "graph", "checkpoints"},
     {"model", "engine"},
     {"runners"},
     {"export", "parity", "evaluation", "inspect", "bench"},
@@ -29,7 +29,7 @@ FLOORS = [
 MODULES = {"__init__", "__main__", "config", "errors", "optional"}
 # Each reads an artifact and writes the next one.
 STAGES = {"training", "export", "calibration", "engine"}
-TORCH_ALLOWED = {"model", "training", "runners/pytorch.py", "export/inference.py"}
+TORCH_ALLOWED = {"checkpoints", "model", "training", "runners/pytorch.py", "export/inference.py"}
 # Run by another process, whose answer is what they write.
 PROGRAMS = {"bench/process.py"}
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "openvino", "sklearn",

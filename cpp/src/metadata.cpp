@@ -32,6 +32,7 @@ Preprocessing preprocessing_of(json const& facts) {
   Preprocessing result;
   json const& short_side = facts.at("short_side");
   result.short_side = short_side.is_null() ? 0 : side_of(short_side);
+  result.squash = facts.value("squash", false);
   result.interpolation = facts.at("interpolation").get<std::string>();
   for (std::size_t channel = 0; channel < 3; ++channel) {
     result.mean[channel] = facts.at("mean").at(channel).get<float>();

@@ -93,8 +93,9 @@ Image Preprocessor::resize_and_crop(Image const& image) const try {
   std::int64_t const target = metadata_.preprocessing.short_side;
   if (target == 0) return resizer_->run(image, metadata_.height, metadata_.width);
   std::int64_t const shorter = std::min(image.height, image.width);
+  bool const squash = metadata_.preprocessing.squash;
   auto const scaled = [=](std::int64_t side) {
-    return side == shorter ? target
+    return side == shorter || squash ? target
                            : static_cast<std::int64_t>(static_cast<double>(target * side) / static_cast<double>(shorter));
   };
   return centre_crop(resizer_->run(image, scaled(image.height), scaled(image.width)), metadata_.height, metadata_.width);

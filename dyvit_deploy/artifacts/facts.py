@@ -31,7 +31,8 @@ class ArtifactFacts(JsonConfig):
     float32, else it describes the lower precision: `target`, `rest` (the precision of everything that is
     not in `precision`), `kept` (products left in higher precision), `ranges` (method, images, sha256)
     and `gate` ("passed", "rejected" or "not run"). `forms` are the inference forms in a graph, see
-    model.forms.
+    model.forms. `assumed` are statements about what the checkpoint does not say, such as its mean and std; `adapted`
+    says how its tensors were changed to fit, such as interpolated positions.
     """
 
     model: ModelConfig
@@ -45,14 +46,17 @@ class ArtifactFacts(JsonConfig):
     versions: dict[str, str] | None = None
     lowered: dict[str, Any] | None = None
     forms: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelConfig):
             object.__setattr__(self, "model", ModelConfig.from_dict(self.model))
         if isinstance(self.prune, Mapping):
             object.__setattr__(self, "prune", PruneConfig.from_dict(self.prune))
-        object.__setattr__(self, "forms", tuple(self.forms))
-        for name, kind in (("forms", str), ("keep_counts", int)):
+        for name in ("forms", "assumed", "adapted"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("forms", str), ("keep_counts", int), ("assumed", str), ("adapted", str)):
             if not all(isinstance(item, kind) for item in getattr(self, name) or ()):
                 raise ConfigError(f"{name} has an entry that is not {kind.__name__}")
 

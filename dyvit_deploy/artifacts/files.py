@@ -16,6 +16,8 @@ from typing import Any
 from ..errors import ArtifactError
 
 TIMM_PREFIX = "timm:"
+# The configuration of a model, which timm and transformers write beside its weights.
+CONFIG = "config.json"
 
 
 def is_timm(path: object) -> bool:
@@ -24,7 +26,10 @@ def is_timm(path: object) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file in hexadecimal, or of the names and hashes of the files in a folder."""
+    if path.is_dir():
+        lines = [f"{file.name} {sha256(file)}" for file in sorted(path.iterdir()) if file.is_file()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
@@ -55,12 +60,15 @@ def require_file(path: str | Path) -> Path:
 
 
 def require_source(path: str | Path) -> Path:
-    """`path` as a Path. Raises ArtifactError unless it is `timm:NAME` or a readable, non-empty file."""
-    return Path(path) if is_timm(path) else require_file(path)
+    """`path` as a Path. Raises ArtifactError unless it is `timm:NAME`, a folder with a model's configuration, or a
+    readable, non-empty file."""
+    return Path(path) if is_timm(path) or os.path.isfile(os.path.join(path, CONFIG)) else require_file(path)
 
 
 def size_mib(path: Path) -> float:
     """Size of an artifact in MiB; an OpenVINO model consists of an .xml file and the .bin file beside it."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if file.is_file()) / 2**20
     files = [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
     return sum(file.stat().st_size for file in files) / 2**20
 

@@ -19,6 +19,7 @@ from ..config import LoadConfig
 from ..machine.hardware import peak_mib
 from ..runners.base import Runner
 from ..runners.open import load_for, open_runner
+from ..settings.notes import LOGGER
 
 log = logging.getLogger(__name__)
 # Time limit of the process in seconds; enough for a model of gigabytes on a busy machine.
@@ -72,6 +73,8 @@ def measure_start(path: str, batch: int, load: LoadConfig, device: str | None, t
 
 def report_start() -> None:
     """The code of the process that `measure_start` starts; writes a `Start` as JSON to standard output."""
+    # The first process has told what there is to tell.
+    logging.getLogger(LOGGER).disabled = True
     path, batch, load, device, threads = json.loads(sys.argv[1])
     config = load_for(path, LoadConfig.from_dict(load))
     began = time.perf_counter()

@@ -10,7 +10,7 @@ import click
 from ..artifacts.facts import own_version
 from ..errors import DyvitError, did_you_mean
 from . import deploy, measure, serve, show, train
-from .terminal import TYPED, complain
+from .terminal import TYPED, complain, shown_notes
 
 
 class Commands(click.Group):
@@ -18,7 +18,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with shown_notes():
+                return super().invoke(ctx)
         except DyvitError as error:
             complain(str(error))
             ctx.exit(error.exit_code)

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from rich.text import Text
 
 from ..artifacts.files import hash_files
 from ..artifacts.reports import save_report
 from ..errors import ConfigError
 from ..machine.processes import is_first, rank
+from ..settings.notes import LOGGER
 from .progress import console, errors
 
 if TYPE_CHECKING:
@@ -80,6 +83,36 @@ def note(*lines: str) -> None:
     """Lines for people, apart from the results; from the first of several processes."""
     for line in lines if is_first() else ():
         click.echo(line, err=True)
+
+
+class NotesHandler(logging.Handler):
+    """Shows what `settings.notes` reports, each sentence once per command."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._shown and is_first():
+            self._shown.add(text)
+            errors().print(Text(text, "yellow" if record.levelno >= logging.WARNING else "dim"), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def shown_notes() -> Iterator[None]:
+    """Shows the notes of the library within the block."""
+    logger, handler = logging.getLogger(LOGGER), NotesHandler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def complain(text: str) -> None:

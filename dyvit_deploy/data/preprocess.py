@@ -40,9 +40,11 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     image = as_rgb(image)
     if preprocess.short_side is None:
         return np.asarray(image.resize((width, height), resampling))
-    short = min(image.size)
-    scaled = tuple(side if side == short else int(preprocess.short_side * side / short) for side in image.size)
-    scaled = tuple(preprocess.short_side if side == short else side for side in scaled)
+    scaled: tuple[int, ...] = (preprocess.short_side,) * 2
+    if not preprocess.squash:
+        short = min(image.size)
+        scaled = tuple(preprocess.short_side if side == short else int(preprocess.short_side * side / short)
+                       for side in image.size)
     # An image of 1 x 60000 pixels would become gigabytes.
     if scaled[0] * scaled[1] > MOST_PIXELS:
         raise ValueError(f"it is too long and thin: {image.width} x {image.height} pixels become {scaled[0]} x "

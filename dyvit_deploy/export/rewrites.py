@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..model.checkpoint import published_name
+from ..model.state import published_name
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 

@@ -12,17 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import ArtifactFacts
-from ..artifacts.files import require_file, sha256, size_mib
+from ..artifacts.files import is_timm, require_source, sha256, size_mib
+from ..artifacts.kinds import CHECKPOINT, ENGINE, ONNX, OPENVINO, kind_of
 from ..config import PruneConfig
 from ..engine.build import describe
 from ..engine.layers import to_rows
 from ..engine.preflight import preflight
 from ..engine.sidecar import EngineFacts, read_sidecar, sidecar_path
-from ..errors import ArtifactError, BackendError, CheckpointError, reason
+from ..errors import ArtifactError, BackendError, CheckpointError, ConfigError, reason
 from ..graph.read import graph_facts, load_graph, product_precisions, summary
 from ..optional import require
 from ..runners.fusions import onnxruntime_fusions
-from ..runners.open import ENGINE_SUFFIXES, is_checkpoint, unknown_kind
+from ..runners.open import unknown_kind
 from ..runners.ort import failures
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class InspectReport:
                 "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
                 "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")
                 if facts.class_names else None,
+                "assumed": "; ".join(facts.assumed), "adapted": "; ".join(facts.adapted),
                 "parent": _pairs(facts.parent), "versions": _pairs(facts.versions),
                 "training": _pairs(_brief(facts.training)),
             }
@@ -95,8 +97,9 @@ class InspectReport:
 
 def _preprocessing(facts: ArtifactFacts) -> str:
     model, steps = facts.model, facts.model.preprocess
-    resize = (f"short side to {steps.short_side} px, centre crop" if steps.short_side
-              else f"resize to {model.image_size[0]} x {model.image_size[1]}")
+    resize = (f"resize to {steps.short_side} x {steps.short_side}, centre crop" if steps.squash else
+              f"short side to {steps.short_side} px, centre crop" if steps.short_side else
+              f"resize to {model.image_size[0]} x {model.image_size[1]}")
     inside = ", inside the graph" if facts.input == "uint8" else ""
     return f"{resize} ({steps.interpolation}), mean {list(steps.mean)}, std {list(steps.std)}{inside}"
 
@@ -126,13 +129,13 @@ def inspect_artifact(path: str | Path) -> InspectReport:
     Raises:
         ArtifactError: the file is missing, damaged, or of an unknown kind.
     """
-    path = require_file(path)
-    if is_checkpoint(path):
-        return _inspect_checkpoint(path)
-    readers = {".onnx": _inspect_onnx, ".xml": _inspect_openvino} | dict.fromkeys(ENGINE_SUFFIXES, _inspect_engine)
-    if path.suffix.lower() not in readers:
+    path = require_source(path)
+    readers = {CHECKPOINT: _inspect_checkpoint, ONNX: _inspect_onnx, OPENVINO: _inspect_openvino,
+               ENGINE: _inspect_engine}
+    kind = kind_of(path)
+    if kind not in readers or is_timm(path):
         raise unknown_kind(path)
-    return readers[path.suffix.lower()](path)
+    return readers[kind](path)
 
 
 def _inspect_checkpoint(path: Path) -> InspectReport:
@@ -142,9 +145,9 @@ def _inspect_checkpoint(path: Path) -> InspectReport:
     details: dict[str, Any] = {"tensors": len(raw.state), "weights taken": raw.weights,
                                "predictors": checkpoint.count_predictors(raw.state)}
     try:
-        facts = raw.facts or ArtifactFacts(checkpoint.infer_model(raw.state, str(path)), checkpoint.recorded_prune(raw))
-    # The architecture is unknown if the file is of timm, for example; dyvit export then needs --model.
-    except CheckpointError as error:
+        facts = raw.facts or checkpoint.identified_facts(raw)
+    # The architecture may be unknown; dyvit export then needs --model.
+    except (CheckpointError, ConfigError) as error:
         facts, details["architecture"] = None, str(error)
     return _report(path, "checkpoint", facts, details, sum(t.numel() for t in raw.state.values()))
 

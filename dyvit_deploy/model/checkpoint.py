@@ -1,18 +1,14 @@
-"""Reads published checkpoints and our own, and writes our own.
+"""Opens checkpoints as models, and writes our own format.
 
-Our format is safetensors; the metadata in its header holds the facts as JSON. Published `.pth`
-and `.pth.tar` files are unpickled with only tensors and argparse.Namespace allowed, so no code
-in them can run.
+Our format is safetensors; the metadata in its header holds the facts as JSON. Files of other training code are read by
+`checkpoints`, which runs no code in them, and told apart by `identify`.
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import math
+import hashlib
 import os
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +16,24 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
-import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import atomic_write, is_timm, require_file, require_source, sha256
+from ..checkpoints.archive import plain, read_archive
+from ..checkpoints.configurations import read_recorded
+from ..checkpoints.names import to_timm
+from ..checkpoints.recorded import Recorded, Steps
+from ..checkpoints.weights import choose_weights
 from ..config import LEARNED, KeepRequest, LoadConfig, ModelConfig, PruneConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
+from ..settings.notes import assume, tell
 from . import vit, zoo
 from .dynamicvit import DynamicViT
+from .identify import PREDICTOR, Identity, identify, prepare
 from .pretrained import pretrained_name, read_pretrained, tensors_sha256
+from .state import fit_state, published_name
 
-PREDICTOR = "score_predictor."
 HEADS = ("head.", "head_dist.", "aux_head.")
 # Prefix of the tensors that only resuming a training run needs.
 RESUME = "resume."
@@ -42,16 +43,20 @@ RESUME = "resume."
 class RawCheckpoint:
     """The tensors of a file under their published names, and the facts that the file records.
 
-    `path` may be `timm:NAME`. `weights` is the set that was read, "model" or "ema"; `arguments` are those of the
-    published training script. It is accepted wherever the path of a checkpoint is, so that a command reads the file
-    once.
+    `path` may be `timm:NAME`, or a folder. `weights` is the set that was read, "model" or "ema"; `recorded` is what the
+    file or a configuration beside it says of the model, and `arguments` are those of the published training script.
+    `beside` names tensors that may be left out, because they are not in the wrapped model. It is accepted wherever the
+    path of a checkpoint is, so that a command reads the file once.
     """
 
     path: Path
     state: dict[str, Tensor]
     facts: ArtifactFacts | None
     weights: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recorded: Recorded = Recorded()
+    files: tuple[Path, ...] = ()
+    beside: frozenset[str] = frozenset()
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -61,15 +66,26 @@ class RawCheckpoint:
 
     @functools.cached_property
     def _sha256(self) -> str:
-        return tensors_sha256(self.state) if is_timm(self.path) else sha256(self.path)
+        if is_timm(self.path):
+            return tensors_sha256(self.state)
+        if len(self.files) < 2:
+            return sha256(self.files[0])
+        return hashlib.sha256(" ".join(map(sha256, self.files)).encode()).hexdigest()
 
     def origin(self) -> dict[str, Any]:
-        """The `parent` of the facts. Its sha256 is that of the file or, for downloaded weights, of the tensors."""
+        """The `parent` of the facts. Its sha256 is that of the file, of the files of a sharded checkpoint or, for
+        downloaded weights, of the tensors."""
         return {"file": self.path.name, "sha256": self._sha256, "weights": self.weights}
 
 
-def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
+def read_checkpoint(path: str | Path, weights: str = "auto", strict: bool = True) -> RawCheckpoint:
     """Reads the tensors of `path` without running any code from it.
+
+    Args:
+        path: a file of PyTorch or safetensors in any of the wrappings that training leaves, a folder of timm or
+            transformers, the index of a sharded one, or `timm:NAME`.
+        weights: "auto", "model" or "ema".
+        strict: refuse a file without such weights; otherwise take those that it has.
 
     Raises:
         CheckpointError: the file is damaged, is not a checkpoint, contains more than plain data, or cannot be
@@ -78,113 +94,32 @@ def read_checkpoint(path: str | Path, weights: str = "auto") -> RawCheckpoint:
     """
     path = require_source(path)
     if is_timm(path):
-        if weights == "ema":
+        if weights == "ema" and strict:
             raise CheckpointError(f"{path} has one set of weights; leave out --weights ema.")
-        return RawCheckpoint(path, read_pretrained(str(path)), None, "model", {})
-    if path.suffix == ".onnx":
-        raise CheckpointError(f"{path} is an ONNX file; name the checkpoint that it was exported from.")
-    if path.suffix.lower() == ".plan":
-        raise CheckpointError(f"{path} is an engine plan; name the checkpoint that it was exported from.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, weights)
-    saved = _unpickle(path)
-    if not isinstance(saved, Mapping):
-        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a dictionary of tensors; "
-                              "save the model's state_dict().")
-    state, taken = _choose_weights(path, saved, weights)
-    arguments = saved.get("args")
-    return RawCheckpoint(path, state, None, taken, vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
-
-
-def _read_safetensors(path: Path, weights: str) -> RawCheckpoint:
-    if weights == "ema":
-        raise CheckpointError(f"{path} holds one set of weights; leave out --weights ema.")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(RESUME)}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); make or copy it again.") from error
-    text = metadata.get(METADATA_KEY)
+        return RawCheckpoint(path, read_pretrained(str(path)), None, "model")
+    archive = read_archive(path)
+    choice = choose_weights(archive.content, path, weights, strict)
+    taken = choice.taken
+    text = archive.metadata.get(METADATA_KEY)
     facts = ArtifactFacts.from_json(text, str(path)) if text else None
-    return RawCheckpoint(path, state, facts, "model", {})
+    if choice.assumed:
+        assume(choice.assumed)
+    if choice.told:
+        tell(choice.told)
+    if taken.layout not in (None, "timm"):
+        tell(f"{path}: the tensors have the names of {taken.layout}, and were renamed.")
+    elif taken.prefix:
+        tell(f"{path}: the prefix {taken.prefix!r} was removed from the names of the tensors.")
+    state = {name: tensor for name, tensor in taken.state.items() if not name.startswith(RESUME)}
+    arguments = plain(archive.content.get("args"))
+    return RawCheckpoint(path, to_timm(state, taken.layout, path), facts, taken.kind,
+                         arguments if isinstance(arguments, dict) else {},
+                         Recorded() if facts else read_recorded(path, archive.content), archive.files, taken.beside)
 
 
-def _unpickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"(?:GLOBAL|global|class)\S* ([A-Za-z_]\w*\.[\w.]+)", str(error))
-        if code:
-            raise CheckpointError(f"{path} contains code, {code.group(1)}, which a checkpoint does not need; "
-                                  "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
-        raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
-                              "it is damaged or of another kind, make or copy it again.") from error
-    # A damaged file can raise any error.
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a checkpoint that PyTorch can read; "
-                              "it is damaged or of another kind, make or copy it again.") from error
-
-
-def _choose_weights(path: Path, saved: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:
-    has_ema = isinstance(saved.get("model_ema"), Mapping)
-    if weights == "ema" and not has_ema:
-        raise CheckpointError(f"{path} holds no EMA weights; leave out --weights ema.")
-    # A file saved at the best EMA epoch keeps the raw weights of that epoch under "model".
-    if weights == "ema" or (weights == "auto" and has_ema and saved.get("epoch") == "best-ema"):
-        taken, state = "ema", saved["model_ema"]
-    else:
-        taken = "model"
-        state = next((saved[key] for key in ("model", "state_dict") if isinstance(saved.get(key), Mapping)), saved)
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors or (len(tensors) < len(state) and state is saved):
-        raise CheckpointError(f"{path} holds no state dict; expected tensors under 'model' or at the top level.")
-    # DataParallel adds the prefix.
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors, taken
-
-
-def infer_model(state: Mapping[str, Tensor], where: str, image_size: tuple[int, int] | None = None) -> ModelConfig:
-    """Infers the architecture from the published names and shapes of the tensors.
-
-    Args:
-        state: tensors under their published names.
-        where: the file, for messages.
-        image_size: (height, width) in pixels, needed if the model was trained on images that are not square.
-
-    Raises:
-        CheckpointError: no known model has this width, depth and stem.
-    """
-    for name, rank in (("pos_embed", 3), ("head.weight", 2), ("blocks.0.attn.qkv.weight", 2)):
-        if name not in state or state[name].ndim != rank:
-            raise CheckpointError(f"{where} has no tensor {name!r} of {rank} dimensions, so it is not a ViT "
-                                  "checkpoint; name its architecture with --model if it is one of timm's.")
-    width = state["pos_embed"].shape[-1]
-    depth = 1 + max(int(m.group(1)) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
-    builder = "lvvit" if "patch_embed.conv1.weight" in state else "vit"
-    stem = "conv" if "patch_embed.layers.0.weight" in state else "linear"
-    matches = [c for c in zoo.MODELS.values() if (c.builder, c.width, c.depth, c.stem) == (builder, width, depth, stem)]
-    if not matches:
-        raise CheckpointError(f"{where} has width {width} and depth {depth}, which no known model has; "
-                              "name its architecture with --model timm:NAME (dyvit models lists the others).")
-    patches = state["pos_embed"].shape[1] - 1
-    config = next((c for c in matches if c.patches == patches), matches[0])
-    side = math.isqrt(max(patches, 0))
-    if side and side * side == patches:
-        config = config.with_image_size((side * config.patch_size,) * 2)
-    elif image_size and config.with_image_size(image_size).patches == patches:
-        config = config.with_image_size(image_size)
-    else:
-        raise CheckpointError(f"{where} has {patches} patch positions, which do not form a square grid; "
-                              "give the image size it was trained at with --image-size HEIGHTxWIDTH.")
-    return dataclasses.replace(config, classes=state["head.weight"].shape[0])
-
-
-def open_checkpoint(source: str | os.PathLike[str], weights: str = "auto") -> RawCheckpoint:
+def open_checkpoint(source: str | os.PathLike[str], weights: str = "auto", strict: bool = True) -> RawCheckpoint:
     """`source` where it has been read already, else see `read_checkpoint`."""
-    return source if isinstance(source, RawCheckpoint) else read_checkpoint(Path(source), weights)
+    return source if isinstance(source, RawCheckpoint) else read_checkpoint(Path(source), weights, strict)
 
 
 def load_model(path: str | os.PathLike[str], load: LoadConfig = LoadConfig(),
@@ -205,15 +140,29 @@ def load_model(path: str | os.PathLike[str], load: LoadConfig = LoadConfig(),
         ConfigError: the model does not support an override.
     """
     weights = load.weights
-    if like and weights == "auto" and like.parent and Path(path).suffix != ".safetensors":
+    if like and weights == "auto" and like.parent:
         weights = like.parent.get("weights", "auto")
-    raw = open_checkpoint(path, weights)
+    raw = open_checkpoint(path, weights, strict=like is None or load.weights != "auto")
     if like:
         _check_alike(raw, like)
     facts = like or _resolve(raw, load)
+    for statement in facts.assumed:
+        assume(f"Assumed, because {raw.path} does not record it: {statement}; if that is wrong, pass --model, "
+               "--model-args, --mean, --std, --crop or --interpolation.")
     model = DynamicViT(facts.model, facts.prune)
-    _load_state(model, raw, resample=load.image_size is not None or like is not None)
-    return model.eval(), dataclasses.replace(facts, parent=raw.origin())
+    adapted = _load_state(model, raw)
+    return model.eval(), dataclasses.replace(facts, parent=raw.origin(), adapted=adapted)
+
+
+def identified_facts(raw: RawCheckpoint) -> ArtifactFacts:
+    """The facts of a checkpoint of other code, without options: its model, and the schedule that it records.
+
+    Raises:
+        CheckpointError, ConfigError: its model is unknown.
+    """
+    identity = _identify(raw, LoadConfig())
+    return ArtifactFacts(identity.model, recorded_prune(raw, identity.model.depth),
+                         class_names=_class_names(raw, identity.model), assumed=identity.assumed)
 
 
 def load_facts(path: str | os.PathLike[str], load: LoadConfig = LoadConfig()) -> ArtifactFacts:
@@ -255,7 +204,11 @@ def load_backbone(source: str | Path, config: ModelConfig) -> Backbone:
         fresh = {published_name(name): tensor for name, tensor in model.state_dict().items()}
         state = {name: tensor for name, tensor in raw.state.items() if not name.startswith(HEADS)}
         state |= {name: tensor for name, tensor in fresh.items() if name.startswith(HEADS)}
-    _load_state(model, dataclasses.replace(raw, state=state) if new_head else raw, resample=True)
+    said = raw.recorded.steps
+    if (said.mean and said.mean != config.preprocess.mean) or (said.std and said.std != config.preprocess.std):
+        assume(f"{raw.path} was trained with mean {list(said.mean or ())} and std {list(said.std or ())}, and "
+               f"{config.name} is trained with its own; name a model with the same preprocessing to keep them.")
+    _load_state(model, dataclasses.replace(raw, state=state) if new_head else raw)
     names = None if new_head else facts.class_names
     return Backbone(model.eval(), dataclasses.replace(facts, model=config, class_names=names, parent=raw.origin()),
                     new_head)
@@ -270,29 +223,35 @@ def _check_alike(raw: RawCheckpoint, like: ArtifactFacts) -> None:
                               "compare it with the dense checkpoint that it was exported from.")
 
 
-def _resolve_model(raw: RawCheckpoint, load: LoadConfig) -> ModelConfig:
+def _identify(raw: RawCheckpoint, load: LoadConfig) -> Identity:
     where = str(raw.path)
     known = raw.facts.model.name if raw.facts else where if is_timm(where) else None
     if known and load.model not in (None, known):
         raise CheckpointError(f"{where} is a {known}, not a {load.model}; name another file or model.")
-    if raw.facts:
-        model = raw.facts.model
-    elif name := load.model or known:
-        model = vit.resolve(name)
-        if "head.weight" in raw.state:
-            model = dataclasses.replace(model, classes=raw.state["head.weight"].shape[0])
-    else:
-        model = infer_model(raw.state, where, load.image_size)
-    return model.with_image_size(load.image_size) if load.image_size else model
+    if not raw.facts:
+        return identify(raw.state, raw.recorded, where, load)
+    if load.model_args:
+        raise ConfigError(f"{where} records its architecture; leave out --model-args.")
+    model = raw.facts.model
+    size = load.image_size or model.image_size
+    model = model.with_image_size(size)
+    asked = Steps(load.mean, load.std, load.crop, None, None, load.interpolation)
+    if asked != Steps():
+        own = model.preprocess
+        model = dataclasses.replace(model, preprocess=prepare(model, asked, Steps(
+            own.mean, own.std, None, own.short_side, own.squash, own.interpolation), size))
+    return Identity(model, raw.facts.assumed)
 
 
 def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
-    where, model = str(raw.path), _resolve_model(raw, load)
+    where, identity = str(raw.path), _identify(raw, load)
+    model = identity.model
     predictors = count_predictors(raw.state)
     recorded = raw.facts.prune if raw.facts else None if load.keep.asks else recorded_prune(raw, model.depth)
     prune = load.keep.resolve(model.depth, recorded)
     trained = recorded.selector if recorded else "prediction" if predictors else None
-    base = raw.facts or ArtifactFacts(model)
+    base = dataclasses.replace(raw.facts or ArtifactFacts(model, class_names=_class_names(raw, model)),
+                               assumed=identity.assumed)
     if trained is None:
         if prune is None or prune.is_dense(model.patches):
             return dataclasses.replace(base, model=model, prune=None)
@@ -322,63 +281,32 @@ def count_predictors(state: Mapping[str, Tensor]) -> int:
     return len({name.split(".")[1] for name in state if name.startswith(PREDICTOR)})
 
 
-def recorded_prune(raw: RawCheckpoint, depth: int | None = None) -> PruneConfig | None:
+def recorded_prune(raw: RawCheckpoint, depth: int) -> PruneConfig | None:
     """The schedule that a published training run recorded (`base_rate`), or None."""
     rate = raw.arguments.get("base_rate")
     if not isinstance(rate, float) or not count_predictors(raw.state):
         return None
-    return KeepRequest(ratio=rate).resolve(depth or infer_model(raw.state, str(raw.path)).depth, None)
+    return KeepRequest(ratio=rate).resolve(depth, None)
 
 
-def published_name(name: str) -> str:
-    """The name of a tensor in published checkpoints, where the backbone has no prefix."""
-    return name.removeprefix("backbone.")
+def _class_names(raw: RawCheckpoint, model: ModelConfig) -> tuple[str, ...] | None:
+    """The names in a configuration, if there is one for every class."""
+    names = raw.recorded.class_names
+    return names if names and len(names) == model.classes else None
 
 
-def _load_state(model: DynamicViT, raw: RawCheckpoint, resample: bool) -> None:
-    """Copies the tensors of `raw` into `model`; `resample` interpolates the positions to its grid.
+def _load_state(model: DynamicViT, raw: RawCheckpoint) -> tuple[str, ...]:
+    """Copies the tensors of `raw` into `model`; returns what had to be adapted, see `state.fit_state`.
 
     Raises:
         CheckpointError: a name or shape does not match.
     """
-    expected = {published_name(name): tensor for name, tensor in model.state_dict().items()}
-    state = dict(raw.state)
-    # A dense file has no ranking.
-    if model.prune and model.prune.selector == "random":
-        state = {name: tensor for name, tensor in expected.items() if name.startswith(PREDICTOR)} | state
-    if resample and "pos_embed" in expected and "pos_embed" in state:
-        state["pos_embed"] = _resample(model, state["pos_embed"], raw.facts.model.grid if raw.facts else None)
-    for name in expected:
-        if name not in state:
-            why = ("it has no classifier, so train one on it with --backbone" if name == "head.weight" else
-                   "it is incomplete or of another model")
-            raise CheckpointError(f"{raw.path} lacks the tensor {name!r} of {model.config.name}; {why}.")
-    for name, tensor in state.items():
-        if name not in expected:
-            raise CheckpointError(f"{raw.path} has the tensor {name!r}, which {model.config.name} does not; "
-                                  "it is of another model.")
-        if tensor.shape != expected[name].shape:
-            hint = ("" if name != "pos_embed" and not name.startswith(PREDICTOR) else
-                    " Give the size it was trained at with --image-size.")
-            raise CheckpointError(f"{raw.path}: tensor {name!r} has shape {list(tensor.shape)}, "
-                                  f"{model.config.name} needs {list(expected[name].shape)}.{hint}")
+    recorded = raw.facts.model.grid if raw.facts else None
+    state, adapted = fit_state(model, raw.state, str(raw.path), recorded, raw.recorded.resampling, raw.beside)
+    for sentence in adapted:
+        tell(f"{raw.path}: {sentence}.")
     model.load_state_dict({name: state[published_name(name)] for name in model.state_dict().keys()})
-
-
-def _resample(model: DynamicViT, stored: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Interpolates a positional embedding [1, P + N, C] from `grid` (None: a square one) to the model's grid."""
-    prefix = 0 if model.backbone.no_embed_class else model.prefix
-    patches = stored.shape[1] - prefix if stored.ndim == 3 else 0
-    side = math.isqrt(max(patches, 0))
-    # Without a record, positions that are not square are taken to have the model's grid.
-    if grid is None:
-        grid = (side, side) if side * side == patches else model.config.grid
-    # The caller checks the shape and names a mismatch.
-    if grid == model.config.grid or math.prod(grid) != patches:
-        return stored
-    resampled: Tensor = resample_abs_pos_embed(stored, new_size=list(model.config.grid), old_size=list(grid),
-                                               num_prefix_tokens=prefix)
-    return resampled
+    return adapted
 
 
 def save_checkpoint(path: str | Path, model: DynamicViT, facts: ArtifactFacts,

@@ -19,6 +19,7 @@ from ..data.reading import read_images
 from ..errors import BackendError, ConfigError, DyvitError, reason
 from ..optional import require
 from ..runners.open import check_engine_device, is_checkpoint, is_engine, open_runner
+from ..settings.notes import LOGGER
 from .config import PredictConfig
 from .predictor import Chunk, PredictChunks, Predictor
 from .report import Prediction
@@ -41,6 +42,8 @@ class Worker:
 
     def __init__(self, artifact: str, config: PredictConfig, load: LoadConfig, threads: int) -> None:
         self._config, self._threads, self._error = config, threads, ("", "")
+        # Each worker would tell the same.
+        logging.getLogger(LOGGER).disabled = True
         try:
             if is_checkpoint(artifact):
                 require("torch").set_num_threads(threads)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..artifacts.facts import ArtifactFacts
+from ..artifacts.kinds import ENGINE, SUFFIXES
 from ..data.images import Track
 from ..engine.sidecar import read_sidecar
 from ..errors import ArtifactError, DyvitError
 from ..graph.read import load_graph, product_precisions
 from ..inspect.artifact import InspectReport, inspect_artifact
-from ..runners.open import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, GRAPH_RUNNERS
 from ..sweep.store import NAME as SWEEP
 from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep
 
@@ -170,11 +170,11 @@ def _is_artifact(path: Path) -> bool:
     # Any other .tar file holds images.
     if suffix == ".tar":
         return path.name.lower().endswith(".pth.tar")
-    return suffix in (*CHECKPOINT_SUFFIXES, *GRAPH_RUNNERS, *ENGINE_SUFFIXES)
+    return any(suffix in suffixes for suffixes in SUFFIXES.values())
 
 
 def _is_sidecar(path: Path, artifacts: list[Path]) -> bool:
-    return path.with_suffix("") in artifacts and path.with_suffix("").suffix.lower() in ENGINE_SUFFIXES
+    return path.with_suffix("") in artifacts and path.with_suffix("").suffix.lower() in SUFFIXES[ENGINE]
 
 
 def _order(entry: PageArtifact) -> tuple[int, bool, str]:

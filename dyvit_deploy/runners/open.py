@@ -6,25 +6,24 @@ import importlib
 from pathlib import Path
 
 from ..artifacts.facts import ArtifactFacts
-from ..artifacts.files import is_timm, require_source
+from ..artifacts.files import require_source
+from ..artifacts.kinds import CHECKPOINT, ENGINE, ONNX, OPENVINO, SUFFIXES, kind_of
 from ..config import EngineRunConfig, KeepRequest, LoadConfig
 from ..errors import ArtifactError, ConfigError
 from .base import Runner
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
-# Suffix: module and class.
-GRAPH_RUNNERS = {".onnx": ("ort", "OrtRunner"), ".xml": ("openvino", "OpenVINORunner")}
-ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
+# Kind: module and class.
+GRAPH_RUNNERS = {ONNX: ("ort", "OrtRunner"), OPENVINO: ("openvino", "OpenVINORunner")}
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """True if `path` has the suffix of a PyTorch checkpoint, or is `timm:NAME`."""
-    return is_timm(path) or Path(path).suffix.lower() in CHECKPOINT_SUFFIXES
+    """True if `path` is a checkpoint, see `artifacts.kinds`."""
+    return kind_of(path) == CHECKPOINT
 
 
 def is_engine(path: str | Path) -> bool:
-    """True if `path` has the suffix of an engine plan."""
-    return Path(path).suffix.lower() in ENGINE_SUFFIXES
+    """True if `path` is an engine plan."""
+    return kind_of(path) == ENGINE
 
 
 def check_engine_device(path: str | Path, device: str | None) -> None:
@@ -48,7 +47,7 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
     plan with the TensorRT that built it.
 
     Args:
-        path: decides the backend by its suffix.
+        path: decides the backend by its suffix or, where that says nothing, by its first bytes.
         load, like: apply to checkpoints, see `dyvit_deploy.model.checkpoint.load_model`. `load.image_size` also
             applies to graphs that dyvit did not export, because theirs may be free; `load.engine` applies to plans,
             and its CUDA graph to checkpoints, too.
@@ -69,8 +68,9 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
     runner = _open_fixed(path, load, device, threads)
     fixed = dataclasses.replace(load, engine=EngineRunConfig(), image_size=load.image_size if runner.facts else None)
     if fixed != LoadConfig():
-        raise ConfigError(f"{path} was fixed when it was exported; --model, --weights, --image-size, --selector, "
-                          "--fp16, --bf16 and the --keep options are for checkpoints.")
+        raise ConfigError(f"{path} was fixed when it was exported; --model, --model-args, --weights, --image-size, "
+                          "--mean, --std, --crop, --interpolation, --selector, --fp16, --bf16 and the --keep options "
+                          "are for checkpoints.")
     return runner
 
 
@@ -80,14 +80,16 @@ def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) 
         check_engine_device(path, device)
         from .tensorrt import TensorRTRunner
         return TensorRTRunner(path, load.engine)
-    if path.suffix.lower() not in GRAPH_RUNNERS:
+    kind = kind_of(path)
+    if kind not in GRAPH_RUNNERS:
         raise unknown_kind(path)
-    module, name = GRAPH_RUNNERS[path.suffix.lower()]
+    module, name = GRAPH_RUNNERS[kind]
     runner: Runner = getattr(importlib.import_module(f".{module}", __package__), name)(path, device, threads)
     return runner
 
 
 def unknown_kind(path: Path) -> ArtifactError:
-    """The error for a file with an unknown suffix."""
+    """The error for a file of an unknown kind."""
     return ArtifactError(f"{path} is neither an ONNX file (.onnx), an OpenVINO model (.xml), an engine plan (.plan) "
-                         f"nor a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}); rename it if it is one.")
+                         f"nor a checkpoint ({', '.join(SUFFIXES[CHECKPOINT])}), by its suffix or its content; name "
+                         "another file.")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import require_file
+from ..artifacts.kinds import ENGINE, ONNX, OPENVINO, kind_of
 from ..engine.config import BatchProfile
 from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
 from ..errors import ArtifactError, ConfigError
 from ..graph.read import Tensor, graph_facts, graph_tensors, load_graph
-from ..runners.open import ENGINE_SUFFIXES
 
 # By OpenVINO's names.
 NUMPY_TYPES = {"f32": "float32", "f16": "float16", "u8": "uint8", "i64": "int64"}
@@ -51,10 +51,11 @@ def read_servable(path: str | Path) -> Servable:
         ConfigError: Triton cannot run it: it is for TensorRT for RTX, or its profiles leave batch sizes out.
     """
     path = require_file(path)
-    if path.suffix.lower() not in READERS:
+    kind = kind_of(path)
+    if kind not in READERS:
         raise ArtifactError(f"{path} cannot be served; name an ONNX file (.onnx), an OpenVINO model (.xml), an engine "
                             "plan (.plan) or a checkpoint.")
-    found = READERS[path.suffix.lower()](path)
+    found = READERS[kind](path)
     for tensor in (found.input, *found.outputs):
         if tensor.shape[:1] != (None,) or None in tensor.shape[1:]:
             raise ArtifactError(f"{tensor.name!r} of {path} has the shape {list(tensor.shape)}; Triton batches only "
@@ -128,8 +129,8 @@ def _require_facts(facts: ArtifactFacts | None, path: Path) -> ArtifactFacts:
     return facts
 
 
-READERS: dict[str, Callable[[Path], Servable]] = {
-    ".onnx": _read_onnx, ".xml": _read_openvino, **dict.fromkeys(ENGINE_SUFFIXES, _read_engine)}
+READERS: dict[str | None, Callable[[Path], Servable]] = {
+    ONNX: _read_onnx, OPENVINO: _read_openvino, ENGINE: _read_engine}
 
 
 def check_same_model(servable: Servable, facts: ArtifactFacts, checkpoint: str | Path) -> None:

@@ -5,7 +5,9 @@ them, and `JsonConfig` checks choices and reads JSON.
 """
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -53,6 +55,34 @@ def _range(value: Any) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _arguments(value: Any) -> tuple[tuple[str, Any], ...]:
+    """`num_heads=12,global_pool=avg`, values as in Python, other words as text; 16x8 is a pair of numbers."""
+    if not isinstance(value, str):
+        return tuple(value)
+    pairs = []
+    for part in value.split(","):
+        name, mark, text = part.partition("=")
+        if not mark or not name.strip().isidentifier():
+            raise ValueError(part)
+        pairs.append((name.strip(), _argument(text.strip())))
+    return tuple(pairs)
+
+
+def _argument(text: str) -> Any:
+    if sides := re.fullmatch(r"(\d+)x(\d+)", text):
+        return int(sides[1]), int(sides[2])
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, (bool, int, float, type(None))) else text
+
+
+def _write_arguments(values: Any) -> str:
+    return ",".join(f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}"
+                    for name, value in values)
+
+
 # By the annotation of a field, without `| None`.
 KINDS = {
     "int": Kind("int", "a whole number", int),
@@ -63,6 +93,7 @@ KINDS = {
     "tuple[float, ...]": _list("float,...", "a list of numbers like 1,2,3", float),
     "tuple[str, ...]": _list("name,...", "a list of names", str),
     "tuple[int, int]": Kind("pixels", "a size like 384 or 384x512", _size, _joined("x")),
+    "Arguments": Kind("name=value,...", "a list like num_heads=12,global_pool=avg", _arguments, _write_arguments),
     "tuple[float, float]": Kind("range", "a range like 0.5:0.9", _range, _joined(":")),
 }
 

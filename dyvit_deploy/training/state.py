@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.checkpoint import published_name
 from ..model.dynamicvit import DynamicViT
+from ..model.state import published_name
 
 EMA = "ema/"
 SCALER = "scaler/"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import make_folder
+from ..artifacts.kinds import SUFFIXES
 from ..config import ImageSpec, LoadConfig
 from ..data.images import Batch, Track, no_track
 from ..data.listing import count_images, list_images
@@ -18,7 +19,7 @@ from ..errors import ConfigError
 from ..optional import require
 from ..parity.compare import open_pair
 from ..runners.base import Runner
-from ..runners.open import ENGINE_SUFFIXES, GRAPH_RUNNERS, is_checkpoint, open_runner
+from ..runners.open import is_checkpoint, open_runner
 from .config import DATA_IMAGES, VisualizeConfig
 from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing
 from .report import VisualizeReport
@@ -81,7 +82,8 @@ def _check_request(artifacts: Sequence[str | Path], sources: Sequence[str], fold
         raise ConfigError("--diff takes two artifacts and images: A B IMAGES..." if config.diff else
                           f"One artifact is drawn at a time, not {len(artifacts)}; two are compared with --diff.")
     for source in sources:
-        if source.lower().endswith((*GRAPH_RUNNERS, *ENGINE_SUFFIXES, ".safetensors", ".pth", ".pt")):
+        # A .tar file may hold images.
+        if os.path.splitext(source.lower())[1] in {s for found in SUFFIXES.values() for s in found} - {".tar"}:
             raise ConfigError(f"{source} is an artifact, not an image; two artifacts are compared with --diff.")
     if bool(sources) == bool(config.data):
         raise ConfigError("Name the images to draw: files and folders, or a data set with --data, but not both.")

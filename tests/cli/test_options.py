@@ -54,6 +54,7 @@ def random_value(field, found, r):
     return {"bool": lambda: not field.default, "int": whole, "float": number,
             "tuple[int, ...]": lambda: tuple(whole() for _ in range(3)),
             "tuple[float, ...]": lambda: tuple(number() for _ in range(3)),
+            "Arguments": lambda: (("global_pool", "avg"), ("num_heads", whole()), ("patch_size", (whole(), whole()))),
             "tuple[int, int]": lambda: (whole(), whole())}.get(kind, lambda: r.choice(TEXTS))()
 
 

@@ -13,8 +13,8 @@ from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.inspect.artifact import inspect_artifact
 from dyvit_deploy.model import zoo
-from dyvit_deploy.model.checkpoint import published_name
 from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.model.state import published_name
 
 
 def shown(report) -> str:

@@ -10,7 +10,8 @@ from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
-from dyvit_deploy.model.checkpoint import load_model, published_name
+from dyvit_deploy.model.checkpoint import load_model
+from dyvit_deploy.model.state import published_name
 from dyvit_deploy.runners.open import open_runner
 from dyvit_deploy.training.losses import total_loss
 from dyvit_deploy.training.step import student_losses

@@ -23,9 +23,11 @@ class Error : public std::runtime_error {
 enum class DataType { float32, uint8 };
 
 // The steps from a photo to the model input: resize the short side (in pixels; 0 resizes directly to the input size), crop
-// the centre, scale to 0..1, and per RGB channel subtract the mean and divide by the standard deviation.
+// the centre, scale to 0..1, and per RGB channel subtract the mean and divide by the standard deviation. With `squash`,
+// both sides become `short_side`, whatever the aspect ratio of the image.
 struct Preprocessing {
   std::int64_t short_side = 0;
+  bool squash = false;
   float mean[3] = {};
   float deviation[3] = {};
   // "nearest", "bilinear", "bicubic" or "lanczos".

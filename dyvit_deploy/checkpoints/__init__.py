@@ -1,0 +1,1 @@
+"""Checkpoint files as training leaves them: containers, sets of weights, names of tensors, configurations."""

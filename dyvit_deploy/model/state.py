@@ -1,0 +1,151 @@
+"""Fits the tensors of a checkpoint to a model: names of older versions, positions, channels."""
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .dynamicvit import DynamicViT
+from .identify import PREDICTOR
+from .lvvit import LVViT
+
+PATCHES = "patch_embed.proj.weight"
+# Of red, green and blue in grey (ITU-R 601-2), as Pillow converts.
+LUMA = (0.299, 0.587, 0.114)
+# A message lists so many names.
+LISTED = 3
+
+
+def published_name(name: str) -> str:
+    """The name of a tensor in published checkpoints, where the backbone has no prefix."""
+    return name.removeprefix("backbone.")
+
+
+def fit_state(model: DynamicViT, state: Mapping[str, Tensor], where: str, grid: tuple[int, int] | None,
+              resampling: str, beside: Collection[str] = ()) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors that `model` takes, under published names, and a statement about each change that was necessary.
+
+    Args:
+        state: the tensors of a checkpoint, under timm's names.
+        where: the file, for messages.
+        grid: rows and columns of the patches that it was trained on; None if that is not recorded.
+        resampling: how to interpolate positions: "bicubic", or "bicubic, antialiased".
+        beside: names of tensors that may be left out.
+
+    Raises:
+        CheckpointError: a name or shape does not match.
+    """
+    expected = {published_name(name): tensor for name, tensor in model.state_dict().items()}
+    state, adapted = _timm_names(model, dict(state), expected), list[str]()
+    # A dense file has no ranking.
+    if model.prune and model.prune.selector == "random":
+        state = {name: tensor for name, tensor in expected.items() if name.startswith(PREDICTOR)} | state
+    if left_out := [name for name in state if name not in expected and name in beside]:
+        more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+        adapted.append(f"left out {', '.join(left_out[:LISTED])}{more}, which stood beside the model")
+        state = {name: tensor for name, tensor in state.items() if name not in left_out}
+    if "pos_embed" in expected and "pos_embed" in state:
+        state["pos_embed"], old = _resample(model, state["pos_embed"], grid, resampling)
+        if old:
+            rows, columns = model.config.grid
+            adapted.append(f"positions interpolated from {old[0]} x {old[1]} to {rows} x {columns} patches")
+    if PATCHES in state and PATCHES in expected and expected[PATCHES].shape[1] == len(LUMA):
+        state[PATCHES], changed = _as_rgb(state[PATCHES], where)
+        adapted += ["the weights of its one channel are applied to the luma of RGB images"] * changed
+    _check(model, state, expected, where)
+    return state, tuple(adapted)
+
+
+def _timm_names(model: DynamicViT, state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the names of this version of timm, whose own filter knows those of older ones, DINOv2 and CLIP."""
+    ours = {name: tensor for name, tensor in state.items() if name.startswith(PREDICTOR)}
+    rest = {name: tensor for name, tensor in state.items() if name not in ours}
+    missing = [name for name in expected if name not in state and not name.startswith((PREDICTOR, "head"))]
+    if isinstance(model.backbone, LVViT) or not (missing or "mask_token" in state):
+        return state
+    try:
+        with _quiet():
+            renamed: dict[str, Tensor] = checkpoint_filter_fn(rest, model.backbone)
+            return ours | renamed
+    # What the filter does not know ends in any error; the check of names then tells what is wrong.
+    except (KeyError, RuntimeError, ValueError, AttributeError, AssertionError, IndexError, TypeError):
+        return state
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without timm's lines about what it resized."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _as_rgb(weight: Tensor, where: str) -> tuple[Tensor, bool]:
+    """The weight [C, 3, height, width] of the patch embedding, and whether it was made from one channel.
+
+    Raises:
+        CheckpointError: it has another number of channels.
+    """
+    channels = weight.shape[1] if weight.ndim == 4 else 3
+    if channels == 1:
+        return weight * torch.tensor(LUMA, dtype=weight.dtype).reshape(1, 3, 1, 1), True
+    if channels != 3:
+        raise CheckpointError(f"{where} takes images of {channels} channels, and images are read as RGB or grey here; "
+                              "train a model with in_chans=3 or in_chans=1.")
+    return weight, False
+
+
+def _check(model: DynamicViT, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    name = model.config.name
+    for tensor in expected:
+        if tensor not in state:
+            why = ("it has no classifier, so train one on it with --backbone" if tensor == "head.weight" else
+                   "it is incomplete or of another model")
+            raise CheckpointError(f"{where} lacks the tensor {tensor!r} of {name}; {why}.")
+    for tensor, value in state.items():
+        if tensor not in expected:
+            raise CheckpointError(f"{where} has the tensor {tensor!r}, which {name} does not; "
+                                  "it is of another model.")
+        if value.shape != expected[tensor].shape:
+            hint = ("" if tensor != "pos_embed" and not tensor.startswith(PREDICTOR) else
+                    " Give the size it was trained at with --image-size.")
+            raise CheckpointError(f"{where}: tensor {tensor!r} has shape {list(value.shape)}, "
+                                  f"{name} needs {list(expected[tensor].shape)}.{hint}")
+
+
+def _resample(model: DynamicViT, stored: Tensor, grid: tuple[int, int] | None, resampling: str,
+              ) -> tuple[Tensor, tuple[int, int] | None]:
+    """The positional embedding [1, P + N, C] for the model's grid, and the grid that it was interpolated from, if it
+    was.
+
+    Positions are interpolated when their recorded grid differs, or when it is unknown and their number does not fit.
+    """
+    backbone: Any = model.backbone
+    prefix = 0 if backbone.no_embed_class else model.prefix
+    patches = stored.shape[1] - prefix if stored.ndim == 3 else 0
+    if grid is None:
+        side = math.isqrt(max(patches, 0))
+        grid = model.config.grid if patches == model.config.patches else (side, side)
+    # The caller checks the shape and names a mismatch.
+    if grid == model.config.grid or math.prod(grid) != patches:
+        return stored, None
+    if resampling == "bicubic":
+        moved = stored[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)  # [1, C, rows, columns]
+        moved = F.interpolate(moved.float(), size=model.config.grid, mode="bicubic", align_corners=False)
+        return torch.cat([stored[:, :prefix], moved.to(stored.dtype).flatten(2).transpose(1, 2)], dim=1), grid
+    resampled: Tensor = resample_abs_pos_embed(stored, new_size=list(model.config.grid), old_size=list(grid),
+                                               num_prefix_tokens=prefix)
+    return resampled, grid
