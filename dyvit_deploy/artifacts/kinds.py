@@ -52,5 +52,9 @@ def _by_content(path: Path) -> str | None:
         return ENGINE
     if start.lstrip().startswith(b"<?xml"):
         return OPENVINO
-    # A ModelProto begins with its field 1, the IR version.
-    return ONNX if start[:1] == b"\x08" and 0 < start[1] < 32 else None
+    return ONNX if starts_like_onnx(start) else None
+
+
+def starts_like_onnx(start: bytes) -> bool:
+    """True if these first bytes may be those of a ModelProto: field 1, the IR version, then another field of it."""
+    return len(start) > 2 and start[:1] == b"\x08" and 0 < start[1] < 32 and start[2] & 7 in (0, 2) and 2 <= start[2] >> 3 <= 25

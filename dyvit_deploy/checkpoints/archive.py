@@ -23,7 +23,7 @@ import numpy as np
 import safetensors
 import torch
 
-from ..artifacts.kinds import CHECKPOINT, INDEX, SUFFIXES
+from ..artifacts.kinds import CHECKPOINT, INDEX, SUFFIXES, starts_like_onnx
 from ..errors import CheckpointError, reason
 
 # Weights in a folder, preferred first.
@@ -196,9 +196,9 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals([*PLAIN, *configurations]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        code = re.search(r"(?:GLOBAL|global|class)\S* ([A-Za-z_]\w*\.[\w.]+)", str(error))
+        code = re.search(r"GLOBAL ([\w.]+)|(?:global|class)\S* ([A-Za-z_]\w*\.[\w.]+)", str(error))
         if code:
-            raise CheckpointError(f"{path} contains code, {code.group(1)}, which a checkpoint does not need; "
+            raise CheckpointError(f"{path} contains code, {code.group(1) or code.group(2)}, which a checkpoint does not need; "
                                   "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
         raise _unreadable(path) from error
     # A damaged file can raise any error.
@@ -242,7 +242,7 @@ def _foreign(path: Path) -> str:
         return _BY_SUFFIX[path.suffix.lower()]
     if re.search(r"\.data-\d+-of-\d+$", path.name):
         return _BY_SUFFIX[".index"]
-    if start[:1] == b"\x08" and 0 < start[1] < 32 and b"pytorch" in path.open("rb").read(256):
+    if starts_like_onnx(start):
         return _BY_SUFFIX[".onnx"]
     return _foreign_zip(path) if start.startswith(b"PK\x03\x04") else ""
 

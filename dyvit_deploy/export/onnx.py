@@ -74,9 +74,11 @@ def export_onnx(checkpoint: str | os.PathLike[str], path: str | Path, config: Ex
         ExportError: the graph has a fixed batch, or is above 2 GB.
     """
     from ..model.checkpoint import load_model
+    from ..model.state import check_finite
 
     check_target(path)
     model, facts = load_model(checkpoint, load)
+    check_finite(model, os.fspath(checkpoint))
     if config.with_tokens and facts.prune and not facts.prune.keeps_patches:
         raise ConfigError("Structural pooling keeps no patch of the image; leave out --with-tokens.")
     return export_model(model, facts, path, config)

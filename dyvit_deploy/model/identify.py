@@ -22,7 +22,7 @@ from torch import Tensor
 from ..artifacts.files import TIMM_PREFIX, is_timm
 from ..checkpoints.recorded import Recorded, Steps
 from ..config import Arguments, LoadConfig, ModelConfig, Preprocess, as_arguments
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from . import vit, zoo
 
 PREDICTOR = "score_predictor."
@@ -62,7 +62,12 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
     usual, assumed = recorded.usual, list[str]()
     if named:
         options = {**dict(recorded.options if from_file else ()), **dict(load.model_args)}
-        model = vit.resolve(named, _arguments(options, state))
+        try:
+            model = vit.resolve(named, _arguments(options, state))
+        except ConfigError as error:
+            if load.model or load.model_args or is_timm(where):
+                raise
+            raise CheckpointError(f"{where} is a {named} by {recorded.source}, which cannot be used: {error}") from error
         if load.model:
             assumed += _assumed_tag(load.model, said)
     elif recorded.config:

@@ -108,6 +108,16 @@ def _as_rgb(weight: Tensor, where: str) -> tuple[Tensor, bool]:
     return weight, False
 
 
+def check_finite(model: DynamicViT, where: object) -> None:
+    """Raises CheckpointError if a weight of `model`, from the file `where`, is NaN or infinite."""
+    bad = [published_name(name) for name, tensor in model.state_dict().items()
+           if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise CheckpointError(f"{where} has NaN or infinite values in {bad[0]!r}{more}, so its training diverged; take "
+                              "an earlier checkpoint.")
+
+
 def _check(model: DynamicViT, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
     name = model.config.name
     for tensor in expected:

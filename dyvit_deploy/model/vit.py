@@ -143,8 +143,12 @@ BUILD: dict[str, Callable[[ModelConfig], VisionTransformer]] = {
 
 
 def build_backbone(config: ModelConfig) -> VisionTransformer:
-    """A timm VisionTransformer with random weights, for `config`."""
-    return BUILD[config.builder](config)
+    """A timm VisionTransformer with random weights, for `config`. Raises ConfigError if its sizes do not fit together."""
+    try:
+        return BUILD[config.builder](config)
+    # timm's constructors check little, and raise errors of Python.
+    except (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise ConfigError(f"The model {config.name} cannot be built: {reason(error)}.") from error
 
 
 def prefix_tokens(config: ModelConfig) -> int:

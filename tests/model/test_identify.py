@@ -1,0 +1,178 @@
+"""Which model a checkpoint is: recorded, given, or named as an assumption; never taken in silence."""
+import argparse
+
+import pytest
+import timm
+import torch
+from helpers import dyvit, tiny_checkpoint
+
+from dyvit_deploy.config import KeepRequest, LoadConfig, Preprocess, PruneConfig
+from dyvit_deploy.errors import CheckpointError, ConfigError
+from dyvit_deploy.model import vit, zoo
+from dyvit_deploy.model.checkpoint import load_facts, load_model
+from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.model.state import published_name
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The state dict of a ViT-S/16, which DeiT and timm's augreg weights share."""
+    torch.manual_seed(0)
+    return timm.create_model("vit_small_patch16_224", num_classes=4).state_dict()
+
+
+def facts_of(folder, content, **load):
+    path = folder / "m.pth"
+    torch.save(content, path)
+    return load_facts(path, LoadConfig(**load))
+
+
+def test_a_bare_file_that_fits_models_with_other_images_is_refused_with_their_names(tmp_path, small):
+    with pytest.raises(CheckpointError) as caught:
+        facts_of(tmp_path, small)
+    for part in ("deit-s with mean 0.485,0.456,0.406", "timm:vit_small_patch16_224", "mean 0.5,0.5,0.5", "--model",
+                 "--mean and --std"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content, name, mean", [
+    (dict(args=argparse.Namespace(model="vit_small_patch16_224")), "timm:vit_small_patch16_224", HALF),
+    (dict(args=argparse.Namespace(model="deit_small_patch16_224", input_size=224)), "timm:deit_small_patch16_224",
+     zoo.MODELS["deit-s"].preprocess.mean),
+    (dict(args=argparse.Namespace(model="deit-s")), "deit-s", zoo.MODELS["deit-s"].preprocess.mean),
+    (dict(arch="vit_small_patch16_224"), "timm:vit_small_patch16_224", HALF),
+    (dict(hyper_parameters={"model_name": "vit_small_patch16_224.dino"}), "timm:vit_small_patch16_224.dino",
+     zoo.MODELS["deit-s"].preprocess.mean)])
+def test_the_training_arguments_decide_and_nothing_is_assumed(content, name, mean, tmp_path, small):
+    facts = facts_of(tmp_path, {"model": small} | content)
+    assert (facts.model.name, facts.model.preprocess.mean, facts.assumed) == (name, mean, ())
+
+
+def test_preprocessing_in_the_training_arguments_is_used(tmp_path, small):
+    args = argparse.Namespace(model="vit_small_patch16_224", mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], crop_pct=0.5,
+                              interpolation="bilinear")
+    facts = facts_of(tmp_path, {"state_dict": small, "args": args})
+    assert facts.model.preprocess == Preprocess(448, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+
+
+def test_the_name_of_the_moving_average_decides_and_the_rest_is_assumed(tmp_path, small):
+    facts = facts_of(tmp_path, {"model": small, "model_ema": small})
+    assert facts.model.name == "deit-s" and len(facts.assumed) == 1
+
+
+def test_a_mean_and_a_deviation_decide_where_all_else_is_equal(tmp_path, small):
+    facts = facts_of(tmp_path, small, mean=(0.5,), std=(0.5,), crop=0.9, interpolation="bilinear")
+    assert facts.model.preprocess == Preprocess(248, HALF, HALF, "bilinear")
+    [statement] = facts.assumed
+    assert "6 heads" in statement and "mean" not in statement and "bilinear" not in statement
+
+
+def test_what_a_named_model_leaves_open_is_assumed_once_and_only_without_a_tag(tmp_path, small, caplog):
+    torch.save(small, tmp_path / "m.pth")
+    for load, assumed in ((LoadConfig(model="timm:vit_small_patch16_224"), 1),
+                          (LoadConfig(model="timm:vit_small_patch16_224.dino"), 0),
+                          (LoadConfig(model="timm:vit_small_patch16_224", mean=HALF, std=HALF), 0),
+                          (LoadConfig(model="deit-s"), 0)):
+        caplog.clear()
+        assert len(load_model(tmp_path / "m.pth", load)[1].assumed) == assumed == len(caplog.records)
+
+
+def test_a_model_whose_tensors_no_other_has_is_taken_and_what_is_assumed_is_said(tmp_path):
+    state = {published_name(n): t for n, t in DynamicViT(zoo.get("deit-256"), None).state_dict().items()}
+    [statement] = facts_of(tmp_path, state).assumed
+    for part in ("deit-256", "4 heads", "class-token pooling", "GELU", "norm epsilon 1e-06", "mean 0.485", "bicubic"):
+        assert part in statement
+
+
+def test_predictors_show_the_models_of_the_published_code(tmp_path):
+    model = DynamicViT(zoo.get("deit-s"), PruneConfig.from_ratio(0.7, (3, 6, 9)))
+    state = {published_name(n): t for n, t in model.state_dict().items()}
+    facts = facts_of(tmp_path, state, keep=KeepRequest(ratio=0.7))
+    assert facts.model == zoo.get("deit-s") and len(facts.assumed) == 1
+
+
+def test_average_pooling_is_seen_in_the_tensors(tmp_path):
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=4, global_pool="avg").state_dict()
+    torch.save({"model": state}, tmp_path / "m.pth")
+    model, _ = load_model(tmp_path / "m.pth", LoadConfig(model="timm:vit_tiny_patch16_224"))
+    assert model.backbone.global_pool == "avg"
+
+
+def test_a_fine_tuned_mae_is_timms_vit_with_average_pooling(tmp_path):
+    state = timm.create_model("vit_base_patch16_224", num_classes=4, global_pool="avg").state_dict()
+    args = argparse.Namespace(model="vit_base_patch16", nb_classes=4, input_size=224, global_pool=True)
+    facts = facts_of(tmp_path, {"model": state, "args": args})
+    assert (facts.model.name, facts.model.preprocess.mean[0], facts.assumed) == ("timm:vit_base_patch16_224.mae", 0.485, ())
+    assert dict(facts.model.options) == {"global_pool": "avg"}
+
+
+def test_arguments_of_the_model_are_those_of_timm_and_survive_the_facts(tmp_path, small):
+    facts = facts_of(tmp_path, small, model="deit-s", model_args=(("heads", 12),))
+    assert facts.model.heads == 12 and type(facts).from_json(facts.to_json(), "f").model == facts.model
+    torch.save(small, tmp_path / "m.pth")
+    args = (("num_heads", 12), ("global_pool", "avg"), ("fc_norm", False))
+    model, facts = load_model(tmp_path / "m.pth", LoadConfig(model="timm:vit_small_patch16_224", model_args=args))
+    assert facts.model.heads == 12 and model.backbone.global_pool == "avg"
+    assert type(facts).from_json(facts.to_json(), "f").model == facts.model
+
+
+@pytest.mark.parametrize("args, message", [
+    ((("checkpoint_path", "x"),), "Unknown model argument"), ((("num_heads", "6"),), "num_heads is a int, not '6'"),
+    ((("num_heads", True),), "not True"), ((("num_heads", 5),), "cannot create|cannot be built"),
+    ((("in_chans", 4),), "3 channels or 1"), ((("global_pool", "best"),), "cannot create")])
+def test_arguments_that_the_model_does_not_take_are_refused(args, message, tmp_path, small):
+    with pytest.raises(ConfigError, match=message):
+        facts_of(tmp_path, small, model="timm:vit_small_patch16_224", model_args=args)
+    assert vit.check_options((("drop_path_rate", 0.1), ("gp", "avg"))) == {"global_pool": "avg"}
+
+
+def test_options_that_our_own_files_record_already_are_refused_and_preprocessing_may_be_replaced(tmp_path):
+    path = tiny_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match="records its architecture"):
+        load_facts(path, LoadConfig(model_args=(("heads", 1),)))
+    own = load_facts(path).model.preprocess
+    changed = load_facts(path, LoadConfig(mean=HALF)).model.preprocess
+    assert (changed.mean, changed.std, changed.short_side) == (HALF, own.std, own.short_side)
+
+
+def test_grey_models_apply_their_channel_to_the_luma(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=4, in_chans=1).eval()
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    ours, facts = load_model(tmp_path / "m.pth", LoadConfig(model="timm:test_vit"))
+    grey = torch.randn(2, 1, 160, 160)
+    with torch.no_grad():
+        assert torch.allclose(ours(grey.expand(-1, 3, -1, -1)), model(grey), atol=1e-5)
+    assert "luma" in facts.adapted[0]
+    torch.save(timm.create_model("test_vit", in_chans=4).state_dict(), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="images of 4 channels.*in_chans=3"):
+        load_model(tmp_path / "m.pth", LoadConfig(model="timm:test_vit"))
+
+
+def test_models_with_parallel_blocks_are_dense_models_like_others(tmp_path):
+    state = timm.create_model("vit_small_patch16_18x2_224", num_classes=4, depth=2).state_dict()
+    torch.save(state, tmp_path / "m.pth")
+    facts = load_facts(tmp_path / "m.pth", LoadConfig(model="timm:vit_small_patch16_18x2_224", model_args=(("depth", 2),)))
+    assert facts.model.heads == 6 and facts.dense
+
+
+@pytest.mark.parametrize("words", [["predict", "FILE", "PHOTO", "--top", "1"], ["export", "FILE", "-o", "OUT"],
+                                   ["inspect", "FILE"], ["bench", "FILE", "--seconds", "0.1", "--batch", "1"]])
+def test_a_command_says_each_assumption_once_and_nothing_where_nothing_is_assumed(words, tmp_path):
+    from PIL import Image
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=4).state_dict()
+    torch.save({"model": state, "model_ema": state}, tmp_path / "m.pth")
+    Image.new("RGB", (50, 40)).save(tmp_path / "photo.png")
+    places = {"FILE": str(tmp_path / "m.pth"), "PHOTO": str(tmp_path / "photo.png"), "OUT": str(tmp_path / "m.onnx")}
+    command = [places.get(word, word) for word in words]
+    result = dyvit(*command)
+    assert result.exit_code == 0, result.output
+    if words[0] != "inspect":
+        assert result.output.count("Assumed, because") == 1 and "timm:deit_tiny_patch16_224" in result.output
+    else:
+        assert "timm:deit_tiny_patch16_224 by its tensors" in " ".join(result.output.split())
+    named = dyvit(*command, *([] if words[0] == "inspect" else ["--model", "timm:deit_tiny_patch16_224", "--weights",
+                                                                "model"]))
+    assert named.exit_code == 0 and (words[0] == "inspect" or "Assumed" not in named.output)
