@@ -12,6 +12,20 @@ from .reading import NO_LABELS
 
 # A message lists all classes up to this number.
 LISTED = 20
+# A class number from here on is an error in the data; ImageNet-21k has 21,841 classes.
+MOST_CLASSES = 1_000_000
+
+
+def numbers_as_names(largest: int, where: str) -> tuple[str, ...]:
+    """"0", "1", ... up to the `largest` class number, the names of classes that have none.
+
+    Raises:
+        DataError: the number, which is read from `where`, is MOST_CLASSES or more.
+    """
+    if largest >= MOST_CLASSES:
+        raise DataError(f"{where} has the class number {largest}, and more than {MOST_CLASSES:,} classes are not "
+                        "believed; correct it.")
+    return tuple(str(number) for number in range(largest + 1))
 
 
 def require_labels(images: ImageSet) -> tuple[str, ...]:
