@@ -22,7 +22,7 @@ from ..data.reading import DecodedImage
 from ..errors import DataError, DyvitError
 from ..runners.base import Runner
 from ..runners.open import open_runner
-from ..visualization.views import ImageView, pruned_facts, view_images
+from ..visualization.views import ImageView, pruned_facts, view_images, with_labels
 from .collect import PageArtifact
 
 # An image with sides of at most this many pixels is stored without loss and shown without smoothing.
@@ -79,16 +79,21 @@ class Galleries(NamedTuple):
     notes: tuple[str, ...]
 
 
-def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track: Track[PageArtifact]) -> Galleries:
+def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track: Track[PageArtifact],
+                   labels: str | None = None) -> Galleries:
     """Runs up to `limit` images of `data` through the pruned artifacts among `entries`.
 
+    Args:
+        labels: a file with the names of classes to show, see `read_labels`.
+
     Raises:
-        DataError: there are no such images, or none of them can be read.
+        DataError: there are no such images, none of them can be read, or the labels are not those of an artifact.
     """
     pictures: dict[str, Picture] = {}
     galleries, notes = [], []
     read: dict[ModelConfig, tuple[ImageSet, list[DecodedImage]]] = {}
     pruned = [e for e in entries if e.facts and not e.facts.dense]
+    shown = {entry.key: with_labels(entry.facts, labels).class_names for entry in pruned if entry.facts}
     for entry in track(pruned, "looking at images", len(pruned)):
         assert entry.facts is not None
         if entry.facts.model not in read:
@@ -96,11 +101,11 @@ def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track
             read[entry.facts.model] = images, _read(images)
             notes += [f"{line} (left out of the galleries)" for line in images.skipped]
         images, readable = read[entry.facts.model]
-        classes, doubt = _classes(images, entry.facts)
+        classes, doubt = _classes(images, entry.facts, shown[entry.key])
         notes += [doubt] if doubt else []
         try:
             with open_runner(entry.path) as runner:
-                galleries.append(_gallery(entry, runner, readable, classes, pictures))
+                galleries.append(_gallery(entry, runner, readable, classes, labels, pictures))
         except DyvitError as error:
             notes.append(f"{entry.key} has no gallery: {error}")
     return Galleries(tuple(pictures.values()), tuple(galleries), tuple(dict.fromkeys(notes)))
@@ -111,22 +116,25 @@ def _read(images: ImageSet) -> list[DecodedImage]:
         batch.names, batch.images, batch.labels.tolist() if batch.labels is not None else [None] * len(batch.names))]
 
 
-def _classes(images: ImageSet, facts: ArtifactFacts) -> tuple[tuple[str, ...] | None, str]:
-    """The model's name of each class of the images, as in `evaluate`; None and a reason if classes cannot be matched.
+def _classes(images: ImageSet, facts: ArtifactFacts,
+             shown: tuple[str, ...] | None) -> tuple[tuple[str, ...] | None, str]:
+    """The `shown` name of each class of the images, matched as in `evaluate`; None and a reason if classes cannot be
+    matched.
 
     Without class names, a model's class numbers may differ from those of the images.
     """
-    if images.class_names is None or not facts.class_names:
+    known = facts.class_names or shown
+    if images.class_names is None or not known or not shown:
         return None, ""
     try:
-        return tuple(facts.class_names[number] for number in class_numbers(images, facts.class_names)), ""
+        return tuple(shown[number] for number in class_numbers(images, known, "artifact")), ""
     except DataError as error:
         return None, f"The galleries do not say which predictions are right: {error}"
 
 
 def _gallery(entry: PageArtifact, runner: Runner, images: Sequence[DecodedImage], classes: tuple[str, ...] | None,
-             pictures: dict[str, Picture]) -> Gallery:
-    facts: ArtifactFacts = pruned_facts(runner)
+             labels: str | None, pictures: dict[str, Picture]) -> Gallery:
+    facts: ArtifactFacts = with_labels(pruned_facts(runner), labels)
     shots: list[Shot] = []
     counts: tuple[int, ...] = ()
     for start in range(0, len(images), CHUNK):

@@ -1,6 +1,7 @@
 """Runs a model on images: which patches it keeps, and which class it predicts."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.facts import ArtifactFacts
+from ..data.label_files import read_labels
 from ..data.reading import DecodedImage
 from ..errors import ConfigError
 from ..evaluation.metrics import softmax
@@ -56,6 +58,13 @@ def pruned_facts(runner: Runner) -> ArtifactFacts:
         raise ConfigError(f"{name} does not output which patches it keeps; export it again: dyvit export CHECKPOINT "
                           "--with-tokens -o FILE")
     return facts
+
+
+def with_labels(facts: ArtifactFacts, labels: str | None) -> ArtifactFacts:
+    """`facts` with the class names of the file `labels`, if one is given; raises its errors, see `read_labels`."""
+    if labels is None:
+        return facts
+    return dataclasses.replace(facts, class_names=read_labels(labels, facts.model.classes))
 
 
 def require_scores(runner: Runner, facts: ArtifactFacts) -> None:
