@@ -103,7 +103,7 @@ def test_broken_images_are_named_skipped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("mode, value", [("L", 9), ("RGBA", (1, 2, 3, 4)), ("CMYK", (1, 2, 3, 4)), ("P", 3),
-                                         ("I;16", 5)])
+                                         ("I;16", 5000)])
 def test_odd_modes_become_rgb(tmp_path, mode, value):
     picture(tmp_path / ("x.tiff" if mode in ("CMYK", "I;16") else "x.png"), mode=mode, value=value)
     [batch] = open_images(str(tmp_path), tiny_config()).batches(1)
