@@ -23,7 +23,8 @@ class ImageView(NamedTuple):
     pixels: uint8 [height, width, 3], RGB, resized and cropped.
     kept: bool [S, rows, columns], True for patches that are left after a stage.
     scores: float32 [S, rows, columns], -inf for patches dropped before; None if the backend outputs no scores.
-    prediction: the likeliest class, with its probability `confidence`, 0..1.
+    prediction: the name of the likeliest class, with its probability `confidence`, 0..1.
+    number: that class; another one may have the same name.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ImageView(NamedTuple):
     scores: NDArray[np.float32] | None
     prediction: str
     confidence: float
+    number: int
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -90,4 +92,4 @@ def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[DecodedIm
     names = facts.class_names or [f"class {number}" for number in range(probabilities.shape[1])]
     best = probabilities.argmax(axis=1)
     return [ImageView(image.name, image.pixels, kept[i], None if scores is None else scores[i], names[best[i]],
-                      float(probabilities[i, best[i]])) for i, image in enumerate(images)]
+                      float(probabilities[i, best[i]]), int(best[i])) for i, image in enumerate(images)]

@@ -51,6 +51,11 @@ def test_a_file_names_the_classes_that_are_shown_and_leaves_judgement_to_the_art
     page = (named / "run/report.html").read_text()
     assert "<bdi>kind" in page and "<bdi>class0" not in page
     assert page.count('<span class="fail"><bdi>') == before.count('<span class="fail"><bdi>')
+    # Equal names of different classes do not make a wrong prediction right.
+    (named / "labels.txt").write_text("same\n" * 5)
+    dv.write_report(named / "run", config=config)
+    again = (named / "run/report.html").read_text()
+    assert again.count('<span class="fail"><bdi>') == before.count('<span class="fail"><bdi>')
     (named / "labels.txt").write_text("one")
     with pytest.raises(DataError, match="has 1 names, and the model has 5 classes"):
         dv.write_report(named / "run", config=config)

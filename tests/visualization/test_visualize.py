@@ -119,8 +119,9 @@ def odd_images(folder):
     folder.mkdir()
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))
-    for mode in ("L", "LA", "RGBA", "P", "1", "I;16"):
-        colour.convert("L" if mode == "I;16" else mode).convert(mode).save(folder / f"mode-{mode.replace(';', '')}.png")
+    for mode in ("L", "LA", "RGBA", "P", "1"):
+        colour.convert(mode).save(folder / f"mode-{mode}.png")
+    Image.fromarray(np.asarray(colour.convert("L")).astype(np.uint16) * 257).save(folder / "mode-I16.png")
     colour.convert("CMYK").save(folder / "cmyk.jpg")
     turned = Image.Exif()
     turned[0x0112] = 6
