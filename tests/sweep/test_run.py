@@ -323,6 +323,12 @@ def test_images_that_cannot_be_used_are_refused_before_the_work(made, fake, tmp_
     assert not fake.calls and not (tmp_path / "s").exists()
 
 
+def test_the_order_of_classes_is_told_once_where_the_checkpoint_has_no_names(made, fake, tmp_path, caplog):
+    run_sweep(made[0], tmp_path, config(made))
+    [told] = [record.getMessage() for record in caplog.records if record.name == "dyvit_deploy.notes"]
+    assert "tiny.safetensors has no class names" in told and told.endswith("class0, class1, class2, ... class4.")
+
+
 def test_a_class_map_is_passed_on_and_another_one_repeats_the_evaluation(made, fake, tmp_path):
     two = str(photo_folder(tmp_path / "two", 4, classes=2))
     mapped = config(made, data=two, class_map=str(tmp_path / "map.txt"))
