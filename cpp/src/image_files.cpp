@@ -2,10 +2,15 @@
 #include <png.h>
 #include <turbojpeg.h>
 
+#include <algorithm>
+#include <array>
+#include <csetjmp>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "backend.h"
 #include "dyvit/images.h"
@@ -70,21 +75,92 @@ Image decode_jpeg(Content const& content, std::string const& name) {
   return image;
 }
 
+// Reads a PNG file from memory. libpng reports an error with longjmp, which must not pass objects with destructors: `run`
+// catches it, and its steps have none.
+class PngReader {
+ public:
+  explicit PngReader(Content const& content) : content_(content) {
+    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, fail, ignore);
+    info_ = png_ == nullptr ? nullptr : png_create_info_struct(png_);
+    if (info_ == nullptr) throw Error("libpng cannot start; there is too little memory.");
+    png_set_read_fn(png_, this, read);
+  }
+  ~PngReader() { png_destroy_read_struct(&png_, &info_, nullptr); }
+  PngReader(PngReader const&) = delete;
+  PngReader& operator=(PngReader const&) = delete;
+
+  // Throws Error if libpng fails in `step`, which takes its two structures.
+  template <typename Step>
+  void run(std::string const& name, Step step) {
+    if (setjmp(png_jmpbuf(png_)) != 0) throw damaged(name, message_.data());
+    step(png_, info_);
+  }
+
+ private:
+  static PngReader& self(void* pointer) { return *static_cast<PngReader*>(pointer); }
+  static void ignore(png_structp, png_const_charp) {}
+  static void fail(png_structp png, png_const_charp message) {
+    auto& text = self(png_get_error_ptr(png)).message_;
+    std::strncpy(text.data(), message, text.size() - 1);
+    png_longjmp(png, 1);
+  }
+  static void read(png_structp png, png_bytep to, std::size_t size) {
+    auto& reader = self(png_get_io_ptr(png));
+    if (size > reader.content_.size() - reader.at_) png_error(png, "the file ends early");
+    std::memcpy(to, reader.content_.data() + reader.at_, size);
+    reader.at_ += size;
+  }
+
+  Content const& content_;
+  std::size_t at_ = 0;
+  std::array<char, 200> message_{};
+  png_structp png_ = nullptr;
+  png_infop info_ = nullptr;
+};
+
+// 16-bit grey as RGB: the upper 8 bits, as in Python. Throws Error if no value but 0 uses the upper 4.
+Content upper_bits(Content const& grey, std::string const& name) {
+  Content rgb(grey.size() / 2 * 3);
+  unsigned largest = 0;
+  for (std::size_t pixel = 0; pixel < grey.size() / 2; ++pixel) {
+    largest = std::max(largest, grey[2 * pixel] * 256U + grey[2 * pixel + 1]);
+    std::fill_n(&rgb[3 * pixel], 3, grey[2 * pixel]);
+  }
+  if (largest > 0 && largest < 4096)
+    throw Error(name + " has 16-bit pixels of " + std::to_string(largest) + " at most, 12 bits or fewer, whose range is "
+                "unknown; save it with 8 bits per channel.");
+  return rgb;
+}
+
+// Without libpng's simplified interface, which rounds 16 bits, applies gamma and blends transparent pixels.
 Image decode_png(Content const& content, std::string const& name) {
-  png_image png = {};
-  png.version = PNG_IMAGE_VERSION;
-  std::unique_ptr<png_image, void (*)(png_image*)> const owner(&png, png_image_free);
-  if (png_image_begin_read_from_memory(&png, content.data(), content.size()) == 0) throw damaged(name, png.message);
-  std::size_t const pixels = checked_pixels(png.height, png.width, name);
-  // Decoded with alpha, because otherwise libpng would blend transparent pixels with a background.
-  png.format = PNG_FORMAT_RGBA;
-  // Otherwise libpng would treat 16-bit files as linear light.
-  png.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;
-  Content rgba(4 * pixels);
-  if (png_image_finish_read(&png, nullptr, rgba.data(), 0, nullptr) == 0) throw damaged(name, png.message);
-  Image image{png.height, png.width, Content(3 * pixels)};
-  for (std::size_t pixel = 0; pixel < pixels; ++pixel) std::memcpy(&image.rgb[3 * pixel], &rgba[4 * pixel], 3);
-  return image;
+  PngReader reader(content);
+  png_uint_32 width = 0, height = 0;
+  int depth = 0, colours = 0;
+  reader.run(name, [&](png_structp png, png_infop info) {
+    png_read_info(png, info);
+    png_get_IHDR(png, info, &width, &height, &depth, &colours, nullptr, nullptr, nullptr);
+  });
+  std::size_t const pixels = checked_pixels(height, width, name);
+  // Grey with alpha is treated as colour, as by Pillow.
+  bool const deep_grey = depth == 16 && colours == PNG_COLOR_TYPE_GRAY;
+  std::size_t const row_size = (deep_grey ? 2U : 3U) * std::size_t{width};
+  Content decoded(pixels / width * row_size);
+  std::vector<png_bytep> rows(height);
+  for (std::size_t row = 0; row < rows.size(); ++row) rows[row] = decoded.data() + row * row_size;
+  reader.run(name, [&](png_structp png, png_infop info) {
+    png_set_expand(png);
+    if (!deep_grey) {
+      png_set_strip_16(png);
+      png_set_gray_to_rgb(png);
+    }
+    png_set_strip_alpha(png);
+    png_set_interlace_handling(png);
+    png_read_update_info(png, info);
+    if (png_get_rowbytes(png, info) != row_size) png_error(png, "its rows have another size");
+    png_read_image(png, rows.data());
+  });
+  return {height, width, deep_grey ? upper_bits(decoded, name) : std::move(decoded)};
 }
 
 }  // namespace

@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -77,9 +79,10 @@ class Reference:
 
     def decoded(self, file: Path) -> None:
         import numpy as np
-        from PIL import Image
 
-        pixels = np.asarray(Image.open(file).convert("RGB"))
+        from dyvit_deploy.data.reading import decode
+
+        pixels = np.asarray(decode(file))
         self.manifest["decoded"].append({"file": str(file), "height": pixels.shape[0], "width": pixels.shape[1],
                                          "pixels": self.array(f"{file.name}.pixels", pixels)})
 
@@ -156,10 +159,22 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
     reference.model("photos.onnx", [str(file) for file in files], images)
 
 
+def deep_png(pixels) -> bytes:
+    """A PNG with 16 bits per channel, which Pillow cannot write, of uint16 [height, width, 3]."""
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + check
+
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+            + chunk(b"IEND", b""))
+
+
 def add_files(reference: Reference) -> list[Path]:
     """Smooth colourful images in every supported format, and photos where available; returns the photo-like ones."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     clouds = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
     picture = Image.fromarray(clouds, "RGBA").resize((331, 250), Image.Resampling.BICUBIC)
@@ -171,6 +186,14 @@ def add_files(reference: Reference) -> list[Path]:
     picture.save(folder / "alpha.png")
     plain.convert("L").save(folder / "gray.png")
     plain.quantize(64).save(folder / "palette.png")
+    # Pillow ignores a gamma; 100000 stands for 1.
+    gamma = PngImagePlugin.PngInfo()
+    gamma.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    plain.save(folder / "gamma.png", pnginfo=gamma)
+    deep = np.asarray(plain).astype(np.uint16) * 256 + 200
+    Image.fromarray(deep[..., 0]).save(folder / "deep-gray.png")
+    Image.fromarray(deep[..., 0] >> 4).save(folder / "dim.png")
+    (folder / "deep.png").write_bytes(deep_png(deep))
     content = (folder / "plain.jpg").read_bytes()
     # Superfluous bytes are harmless.
     (folder / "more.jpg").write_bytes(content[:-2] + b"\0\0" + content[-2:])
@@ -184,7 +207,8 @@ def add_files(reference: Reference) -> list[Path]:
     (folder / "huge.jpg").write_bytes(content[:sides] + b"\xff\xdc" * 2 + content[sides + 4:])
     Image.new("1", (12_000, 9_000)).save(folder / "huge.png")
     for name in ("plain.jpg", "progressive.jpg", "gray.jpg", "more.jpg",
-                 "behind.jpg", "thumbnail.jpg", "alpha.png", "gray.png", "palette.png"):
+                 "behind.jpg", "thumbnail.jpg", "alpha.png", "gray.png", "palette.png", "gamma.png", "deep-gray.png",
+                 "deep.png"):
         reference.decoded(folder / name)
     photos = sorted(PHOTOS.glob("*.jpg")) if PHOTOS.is_dir() else []
     for photo in photos:

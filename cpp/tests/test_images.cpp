@@ -90,6 +90,7 @@ TEST_CASE("images that cannot be decoded are refused") {
   CHECK(has(refused("cut.jpg"), "is damaged or cut short (the end of the image is missing);"));
   CHECK(has(refused("cut.png"), "is damaged or cut short ("));
   CHECK(has(refused("cmyk.jpg"), "is a CMYK JPEG"));
+  CHECK(has(refused("dim.png"), "has 16-bit pixels of 4092 at most, 12 bits or fewer, whose range is unknown"));
   CHECK(has(refused("huge.jpg"), "65500 x 65500 pixels, and more than 100000000 are not decoded"));
   CHECK(has(refused("huge.png"), "12000 x 9000 pixels"));
 }

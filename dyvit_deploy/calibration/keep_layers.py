@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.images import ImageSet
+from ..data.labels import numbering, require_labels
 from ..errors import DataError
 from ..evaluation.evaluate import evaluate
 from ..runners.base import Runner, run_in_batches
+from ..settings.notes import assume
 
 BATCH = 8
 # The largest number of images that a drop is measured on.
@@ -90,6 +92,8 @@ class DropMeter:
         self._images, self._expected, self._classes = images, 0.0, None
         try:
             self._expected = evaluate(reference, images, BATCH).top1
+            if not (reference.facts and reference.facts.class_names):
+                assume(numbering(reference.name, images.name, require_labels(images)))
         except DataError:
             # The images have no labels, or those of other classes.
             self._classes = _classes(reference, images)

@@ -1,6 +1,7 @@
 """Image folders: flat, or one subfolder per class."""
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
@@ -8,24 +9,25 @@ from PIL import Image
 from ..config import ImageSpec
 from ..errors import DataError
 from .reading import SPLITS, IndexedImages, decode, split_names, spread
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+from .walk import IMAGE_SUFFIXES, LeftOut, walk
 
 
 class FolderImages(IndexedImages):
-    """The images in a folder and its subfolders, sorted by path.
+    """The images in a folder and its subfolders, sorted by path; see `walk` for what is left out.
 
     A split is a subfolder with its name; "val" may also be called "validation" or "valid". Without a "test" subfolder,
     "test" falls back to the validation split, then to a folder that has no splits. If the images are in subfolders,
-    each subfolder is a class, numbered in alphabetical order.
+    each subfolder is a class, numbered by `in_order`.
     """
 
     def __init__(self, folder: str | Path, spec: ImageSpec, split: str = "test", limit: int | None = None) -> None:
         root = _split_folder(Path(folder), split)
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        left_out = LeftOut()
+        paths = [Path(path) for path in walk(str(root), IMAGE_SUFFIXES, left_out)]
+        left_out.tell(str(root))
         if not paths:
-            raise DataError(f"{root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name a folder that does.")
-        classes = sorted({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
+            raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); name a folder that does.")
+        classes = in_order({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
         if classes:
             _check_classes(root, classes, any(p.parent == root for p in paths))
         number = {name: i for i, name in enumerate(classes)}
@@ -45,6 +47,14 @@ class FolderImages(IndexedImages):
 
     def _name(self, item: int) -> str:
         return str(self._files[item][0])
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """The names of classes in the order of their numbers: if they are the numbers 0 to N-1, with or without leading
+    zeros, by value, else alphabetical."""
+    plain = all(name.isascii() and name.isdigit() and len(name) < 10 for name in names)
+    by_value = plain and sorted(map(int, names)) == list(range(len(names)))
+    return sorted(names, key=int) if by_value else sorted(names)
 
 
 def _check_classes(root: Path, classes: list[str], loose: bool) -> None:

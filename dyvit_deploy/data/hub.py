@@ -11,6 +11,7 @@ from PIL import Image
 from ..config import ImageSpec
 from ..errors import DataError, reason
 from ..optional import require
+from .labels import numbers_as_names
 from .reading import SPLITS, IndexedImages, decode, split_names, spread
 
 # Preferred names of the label column, best first.
@@ -117,4 +118,4 @@ def _class_names(name: str, rows: Any, label: str) -> tuple[str, ...]:
     numbers = [number for number in rows.unique(label) if number is not None and number >= 0]
     if not numbers:
         raise DataError(f"{name} has no labels in this split; choose another one with --split.")
-    return tuple(names) if names else tuple(str(i) for i in range(max(numbers) + 1))
+    return tuple(names) if names else numbers_as_names(max(numbers), f"The column {label} of {name}")

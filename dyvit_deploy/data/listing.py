@@ -5,7 +5,6 @@ process, which then reads the image.
 """
 from __future__ import annotations
 
-import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..errors import DataError
-from .folder import IMAGE_SUFFIXES
 from .reading import decode
 from .shards import IMAGES, Member, damage_line, no_image, shard_members
+from .walk import IMAGE_SUFFIXES, LeftOut, walk
 
 SHARD = ".tar"
 
@@ -49,15 +48,16 @@ class ImagePlace(NamedTuple):
 
 
 def count_images(sources: Sequence[str]) -> int:
-    """How many images `list_images` finds now.
+    """How many images `list_images` finds now; the user is told what it leaves out.
 
     Raises:
         DataError: a source does not exist, or has no images.
     """
     total = 0
     for source in sources:
-        damage: list[str] = []
-        count = sum(1 for _ in _list_one(source, damage))
+        damage, left_out = list[str](), LeftOut()
+        count = sum(1 for _ in _list_one(source, damage, left_out))
+        left_out.tell(source)
         if not count:
             raise DataError(_no_images(source, damage))
         total += count
@@ -67,22 +67,27 @@ def count_images(sources: Sequence[str]) -> int:
 def list_images(sources: Sequence[str], damage: list[str]) -> Iterator[ImagePlace]:
     """The images of `sources`, in the given order; folders are sorted by path, shards keep their own order.
 
-    A source is an image file, a folder (with its subfolders), a .tar shard, or wds/FOLDER (all shards in the folder
-    and its subfolders). For each shard that ends early, a line is appended to `damage`.
+    A source is an image file, a folder (with its subfolders, see `walk`), a .tar shard, or wds/FOLDER (all shards in
+    the folder and its subfolders). For each shard that ends early, a line is appended to `damage`.
     """
     for source in sources:
-        yield from _list_one(source, damage)
+        yield from _list_one(source, damage, LeftOut())
 
 
-def _list_one(source: str, damage: list[str]) -> Iterator[ImagePlace]:
+def _list_one(source: str, damage: list[str], left_out: LeftOut) -> Iterator[ImagePlace]:
     prefix, _, rest = source.partition("/")
     if prefix == "hfds" and rest:
         raise DataError(f"{source} cannot be predicted; save its images to a folder or to shards first.")
     shards = prefix == "wds" and bool(rest)
     path = rest if shards else source
     if os.path.isdir(path):
-        for entry in _walk(path, (SHARD,) if shards else IMAGE_SUFFIXES, ()):
-            yield from _members(entry, damage) if shards else [ImagePlace(_text(entry), entry, _stamp(entry))]
+        if shards:
+            # A folder of shards has other files by design.
+            for shard in walk(path, (SHARD,), LeftOut()):
+                yield from _members(shard, damage)
+            return
+        for entry in walk(path, IMAGE_SUFFIXES, left_out):
+            yield ImagePlace(_text(entry), entry, _stamp(entry))
     elif not os.path.isfile(path):
         raise DataError(f"{source!r} is neither an image, a folder nor a .tar shard; check the path.")
     elif path.lower().endswith(SHARD):
@@ -91,46 +96,6 @@ def _list_one(source: str, damage: list[str]) -> Iterator[ImagePlace]:
         raise DataError(f"{path} is not a .tar shard; wds/ takes shards, or a folder of them.")
     else:
         yield ImagePlace(_text(path), path, _stamp(path))
-
-
-def _walk(folder: str, suffixes: Sequence[str] | set[str], ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Files with these suffixes in `folder` and its subfolders, sorted by path.
-
-    Links are followed, except to one of the `ancestors`, (device, inode) each.
-    """
-    try:
-        status = os.stat(folder)
-        inode = (status.st_dev, status.st_ino)
-        with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-    except OSError as error:
-        raise _cannot_list(folder, error) from error
-    if inode in ancestors:
-        return
-    for entry in entries:
-        kind = _kind(entry, os.path.splitext(entry.name)[1].lower() in suffixes)
-        if kind == "folder":
-            yield from _walk(entry.path, suffixes, (*ancestors, inode))
-        elif kind == "file":
-            yield entry.path
-
-
-def _kind(entry: os.DirEntry[str], has_suffix: bool) -> str:
-    """"folder", "file" for a file that `has_suffix`, or "" for anything else.
-
-    A broken, circular or forbidden link that `has_suffix` is a "file": reading it then reports its error.
-    """
-    try:
-        return "folder" if entry.is_dir() else "file" if has_suffix and (entry.is_symlink() or entry.is_file()) else ""
-    except OSError as error:
-        # It may be a folder of images.
-        if not has_suffix and error.errno != errno.ELOOP:
-            raise _cannot_list(entry.path, error) from error
-        return "file" if has_suffix else ""
-
-
-def _cannot_list(folder: str, error: OSError) -> DataError:
-    return DataError(f"{folder} cannot be listed ({error.strerror}); change its permissions.")
 
 
 def _members(path: str, damage: list[str]) -> Iterator[ImagePlace]:
@@ -162,5 +127,5 @@ def _no_images(source: str, damage: Sequence[str]) -> str:
     prefix, _, rest = source.partition("/")
     if (prefix == "wds" and rest) or source.lower().endswith(SHARD):
         return f"{source} holds no images in .tar shards; an image is a file like 000001.jpg in one."
-    shards = f" For its shards, write wds/{source}." if any(_walk(source, (SHARD,), ())) else ""
-    return f"{source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name a folder that does.{shards}"
+    shards = f" For its shards, write wds/{source}." if any(walk(source, (SHARD,), LeftOut())) else ""
+    return f"{source} holds no images ({', '.join(IMAGE_SUFFIXES)}); name a folder that does.{shards}"

@@ -4,7 +4,7 @@ This file is copied into Triton repositories, so at run time it imports nothing 
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,55 @@ RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.
               "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 # Pillow's own limit, above which it refuses an image as a decompression bomb.
 MOST_PIXELS = 178_956_970
+# Tags of TIFF, and their values.
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
+UNKNOWN_RANGE = "it has {}, whose range is unknown; save it with 8 bits per channel"
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Converts to RGB. 16-bit grey keeps its upper 8 bits, as 16-bit colour does; Pillow would clip it at 255."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """Converts to RGB with 8 bits per channel; docs/images.md has the rule for each kind of image.
+
+    Pillow would clip integers of more than 8 bits and floats at 255, which gives white and black images.
+
+    Raises:
+        ValueError: the range of its values is unknown.
+    """
+    # Only TIFF files have tags.
+    tags: Any = getattr(image, "tag_v2", {})
+    if SIGNED in np.ravel(tags.get(SAMPLE_FORMAT, 1)):
+        raise ValueError(UNKNOWN_RANGE.format("signed numbers as pixels"))
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = _scaled_floats(image) if image.mode == "F" else _upper_bits(image, tags)
+        # Pillow inverts files of 8 bits itself.
+        image = Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey)
+    elif image.mode == "P" and "transparency" in image.info:
+        # Pillow warns about a direct conversion, whose result is the same.
+        image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _upper_bits(image: Image.Image, tags: Any) -> NDArray[np.uint8]:
+    """The upper 8 bits of grey with 16 bits, or with TIFF's 12: uint8 [height, width]."""
+    # Before Pillow 11, 16-bit PNG files had mode I; in PNM files, Pillow scales any range to 16 bits.
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError(UNKNOWN_RANGE.format("32-bit pixels"))
+    values = np.asarray(image)
+    bits = 12 if 12 in np.ravel(tags.get(BITS, 16)) else 16
+    if bits == 16 and 0 < values.max() < 1 << 12:
+        raise ValueError(UNKNOWN_RANGE.format(f"16-bit pixels of {values.max()} at most, 12 bits or fewer"))
+    grey: NDArray[np.uint8] = (values >> (bits - 8)).astype(np.uint8)
+    return grey
+
+
+def _scaled_floats(image: Image.Image) -> NDArray[np.uint8]:
+    """0..1 as 0..255: uint8 [height, width]."""
+    values = np.asarray(image)
+    # NaN fails this, too.
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(UNKNOWN_RANGE.format("floating-point pixels outside 0 to 1"))
+    grey: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return grey
 
 
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:

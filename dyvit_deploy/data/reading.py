@@ -20,6 +20,7 @@ from ..errors import DataError, did_you_mean, reason
 from ..machine.processes import cpu_share
 from .images import UNREADABLE, Batch
 from .preprocess import MOST_PIXELS, as_rgb, resize_and_crop
+from .walk import FORMATS
 
 ImageReader = Callable[[], tuple[Image.Image, int | None]]
 NO_LABELS = "{} has no labels; put the images of each class in a subfolder of its own."
@@ -116,9 +117,9 @@ def _batch(images: Sequence[DecodedImage]) -> Batch:
 
 
 def decode(file: str | Path | IO[bytes]) -> Image.Image:
-    """Decodes an RGB image; raises one of UNREADABLE."""
+    """Decodes an image of one of FORMATS as RGB, by the rules of `as_rgb`; raises one of UNREADABLE."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=tuple(FORMATS)) as image:
             return as_rgb(image)
     # Pillow's own message contains a memory address.
     except UnidentifiedImageError as error:

@@ -23,22 +23,27 @@ from ..config import ImageSpec
 from ..errors import DataError, reason
 from ..optional import require
 from .images import UNREADABLE, Batch
+from .labels import numbers_as_names
 from .reading import SPLITS, ImageReader, decode, read_batches, split_names, spread
+from .walk import IMAGE_SUFFIXES
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 # timm's description of a data set.
 INFO = ("_info.json", "info.json")
 CLASSES = "classes.txt"
+# The largest class number of no labels, and the digits that are read of one.
+NO_LABEL, MOST_DIGITS = (-1, ""), 30
 # Size of the buffer of encoded images from which a stream draws at random.
 SHUFFLE_BUFFER = 1000
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The content of a tar file by its headers: the number of images before any damage, and their class numbers."""
+    """The content of a tar file by its headers: the number of images before any damage, and the largest of their class
+    numbers (-1 without any), with the name of its file."""
 
     images: int
-    labels: frozenset[int]
+    largest: tuple[int, str]
     damage: str | None
 
 
@@ -61,9 +66,9 @@ class ShardImages:
         if count is None or names is None:
             # This reads every header of all shards.
             scans = [scan_shard(path) for path in self._shards]
-            labels = frozenset().union(*(shard.labels for shard in scans))
+            largest, where = max((shard.largest for shard in scans), default=NO_LABEL)
             count = count or sum(shard.images for shard in scans)
-            names = names or tuple(str(i) for i in range(max(labels, default=-1) + 1))
+            names = names or numbers_as_names(largest, where)
         if not count:
             damage = next((f": {shard.damage}" for shard in map(scan_shard, self._shards) if shard.damage), "")
             raise DataError(f"The {split} shards of {self.name} hold no images{damage}; an image is a file like "
@@ -149,7 +154,7 @@ class ShardImages:
 
 def no_image() -> ValueError:
     """The error for a sample without an image."""
-    return ValueError(f"there is no {' or '.join(f'.{suffix}' for suffix in IMAGES)} file")
+    return ValueError(f"there is no {', '.join(IMAGE_SUFFIXES[:-1])} or {IMAGE_SUFFIXES[-1]} file")
 
 
 def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None, str | None]:
@@ -165,7 +170,7 @@ def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None, str 
             if missing:
                 raise DataError(f"{missing[0]} is missing, which {folder}'s info file names; download it again.")
             return shards, info[name][1] if name in info else None, name
-    if split == "test" and not info and not _shards_of(folder, "train") and (shards := sorted(folder.glob("*.tar"))):
+    if split == "test" and not info and not _shards_of(folder, "train") and (shards := _tar_files(folder)):
         return shards, None, None
     raise DataError(f"{folder} has no {split} shards; name them {split}-0000.tar, {split}-0001.tar, ...")
 
@@ -174,8 +179,12 @@ def _shards_of(folder: Path, name: str) -> list[Path]:
     info = _info(folder)
     if name in info:
         return info[name][0]
-    inside = sorted((folder / name).glob("*.tar"))
-    return inside or sorted(p for p in folder.glob("*.tar") if re.search(rf"(^|[-_.]){name}[-_.]", p.name))
+    return _tar_files(folder / name) or [p for p in _tar_files(folder) if re.search(rf"(^|[-_.]){name}[-_.]", p.name)]
+
+
+def _tar_files(folder: Path) -> list[Path]:
+    """The shards in a folder. Hidden ones are parts of a copy that has not finished, or notes of macOS."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
 def _info(folder: Path) -> dict[str, tuple[list[Path], int]]:
@@ -206,13 +215,13 @@ def scan_shard(path: Path) -> Shard:
 @functools.lru_cache(maxsize=10_000)
 def _scan(path: Path, modified_ns: int) -> Shard:
     keys: set[str] = set()
-    labels: set[int] = set()
-    damage: list[str] = []
+    largest, damage = NO_LABEL, list[str]()
     for member in shard_members(path, damage):
         keys.add(member.key)
-        if member.suffix == "cls" and (text := member.read().strip()).isdigit():
-            labels.add(int(text))
-    return Shard(len(keys), frozenset(labels), damage[0] if damage else None)
+        # Python converts no number of more than 4,300 digits.
+        if member.suffix == "cls" and (text := member.read().strip()[:MOST_DIGITS]).isdigit():
+            largest = max(largest, (int(text), f"{path}/{member.key}.cls"))
+    return Shard(len(keys), largest, damage[0] if damage else None)
 
 
 @dataclass(frozen=True)

@@ -14,4 +14,7 @@ class EvalConfig(JsonConfig):
     split: str = option("test", "train, val or test.")
     images: int | None = option(None, "At most this many.", least=1)
     batch: int = option(32, "Images per run.", least=1)
+    class_map: str | None = option(None, "The model's class for each class folder: lines like FOLDER 207, JSON, or "
+                                         "ImageNet's own list. Top-1 is over all classes of the model.",
+                                   metavar="FILE")
     device: str | None = device_option()

@@ -16,10 +16,9 @@ from rich.text import Text
 
 from ..config import LoadConfig
 from ..data.images import Batch, ImageSet, Track, no_track
-from ..data.labels import class_numbers, require_labels
+from ..data.labels import check_numbers, class_numbers, numbering, require_labels
 from ..data.open import open_images
 from ..data.reading import nothing_readable
-from ..errors import DataError
 from ..machine.processes import claim_share, gather_over_ranks, rank, world_size
 from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.open import open_runner
@@ -118,39 +117,35 @@ def evaluate_artifact(path: str | Path, data: str, config: EvalConfig = EvalConf
     threads = claim_share()
     with open_runner(path, load=load, device=config.device, threads=threads) as runner:
         images = open_images(data, runner.image_spec(load.image_size), config.split, config.images)
-        return evaluate(runner, images, config.batch, track)
+        return evaluate(runner, images, config.batch, track, config.class_map)
 
 
-def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any] = no_track) -> EvalReport:
+def evaluate(runner: Runner, images: ImageSet, batch: int = 32, track: Track[Any] = no_track,
+             class_map: str | None = None) -> EvalReport:
     """Evaluates `runner` on labelled `images`: top-1, top-5 and calibration, box coverage if boxes are known, and the
     keep map of each stage if the artifact outputs the kept patches.
 
-    Labels are matched by class name if the artifact records its class names, else by number. With several processes,
-    all of them must call this function: each evaluates its share, and all return the same report.
+    Labels are matched by `class_map`, a file (see `read_class_map`), else by class name if the artifact records its
+    class names, else by number. An image counts as right if the best of all classes of the model is its class. With
+    several processes, all of them must call this function: each evaluates its share, and all return the same report.
 
     Raises:
         DataError: the images have no labels, have classes that the model does not know, or cannot be read.
         BackendError: another process failed.
     """
-    [report] = evaluate_all([runner], images, batch, track)
+    [report] = evaluate_all([runner], images, batch, track, class_map)
     return report
 
 
 def evaluate_all(runners: Sequence[Runner], images: ImageSet, batch: int = 32,
-                 track: Track[Any] = no_track) -> list[EvalReport]:
+                 track: Track[Any] = no_track, class_map: str | None = None) -> list[EvalReport]:
     """`evaluate` for several models with the same input. Images are decoded once; the throughput is of all models."""
-    names = require_labels(images)
-    tallies = [_Tally(runner, class_numbers(images, runner.facts.class_names if runner.facts else None))
-               for runner in runners]
+    tallies = [_Tally(runner, images, class_map) for runner in runners]
     share = images.part(rank(), world_size()) if world_size() > 1 else images
     started = time.perf_counter()
     for data in track(share.batches(batch), "evaluating", -(-len(share) // batch)):
         for runner, tally in zip(runners, tallies):
-            out = run_in_batches(runner, data.images, batch)
-            if not (runner.facts and runner.facts.class_names) and out.logits.shape[1] != len(names):
-                raise DataError(f"{images.name} has {len(names)} classes, the model {out.logits.shape[1]}; "
-                                "evaluate it on the data it was trained for.")
-            tally.add(data, out)
+            tally.add(data, run_in_batches(runner, data.images, batch))
     skipped = tuple(sorted(line for lines in gather_over_ranks(share.skipped) for line in lines))
     for tally in tallies:
         tally.join()
@@ -170,8 +165,10 @@ class _Tally:
         each stage if boxes are known.
     """
 
-    def __init__(self, runner: Runner, numbers: NDArray[np.int64]) -> None:
-        self._runner, self._numbers = runner, numbers
+    def __init__(self, runner: Runner, images: ImageSet, class_map: str | None) -> None:
+        self._runner, self._images, self._class_map = runner, images, class_map
+        self._names = runner.facts.class_names if runner.facts else None
+        self._numbers = class_numbers(images, self._names, class_map=class_map)
         self._model = runner.facts.model if runner.facts else None
         prune = runner.facts.prune if runner.facts else None
         self._counts = prune.counts(self._model.patches) if prune and self._model else ()
@@ -185,6 +182,9 @@ class _Tally:
 
     def add(self, data: Batch, out: Outputs) -> None:
         assert data.labels is not None
+        # Files that dyvit did not write do not record the number of classes.
+        if self._class_map or not self._names:
+            check_numbers(self._images, self._numbers, out.logits.shape[1], self._class_map)
         ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
         broken = np.asarray(~np.isfinite(out.logits).all(axis=1))          # [B]
         self._broken += [name for name, bad in zip(data.names, broken) if bad]
@@ -231,8 +231,13 @@ class _Tally:
                 f"which count as wrong; the first: {self._broken[0]}.",)
 
     def _notes(self) -> tuple[str, ...]:
-        facts = self._runner.facts
-        if not self._counts or self._with_kept or (facts and facts.prune and not facts.prune.keeps_patches):
-            return ()
-        return (f"{self._runner.name} does not output which patches it keeps, so there are no keep-probability maps; "
-                "export it with --with-tokens.",)
+        facts, notes, name = self._runner.facts, list[str](), self._runner.name
+        if self._counts and not self._with_kept and not (facts and facts.prune and not facts.prune.keeps_patches):
+            notes.append(f"{name} does not output which patches it keeps, so there are no keep-probability maps; "
+                         "export it with --with-tokens.")
+        if self._class_map:
+            notes.append(f"Classes are mapped by {self._class_map}; an image counts as right if the best of all "
+                         "classes of the model is its class.")
+        elif not self._names:
+            notes.append(numbering(name, self._images.name, require_labels(self._images)))
+        return tuple(notes)

@@ -141,7 +141,7 @@ class _Cluster:
         # The same number on every machine, small enough for the machine with the fewest cores to run its workers.
         threads = max(1, min(machines) // -(-workers // len(machines)))
         self._ray, self._options = ray, {
-            "fn_constructor_args": (artifact, replace(config, csv=None, parquet=None), load, threads),
+            "fn_constructor_args": (artifact, _for_workers(config), load, threads),
             "compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": threads,
             **({"num_gpus": _gpu_share(workers, gpus)} if gpus else {})}
 
@@ -164,6 +164,11 @@ class _Cluster:
             except self._ray.exceptions.RayError as error:
                 raise BackendError(f"A Ray worker failed ({reason(error, last=True)}); see Ray's own log for more."
                                    ) from error
+
+
+def _for_workers(config: PredictConfig) -> PredictConfig:
+    """The config of workers, which write no files and may run in another folder."""
+    return replace(config, csv=None, parquet=None, labels=os.path.abspath(config.labels) if config.labels else None)
 
 
 def _gpu_share(workers: int, gpus: int) -> float:

@@ -20,6 +20,8 @@ class PredictConfig(JsonConfig):
     batch: int = option(32, "Images per run.")
     csv: str | None = option(None, "Write the rows to this .csv file, instead of showing them.", metavar="FILE")
     parquet: str | None = option(None, "Write them to this .parquet file; both may be given.", metavar="FILE")
+    labels: str | None = option(None, "Names of the model's classes: one per line, JSON, or ImageNet's own lists.",
+                                metavar="FILE")
     runner: str = option("local", "ray: processes of this machine, or of the cluster in RAY_ADDRESS.", choices=RUNNERS)
     workers: int | None = option(None, "Processes of --runner ray; default: one per GPU, else per machine.")
     device: str | None = device_option()

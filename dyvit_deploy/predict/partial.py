@@ -25,7 +25,7 @@ from .report import Prediction, RowCounter
 # Seconds between syncs to disk: the work that a loss of power may cost.
 SYNC_INTERVAL = 5.0
 MISMATCHES = {"artifact": "another artifact", "load": "other options for the checkpoint", "sources": "other images",
-              "top": "another --top", "batch": "another --batch"}
+              "top": "another --top", "batch": "another --batch", "labels": "other --labels"}
 
 
 class PartialFile:

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from ..config import LoadConfig
+from ..data.label_files import read_labels
 from ..data.listing import ImagePlace
 from ..data.reading import DecodedImage, ImageReader, UnreadableImage, read_images
 from ..errors import ConfigError
@@ -32,6 +33,7 @@ class Predictor:
 
     Raises:
         ConfigError: `config.top` is larger than the number of classes.
+        DataError: `config.labels` does not have the names of the classes.
     """
 
     def __init__(self, runner: Runner, config: PredictConfig, load: LoadConfig) -> None:
@@ -43,7 +45,8 @@ class Predictor:
         if config.top > classes:
             raise ConfigError(f"{runner.name} knows {classes} classes, so --top {config.top} is too many.")
         names = runner.facts.class_names if runner.facts else None
-        self._names = names or tuple(str(number) for number in range(classes))
+        self._names = (read_labels(config.labels, classes) if config.labels
+                       else names or tuple(str(number) for number in range(classes)))
 
     def predict(self, images: Sequence[DecodedImage | UnreadableImage]) -> list[Prediction]:
         """One row per image, in order; the readable images are run as one batch."""

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.files import check_target, is_timm, require_source, sha256
+from ..artifacts.files import check_target, is_timm, require_file, require_source, sha256
 from ..config import LoadConfig
 from ..data.images import Track, no_track
 from ..data.listing import ImagePlace, count_images, list_images
@@ -44,7 +44,7 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
         ConfigError: more classes are requested than the model has, or the partial file is of another artifact or has
             other settings.
         ArtifactError: the artifact cannot be opened, or a file cannot be written.
-        DataError: a source does not exist, or holds no image.
+        DataError: a source does not exist, or holds no image, or the labels are not those of the model.
         MissingDependency: shards need the extra `train`, Parquet the extra `predict`, "ray" the extra `ray`.
         BackendError: the runtime or the cluster failed.
     """
@@ -52,6 +52,8 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
     path = require_source(artifact)
     for file in config.files:
         check_target(file)
+    if config.labels:
+        require_file(config.labels)
     if config.parquet:
         require("pyarrow", extra="predict")
     total, counter, notes, damage = count_images(names), RowCounter(), list[str](), list[str]()
@@ -124,4 +126,4 @@ def _identity(path: Path, sources: Sequence[str], config: PredictConfig, load: L
     files = [] if is_timm(path) else [path, *beside]
     return {"dyvit": "predict", "format": 1, "artifact": " ".join([sha256(f) for f in files]) or str(path),
             "load": repr(load), "sources": [source.rstrip("/") for source in sources], "top": config.top,
-            "batch": config.batch}
+            "batch": config.batch, **({"labels": sha256(Path(config.labels))} if config.labels else {})}

@@ -17,6 +17,8 @@ class ReportConfig(JsonConfig):
     data: str | None = option(None, "Images for the galleries: a folder, or digits; default: digits for models of "
                                     "them.")
     images: int = option(10, "At most this many, 100 or fewer; 0: none.")
+    labels: str | None = option(None, "Names of the models' classes: one per line, JSON, or ImageNet's own lists.",
+                                metavar="FILE")
     run: bool = option(True, "Run no artifact: no galleries.", "--no-run")
     max_drop: float = option(1.0, "Points of top-1 that an artifact may lose against its checkpoint and the dense "
                                   "model.", metavar="POINTS")

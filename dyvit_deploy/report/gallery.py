@@ -22,7 +22,7 @@ from ..data.reading import DecodedImage
 from ..errors import DataError, DyvitError
 from ..runners.base import Runner
 from ..runners.open import open_runner
-from ..visualization.views import ImageView, pruned_facts, view_images
+from ..visualization.views import ImageView, pruned_facts, view_images, with_labels
 from .collect import PageArtifact
 
 # An image with sides of at most this many pixels is stored without loss and shown without smoothing.
@@ -79,16 +79,22 @@ class Galleries(NamedTuple):
     notes: tuple[str, ...]
 
 
-def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track: Track[PageArtifact]) -> Galleries:
+def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track: Track[PageArtifact],
+                   labels: str | None = None) -> Galleries:
     """Runs up to `limit` images of `data` through the pruned artifacts among `entries`.
 
+    Args:
+        labels: a file with the names of classes to show, see `read_labels`.
+
     Raises:
-        DataError: there are no such images, or none of them can be read.
+        DataError: there are no such images, none of them can be read, or the labels are not those of an artifact.
     """
     pictures: dict[str, Picture] = {}
     galleries, notes = [], []
     read: dict[ModelConfig, tuple[ImageSet, list[DecodedImage]]] = {}
     pruned = [e for e in entries if e.facts and not e.facts.dense]
+    # Labels that do not fit are refused before anything runs.
+    shown = {entry.key: with_labels(entry.facts, labels).class_names for entry in pruned if entry.facts}
     for entry in track(pruned, "looking at images", len(pruned)):
         assert entry.facts is not None
         if entry.facts.model not in read:
@@ -96,11 +102,11 @@ def make_galleries(entries: Sequence[PageArtifact], data: str, limit: int, track
             read[entry.facts.model] = images, _read(images)
             notes += [f"{line} (left out of the galleries)" for line in images.skipped]
         images, readable = read[entry.facts.model]
-        classes, doubt = _classes(images, entry.facts)
+        classes, doubt = _classes(images, entry.facts.class_names or shown[entry.key])
         notes += [doubt] if doubt else []
         try:
             with open_runner(entry.path) as runner:
-                galleries.append(_gallery(entry, runner, readable, classes, pictures))
+                galleries.append(_gallery(entry, runner, readable, classes, labels, pictures))
         except DyvitError as error:
             notes.append(f"{entry.key} has no gallery: {error}")
     return Galleries(tuple(pictures.values()), tuple(galleries), tuple(dict.fromkeys(notes)))
@@ -111,22 +117,23 @@ def _read(images: ImageSet) -> list[DecodedImage]:
         batch.names, batch.images, batch.labels.tolist() if batch.labels is not None else [None] * len(batch.names))]
 
 
-def _classes(images: ImageSet, facts: ArtifactFacts) -> tuple[tuple[str, ...] | None, str]:
-    """The model's name of each class of the images, as in `evaluate`; None and a reason if classes cannot be matched.
+def _classes(images: ImageSet, names: tuple[str, ...] | None) -> tuple[list[int] | None, str]:
+    """The model's number of each class of the images, matched by `names` as in `evaluate`; None and a reason if classes
+    cannot be matched.
 
     Without class names, a model's class numbers may differ from those of the images.
     """
-    if images.class_names is None or not facts.class_names:
+    if images.class_names is None or not names:
         return None, ""
     try:
-        return tuple(facts.class_names[number] for number in class_numbers(images, facts.class_names)), ""
+        return class_numbers(images, names, "artifact").tolist(), ""
     except DataError as error:
         return None, f"The galleries do not say which predictions are right: {error}"
 
 
-def _gallery(entry: PageArtifact, runner: Runner, images: Sequence[DecodedImage], classes: tuple[str, ...] | None,
-             pictures: dict[str, Picture]) -> Gallery:
-    facts: ArtifactFacts = pruned_facts(runner)
+def _gallery(entry: PageArtifact, runner: Runner, images: Sequence[DecodedImage], classes: list[int] | None,
+             labels: str | None, pictures: dict[str, Picture]) -> Gallery:
+    facts: ArtifactFacts = with_labels(pruned_facts(runner), labels)
     shots: list[Shot] = []
     counts: tuple[int, ...] = ()
     for start in range(0, len(images), CHUNK):
@@ -135,18 +142,20 @@ def _gallery(entry: PageArtifact, runner: Runner, images: Sequence[DecodedImage]
             digest = hashlib.sha256(view.pixels.tobytes() + str(view.pixels.shape).encode()).hexdigest()
             if digest not in pictures:
                 pictures[digest] = Picture(f"picture-{len(pictures)}", _data_uri(view.pixels), _is_small(view.pixels))
-            label = classes[image.label] if classes and image.label is not None else None
-            shots.append(_shot(view, pictures[digest].id, label))
+            number = classes[image.label] if classes and image.label is not None else None
+            label = facts.class_names[number] if facts.class_names and number is not None else None
+            shots.append(_shot(view, pictures[digest].id, label, right=number == view.number))
             counts = view.counts
     return Gallery(entry, facts.model.grid, counts, tuple(shots), max(facts.model.image_size) <= SMALL)
 
 
-def _shot(view: ImageView, picture: str, label: str | None) -> Shot:
+def _shot(view: ImageView, picture: str, label: str | None, right: bool) -> Shot:
+    """A shot; without a `label` it is not known whether the prediction is `right`."""
     confidence = f"{view.confidence:.0%}" if view.confidence >= 0.1 else f"{view.confidence:.1%}"
-    right = None if label is None else label == view.prediction
     alt = f"{Path(view.name).name}: predicted {view.prediction}, {confidence} sure"
-    alt += "" if right is None or right else f", but it is {label}"
-    return Shot(picture, alt, view.prediction, confidence, label, right, tuple(map(dropped_path, view.kept)))
+    alt += "" if label is None or right else f", but it is {label}"
+    return Shot(picture, alt, view.prediction, confidence, label, None if label is None else right,
+                tuple(map(dropped_path, view.kept)))
 
 
 def dropped_path(kept: NDArray[np.bool_]) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import own_version
-from ..artifacts.files import atomic_write, check_target
+from ..artifacts.files import atomic_write, check_target, require_file
 from ..data.images import Track, no_track
 from ..data.open import check_source
 from ..errors import ConfigError
@@ -84,7 +84,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, config: Repo
     Raises:
         ConfigError: `out` does not have the suffix .html or .htm.
         ArtifactError: the folder does not exist or has nothing of dyvit in it, or the file cannot be written.
-        DataError: `config.data` has no images.
+        DataError: `config.data` has no images, or `config.labels` are not those of an artifact.
         MissingDependency: Jinja2 is not installed.
     """
     # Checked before the work starts.
@@ -96,6 +96,8 @@ def write_report(folder: str | Path, out: str | Path | None = None, config: Repo
         raise ConfigError(f"The page is written as .html, not as {path.name!r}.")
     if config.data:
         check_source(config.data)
+    if config.labels:
+        require_file(config.labels)
     collection = collect(folder, track)
     check_target(path)
     judgements = judge(collection, config.max_drop)
@@ -112,10 +114,10 @@ def _galleries(collection: Collection, config: ReportConfig, track: Track[Any]) 
     if not config.run or not config.images or not pruned:
         return Galleries((), (), ())
     if config.data:
-        return make_galleries(pruned, config.data, config.images, track)
+        return make_galleries(pruned, config.data, config.images, track, config.labels)
     on_digits = [entry for entry in pruned if data_of(entry) == "digits"]
     if on_digits and installed("sklearn"):
-        return make_galleries(on_digits, "digits", config.images, track)
+        return make_galleries(on_digits, "digits", config.images, track, config.labels)
     return Galleries((), (), ("There are no galleries of kept patches: add --data with a folder of images.",))
 
 

@@ -18,11 +18,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ..data.folder import IMAGE_SUFFIXES
 from ..data.images import UNREADABLE, Track, no_track
 from ..data.open import open_images
 from ..data.preprocess import resize_and_crop
 from ..data.reading import decode
+from ..data.walk import FORMATS, IMAGE_SUFFIXES, LeftOut, walk
 from ..errors import ConfigError, DataError
 from ..parity.compare import BatchParity, compare_outputs, default_tolerance
 from ..runners.base import Outputs, join_outputs, run_in_batches
@@ -33,6 +33,8 @@ from .repository import ServedModel, read_repository, server_flags
 from .server import LOOPBACK, Ports, Server, check_version, find_triton, responds
 
 BATCH, THREADS = 8, 8
+# Of the formats that models/preprocess.py decodes.
+SERVED_SUFFIXES = (*FORMATS["JPEG"], *FORMATS["PNG"], *FORMATS["WEBP"])
 # Triton's own default.
 FIRST_PORT = 8000
 # Bytes of the largest request that is sent.
@@ -170,22 +172,27 @@ class Encoded(NamedTuple):
 
 
 def _encoded(source: str, model: ServedModel, limit: int) -> list[Encoded]:
-    """The image files in a folder, unchanged, or the images of a data set as PNG."""
+    """The image files in a folder, or the images of a data set as PNG. Files of formats that Triton is not given are
+    sent as PNG, too."""
     if Path(source).is_dir():
-        paths = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        files = [Encoded(str(path), path.read_bytes()) for path in paths[:limit]]
-        return [image for image in files if _readable(image)] or _no_images(source)
+        left_out = LeftOut()
+        paths = list(walk(source, IMAGE_SUFFIXES, left_out))
+        left_out.tell(source)
+        return [image for path in paths[:limit] if (image := _read_file(path))] or _no_images(source)
     images = open_images(source, model.servable.facts.model, limit=limit)
     return [Encoded(name, _png(pixels)) for batch in images.batches(BATCH)
             for name, pixels in zip(batch.names, batch.images)]
 
 
-def _readable(image: Encoded) -> bool:
+def _read_file(path: str) -> Encoded | None:
+    """The file as it is sent; None if it cannot be read."""
     try:
-        decode(io.BytesIO(image.content))
+        content = Path(path).read_bytes()
+        image = decode(io.BytesIO(content))
     except UNREADABLE:
-        return False
-    return True
+        return None
+    as_it_is = path.lower().endswith(SERVED_SUFFIXES)
+    return Encoded(path, content if as_it_is else _png(np.asarray(image)))
 
 
 def _no_images(source: str) -> list[Encoded]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..artifacts.files import atomic_write, make_folder, require_source
 from ..calibration.targets import FORMAT_SUFFIXES
 from ..config import KeepRequest, LoadConfig
+from ..data.label_files import read_labels
 from ..deploy.config import DeployConfig
 from ..deploy.pipeline import export_artifact, plan_artifact
 from ..deploy.report import DeployReport, Progress
@@ -89,6 +90,7 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
     Raises:
         ConfigError: options that contradict one another, an engine that was not made from the checkpoint, or
             a name that is taken.
+        DataError: `serving.labels` are not those of the model.
         ArtifactError, ExportError: `source` cannot be read, or an artifact or the repository cannot be written.
     """
     folder, source = Path(folder), require_source(source)
@@ -178,6 +180,8 @@ def _check_free(source: Path, folder: Path, serving: ServingConfig, load: LoadCo
     # Raises for a schedule that the model cannot have.
     for found in facts:
         _ = found.prune and found.prune.counts(found.model.patches)
+        if serving.labels:
+            read_labels(serving.labels, found.model.classes)
     name = serving.name or (facts and model_name(facts[0]))
     ratios = load.keep.ratios or ()
     for core in ([f"{name}-{ratio:g}" for ratio in ratios] if len(ratios) > 1 else [name]):

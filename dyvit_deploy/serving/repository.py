@@ -15,6 +15,7 @@ from typing import Any
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import atomic_write, make_folder
 from ..data import preprocess as preprocessing
+from ..data.label_files import read_labels
 from ..errors import ArtifactError, ConfigError, ExportError
 from ..graph.read import Tensor
 from ..optional import require
@@ -101,14 +102,15 @@ def model_folders(served: Mapping[float, Servable], settings: ServingConfig) -> 
 
     Raises:
         ConfigError: `settings.max_batch` is larger than an engine's largest batch.
+        DataError: `settings.labels` are not those of the model.
     """
     ratios = sorted(served, reverse=True)
     first = served[ratios[0]]
     name = settings.name or model_name(first.facts)
     cores = {ratio: name if len(ratios) == 1 else f"{name}-{ratio:g}" for ratio in ratios}
     # One line each, even if a name has line breaks.
-    labels = "".join(f"{' '.join(str(label).split())}\n"
-                     for label in first.facts.class_names or range(first.facts.model.classes))
+    names = read_labels(settings.labels, first.facts.model.classes) if settings.labels else first.facts.class_names
+    labels = "".join(f"{' '.join(str(label).split())}\n" for label in names or range(first.facts.model.classes))
     batch = _max_batch(served.values(), settings.max_batch)
     prepare = f"{name}{PREPROCESS}"
     found = []

@@ -36,6 +36,7 @@ class SweepConfig(JsonConfig):
     data: str | None = option(None, "Images to compare on, and to calibrate on without --calib: digits, a folder; "
                                     "labels give top-1.")
     images: int | None = option(None, "At most this many.")
+    class_map: str | None = option(None, "The model's class for each class folder, as for dyvit eval.", metavar="FILE")
     seconds: float = option(10.0, "Time limit per artifact and batch size; default: {default}.")
     threads: int = option(0, "Threads of ONNX Runtime and OpenVINO; default: all cores.")
     device: str | None = device_option()

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import library_versions
-from ..artifacts.files import make_folder, sha256, size_mib
+from ..artifacts.files import make_folder, require_file, sha256, size_mib
 from ..bench.config import BenchConfig
 from ..bench.process import make_feed
 from ..bench.report import Timing
 from ..bench.run import REPORTED_LIBRARIES
 from ..config import KeepRequest, LoadConfig
-from ..data.labels import class_numbers
+from ..data.labels import check_numbers, class_numbers, numbering, require_labels
 from ..data.open import check_source, open_images
 from ..deploy.config import DeployConfig
 from ..deploy.dense import benchmark
 from ..deploy.pipeline import export_artifact
 from ..deploy.plan import export_command
 from ..deploy.report import Progress
-from ..errors import ArtifactError, CheckpointError, DataError, DyvitError, ExportError, MissingDependency
+from ..errors import ArtifactError, CheckpointError, DyvitError, ExportError, MissingDependency
 from ..evaluation.config import EvalConfig
 from ..evaluation.evaluate import evaluate_artifact
 from ..export.config import ExportConfig
@@ -29,6 +29,7 @@ from ..machine.hardware import machine
 from ..parity.compare import ParityReport, check_artifacts
 from ..parity.config import CheckConfig
 from ..runners.open import open_runner
+from ..settings.notes import assume
 from .chart import draw_charts
 from .grid import GridPoint, SweepConfig, at_ratio, check_runnable
 from .report import Skipped, SweepReport, with_front
@@ -76,6 +77,8 @@ class _Sweep:
         self.labelled = False
         self.number: int | None = None
         self.judged = {"data": self.config.data, "images": self.config.images}
+        if self.config.class_map:
+            self.judged["class_map"] = sha256(require_file(self.config.class_map))
         self.how = {"seconds": self.config.seconds, "threads": self.config.threads, "device": self.config.device}
 
     def run(self) -> SweepReport:
@@ -141,10 +144,12 @@ class _Sweep:
         images = open_images(self.config.data, facts.model, "test", self.config.images)
         self.labelled = images.class_names is not None
         if self.labelled:
-            known = len(class_numbers(images, facts.class_names))
-            if facts.class_names is None and known != facts.model.classes:
-                raise DataError(f"{images.name} has {known} classes, the model {facts.model.classes}; sweep it on the "
-                                "data that it was trained for.")
+            class_map = self.config.class_map
+            numbers = class_numbers(images, facts.class_names, class_map=class_map)
+            if class_map or not facts.class_names:
+                check_numbers(images, numbers, facts.model.classes, class_map)
+            if not class_map and not facts.class_names:
+                assume(numbering(self.checkpoint, images.name, require_labels(images)))
 
     def _complete(self, candidate: GridPoint) -> None:
         """Exports the candidate unless its file exists, measures its quality, and stores the results."""
@@ -177,7 +182,7 @@ class _Sweep:
         seen = {"data": compared.data, "compared": max(b.images for b in compared.batches)}
         failures = compared.failures
         if self.labelled and not failures:
-            wanted = EvalConfig("test", self.config.images, device=self.config.device)
+            wanted = EvalConfig("test", self.config.images, device=self.config.device, class_map=self.config.class_map)
             evaluated = evaluate_artifact(path, data or "", wanted, track=self.quiet.track)
             top1, failures = evaluated.top1, evaluated.failures
             seen |= {"data": evaluated.data, "evaluated": evaluated.images}

@@ -9,7 +9,7 @@ import torch
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import make_folder
 from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
-from ..data.labels import class_numbers, require_labels
+from ..data.labels import class_numbers, numbering, require_labels
 from ..data.open import open_images
 from ..errors import ConfigError, TrainingError
 from ..evaluation.evaluate import evaluate
@@ -18,6 +18,7 @@ from ..model import vit
 from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
 from ..model.dynamicvit import DynamicViT
 from ..runners.pytorch import PyTorchRunner, torch_device
+from ..settings.notes import assume
 from .loop import VAL_BATCH, Run
 from .plan import TrainConfig, TrainPhase
 from .recipe import Recipe, make_recipe, read_recipe
@@ -74,6 +75,8 @@ def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
     backbone = load_backbone(source, facts.model)
     names = backbone.facts.class_names
     same = names is None or names == facts.class_names
+    if names is None and not backbone.new_head:
+        assume(numbering(str(source), "the training split", facts.class_names or ()))
     return backbone if same else backbone._replace(new_head=True)
 
 

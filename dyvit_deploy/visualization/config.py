@@ -26,6 +26,8 @@ class VisualizeConfig(JsonConfig):
                         choices=STYLES)
     format: str = option("png", "gif and webp move; default: png, with --animate gif.",
                          choices=(*STILLS, *ANIMATIONS))
+    labels: str | None = option(None, "Names of the model's classes: one per line, JSON, or ImageNet's own lists.",
+                                metavar="FILE")
     heatmap: bool = option(False, "Draw how often each patch is kept, over all images.")
     diff: bool = option(False, "Draw the images of which two artifacts keep different patches.")
     batch: int = option(32, "Images per run.")

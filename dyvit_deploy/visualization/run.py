@@ -23,7 +23,7 @@ from ..runners.open import is_checkpoint, open_runner
 from .config import DATA_IMAGES, VisualizeConfig
 from .drawings import DifferenceDrawing, Drawing, HeatMapDrawing, ImageDrawing
 from .report import VisualizeReport
-from .views import pruned_facts, require_scores, view_images
+from .views import pruned_facts, require_scores, view_images, with_labels
 
 
 def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (), folder: str | Path = "masks",
@@ -40,7 +40,7 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
 
     Raises:
         ConfigError: an artifact does not output its kept patches, two cannot be compared, or options contradict.
-        DataError: there is no image, or none can be read.
+        DataError: there is no image, or none can be read, or `config.labels` are not those of the model.
         MissingDependency: matplotlib is not installed.
     """
     require("matplotlib", extra="report")
@@ -48,7 +48,7 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
     _check_request(artifacts, names, Path(folder), config)
     with contextlib.ExitStack() as stack:
         runners = _open(stack, artifacts, config, load)
-        facts = [pruned_facts(runner) for runner in runners]
+        facts = [with_labels(pruned_facts(runner), config.labels) for runner in runners]
         if config.style == "scores":
             require_scores(runners[0], facts[0])
         _check_pair(runners, facts)

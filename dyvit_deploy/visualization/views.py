@@ -1,6 +1,7 @@
 """Runs a model on images: which patches it keeps, and which class it predicts."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.facts import ArtifactFacts
+from ..data.label_files import read_labels
 from ..data.reading import DecodedImage
 from ..errors import ConfigError
 from ..evaluation.metrics import softmax
@@ -21,7 +23,8 @@ class ImageView(NamedTuple):
     pixels: uint8 [height, width, 3], RGB, resized and cropped.
     kept: bool [S, rows, columns], True for patches that are left after a stage.
     scores: float32 [S, rows, columns], -inf for patches dropped before; None if the backend outputs no scores.
-    prediction: the likeliest class, with its probability `confidence`, 0..1.
+    prediction: the name of the likeliest class, with its probability `confidence`, 0..1.
+    number: that class; another one may have the same name.
     """
 
     name: str
@@ -30,6 +33,7 @@ class ImageView(NamedTuple):
     scores: NDArray[np.float32] | None
     prediction: str
     confidence: float
+    number: int
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -58,6 +62,13 @@ def pruned_facts(runner: Runner) -> ArtifactFacts:
     return facts
 
 
+def with_labels(facts: ArtifactFacts, labels: str | None) -> ArtifactFacts:
+    """`facts` with the class names of the file `labels`, if one is given; raises its errors, see `read_labels`."""
+    if labels is None:
+        return facts
+    return dataclasses.replace(facts, class_names=read_labels(labels, facts.model.classes))
+
+
 def require_scores(runner: Runner, facts: ArtifactFacts) -> None:
     """Raises ConfigError unless the backend outputs the score of each patch."""
     if not _run_blank(runner, facts).scores:
@@ -81,4 +92,4 @@ def view_images(runner: Runner, facts: ArtifactFacts, images: Sequence[DecodedIm
     names = facts.class_names or [f"class {number}" for number in range(probabilities.shape[1])]
     best = probabilities.argmax(axis=1)
     return [ImageView(image.name, image.pixels, kept[i], None if scores is None else scores[i], names[best[i]],
-                      float(probabilities[i, best[i]])) for i, image in enumerate(images)]
+                      float(probabilities[i, best[i]]), int(best[i])) for i, image in enumerate(images)]

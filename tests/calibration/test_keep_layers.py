@@ -38,10 +38,11 @@ def answers(classes):
     return fake_runner(np.eye(2)[np.asarray(classes)])
 
 
-def test_a_drop_is_of_top1_where_there_are_labels(tmp_path):
+def test_a_drop_is_of_top1_where_there_are_labels(tmp_path, caplog):
     labelled = images(tmp_path, 2)                      # four of class0, then four of class1
     meter = DropMeter(answers([0, 0, 0, 0, 1, 1, 1, 0]), labelled, 50)
     assert meter.labelled
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == ["fake has no class names"]
     assert meter.points(answers([0, 0, 0, 0, 1, 1, 0, 0])) == pytest.approx(12.5)
     assert meter.points(answers([0, 0, 0, 0, 1, 1, 1, 1])) == pytest.approx(-12.5)
 

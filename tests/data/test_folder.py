@@ -3,8 +3,11 @@ import pytest
 from helpers import tiny_config
 from PIL import Image
 
+from dyvit_deploy.data.folder import in_order
 from dyvit_deploy.data.images import NoiseImages
+from dyvit_deploy.data.listing import list_images
 from dyvit_deploy.data.open import open_images
+from dyvit_deploy.data.reading import decode
 from dyvit_deploy.errors import DataError
 
 
@@ -100,7 +103,7 @@ def test_broken_images_are_named_skipped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("mode, value", [("L", 9), ("RGBA", (1, 2, 3, 4)), ("CMYK", (1, 2, 3, 4)), ("P", 3),
-                                         ("I;16", 5)])
+                                         ("I;16", 5000)])
 def test_odd_modes_become_rgb(tmp_path, mode, value):
     picture(tmp_path / ("x.tiff" if mode in ("CMYK", "I;16") else "x.png"), mode=mode, value=value)
     [batch] = open_images(str(tmp_path), tiny_config()).batches(1)
@@ -149,3 +152,78 @@ def test_unknown_sources_are_refused_with_the_nearest_name():
 def test_noise_is_reproducible_and_has_the_models_input_size():
     one, two = (next(iter(NoiseImages(tiny_config(), 5).batches(8))) for _ in range(2))
     assert np.array_equal(one.images, two.images) and one.images.shape == (5, 32, 32, 3)
+
+
+def notes(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "dyvit_deploy.notes"]
+
+
+@pytest.mark.parametrize("names", [[str(i) for i in range(12)], [f"{i:02d}" for i in range(12)]])
+def test_folders_named_0_to_n_are_classes_by_number(tmp_path, names):
+    for value, name in enumerate(names):
+        picture(tmp_path / name / "a.png", value=(value, 0, 0))
+    images = open_images(str(tmp_path), tiny_config())
+    [batch] = images.batches(12)
+    assert images.class_names == tuple(names)
+    assert batch.labels.tolist() == batch.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("names", [("1", "10", "2"), ("0", "00", "1"), ("0", "1", "10", "cat"), ("\u0660", "\u0661")])
+def test_other_folders_are_classes_in_alphabetical_order(names):
+    assert in_order(names) == sorted(names)
+
+
+def test_hidden_files_and_folders_are_left_out_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name in ("cat/1.png", "dog/1.png", ".ipynb_checkpoints/1.png", "cat/._1.png"):
+        picture(tmp_path / name)
+    images = open_images(str(tmp_path), tiny_config())
+    assert images.class_names == ("cat", "dog") and len(images) == 2
+    assert notes(caplog) == [f"2 hidden files and folders in {tmp_path} were left out."]
+
+
+def test_files_that_are_skipped_for_their_suffix_are_counted_by_it(tmp_path, caplog):
+    caplog.set_level("INFO")
+    picture(tmp_path / "a" / "1.PNG")
+    for name in ("1.txt", "2.TXT", "3.heic", "README", "x.\x1b[31m"):
+        (tmp_path / "a" / name).touch()
+    assert len(open_images(str(tmp_path), tiny_config())) == 1
+    assert notes(caplog) == [f"Files in {tmp_path} without the suffix of an image were skipped: "
+                             "2 .txt, 2 others, 1 .heic."]
+
+
+def test_nothing_is_said_of_a_folder_with_nothing_but_images(tmp_path, caplog):
+    caplog.set_level("INFO")
+    picture(tmp_path / "a" / "1.png")
+    open_images(str(tmp_path), tiny_config())
+    assert not notes(caplog)
+
+
+def test_folders_that_are_links_are_followed_in_training_and_prediction_alike(tmp_path, caplog):
+    caplog.set_level("INFO")
+    picture(tmp_path / "elsewhere" / "1.png")
+    picture(tmp_path / "data" / "cat" / "1.png")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "cat" / "loop").symlink_to(tmp_path / "data")
+    images = open_images(str(tmp_path / "data"), tiny_config())
+    [batch] = images.batches(8)
+    assert images.class_names == ("cat", "dog") and batch.labels.tolist() == [0, 1]
+    assert [place.name for place in list_images([str(tmp_path / "data")], [])] == batch.names
+    assert notes(caplog) == [f"Links in {tmp_path}/data to a folder that contains them were not followed, 1 in all; "
+                             f"the first: {tmp_path}/data/cat/loop."]
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.eps"])
+def test_a_file_of_another_format_is_not_given_to_other_programs(tmp_path, monkeypatch, name):
+    from PIL import EpsImagePlugin
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
+    (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="not an image of a known format"):
+        decode(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "gif", "ppm"])
+def test_every_listed_format_is_decoded(tmp_path, suffix):
+    picture(tmp_path / f"a.{suffix}", value=(50, 100, 150))
+    [batch] = open_images(str(tmp_path), tiny_config()).batches(1)
+    assert np.abs(batch.images[0, 16, 16].astype(int) - [50, 100, 150]).max() <= 2

@@ -58,6 +58,7 @@ def test_rows_without_an_image_or_a_label_are_skipped_and_recorded(tmp_path):
     (dict(text=["a"], label=[0]), "no images: its columns are text, label"),
     (dict(image=[None]), "no labels: its columns are image"),
     (dict(image=[None], label=[-1]), "no labels in this split"),
+    (dict(image=[None], label=[300000000]), "column label .* has the class number 300000000"),
 ])
 def test_unusable_columns_are_refused(tmp_path, columns, message):
     with pytest.raises(DataError, match=message):

@@ -27,3 +27,10 @@ def test_an_unknown_class_is_named_with_the_owner_of_the_known_ones(tmp_path, kn
 def test_images_without_labels_are_refused():
     with pytest.raises(DataError, match="noise has no labels"):
         require_labels(NoiseImages(tiny_config(), 2))
+
+
+def test_a_name_that_the_model_has_twice_is_refused_only_where_it_is_needed(tmp_path):
+    two = images(tmp_path, 2)
+    assert class_numbers(two, ("crane", "class1", "crane", "class0")).tolist() == [3, 1]
+    with pytest.raises(DataError, match=r"several classes with the name 'class1' .*--class-map FILE"):
+        class_numbers(two, ("class1", "class1", "class0"))

@@ -101,7 +101,7 @@ def test_images_and_labels_that_cannot_be_read_are_named(tmp_path):
     assert len(greys(images)) == 1
     assert [line.split("val-0.tar/")[1] for line in images.skipped] == [
         "b: it is not an image of a known format", "c: there is no .cls file",
-        "d: there is no .jpg or .jpeg or .png or .webp file"]
+        "d: there is no .jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff, .gif, .ppm, .pgm or .pbm file"]
     assert len(list(images.stream(0, 0, 1))) == 1
 
 
@@ -126,9 +126,26 @@ def test_streams_are_drawn_by_epoch_and_shared_by_workers(folder):
     assert sorted(torch_data.DataLoader(Stream(), batch_size=None, num_workers=2)) == list(range(30))
 
 
-def test_a_scan_counts_images_and_collects_labels_of_a_shard(folder):
+def test_a_scan_counts_images_and_finds_the_largest_label_of_a_shard(folder):
     shard = scan_shard(folder / "val-0000.tar")
-    assert shard.images == 7 and shard.labels == {0, 1, 2} and shard.damage is None
+    assert shard.images == 7 and shard.largest[0] == 2 and shard.damage is None
+
+
+@pytest.mark.parametrize("number", [b"300000000", b"9" * 5000])
+def test_a_class_number_that_no_data_set_has_is_named_at_once(tmp_path, number):
+    with webdataset.TarWriter(str(tmp_path / "test-0.tar")) as shard:
+        shard.write({"__key__": "a", "png": Image.new("RGB", (40, 40)), "cls": 3})
+        shard.write({"__key__": "b", "png": Image.new("RGB", (40, 40)), "cls": number})
+    with pytest.raises(DataError, match=r"test-0.tar/b.cls has the class number (3|9)\d+, .* correct it"):
+        opened(tmp_path, "test")
+
+
+def test_hidden_shards_are_not_read(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "test-0.tar")) as shard:
+        shard.write({"__key__": "a", "png": Image.new("RGB", (40, 40)), "cls": 0})
+    (tmp_path / "._test-0.tar").write_bytes(b"Mac OS X")
+    images = opened(tmp_path, "test")
+    assert len(images) == len(greys(images)) == 1 and not images.skipped
 
 
 def unlabelled(folder):

@@ -27,6 +27,10 @@ class Labelled:
             yield Batch(np.zeros((len(labels), 32, 32, 3), np.uint8), labels, boxes, ["x"] * len(labels))
 
 
+def named(facts, names="abcde"):
+    return dataclasses.replace(facts, class_names=tuple(names))
+
+
 def answers(logits, kept, facts):
     """A runner whose output for image i of four is row i."""
     state = {"next": 0}
@@ -56,7 +60,7 @@ def test_top1_and_coverage_are_counted_over_all_images(batch):
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_keep_maps_are_the_fraction_of_images_that_keep_each_patch(batch):
-    _, facts = tiny_model(0.5)
+    facts = named(tiny_model(0.5)[1])
     first = np.array([range(8), range(8), range(8), range(8, 16)])
     report = evaluate(answers(np.eye(4, 5), [first, first[:, :4], first[:, :2]], facts), Labelled(), batch)
     maps = [np.array(stage.probability) for stage in report.keep_maps]
@@ -85,7 +89,7 @@ def test_an_artifact_without_kept_patches_gets_a_note_instead_of_maps():
     _, facts = tiny_model(0.5)
     report = evaluate(answers(np.eye(4, 5), [], facts), Labelled(), 4)
     assert not report.keep_maps and "--with-tokens" in report.notes[0]
-    dense = evaluate(answers(np.eye(4, 5), [], tiny_model(None)[1]), Labelled(), 4)
+    dense = evaluate(answers(np.eye(4, 5), [], named(tiny_model(None)[1])), Labelled(), 4)
     assert not dense.keep_maps and not dense.notes
 
 
@@ -120,8 +124,32 @@ def test_images_without_labels_are_refused():
 
 def test_other_numbers_of_classes_are_refused_where_names_are_unknown():
     _, facts = tiny_model()
-    with pytest.raises(DataError, match="5 classes, the model 2"):
+    with pytest.raises(DataError, match=r"5 classes, the model 2; .* --class-map FILE"):
         evaluate(answers(np.zeros((4, 2)), [], facts), Labelled(), 4)
+
+
+@pytest.mark.parametrize("facts", [None, tiny_model(None)[1]])
+def test_the_order_of_classes_is_a_note_where_the_model_has_no_names(facts):
+    runner = answers(np.eye(4, 5), [], facts)
+    assert evaluate(runner, Labelled(), 4).notes == (
+        f"{runner.name} has no class names; its classes 0 to 4 are taken to be those of four in this order: "
+        "a, b, c, ... e.",)
+    assert not evaluate(answers(np.eye(4, 5), [], named(tiny_model(None)[1])), Labelled(), 4).notes
+
+
+@pytest.mark.parametrize("facts", [None, tiny_model(None, classes=9)[1], named(tiny_model(None)[1], "vwxyzefgh")])
+def test_a_class_map_gives_the_models_number_of_each_folder_and_counts_over_all_classes(tmp_path, facts):
+    # The third image is taken for a class that none of the folders has.
+    logits = np.eye(9)[[8, 7, 0, 5]]
+    (tmp_path / "map.txt").write_text("b 7\na,8\nc 6\nd\t5\ne 1\nunused 3\n")
+    report = evaluate(answers(logits, [], facts), Labelled(), 4, class_map=str(tmp_path / "map.txt"))
+    assert report.top1 == 0.75 and len(report.notes) == 1 and "best of all classes" in report.notes[0]
+
+
+def test_a_class_map_beyond_the_models_classes_names_the_folder(tmp_path):
+    (tmp_path / "map.txt").write_text("a 8\nb 5\nc 2\nd 1\ne 0")
+    with pytest.raises(DataError, match="gives 'a' the class 8, and the classes of the model are 0 to 4"):
+        evaluate(answers(np.eye(4, 5), [], None), Labelled(), 4, class_map=str(tmp_path / "map.txt"))
 
 
 def test_labels_are_matched_by_class_name():

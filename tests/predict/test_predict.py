@@ -86,6 +86,29 @@ def test_classes_have_their_names_where_the_artifact_knows_them(tmp_path, photos
     assert all(sum(row.probabilities) == pytest.approx(1) for row in seen)
 
 
+def test_a_file_names_the_classes_of_rows_and_is_refused_if_it_is_of_another_model(tmp_path, graph, photos):
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    numbers, names = [], []
+    dv.predict_images(graph, photos, dv.PredictConfig(top=5), watch=numbers.extend)
+    dv.predict_images(graph, photos, dv.PredictConfig(top=5, labels=str(tmp_path / "labels.txt")), watch=names.extend)
+    assert [tuple("01234"[("ant", "bee", "cat", "dog", "elk").index(name)] for name in row.classes)
+            for row in names] == [row.classes for row in numbers]
+    (tmp_path / "labels.txt").write_text("ant\nbee\n")
+    result = dyvit("predict", graph, photos, "--labels", tmp_path / "labels.txt", "--csv", tmp_path / "o.csv")
+    assert result.exit_code == 1 and "has 2 names, and the model has 5 classes" in result.stderr
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_rows_with_other_names_are_not_resumed(tmp_path, graph, photos):
+    from dyvit_deploy.predict.run import _identity
+    seen = []
+    for text in ("abcde", "edcba"):
+        (tmp_path / "labels.txt").write_text("\n".join(text))
+        labels = str(tmp_path / "labels.txt")
+        seen.append(_identity(graph, ["photos"], dv.PredictConfig(labels=labels), dv.LoadConfig()))
+    assert seen[0] != seen[1] and "labels" not in _identity(graph, ["photos"], dv.PredictConfig(), dv.LoadConfig())
+
+
 @pytest.mark.parametrize("fixed", [None, 3])
 def test_what_cannot_be_read_is_a_row_with_its_error_and_stops_nothing(tmp_path, monkeypatch, grey_runner, fixed):
     grey_runner[0] = fixed

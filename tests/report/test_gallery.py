@@ -5,6 +5,7 @@ import pytest
 from helpers import tiny_model
 
 import dyvit_deploy as dv
+from dyvit_deploy.errors import DataError
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.report import gallery
 
@@ -40,6 +41,24 @@ def test_classes_that_a_model_does_not_know_are_not_judged(named):
     assert ", not <bdi>" not in page and ", but it is" not in page
     [note] = [line for line in report.notes if "do not say which predictions are right" in line]
     assert "'cat'" in note
+
+
+def test_a_file_names_the_classes_that_are_shown_and_leaves_judgement_to_the_artifact(named):
+    _, before = written(named)
+    (named / "labels.txt").write_text("\n".join(f"kind{i}" for i in range(5)))
+    config = dv.ReportConfig(str(named / "photos"), labels=str(named / "labels.txt"))
+    dv.write_report(named / "run", config=config)
+    page = (named / "run/report.html").read_text()
+    assert "<bdi>kind" in page and "<bdi>class0" not in page
+    assert page.count('<span class="fail"><bdi>') == before.count('<span class="fail"><bdi>')
+    # Equal names of different classes do not make a wrong prediction right.
+    (named / "labels.txt").write_text("same\n" * 5)
+    dv.write_report(named / "run", config=config)
+    again = (named / "run/report.html").read_text()
+    assert again.count('<span class="fail"><bdi>') == before.count('<span class="fail"><bdi>')
+    (named / "labels.txt").write_text("one")
+    with pytest.raises(DataError, match="has 1 names, and the model has 5 classes"):
+        dv.write_report(named / "run", config=config)
 
 
 def test_images_run_in_chunks(named, monkeypatch):

@@ -11,7 +11,7 @@ from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data import preprocess
 from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.engine.config import BuildConfig
-from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
+from dyvit_deploy.errors import ArtifactError, ConfigError, DataError, ExportError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.model import checkpoint as checkpoints
 from dyvit_deploy.model.checkpoint import save_checkpoint
@@ -265,6 +265,19 @@ def test_class_names_with_line_breaks_stay_one_line_each(tmp_path, quick_export)
     export_repository(tmp_path / "named.safetensors", tmp_path / "repo", ServingConfig(name="m"))
     assert len(read_repository(tmp_path / "repo")) == 1
     assert (tmp_path / "repo/m/labels.txt").read_text("utf-8").split("\n")[:2] == ["a b", "c"]
+
+
+def test_a_file_names_the_classes_and_is_checked_before_the_export(tmp_path, checkpoint, monkeypatch):
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\nelk, wapiti\n")
+    named = ServingConfig(name="m", labels=str(tmp_path / "labels.txt"))
+    export_repository(checkpoint, tmp_path / "repo", named)
+    assert len(read_repository(tmp_path / "repo")) == 1
+    assert (tmp_path / "repo/m/labels.txt").read_text() == (tmp_path / "labels.txt").read_text()
+    (tmp_path / "labels.txt").write_text("ant\n")
+    from dyvit_deploy.serving import export
+    monkeypatch.setattr(export, "export_artifact", lambda *_: pytest.fail("exported in vain"))
+    with pytest.raises(DataError, match="has 1 names, and the model has 5 classes"):
+        export_repository(checkpoint, tmp_path / "other", named)
 
 
 def test_a_name_that_is_taken_is_refused_before_the_export(tmp_path, checkpoint, monkeypatch):

@@ -323,6 +323,25 @@ def test_images_that_cannot_be_used_are_refused_before_the_work(made, fake, tmp_
     assert not fake.calls and not (tmp_path / "s").exists()
 
 
+def test_the_order_of_classes_is_told_once_where_the_checkpoint_has_no_names(made, fake, tmp_path, caplog):
+    run_sweep(made[0], tmp_path, config(made))
+    [told] = [record.getMessage() for record in caplog.records if record.name == "dyvit_deploy.notes"]
+    assert "tiny.safetensors has no class names" in told and told.endswith("class0, class1, class2, ... class4.")
+
+
+def test_a_class_map_is_passed_on_and_another_one_repeats_the_evaluation(made, fake, tmp_path):
+    two = str(photo_folder(tmp_path / "two", 4, classes=2))
+    mapped = config(made, data=two, class_map=str(tmp_path / "map.txt"))
+    for text, evaluations in (("class0 4\nclass1 2", 4), ("class0 4\nclass1 2", 0), ("class0 4\nclass1 3", 4)):
+        (tmp_path / "map.txt").write_text(text)
+        fake.calls.clear()
+        run_sweep(made[0], tmp_path / "out", mapped)
+        assert [call[0] for call in fake.calls].count("eval") == evaluations
+    (tmp_path / "map.txt").write_text("class0 5\nclass1 2")
+    with pytest.raises(DataError, match="gives 'class0' the class 5"):
+        run_sweep(made[0], tmp_path / "out", mapped)
+
+
 def test_without_labels_the_dense_model_is_the_measure_and_noise_is_no_evidence(made, fake, tmp_path):
     flat = str(photo_folder(tmp_path / "flat", 4))
     report = run_sweep(made[0], tmp_path / "a", config(made, data=flat))

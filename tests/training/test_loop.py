@@ -368,6 +368,15 @@ def test_a_backbone_with_another_order_of_classes_is_trained_on_the_data_first(d
         train(config(data, backbone=data / "other.safetensors", eval_only=True))
 
 
+@pytest.mark.parametrize("names, assumed", [(None, 1), (("dark", "light"), 0)])
+def test_the_order_of_classes_is_told_where_the_backbone_has_no_names(data, caplog, names, assumed):
+    model, facts = tiny_model(None, classes=2)
+    save_checkpoint(data / "other.safetensors", model, dataclasses.replace(facts, class_names=names))
+    train(config(data, backbone=data / "other.safetensors", keep=KeepRequest(ratio=1.0), eval_only=True))
+    told = [r.getMessage() for r in caplog.records if "has no class names" in r.getMessage()]
+    assert len(told) == assumed and all(line.endswith("in this order: dark, light.") for line in told)
+
+
 def test_a_run_with_the_largest_seed_resumes_after_a_stop_on_the_last_step(data):
     seeded = (*SHORT, ("seed", 2**31 - 1))
     train(config(data, "whole", overrides=seeded))

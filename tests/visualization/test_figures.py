@@ -29,7 +29,7 @@ def view(grid=(4, 4), patch=8, keep=(8, 4, 2), seed=0, name="photo.jpg"):
     for stage in range(1, len(keep)):
         scores[stage, ~kept[stage - 1]] = -np.inf
     pixels = rng.integers(0, 256, (grid[0] * patch, grid[1] * patch, 3), dtype=np.uint8)
-    return ImageView(name, pixels, kept.reshape(-1, *grid), scores.reshape(-1, *grid), "7", 0.934)
+    return ImageView(name, pixels, kept.reshape(-1, *grid), scores.reshape(-1, *grid), "7", 0.934, 7)
 
 
 def texts(figure):

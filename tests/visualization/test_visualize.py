@@ -31,6 +31,19 @@ def test_a_figure_per_image_and_a_contact_sheet(tmp_path, graph):
         assert image.size == (10 + 4 * 202, 192 + 54)
 
 
+def test_a_file_names_the_classes_of_figures(tmp_path, graph):
+    photo_folder(tmp_path / "photos", 1)
+    (tmp_path / "labels.json").write_text('["ant", "ant", "ant", "ant", "ant"]')
+    result = dyvit("visualize", graph, tmp_path / "photos", "-o", tmp_path / "m", "--format", "svg", "--labels",
+                   tmp_path / "labels.json")
+    assert result.exit_code == 0, result.output
+    assert "000.png → ant, " in (tmp_path / "m/000.svg").read_text("utf-8")
+    (tmp_path / "labels.json").write_text('["ant"]')
+    result = dyvit("visualize", graph, tmp_path / "photos", "-o", tmp_path / "n", "--labels", tmp_path / "labels.json")
+    assert result.exit_code == 1 and "has 1 names, and the model has 5 classes" in result.stderr
+    assert not (tmp_path / "n").exists()
+
+
 @pytest.mark.parametrize("sort", ["onnx", "safetensors"])
 def test_a_graph_and_its_checkpoint_are_drawn_alike(tmp_path, sort):
     artifact = {"onnx": tiny_graph, "safetensors": tiny_checkpoint}[sort](tmp_path)
@@ -106,8 +119,9 @@ def odd_images(folder):
     folder.mkdir()
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))
-    for mode in ("L", "LA", "RGBA", "P", "1", "I;16"):
-        colour.convert("L" if mode == "I;16" else mode).convert(mode).save(folder / f"mode-{mode.replace(';', '')}.png")
+    for mode in ("L", "LA", "RGBA", "P", "1"):
+        colour.convert(mode).save(folder / f"mode-{mode}.png")
+    Image.fromarray(np.asarray(colour.convert("L")).astype(np.uint16) * 257).save(folder / "mode-I16.png")
     colour.convert("CMYK").save(folder / "cmyk.jpg")
     turned = Image.Exif()
     turned[0x0112] = 6
