@@ -112,10 +112,10 @@ FORMS = [
     Form(WRAPPERS, "`backbone.` and head apart, a loss with weights beside them", saved("m.ckpt", beside_backbone)),
     Form(WRAPPERS, "`torch.optim.swa_utils.AveragedModel`", saved("m.pth", averaged)),
     *(Form(AVERAGES, f"under `{key}`", saved("m.pth", with_average(key)), ema=True)
-      for key in ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model", "model_ema_state_dict", "modelEma",
-                  "teacher")),
-    Form(AVERAGES, "under `state_dict_ema`, names with `module.`", saved("m.pth", with_average("state_dict_ema", "module.")),
-         ema=True),
+      for key in ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model", "model_ema_state_dict",
+                  "modelEma", "teacher")),
+    Form(AVERAGES, "under `state_dict_ema`, names with `module.`",
+         saved("m.pth", with_average("state_dict_ema", "module.")), ema=True),
     Form(AVERAGES, "a callback of Lightning", saved("m.ckpt", lambda state, average: lightning(
         "model.", callbacks={"EMACallback": {"ema_state_dict": average}})(state, average)), ema=True),
     Form(AVERAGES, "Lightning's WeightAveraging", saved("m.ckpt", lightning_average), ema=True),

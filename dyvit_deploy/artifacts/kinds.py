@@ -57,4 +57,7 @@ def _by_content(path: Path) -> str | None:
 
 def starts_like_onnx(start: bytes) -> bool:
     """True if these first bytes may be those of a ModelProto: field 1, the IR version, then another field of it."""
-    return len(start) > 2 and start[:1] == b"\x08" and 0 < start[1] < 32 and start[2] & 7 in (0, 2) and 2 <= start[2] >> 3 <= 25
+    if len(start) < 3 or start[:1] != b"\x08" or not 0 < start[1] < 32:
+        return False
+    # The tag of a field: its number and its wire type, which is a number or bytes.
+    return 2 <= start[2] >> 3 <= 25 and start[2] & 7 in (0, 2)

@@ -67,7 +67,8 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
         except ConfigError as error:
             if load.model or load.model_args or is_timm(where):
                 raise
-            raise CheckpointError(f"{where} is a {named} by {recorded.source}, which cannot be used: {error}") from error
+            raise CheckpointError(f"{where} is a {named} by {recorded.source}, which cannot be used: {error}"
+                                  ) from error
         if load.model:
             assumed += _assumed_tag(load.model, said)
     elif recorded.config:

@@ -143,7 +143,7 @@ BUILD: dict[str, Callable[[ModelConfig], VisionTransformer]] = {
 
 
 def build_backbone(config: ModelConfig) -> VisionTransformer:
-    """A timm VisionTransformer with random weights, for `config`. Raises ConfigError if its sizes do not fit together."""
+    """A timm VisionTransformer with random weights, for `config`. Raises ConfigError if sizes do not fit together."""
     try:
         return BUILD[config.builder](config)
     # timm's constructors check little, and raise errors of Python.

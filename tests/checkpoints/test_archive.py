@@ -126,7 +126,7 @@ def test_a_folder_without_or_with_several_files_of_weights_says_so(tmp_path):
         read_archive(tmp_path)
     for name in ("a.pth", "b.pth"):
         torch.save(WEIGHTS, tmp_path / name)
-    with pytest.raises(CheckpointError, match="holds 2 files of weights: a.pth, b.pth"):
+    with pytest.raises(CheckpointError, match=r"holds 2 files of weights: a\.pth, b\.pth"):
         read_archive(tmp_path)
 
 

@@ -104,8 +104,8 @@ def test_a_fine_tuned_mae_is_timms_vit_with_average_pooling(tmp_path):
     state = timm.create_model("vit_base_patch16_224", num_classes=4, global_pool="avg").state_dict()
     args = argparse.Namespace(model="vit_base_patch16", nb_classes=4, input_size=224, global_pool=True)
     facts = facts_of(tmp_path, {"model": state, "args": args})
-    assert (facts.model.name, facts.model.preprocess.mean[0], facts.assumed) == ("timm:vit_base_patch16_224.mae", 0.485, ())
-    assert dict(facts.model.options) == {"global_pool": "avg"}
+    assert facts.model.name == "timm:vit_base_patch16_224.mae" and facts.model.preprocess.mean[0] == 0.485
+    assert facts.assumed == () and dict(facts.model.options) == {"global_pool": "avg"}
 
 
 def test_arguments_of_the_model_are_those_of_timm_and_survive_the_facts(tmp_path, small):
@@ -147,14 +147,15 @@ def test_grey_models_apply_their_channel_to_the_luma(tmp_path):
         assert torch.allclose(ours(grey.expand(-1, 3, -1, -1)), model(grey), atol=1e-5)
     assert "luma" in facts.adapted[0]
     torch.save(timm.create_model("test_vit", in_chans=4).state_dict(), tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match="images of 4 channels.*in_chans=3"):
+    with pytest.raises(CheckpointError, match=r"images of 4 channels.*in_chans=3"):
         load_model(tmp_path / "m.pth", LoadConfig(model="timm:test_vit"))
 
 
 def test_models_with_parallel_blocks_are_dense_models_like_others(tmp_path):
     state = timm.create_model("vit_small_patch16_18x2_224", num_classes=4, depth=2).state_dict()
     torch.save(state, tmp_path / "m.pth")
-    facts = load_facts(tmp_path / "m.pth", LoadConfig(model="timm:vit_small_patch16_18x2_224", model_args=(("depth", 2),)))
+    load = LoadConfig(model="timm:vit_small_patch16_18x2_224", model_args=(("depth", 2),))
+    facts = load_facts(tmp_path / "m.pth", load)
     assert facts.model.heads == 6 and facts.dense
 
 
