@@ -35,8 +35,8 @@ from dyvit_deploy.demo import quickstart
 from dyvit_deploy.evaluation.config import EvalConfig
 from dyvit_deploy.evaluation.evaluate import evaluate_artifact
 from dyvit_deploy.machine.hardware import machine
+from dyvit_deploy.model.build import resolve
 from dyvit_deploy.model.macs import count_costs
-from dyvit_deploy.model.vit import resolve
 from dyvit_deploy.training.command import train
 from dyvit_deploy.training.plan import TrainConfig
 

@@ -42,7 +42,7 @@ from dyvit_deploy.bench.timing import alternate, is_stable
 from dyvit_deploy.errors import ExportError, MissingDependency
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.model import zoo
-from dyvit_deploy.model.vit import build_backbone
+from dyvit_deploy.model.build import build_backbone
 
 EAGER, COMPILED, ORT, OPENVINO = "PyTorch eager", "PyTorch compiled", "ONNX Runtime", "OpenVINO"
 DENSE, PRUNED, PLAIN, NAIVE, MERGED = "dense", "pruned", "pruned, no rewrites", "pruned, naive export", "ToMe"

@@ -26,9 +26,9 @@ from dyvit_deploy.config import PruneConfig, default_stages
 from dyvit_deploy.data.digits import DigitScenes
 from dyvit_deploy.data.preprocess import normalise
 from dyvit_deploy.machine.hardware import machine
+from dyvit_deploy.model.build import resolve
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.model.vit import resolve
 from dyvit_deploy.training.losses import LossWeights
 from dyvit_deploy.training.step import TrainingStep
 

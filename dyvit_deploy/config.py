@@ -87,7 +87,7 @@ class ModelConfig(JsonConfig):
     `builder` picks the constructor: "vit" and "lvvit" use the sizes below, "timm" creates
     the model that timm knows as `timm_name` (the sizes are then read from it).
     `image_size` is (height, width) in pixels. `options` are keyword arguments of timm's constructor, see
-    `model.vit.OPTIONS`.
+    `model.build.OPTIONS`.
     """
 
     name: str

@@ -198,8 +198,9 @@ def _unpickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)|(?:global|class)\S* ([A-Za-z_]\w*\.[\w.]+)", str(error))
         if code:
-            raise CheckpointError(f"{path} contains code, {code.group(1) or code.group(2)}, which a checkpoint does not "
-                                  "need; it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
+            name = code.group(1) or code.group(2)
+            raise CheckpointError(f"{path} contains code, {name}, which a checkpoint does not need; "
+                                  "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
         raise _unreadable(path) from error
     # A damaged file can raise any error.
     except Exception as error:

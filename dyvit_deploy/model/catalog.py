@@ -54,8 +54,8 @@ def list_models(names: Sequence[str] = (), track: Track[Any] = no_track) -> Cata
 
 
 def _entry(name: str) -> CatalogEntry:
+    from .build import resolve
     from .macs import count_costs
-    from .vit import resolve
 
     config = resolve(name)
     stages = default_stages(config.depth)

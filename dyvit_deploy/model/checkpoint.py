@@ -28,7 +28,7 @@ from ..checkpoints.weights import choose_weights
 from ..config import LEARNED, KeepRequest, LoadConfig, ModelConfig, PruneConfig
 from ..errors import CheckpointError, ConfigError
 from ..settings.notes import assume, tell
-from . import vit, zoo
+from . import build, zoo
 from .dynamicvit import DynamicViT
 from .identify import PREDICTOR, Identity, identify, prepare
 from .pretrained import pretrained_name, read_pretrained, tensors_sha256
@@ -272,7 +272,7 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
         raise CheckpointError(f"{where} has {predictors} predictors but {len(prune.stages)} stages were requested, "
                               f"{list(prune.stages)}; give --stages with {predictors} blocks.")
     if load.keep.align:
-        prune = prune.aligned(model.patches, vit.prefix_tokens(model) + prune.fuse, load.keep.align)
+        prune = prune.aligned(model.patches, build.prefix_tokens(model) + prune.fuse, load.keep.align)
     return dataclasses.replace(base, model=model, prune=prune)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig, PruneConfig, check_stages
 from ..errors import ConfigError
 from . import vit
+from .build import build_backbone
 from .pruning import (
     ATTENTION_EPS,
     TokenFuser,
@@ -65,7 +66,7 @@ class DynamicViT(nn.Module):
     def __init__(self, config: ModelConfig, prune: PruneConfig | None) -> None:
         super().__init__()
         self.config, self.prune = config, prune
-        self.backbone = vit.build_backbone(config)
+        self.backbone = build_backbone(config)
         self.prefix: int = self.backbone.num_prefix_tokens
         stages = prune.stages if prune else ()
         check_stages(stages, config.depth)

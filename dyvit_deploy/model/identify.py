@@ -23,7 +23,7 @@ from ..artifacts.files import TIMM_PREFIX, is_timm
 from ..checkpoints.recorded import Recorded, Steps
 from ..config import Arguments, LoadConfig, ModelConfig, Preprocess, as_arguments
 from ..errors import CheckpointError, ConfigError
-from . import vit, zoo
+from . import build, zoo
 
 PREDICTOR = "score_predictor."
 # Tensors that do not tell one architecture from another: their size follows from the data, or only training has them.
@@ -63,7 +63,7 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
     if named:
         options = {**dict(recorded.options if from_file else ()), **dict(load.model_args)}
         try:
-            model = vit.resolve(named, _arguments(options, state))
+            model = build.resolve(named, _arguments(options, state))
         except ConfigError as error:
             if load.model or load.model_args or is_timm(where):
                 raise
@@ -72,7 +72,7 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
         if load.model:
             assumed += _assumed_tag(load.model, said)
     elif recorded.config:
-        model = vit.with_options(recorded.config, load.model_args)
+        model = build.with_options(recorded.config, load.model_args)
         if missing := said.missing:
             assumed.append(f"{_list(missing)} of the published {model.name} models of transformers"
                            f" ({_describe(said.over(usual), missing)})")
@@ -90,7 +90,7 @@ def prepare(model: ModelConfig, said: Steps, usual: Steps, size: tuple[int, int]
     """The preprocessing of `model` at (height, width) `size`: what is `said`, else what is `usual`, else its own."""
     steps, own = said.over(usual), model.with_image_size(size).preprocess
     if model.timm_name:
-        own = vit.timm_preprocess(vit.timm_weights(model.timm_name), size)
+        own = build.timm_preprocess(build.timm_weights(model.timm_name), size)
     short, squash = own.short_side, own.squash
     if steps.crop or steps.short_side:
         short = math.floor(min(size) / steps.crop) if steps.crop else steps.short_side
@@ -124,7 +124,7 @@ def _assumed_tag(name: str, said: Steps) -> list[str]:
     by_steps = _tags_by_steps(bare)
     if len(by_steps) < 2:
         return []
-    own = vit.timm_weights(bare)
+    own = build.timm_weights(bare)
     others = next(tags[0] for steps, tags in by_steps.items() if steps != (tuple(own["mean"]), tuple(own["std"])))
     return [f"mean {_numbers(own['mean'])} and std {_numbers(own['std'])}, of the default weights of {name}; others of "
             f"that model differ, such as {name}.{others}"]
@@ -150,7 +150,7 @@ def trained_size(model: ModelConfig, state: Mapping[str, Tensor], where: str) ->
     stored = state.get("pos_embed")
     if stored is None or stored.ndim != 3:
         return model.image_size
-    patches = stored.shape[1] - vit.placed_prefix(model)
+    patches = stored.shape[1] - build.placed_prefix(model)
     if patches == model.patches:
         return model.image_size
     side = math.isqrt(max(patches, 0))
@@ -181,7 +181,7 @@ def _infer(state: Mapping[str, Tensor], recorded: Recorded, where: str, said: St
                            for m in different.values())
         raise CheckpointError(f"{where} does not say which model it is, and its tensors fit several that want "
                               f"different images ({listed}); name yours with --model, or give --mean and --std.")
-    model = vit.with_options(found[0], load.model_args)
+    model = build.with_options(found[0], load.model_args)
     return model, f"{model.name} by its tensors, with {_features(model)}, {_describe_model(model, said)}"
 
 
@@ -193,7 +193,7 @@ def _of_family(found: list[ModelConfig], state: Mapping[str, Tensor], recorded: 
     family = recorded.family
     if family:
         found = [m for m in found if m.name.removeprefix(TIMM_PREFIX).startswith(family)] or found
-    stored = [m for m in found if m.patches + vit.placed_prefix(m) == state["pos_embed"].shape[1]]
+    stored = [m for m in found if m.patches + build.placed_prefix(m) == state["pos_embed"].shape[1]]
     return stored or found
 
 
@@ -223,7 +223,7 @@ def _variants(name: str, options: Arguments, depth: int) -> Iterator[ModelConfig
     """A model of timm once per mean and std of its weights, if it has `depth` blocks."""
     by_steps = _tags_by_steps(name)
     for tags in by_steps.values() or [[""]]:
-        config = vit.resolve(TIMM_PREFIX + (f"{name}.{tags[0]}" if len(by_steps) > 1 else name), options)
+        config = build.resolve(TIMM_PREFIX + (f"{name}.{tags[0]}" if len(by_steps) > 1 else name), options)
         if config.depth == depth:
             yield config
 
@@ -248,7 +248,7 @@ def _shape(name: str, tensor: Tensor) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=32)
 def _zoo_signature(config: ModelConfig) -> Signature:
     with torch.device("meta"):
-        return signature(vit.build_backbone(config).state_dict())
+        return signature(build.build_backbone(config).state_dict())
 
 
 @functools.cache
@@ -267,7 +267,7 @@ def _timm_signatures() -> dict[str, Signature]:
 def _features(model: ModelConfig) -> str:
     """What the tensors of a plain ViT do not show."""
     with torch.device("meta"):
-        backbone: Any = vit.build_backbone(dataclasses.replace(model, depth=1))
+        backbone: Any = build.build_backbone(dataclasses.replace(model, depth=1))
     block, pooling = backbone.blocks[0], {"token": "class-token", "avg": "average"}.get(backbone.global_pool)
     act = getattr(getattr(block, "mlp", None), "act", None)
     parts = [f"{model.heads} heads", f"{pooling or backbone.global_pool} pooling"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..artifacts.files import TIMM_PREFIX
 from ..config import ModelConfig
 from ..errors import CheckpointError, reason
-from . import vit
+from . import build
 from .zoo import PRETRAINED
 
 WEIGHTS_FILE = "model.safetensors"
@@ -29,7 +29,7 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
         CheckpointError: timm has no pretrained weights of the model, or they cannot be downloaded.
     """
     with torch.device("meta"):
-        pretrained = vit.create_timm(name.removeprefix(TIMM_PREFIX)).pretrained_cfg
+        pretrained = build.create_timm(name.removeprefix(TIMM_PREFIX)).pretrained_cfg
     if not any(pretrained.get(key) for key in ("hf_hub_id", "url", "file")):
         raise CheckpointError(f"timm has no pretrained weights of {name}; choose another model or tag, or pass a "
                               f"checkpoint FILE --model {name}.")

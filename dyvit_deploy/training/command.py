@@ -14,7 +14,7 @@ from ..data.open import open_images
 from ..errors import ConfigError, TrainingError
 from ..evaluation.evaluate import evaluate
 from ..machine.processes import claim_share
-from ..model import vit
+from ..model import build
 from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
 from ..model.dynamicvit import DynamicViT
 from ..runners.pytorch import PyTorchRunner, torch_device
@@ -82,7 +82,7 @@ def _open_backbone(source: str | Path, facts: ArtifactFacts) -> Backbone:
 
 def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneConfig | None]:
     """The model, its class names, and the schedule (None if no token is dropped)."""
-    model = vit.resolve(config.model)
+    model = build.resolve(config.model)
     if config.image_size:
         model = model.with_image_size(config.image_size)
     names = require_labels(open_images(config.data, model, "train"))

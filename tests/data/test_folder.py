@@ -9,6 +9,7 @@ from dyvit_deploy.data.listing import list_images
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.data.reading import decode
 from dyvit_deploy.errors import DataError
+from dyvit_deploy.settings.notes import LOGGER
 
 
 def picture(path, size=(40, 50), mode="RGB", value=100):
@@ -155,7 +156,7 @@ def test_noise_is_reproducible_and_has_the_models_input_size():
 
 
 def notes(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "dyvit_deploy.notes"]
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
 
 
 @pytest.mark.parametrize("names", [[str(i) for i in range(12)], [f"{i:02d}" for i in range(12)]])

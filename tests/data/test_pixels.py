@@ -169,7 +169,7 @@ def triton_model(monkeypatch):
     spec.loader.exec_module(module)
     model = module.TritonPythonModel()
     prepared = {"image_size": [SIDE, SIDE], "threads": 1, "max_pixels": 100_000, "dtype": "uint8",
-                "preprocess": {"short_side": SIDE, "interpolation": "bicubic"}}
+                "preprocess": {"short_side": SIDE, "interpolation": "bicubic", "squash": False}}
     model.initialize({"model_config": json.dumps({"parameters": {"spec": {"string_value": json.dumps(prepared)}}})})
     yield model
     model.finalize()

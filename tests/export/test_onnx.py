@@ -16,8 +16,8 @@ from dyvit_deploy.errors import ArtifactError, ConfigError, ExportError
 from dyvit_deploy.export import onnx as export_module
 from dyvit_deploy.export.config import FORM_NAMES, ExportConfig
 from dyvit_deploy.export.onnx import check_k, export_model, export_onnx
+from dyvit_deploy.model.build import resolve
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.model.vit import resolve
 from dyvit_deploy.runners.open import open_runner
 
 

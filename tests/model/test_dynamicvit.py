@@ -5,8 +5,8 @@ from helpers import tiny_config, tiny_images, tiny_model
 
 from dyvit_deploy.config import ModelConfig, PruneConfig
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.model.build import resolve
 from dyvit_deploy.model.dynamicvit import DynamicViT
-from dyvit_deploy.model.vit import resolve
 
 # One per feature of timm's VisionTransformer that pruning has to respect.
 TIMM = {

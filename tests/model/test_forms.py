@@ -7,10 +7,10 @@ from dyvit_deploy.config import PruneConfig, default_stages
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.export.config import FORM_NAMES, ExportConfig
 from dyvit_deploy.model import zoo
+from dyvit_deploy.model.build import resolve
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.forms import FORMS, ReadAttention, inference_form
 from dyvit_deploy.model.macs import count_costs
-from dyvit_deploy.model.vit import resolve
 
 MODELS = {
     "vit": (dict(), set(FORM_NAMES) - {"fold-batch-norm"}),

@@ -8,7 +8,7 @@ from helpers import dyvit, tiny_checkpoint
 
 from dyvit_deploy.config import KeepRequest, LoadConfig, Preprocess, PruneConfig
 from dyvit_deploy.errors import CheckpointError, ConfigError
-from dyvit_deploy.model import vit, zoo
+from dyvit_deploy.model import build, zoo
 from dyvit_deploy.model.checkpoint import load_facts, load_model
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.state import published_name
@@ -125,7 +125,7 @@ def test_arguments_of_the_model_are_those_of_timm_and_survive_the_facts(tmp_path
 def test_arguments_that_the_model_does_not_take_are_refused(args, message, tmp_path, small):
     with pytest.raises(ConfigError, match=message):
         facts_of(tmp_path, small, model="timm:vit_small_patch16_224", model_args=args)
-    assert vit.check_options((("drop_path_rate", 0.1), ("gp", "avg"))) == {"global_pool": "avg"}
+    assert build.check_options((("drop_path_rate", 0.1), ("gp", "avg"))) == {"global_pool": "avg"}
 
 
 def test_options_that_our_own_files_record_already_are_refused_and_preprocessing_may_be_replaced(tmp_path):

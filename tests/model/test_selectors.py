@@ -4,9 +4,10 @@ from helpers import tiny_config, tiny_images
 
 from dyvit_deploy.config import PruneConfig
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.model.build import resolve
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.pruning import gumbel_noise, received_attention
-from dyvit_deploy.model.vit import embed, observe_attention, resolve
+from dyvit_deploy.model.vit import embed, observe_attention
 
 KEEP_PATCHES = ("prediction", "attention", "random", "static")
 

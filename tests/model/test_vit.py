@@ -4,7 +4,8 @@ import torch
 from helpers import tiny_config, tiny_images
 
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.model.vit import ConvStem, build_backbone, embed, masked_block, resolve, set_drop_path
+from dyvit_deploy.model.build import ConvStem, build_backbone, resolve
+from dyvit_deploy.model.vit import embed, masked_block, set_drop_path
 
 
 def test_a_masked_block_equals_the_block_if_nothing_is_dropped():

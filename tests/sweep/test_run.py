@@ -22,6 +22,7 @@ from dyvit_deploy.errors import (
     ExportError,
     MissingDependency,
 )
+from dyvit_deploy.settings.notes import LOGGER
 from dyvit_deploy.sweep import run as run_module
 from dyvit_deploy.sweep.chart import draw_charts
 from dyvit_deploy.sweep.grid import GridPoint, SweepConfig, check_runnable
@@ -325,7 +326,7 @@ def test_images_that_cannot_be_used_are_refused_before_the_work(made, fake, tmp_
 
 def test_the_order_of_classes_is_told_once_where_the_checkpoint_has_no_names(made, fake, tmp_path, caplog):
     run_sweep(made[0], tmp_path, config(made))
-    [told] = [record.getMessage() for record in caplog.records if record.name == "dyvit_deploy.notes"]
+    [told] = [record.getMessage() for record in caplog.records if record.name == LOGGER]
     assert "tiny.safetensors has no class names" in told and told.endswith("class0, class1, class2, ... class4.")
 
 
