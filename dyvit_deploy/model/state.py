@@ -48,7 +48,7 @@ def fit_state(model: DynamicViT, state: Mapping[str, Tensor], where: str, grid: 
     state, adapted = _timm_names(model, dict(state), expected), list[str]()
     # A dense file has no ranking.
     if model.prune and model.prune.selector == "random":
-        state = {name: tensor for name, tensor in expected.items() if name.startswith(PREDICTOR)} | state
+        expected = {name: value for name, value in expected.items() if name in state or not name.startswith(PREDICTOR)}
     if left_out := [name for name in state if name not in expected and name in beside]:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
         adapted.append(f"left out {', '.join(left_out[:LISTED])}{more}, which stood beside the model")

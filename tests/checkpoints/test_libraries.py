@@ -1,5 +1,6 @@
 """Models of timm and transformers give the logits of their own libraries, from the photo on."""
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -92,6 +93,16 @@ def test_arguments_in_timms_configuration_are_used_and_unknown_ones_refused(tmp_
         folder_of_timm(tmp_path, model_args=arguments)
         with pytest.raises(CheckpointError, match=r"config\.json|model argument"):
             load_model(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [dict(model_args={"embed_dim": 12288, "depth": 400, "num_heads": 96}),
+                                     dict(architecture="vit_giant_patch14_dinov2")])
+def test_sizes_that_a_configuration_claims_are_compared_before_any_memory_is_taken(changes, tmp_path):
+    folder_of_timm(tmp_path, **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="lacks the tensor|has shape|has the tensor"):
+        load_model(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
 SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, image_size=64, patch_size=8, num_labels=5)
