@@ -60,6 +60,9 @@ class Preprocess(JsonConfig):
             raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
 
 
+# Beyond all models that exist; files that claim more are damaged or hostile.
+LARGEST = {"patch_size": 1024, "width": 65_536, "depth": 1024, "heads": 1024, "classes": 1_000_000}
+LARGEST_SIDE = 16_384
 # Keyword arguments, sorted by name; hashable, unlike a dictionary.
 Arguments = tuple[tuple[str, Any], ...]
 
@@ -108,10 +111,12 @@ class ModelConfig(JsonConfig):
         object.__setattr__(self, "options", as_arguments(self.options))
         for field, choices in (("builder", BUILDERS), ("stem", STEMS)):
             check_choice(field, getattr(self, field), choices)
-        for name in ("patch_size", "width", "depth", "heads", "classes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"A model needs a positive {name}, not {getattr(self, name)}.")
+        for name, most in LARGEST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"A model has a {name} from 1 to {most}, not {getattr(self, name)}.")
         for side in self.image_size:
+            if side > LARGEST_SIDE:
+                raise ConfigError(f"An image side of {side} is above the {LARGEST_SIDE} pixels that are supported.")
             if side < self.patch_size or side % self.patch_size:
                 raise ConfigError(f"Image side {side} is not a multiple of the patch size {self.patch_size}; "
                                   f"choose e.g. {max(1, round(side / self.patch_size)) * self.patch_size}.")

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..artifacts.files import TIMM_PREFIX
-from ..config import Arguments, ModelConfig, Preprocess, as_arguments
+from ..config import LARGEST, Arguments, ModelConfig, Preprocess, as_arguments
 from ..errors import ConfigError, did_you_mean, reason
 from ..settings.fields import check_choice
 from . import zoo
@@ -72,6 +72,9 @@ OPTIONS: dict[str, tuple[type, ...]] = {
                      "scale_mlp_norm", "pre_norm", "final_norm", "pool_include_prefix", "distilled"), (bool,)),
     "fc_norm": (bool, type(None)), "init_values": (int, float, type(None)), "patch_size": (int, tuple),
 }
+# Those that are fields of a ModelConfig.
+SIZES = {"num_heads": "heads", "embed_dim": "width", "depth": "depth", "mlp_ratio": "mlp_ratio",
+         "patch_size": "patch_size"}
 # Shorter names that users may type, and arguments without effect at inference.
 OPTION_ALIASES = {"heads": "num_heads", "width": "embed_dim", "gp": "global_pool"}
 TRAINING_ONLY = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate",
@@ -94,6 +97,9 @@ def check_options(options: Arguments) -> dict[str, Any]:
             raise ConfigError(f"Unknown model argument {name!r}.{did_you_mean(name, OPTIONS)}")
         if not isinstance(value, OPTIONS[name]) or (isinstance(value, bool) and bool not in OPTIONS[name]):
             raise ConfigError(f"The model argument {name} is a {OPTIONS[name][0].__name__}, not {value!r}.")
+        most = LARGEST.get(SIZES.get(name, ""), LARGEST["width"])
+        if isinstance(value, (int, float)) and not 0 <= value <= most:
+            raise ConfigError(f"The model argument {name} is from 0 to {most}, not {value!r}.")
         checked[name] = value
     return checked
 
@@ -220,9 +226,7 @@ def with_options(config: ModelConfig, options: Arguments) -> ModelConfig:
     if config.builder != "vit":
         raise ConfigError(f"{config.name} has a fixed architecture; leave out --model-args.")
     chosen = {**dict(config.options), **check_options(options)}
-    sizes = {"num_heads": "heads", "embed_dim": "width", "depth": "depth", "mlp_ratio": "mlp_ratio",
-             "patch_size": "patch_size"}
-    values = {sizes[name]: chosen.pop(name) for name in list(chosen) if name in sizes}
+    values = {SIZES[name]: chosen.pop(name) for name in list(chosen) if name in SIZES}
     return dataclasses.replace(config, **values, options=as_arguments(chosen))
 
 

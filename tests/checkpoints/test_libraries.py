@@ -95,12 +95,12 @@ def test_arguments_in_timms_configuration_are_used_and_unknown_ones_refused(tmp_
             load_model(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [dict(model_args={"embed_dim": 12288, "depth": 400, "num_heads": 96}),
-                                     dict(architecture="vit_giant_patch14_dinov2")])
+@pytest.mark.parametrize("changes", [{"embed_dim": 12288, "depth": 100, "num_heads": 96}, {"depth": 100_000},
+                                     {"embed_dim": 10**9}])
 def test_sizes_that_a_configuration_claims_are_compared_before_any_memory_is_taken(changes, tmp_path):
-    folder_of_timm(tmp_path, **changes)
+    folder_of_timm(tmp_path, model_args=changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match="lacks the tensor|has shape|has the tensor"):
+    with pytest.raises(CheckpointError, match="lacks the tensor|has shape|cannot be used"):
         load_model(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
