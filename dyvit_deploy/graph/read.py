@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
-from ..errors import ArtifactError, reason
+from ..errors import ArtifactError
 from ..optional import require
+from .files import SHAPE_ELEMENTS, check_data, load_data, parse_graph
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Operators that hand on what they read, so that the precision of their input is that of their output.
@@ -19,8 +20,6 @@ CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 # What a weight passes on its way from its initializer to a product.
 WEIGHT_PATH = (*CARRIERS, "Cast", "QuantizeLinear", "DequantizeLinear")
 FLOATS = ("bfloat16", "float16", "float32")
-# Constants up to this many elements may decide a shape; larger ones are weights.
-SHAPE_ELEMENTS = 1024
 
 
 class Tensor(NamedTuple):
@@ -55,20 +54,17 @@ def load_graph(path: str | Path, weights: bool = True) -> Any:
     """The ModelProto in file `path`.
 
     Args:
-        weights: also load tensors stored in external data files.
+        weights: also load the large tensors that are stored in data files.
 
     Raises:
-        ArtifactError: no ONNX file, or one with weights missing.
+        ArtifactError: no ONNX file, or one with weights missing, see `check_data`.
     """
-    onnx = require("onnx")
     if Path(path).suffix.lower() == ".plan":
         raise ArtifactError(f"{path} is an engine plan; name the ONNX file that it was built from.")
-    try:
-        return onnx.load(str(path), load_external_data=weights)
-    # protobuf and onnx share no base class.
-    except Exception as error:
-        raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
-                            "make or copy it again.") from error
+    proto = parse_graph(path)
+    if check_data(path, proto):
+        load_data(path, proto, None if weights else SHAPE_ELEMENTS)
+    return proto
 
 
 class Graph:
