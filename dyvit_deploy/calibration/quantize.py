@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..graph.files import fits_one_file, weight_bytes
 from ..graph.read import CARRIERS, PRODUCTS, Graph, Product, load_graph
 from ..optional import require
 from .modelopt import require_modelopt, run
@@ -75,6 +76,7 @@ def quantize_tensorrt(source: str | Path | Graph, precision: str, ranges: Ranges
         name = graph.proto.graph.input[0].name
         run(modelopt.quantize, "quantize the graph", str(graph.path), {"int8": "int8", "float8": "fp8"}[precision],
             calibration_data={name: sample}, calibration_method="max", calibration_eps=["cpu"],
+            use_external_data_format=not fits_one_file(weight_bytes(graph.proto)),
             high_precision_dtype="fp32", nodes_to_quantize=[f"^{re.escape(p.node)}$" for p in products],
             output_path=str(out), log_level="ERROR")
         proto = load_graph(out)

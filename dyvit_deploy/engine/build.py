@@ -20,7 +20,16 @@ from ..artifacts.facts import library_versions
 from ..artifacts.files import check_target, require_file, sha256, size_mib
 from ..errors import ArtifactError, BackendError, ConfigError, ExportError
 from ..graph.names import node_labels
-from ..graph.read import Graph, Tensor, computed_operands, graph_facts, graph_tensors, product_precisions, summary
+from ..graph.read import (
+    Graph,
+    Tensor,
+    computed_operands,
+    graph_facts,
+    graph_tensors,
+    load_graph,
+    product_precisions,
+    summary,
+)
 from ..machine.hardware import gpu, system
 from ..settings.fields import command_flags
 from .commands import polygraphy_line, trtexec_line
@@ -123,7 +132,7 @@ def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildCon
     """
     onnx, path, spec = require_file(onnx), check_suffix(path), library_spec(format)
     check_settings(spec, config, gpu=True)
-    graph = Graph(onnx)
+    graph = Graph(onnx, load_graph(onnx, weights=False))
     check_graph(graph)
     inputs = graph_tensors(graph.proto.graph.input)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
@@ -184,7 +193,7 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     onnx, path = require_file(onnx), checked_target(path)
     library = require_builder(format, config)
     config = effective(library.spec, config)
-    graph = Graph(onnx)
+    graph = Graph(onnx, load_graph(onnx, weights=False))
     check_graph(graph)
     made = _compile(library, onnx, config, watch)
     wanted = product_precisions(graph.proto)

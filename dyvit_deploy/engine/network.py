@@ -42,7 +42,8 @@ def parse(library: BuilderLibrary, path: Path) -> tuple[Any, Any]:
     # The flag's number differs between 10 and 11.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.logger)
-    if not parser.parse_from_file(str(path)):
+    # It looks for data files beside the path that it is given.
+    if not parser.parse_from_file(str(path.resolve())):
         raise _complaint(library, path, [parser.get_error(i) for i in range(parser.num_errors)])
     return builder, network
 

@@ -1,11 +1,12 @@
 """The files of ONNX graphs: one up to protobuf's limit of 2 GiB, above it NAME.onnx and NAME.onnx.data.
 
-NAME.onnx.data holds the large weights (ONNX calls this external data). The graph records the name, size and sha256 of its
-data file in the metadata property DATA_KEY, so that a data file of another export is noticed.
+NAME.onnx.data holds the large weights (ONNX calls this external data). The graph records the name, size and sha256 of
+its data file in the metadata property DATA_KEY, so that a data file of another export is noticed.
 """
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -48,7 +49,7 @@ def weight_bytes(proto: Any) -> int:
 
 def _tensor_bytes(tensor: Any) -> int:
     try:
-        return math.ceil(math.prod(tensor.dims) * require("onnx_ir").DataType(tensor.data_type).itemsize)
+        return math.ceil(math.prod(tensor.dims) * float(require("onnx_ir").DataType(tensor.data_type).itemsize))
     # Text has no fixed size, and is no weight.
     except (TypeError, ValueError):
         return 0
@@ -201,7 +202,7 @@ def check_data(path: str | Path, proto: Any) -> tuple[Path, ...]:
             _check_bytes(path, file, sizes[file], tensor, entries)
     if sizes and (recorded := _recorded(path, proto)):
         for file, size in sizes.items():
-            if (file.name, size) != (recorded["file"], recorded["bytes"]) or sha256(file) != recorded["sha256"]:
+            if (file.name, size) != (recorded["file"], recorded["bytes"]) or _digest(file) != recorded["sha256"]:
                 raise ArtifactError(f"{file} is not the file that {path.name} was written with; copy both again.")
     return tuple(sizes)
 
@@ -228,6 +229,17 @@ def load_data(path: str | Path, proto: Any, largest: int | None = None) -> None:
         # It describes a file, and the graph is in memory now.
         for entry in [entry for entry in proto.metadata_props if entry.key == DATA_KEY]:
             proto.metadata_props.remove(entry)
+
+
+def _digest(file: Path) -> str:
+    status = file.stat()
+    return _digest_of(file, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+# One command opens a graph several times, and hashing gigabytes takes seconds.
+@functools.lru_cache(maxsize=8)
+def _digest_of(file: Path, *_version: int) -> str:
+    return sha256(file)
 
 
 def _tensors(proto: Any) -> Iterator[Any]:

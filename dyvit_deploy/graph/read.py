@@ -166,6 +166,19 @@ def _without_weights(proto: Any) -> Any:
     return light
 
 
+def weights_as_inputs(proto: Any) -> Any:
+    """`proto` without the values of its large weights, which are inputs: what the checker, like all of protobuf, can
+    handle of a graph of any size."""
+    light = _without_weights(proto)
+    make = require("onnx").helper.make_tensor_value_info
+    weights = [tensor for tensor in light.graph.initializer if math.prod(tensor.dims) > SHAPE_ELEMENTS]
+    light.graph.input.extend(make(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in weights)
+    for tensor in weights:
+        light.graph.initializer.remove(tensor)
+    light.graph.name = proto.graph.name
+    return light
+
+
 def product_precisions(proto: Any) -> dict[str, str]:
     """For each product's node name, the precision that its inputs are rounded to: "float32", "float16",
     "bfloat16", "int8" or "float8". Quantized means that ALL its inputs come from a DequantizeLinear."""
