@@ -108,7 +108,7 @@ def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
         write_graph(proto, path)
     # A ModelProto would be one more copy of the weights.
     else:
-        write_pair(traced, path)
+        write_pair(traced, path, check=True)
     return ExportReport(str(path), facts, tuple(names), nodes, size_mib(Path(path)))
 
 

@@ -84,12 +84,13 @@ def write_graph(proto: Any, path: str | Path) -> None:
         temporary.write_bytes(proto.SerializeToString())
 
 
-def write_pair(model: Any, path: str | Path) -> None:
+def write_pair(model: Any, path: str | Path, check: bool = False) -> None:
     """Writes an onnx-ir model to `path` and its data file, which are replaced one right after the other; the hash in
     the graph reveals an interruption in between. `model` cannot be used afterwards: its weights are in the files.
 
     Raises:
-        ArtifactError: they cannot be written, or `path` is a link or a device; nothing changed.
+        ArtifactError: see `check_pair_target`; or they cannot be written; nothing changed.
+        onnx.checker.ValidationError: `check`, and it is not valid ONNX.
     """
     onnx, ir = require("onnx"), require("onnx_ir")
     path, data = check_pair_target(path), data_path(path)
@@ -101,7 +102,8 @@ def write_pair(model: Any, path: str | Path) -> None:
             model.metadata_props[DATA_KEY] = json.dumps(
                 {"file": data.name, "bytes": weights.stat().st_size, "sha256": sha256(weights)})
             graph.write_bytes(ir.to_proto(model).SerializeToString())
-            onnx.checker.check_model(str(graph))
+            if check:
+                onnx.checker.check_model(str(graph))
             for file in (weights, graph):
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
