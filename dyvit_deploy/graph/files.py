@@ -49,7 +49,8 @@ def weight_bytes(proto: Any) -> int:
 
 def _tensor_bytes(tensor: Any) -> int:
     try:
-        return int(math.ceil(math.prod(tensor.dims) * require("onnx_ir").DataType(tensor.data_type).itemsize))
+        size: int = math.ceil(math.prod(tensor.dims) * require("onnx_ir").DataType(tensor.data_type).itemsize)
+        return size
     # Text has no fixed size, and is no weight.
     except (TypeError, ValueError):
         return 0
