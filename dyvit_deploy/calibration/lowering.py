@@ -70,7 +70,7 @@ class Lowering:
             proto = to_half(self._graph.path, precision, self._images, self.float32_nodes, self._resolved.io, keep)
         else:
             assert self._ranges is not None
-            products = [p for p in quantizable(self._graph.proto, self._attention) if p.name not in keep]
+            products = [p for p in quantizable(self._graph.structure, self._attention) if p.name not in keep]
             if target == "cpu":
                 proto = quantize_cpu(self._graph, self._ranges, products)
             else:
@@ -98,7 +98,7 @@ class Lowering:
         precision = self._resolved.precision
         if precision == "bfloat16" and self._resolved.format == "openvino":
             return ()
-        source = self._graph.proto
+        source = self._graph.structure
         wanted = (quantizable(source, self._attention) if precision in QUANTIZED
                   else [p for p in quantizable(source, True) if not on_score_path(p.node)])
         higher = [p for p in wanted if found.get(p.node) != precision]

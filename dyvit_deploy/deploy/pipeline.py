@@ -30,7 +30,7 @@ from ..export.memory import collector_paused
 from ..export.onnx import ExportReport, export_onnx
 from ..export.openvino import write_openvino
 from ..graph.files import copy_graph, write_graph
-from ..graph.read import Graph, keep_outputs, load_graph, product_precisions, set_facts, summary
+from ..graph.read import Graph, keep_outputs, product_precisions, set_facts, summary
 from ..machine.openvino import cpu_has_bfloat16
 from ..parity.compare import ParityReport, check_artifacts, compare
 from ..parity.config import CheckConfig
@@ -86,6 +86,8 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
             tokens = config.export.with_tokens or prune is None or prune.keeps_patches
             parent = Path(name) / "float32.onnx"
             report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
+            # Its weights are in the graph now, and lowering gigabytes of them takes all memory that there is.
+            del opened
         return _LoweredExport(Graph(parent), report, resolved, config, progress).finish(Path(path))
 
 
@@ -143,7 +145,7 @@ def _export_float32(checkpoint: os.PathLike[str], path: Path, config: DeployConf
                     folder: Path) -> DeployReport:
     graph = folder / "graph.onnx" if config.format == "openvino" else path
     report = export_onnx(checkpoint, graph, config.export, load)
-    products = summary(product_precisions(load_graph(graph, weights=False)).values())
+    products = summary(product_precisions(Graph(graph).structure).values())
     if config.format == "openvino":
         write_openvino(graph, path, report.facts)
         report = dataclasses.replace(report, path=str(path), size_mib=size_mib(path))

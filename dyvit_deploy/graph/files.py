@@ -70,16 +70,22 @@ def parse_graph(path: str | Path) -> Any:
                             "make or copy it again.") from error
 
 
-def write_graph(proto: Any, path: str | Path) -> None:
+def write_graph(proto: Any, path: str | Path, folder: str | None = None) -> None:
     """Writes a ModelProto to `path`, atomically: one file, or with its data file if it does not fit into one.
 
     A data file that only the replaced graph needed is removed.
 
+    Args:
+        folder: where the weights are that `proto` has in data files; None if it has all of them itself.
+
     Raises:
         ArtifactError: it cannot be written; nothing changed.
     """
-    if not fits_one_file(weight_bytes(proto)):
-        write_pair(require("onnx_ir").from_proto(proto), path)
+    if folder is not None or not fits_one_file(weight_bytes(proto)):
+        ir = require("onnx_ir")
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, folder or "")
+        write_pair(model, path)
         return
     with _one_file(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
@@ -232,6 +238,11 @@ def load_data(path: str | Path, proto: Any, largest: int | None = None) -> None:
         # It describes a file, and the graph is in memory now.
         for entry in [entry for entry in proto.metadata_props if entry.key == DATA_KEY]:
             proto.metadata_props.remove(entry)
+
+
+def has_data(proto: Any) -> bool:
+    """True if `proto` has tensors in data files."""
+    return any(tensor.data_location == tensor.EXTERNAL for tensor in _tensors(proto))
 
 
 def _digest(file: Path) -> str:
