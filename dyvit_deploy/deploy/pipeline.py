@@ -26,7 +26,7 @@ from ..engine.build import BuildPlan, build_engine, refit_warning, require_build
 from ..engine.config import BuildConfig
 from ..engine.library import check_settings, library_spec
 from ..errors import ConfigError, DataError, ExportError
-from ..export.memory import collector_paused
+from ..export.memory import collector_paused, return_freed_memory
 from ..export.onnx import ExportReport, export_onnx
 from ..export.openvino import write_openvino
 from ..graph.files import copy_graph, write_graph
@@ -88,6 +88,7 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
             report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
             # Its weights are in the graph now, and lowering gigabytes of them takes all memory that there is.
             del opened
+        return_freed_memory()
         return _LoweredExport(Graph(parent), report, resolved, config, progress).finish(Path(path))
 
 
@@ -222,6 +223,7 @@ class _LoweredExport:
         self.say(f"lowering to {self.resolved.precision} for {self.resolved.target}")
         lowering = Lowering(self.parent, self.resolved, images, self.ranges, calibration.attention, self.track)
         lowered, drop = self._lower(lowering)
+        return_freed_memory()
         self.notes += [str(node) for node in lowering.float32_nodes]
         candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.resolved.format]}"
         self._write(lowered, candidate, "not run", tokens=True)
