@@ -17,8 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Files of few tests that take long: begun last, they would leave all processes but one without work.
 LONG = ("engine/test_build.py", "export/test_onnx.py", "demo/test_quickstart.py", "training/test_distributed.py",
         "model/test_reference.py", "test_interop.py", "training/test_loop.py", "export/test_selectors.py",
-        "visualization/test_visualize.py", "test_readme.py", "test_docs.py", "report/test_report_docs.py",
-        "test_cpp.py")
+        "visualization/test_visualize.py", "deploy/test_large.py", "test_readme.py", "test_docs.py",
+        "report/test_report_docs.py", "test_cpp.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 from filelock import FileLock
 
@@ -54,15 +55,16 @@ class Traces:
                 shutil.rmtree(other, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
 
-    def __call__(self, model: torch.nn.Module, names: list[str], config: Any) -> tuple[onnx.ModelProto, Any]:
+    def __call__(self, model: torch.nn.Module, names: list[str], config: Any) -> tuple[onnx_ir.Model, Any]:
         if not self.used:
             return self.trace(model, names, config)
         place = self.folder / fingerprint(model, names, config)
         # The other process waits for the one that has begun.
         with FileLock(f"{place}.lock"):
             if not place.exists():
-                proto, forms = self.trace(model, names, config)
-                place.with_suffix(".new").write_bytes(pickle.dumps((proto.SerializeToString(), forms)))
+                traced, forms = self.trace(model, names, config)
+                content = onnx_ir.to_proto(traced).SerializeToString()
+                place.with_suffix(".new").write_bytes(pickle.dumps((content, forms)))
                 os.replace(place.with_suffix(".new"), place)
         content, forms = pickle.loads(place.read_bytes())
-        return onnx.ModelProto.FromString(content), forms
+        return onnx_ir.from_proto(onnx.ModelProto.FromString(content)), forms

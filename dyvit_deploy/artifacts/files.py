@@ -66,10 +66,13 @@ def require_source(path: str | Path) -> Path:
 
 
 def size_mib(path: Path) -> float:
-    """Size of an artifact in MiB; an OpenVINO model consists of an .xml file and the .bin file beside it."""
+    """Size of an artifact in MiB; an OpenVINO model consists of an .xml file and the .bin file beside it, a large ONNX
+    graph of an .onnx file and the .onnx.data file beside it."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.iterdir() if file.is_file()) / 2**20
     files = [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
+    if path.suffix.lower() == ".onnx" and (data := path.with_name(f"{path.name}.data")).is_file():
+        files.append(data)
     return sum(file.stat().st_size for file in files) / 2**20
 
 

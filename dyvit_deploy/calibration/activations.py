@@ -33,7 +33,7 @@ def stream_activations(graph: Graph, images: ImageSet, tensors: Sequence[str], t
 
 
 def _complaint(graph: Graph, tensor: str, batch: Batch, values: NDArray[Any]) -> str:
-    producer = next((n.name for n in graph.proto.graph.node if tensor in n.output), tensor)
+    producer = next((n.name for n in graph.structure.graph.node if tensor in n.output), tensor)
     who = f"an image from {batch.names[0]} on"
     # Without a batch dimension, no single image is to blame.
     if values.ndim and len(values) == len(batch.names):

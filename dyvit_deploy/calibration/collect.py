@@ -47,7 +47,7 @@ def float32_facts(graph: Graph) -> ArtifactFacts:
         raise DataError(f"{path} is a checkpoint; export it first: dyvit export {path} -o model.onnx.")
     if not graph.in_memory:
         require_file(path)
-    facts = graph_facts(graph.proto, str(path))
+    facts = graph_facts(graph.structure, str(path))
     if facts is None or facts.precision != "float32":
         found = "was not written by dyvit" if facts is None else f"is already {facts.precision}"
         raise DataError(f"{path} {found}; name a float32 graph that dyvit export wrote.")
@@ -67,7 +67,8 @@ def ranges_for(source: str | Path | Graph, images: ImageSet, hashes: Sequence[st
         return collect(graph, images, hashes, config, track)
     facts = float32_facts(graph)
     ranges = Ranges.load(config.ranges)
-    ranges.check_fits(weights_fingerprint(graph.proto), facts.model.preprocess, facts.model.image_size)
+    fingerprint = weights_fingerprint(graph.structure, graph.folder)
+    ranges.check_fits(fingerprint, facts.model.preprocess, facts.model.image_size)
     return ranges
 
 
@@ -85,9 +86,9 @@ def collect(source: str | Path | Graph, images: ImageSet, hashes: Sequence[str],
         DataError: NaN at some layer.
     """
     graph = Graph.of(source)
-    facts = graph_facts(graph.proto, str(graph.path))
+    facts = graph_facts(graph.structure, str(graph.path))
     assert facts is not None
-    products = quantizable(graph.proto, config.attention)
+    products = quantizable(graph.structure, config.attention)
     watch = {tensor_key(p.node, i): tensor for p in products for i, tensor in zip(p.activations, p.tensors)}
     histograms = {tensor: Histogram() for tensor in watch.values()}
     for _, found in stream_activations(graph, images, list(histograms), track):
@@ -95,8 +96,8 @@ def collect(source: str | Path | Graph, images: ImageSet, hashes: Sequence[str],
             histograms[tensor].update(values)
     ranges = {tensor: TensorRange(h.minimum, h.maximum, threshold(h, config.method))
               for tensor, h in histograms.items()}
-    return Ranges(config.method, weights_fingerprint(graph.proto), facts.model.name, facts.model.image_size,
-                  facts.model.preprocess, images.name, tuple(hashes),
+    return Ranges(config.method, weights_fingerprint(graph.structure, graph.folder), facts.model.name,
+                  facts.model.image_size, facts.model.preprocess, images.name, tuple(hashes),
                   {key: ranges[tensor] for key, tensor in watch.items()},
                   library_versions("onnxruntime", "onnxruntime-gpu", "numpy"), tuple(images.skipped))
 

@@ -81,11 +81,11 @@ def near_overflow(source: str | Path | Graph, images: ImageSet, track: Track[Any
         DataError: NaN or infinity on an image; it and the layer are named.
     """
     onnx, graph = require("onnx"), Graph.of(source)
-    proto = graph.proto
+    proto = graph.structure
     floats = [name for node in proto.graph.node for name in node.output
               if graph.types.get(name) == onnx.TensorProto.FLOAT]
-    largest = {i.name: float(np.abs(onnx.numpy_helper.to_array(i)).max(initial=0)) for i in proto.graph.initializer
-               if i.data_type == onnx.TensorProto.FLOAT}
+    largest = {i.name: float(np.abs(onnx.numpy_helper.to_array(i, graph.folder)).max(initial=0))
+               for i in proto.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
     for _, found in stream_activations(graph, images, floats, track, "looking for overflow"):
         for name, values in found.items():
             largest[name] = max(largest.get(name, 0.0), float(values.max()), -float(values.min()))

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from ..config import HALF, QUANTIZED
 from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError, reason
+from ..graph.files import fits_one_file, weight_bytes, write_graph
 from ..graph.names import on_score_path
-from ..graph.read import Graph, product_precisions
+from ..graph.read import Graph, product_precisions, weights_as_inputs
 from ..optional import require
 from ..runners.ort import OrtRunner
 from .half import KeptNode, near_overflow, to_half
@@ -53,7 +54,7 @@ class Lowering:
         if quantized and resolved.rest == "float16":
             path = graph.path.with_name("rest.onnx")
             self._base = Graph(path, to_half(graph.path, resolved.rest, images, self.float32_nodes, resolved.io))
-            require("onnx").save(self._base.proto, str(path))
+            write_graph(self._base.proto, path)
 
     def lower(self, keep: Collection[str] = ()) -> Lowered:
         """The graph in the chosen precision, except for the products named in `keep`.
@@ -69,7 +70,7 @@ class Lowering:
             proto = to_half(self._graph.path, precision, self._images, self.float32_nodes, self._resolved.io, keep)
         else:
             assert self._ranges is not None
-            products = [p for p in quantizable(self._graph.proto, self._attention) if p.name not in keep]
+            products = [p for p in quantizable(self._graph.structure, self._attention) if p.name not in keep]
             if target == "cpu":
                 proto = quantize_cpu(self._graph, self._ranges, products)
             else:
@@ -90,14 +91,14 @@ class Lowering:
         """
         onnx = require("onnx")
         try:
-            onnx.checker.check_model(proto)
+            onnx.checker.check_model(proto if fits_one_file(weight_bytes(proto)) else weights_as_inputs(proto))
         except onnx.checker.ValidationError as error:
             raise ExportError(f"The lowered graph is not valid ONNX ({reason(error)}); report this to us."
                               ) from error
         precision = self._resolved.precision
         if precision == "bfloat16" and self._resolved.format == "openvino":
             return ()
-        source = self._graph.proto
+        source = self._graph.structure
         wanted = (quantizable(source, self._attention) if precision in QUANTIZED
                   else [p for p in quantizable(source, True) if not on_score_path(p.node)])
         higher = [p for p in wanted if found.get(p.node) != precision]

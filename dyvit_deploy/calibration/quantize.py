@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..graph.files import fits_one_file, weight_bytes
 from ..graph.read import CARRIERS, PRODUCTS, Graph, Product, load_graph
 from ..optional import require
 from .modelopt import require_modelopt, run
@@ -72,9 +73,10 @@ def quantize_tensorrt(source: str | Path | Graph, precision: str, ranges: Ranges
     modelopt, graph = require_modelopt("modelopt.onnx.quantization"), Graph.of(source)
     with tempfile.TemporaryDirectory(prefix="dyvit-quantize-") as folder:
         out = Path(folder) / "model.onnx"
-        name = graph.proto.graph.input[0].name
+        name = graph.structure.graph.input[0].name
         run(modelopt.quantize, "quantize the graph", str(graph.path), {"int8": "int8", "float8": "fp8"}[precision],
             calibration_data={name: sample}, calibration_method="max", calibration_eps=["cpu"],
+            use_external_data_format=not fits_one_file(weight_bytes(graph.structure)),
             high_precision_dtype="fp32", nodes_to_quantize=[f"^{re.escape(p.node)}$" for p in products],
             output_path=str(out), log_level="ERROR")
         proto = load_graph(out)

@@ -123,8 +123,8 @@ def rank_layers(graph: Graph, precision: str, ranges: Ranges | None, images: Ima
 
     int8 and float8 lower what the policy quantizes, with `ranges`; float16 and bfloat16 every product.
     """
-    products = (quantizable(graph.proto, attention) if precision in QUANTIZED
-                else [p for p in matrix_products(graph.proto) if not on_score_path(p.node)])
+    products = (quantizable(graph.structure, attention) if precision in QUANTIZED
+                else [p for p in matrix_products(graph.structure) if not on_score_path(p.node)])
     pixels = [batch.images for batch in images.batches(BATCH)]
     expected = _run(graph, pixels)
     layers = []

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.files import atomic_write
 from ..bench import run
 from ..bench.baselines import TimedArtifact
 from ..bench.config import BenchConfig
@@ -21,6 +20,7 @@ from ..data.open import open_calibration
 from ..engine.build import build_engine
 from ..engine.sidecar import read_sidecar
 from ..export.config import ExportConfig
+from ..graph.files import write_graph
 from ..graph.read import Graph
 from ..optional import require
 from ..runners.open import is_engine
@@ -93,8 +93,7 @@ def _dense_engine(candidate: TimedArtifact, graph: Path) -> Path:
         ranges = (collect(float32, images, examine(images, allow_noise=True), noise)
                   if facts.precision in QUANTIZED else None)
         lowered = Lowering(float32, resolved, images, ranges).lower()
-        with atomic_write(graph) as temporary:
-            require("onnx").save(lowered.proto, str(temporary))
+        write_graph(lowered.proto, graph)
     plan = graph.with_suffix(".plan")
     # The recorded timing cache is a path on the machine that built the engine, and a baseline needs its weights.
     settings = dataclasses.replace(sidecar.config, timing_cache=None, strip_weights=False, refittable=False)

@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import ArtifactFacts, library_versions
-from ..artifacts.files import atomic_write, check_target, require_source, size_mib
+from ..artifacts.files import check_target, require_source, size_mib
 from ..bench.config import BenchConfig
 from ..bench.report import Timing
 from ..calibration.collect import examine, ranges_for
@@ -27,12 +26,12 @@ from ..engine.build import BuildPlan, build_engine, refit_warning, require_build
 from ..engine.config import BuildConfig
 from ..engine.library import check_settings, library_spec
 from ..errors import ConfigError, DataError, ExportError
-from ..export.memory import collector_paused
+from ..export.memory import collector_paused, return_freed_memory
 from ..export.onnx import ExportReport, export_onnx
 from ..export.openvino import write_openvino
+from ..graph.files import copy_graph, write_graph
 from ..graph.read import Graph, keep_outputs, product_precisions, set_facts, summary
 from ..machine.openvino import cpu_has_bfloat16
-from ..optional import require
 from ..parity.compare import ParityReport, check_artifacts, compare
 from ..parity.config import CheckConfig
 from ..runners.open import open_runner
@@ -87,6 +86,9 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
             tokens = config.export.with_tokens or prune is None or prune.keeps_patches
             parent = Path(name) / "float32.onnx"
             report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
+            # Its weights are in the graph now, and lowering gigabytes of them takes all memory that there is.
+            del opened
+        return_freed_memory()
         return _LoweredExport(Graph(parent), report, resolved, config, progress).finish(Path(path))
 
 
@@ -144,7 +146,7 @@ def _export_float32(checkpoint: os.PathLike[str], path: Path, config: DeployConf
                     folder: Path) -> DeployReport:
     graph = folder / "graph.onnx" if config.format == "openvino" else path
     report = export_onnx(checkpoint, graph, config.export, load)
-    products = summary(product_precisions(Graph(graph).proto).values())
+    products = summary(product_precisions(Graph(graph).structure).values())
     if config.format == "openvino":
         write_openvino(graph, path, report.facts)
         report = dataclasses.replace(report, path=str(path), size_mib=size_mib(path))
@@ -177,8 +179,7 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
         report = export_artifact(checkpoint, graph, plain, load, progress)
         if not report:
             kept = path.with_suffix(".rejected.onnx")
-            with atomic_write(kept) as temporary:
-                shutil.copyfile(report.path, temporary)
+            copy_graph(report.path, kept)
             return dataclasses.replace(report, export=dataclasses.replace(report.export, path=str(kept)))
         progress.say(f"building the engine for {config.format}")
         again = export_command(checkpoint, path, config, load)
@@ -222,6 +223,7 @@ class _LoweredExport:
         self.say(f"lowering to {self.resolved.precision} for {self.resolved.target}")
         lowering = Lowering(self.parent, self.resolved, images, self.ranges, calibration.attention, self.track)
         lowered, drop = self._lower(lowering)
+        return_freed_memory()
         self.notes += [str(node) for node in lowering.float32_nodes]
         candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.resolved.format]}"
         self._write(lowered, candidate, "not run", tokens=True)
@@ -294,8 +296,7 @@ class _LoweredExport:
         proto = lowered.proto if tokens else keep_outputs(lowered.proto, ["logits"])
         set_facts(proto, facts)
         graph = path if self.resolved.format == "onnx" else self.folder / "graph.onnx"
-        with atomic_write(graph) as temporary:
-            require("onnx").save(proto, str(temporary))
+        write_graph(proto, graph)
         if self.resolved.format == "openvino":
             write_openvino(graph, path, facts)
         outputs = tuple(value.name for value in proto.graph.output)

@@ -13,6 +13,7 @@ from ..engine.build import BuildPlan, profile_words
 from ..engine.commands import polygraphy_line, trtexec_line
 from ..engine.layers import WIDTH
 from ..engine.library import LIBRARY_SPECS
+from ..graph.files import data_path, fits_one_file
 from ..graph.read import Tensor
 from ..settings.fields import command_flags
 from .config import DeployConfig
@@ -50,6 +51,9 @@ def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: De
                     *(line(spec, str(graph), str(path), [images], config.build)
                       for line in (trtexec_line, polygraphy_line)))
     beside = {"openvino": path.with_suffix(".bin").name}.get(config.format)
+    final = weights * WIDTH[resolved.precision] / WIDTH["float32"]
+    if config.format == "onnx" and not fits_one_file(int(final * 2**20)):
+        beside = data_path(path).name
     beside = f"{path.name}.json" if config.format in ENGINE_FORMATS else beside
     return BuildPlan((*steps, f"write {path}" + (f" and {beside}" if beside else "")), commands)
 

@@ -125,7 +125,7 @@ def plan_build(onnx: str | Path, path: str | Path, format: str, config: BuildCon
     check_settings(spec, config, gpu=True)
     graph = Graph(onnx)
     check_graph(graph)
-    inputs = graph_tensors(graph.proto.graph.input)
+    inputs = graph_tensors(graph.structure.graph.input)
     profiles = real_profiles(inputs, config.profiles, config.profiles != BuildConfig().profiles)
     steps = (f"read {onnx} ({size_mib(onnx):.1f} MiB) into a strongly typed network of {spec.name}",
              *profile_words(inputs, profiles),
@@ -187,9 +187,9 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
     graph = Graph(onnx)
     check_graph(graph)
     made = _compile(library, onnx, config, watch)
-    wanted = product_precisions(graph.proto)
+    wanted = product_precisions(graph.structure)
     layers, verified = _layers(library, made.plan, config)
-    found = engine_precisions(layers, wanted, computed_operands(graph.proto))
+    found = engine_precisions(layers, wanted, computed_operands(graph.structure))
     fallbacks = precision_fallbacks(wanted, found)
     notes = _check_precisions(found, wanted, fallbacks, config.allow_precision_fallback)
     fused, apart = fused_attention(layers)
@@ -200,7 +200,7 @@ def build_engine(onnx: str | Path, path: str | Path, format: str, config: BuildC
         source={"file": onnx.name, "sha256": sha256(onnx)},
         rebuild=rebuild or build_command(onnx, path, format, config),
         untold=tuple(node for node in wanted if node not in found), verified=verified if found else BY_GRAPH,
-        stripped=config.strip_weights, model=graph_facts(graph.proto, str(onnx)), layers=tuple(layers),
+        stripped=config.strip_weights, model=graph_facts(graph.structure, str(onnx)), layers=tuple(layers),
         fused_attention=fused, unfused_attention=apart,
         versions=library_versions("tensorrt", "tensorrt-rtx", "onnx"))
     return save_engine(path, made.plan, facts, made.seconds, [*made.notes, *notes, *refit_warning(facts)])

@@ -20,7 +20,7 @@ DATA_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8":
 def check_graph(graph: Graph) -> None:
     """Raises ExportError for what no version of TensorRT supports, before TensorRT itself would."""
     onnx = require("onnx")
-    nodes, constants = graph.proto.graph.node, {t.name: t for t in graph.proto.graph.initializer}
+    nodes, constants = graph.structure.graph.node, {t.name: t for t in graph.structure.graph.initializer}
     for node in nodes:
         if node.op_type == "TopK" and node.input[1] in constants:
             k = int(onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
@@ -42,7 +42,8 @@ def parse(library: BuilderLibrary, path: Path) -> tuple[Any, Any]:
     # The flag's number differs between 10 and 11.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.logger)
-    if not parser.parse_from_file(str(path)):
+    # It looks for data files beside the path that it is given.
+    if not parser.parse_from_file(str(path.resolve())):
         raise _complaint(library, path, [parser.get_error(i) for i in range(parser.num_errors)])
     return builder, network
 

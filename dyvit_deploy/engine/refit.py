@@ -49,7 +49,8 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, rebuild: 
     refitted = dataclasses.replace(
         facts, stripped=False, source=source,
         config=dataclasses.replace(facts.config, strip_weights=False, refittable=refittable),
-        rebuild=rebuild or refit_command(plan, onnx, path), model=graph_facts(load_graph(onnx), str(onnx)))
+        rebuild=rebuild or refit_command(plan, onnx, path),
+        model=graph_facts(load_graph(onnx, weights=False), str(onnx)))
     notes = [*_weight_notes(library, plan, facts, refitted), *refit_warning(facts)]
     return save_engine(path, content, refitted, time.perf_counter() - started, notes)
 
@@ -89,7 +90,7 @@ def _check_weights(plan: Path, facts: EngineFacts, source: dict[str, str]) -> No
 def _refit(library: BuilderLibrary, engine: Any, onnx: Path) -> None:
     refitter = library.trt.Refitter(engine, library.logger)
     parser = library.trt.OnnxParserRefitter(refitter, library.logger)
-    if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+    if not parser.refit_from_file(str(onnx.resolve())) or not refitter.refit_cuda_engine():
         raise BackendError(f"The engine does not take the weights of {onnx.name} ({last(library.logger.errors)}); give "
                            "the graph that it was built from, and build it with --refittable or --strip-weights.")
 

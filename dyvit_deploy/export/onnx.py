@@ -1,4 +1,4 @@
-"""Exports a checkpoint to one ONNX file with a fixed number of tokens per stage."""
+"""Exports a checkpoint to an ONNX graph with a fixed number of tokens per stage."""
 from __future__ import annotations
 
 import contextlib
@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts, library_versions
-from ..artifacts.files import atomic_write, check_target
+from ..artifacts.files import check_target, size_mib
 from ..config import LoadConfig
 from ..errors import ConfigError, ExportError, reason
-from ..graph.limits import MAX_K, ONE_FILE_LIMIT
+from ..graph.files import check_pair_target, fits_one_file, write_graph, write_pair
+from ..graph.limits import MAX_K
 from ..optional import require
 from .config import ExportConfig
 from .memory import collector_paused
@@ -32,7 +33,7 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Where the graph was written and what it contains. `size_mib` is the file's size."""
+    """Where the graph was written and what it contains. `size_mib` includes its data file, if it has one."""
 
     path: str
     facts: ArtifactFacts
@@ -64,14 +65,15 @@ class ExportReport:
 @collector_paused()
 def export_onnx(checkpoint: str | os.PathLike[str], path: str | Path, config: ExportConfig = ExportConfig(),
                 load: LoadConfig = LoadConfig()) -> ExportReport:
-    """Exports `checkpoint` to `path`, atomically.
+    """Exports `checkpoint` to `path`, atomically; above 2 GiB with a data file, see `graph.files`.
 
     Args:
         checkpoint: see `load_model`.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be opened with these options, or keeps no patches to output.
-        ExportError: the graph has a fixed batch, or is above 2 GB.
+        ArtifactError: it cannot be written to `path`.
+        ExportError: the graph has a fixed batch.
     """
     from ..model.checkpoint import load_model
     from ..model.state import check_finite
@@ -89,27 +91,27 @@ def export_model(model: DynamicViT, facts: ArtifactFacts, path: str | Path,
     """Exports a model in memory; see `export_onnx`."""
     onnx = require("onnx")
     check_k(model.keep_counts, model.config.patches, config)
-    check_size(sum(p.numel() * p.element_size() for p in model.parameters()))
+    one_file = fits_one_file(sum(p.numel() * p.element_size() for p in model.parameters()))
+    if not one_file:
+        check_pair_target(path)
     names = ["logits", *(f"kept_{s}" for s in range(len(model.keep_counts)) if config.with_tokens)]
-    proto, forms = _trace(model, names, config.for_target("cpu"))
+    traced, forms = _trace(model, names, config.for_target("cpu"))
+    _check_interface(traced.graph, names)
     facts = dataclasses.replace(
         facts, precision="float32", input=config.input, keep_counts=model.keep_counts, forms=forms,
         versions=library_versions("torch", "timm", "onnx", "onnxscript"))
-    onnx.helper.set_model_props(proto, {METADATA_KEY: facts.to_json()})
-    proto.producer_name, proto.producer_version = "dyvit-deploy", library_versions()["dyvit-deploy"]
-    content = proto.SerializeToString()
-    onnx.checker.check_model(content)
-    _check_interface(proto, names)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
-    return ExportReport(str(path), facts, tuple(names), len(proto.graph.node), len(content) / 2**20)
-
-
-def check_size(size: int) -> None:
-    """Raises ExportError when `size` bytes of weights do not fit into one ONNX file."""
-    if size > ONE_FILE_LIMIT:
-        raise ExportError(f"The weights have {size / 2**30:.1f} GiB, above the 2 GiB that one ONNX file can hold; "
-                          "export a smaller model.")
+    traced.metadata_props.clear()
+    traced.metadata_props[METADATA_KEY] = facts.to_json()
+    traced.producer_name, traced.producer_version = "dyvit-deploy", library_versions()["dyvit-deploy"]
+    nodes = len(traced.graph)
+    if one_file:
+        proto = require("onnx_ir").to_proto(traced)
+        onnx.checker.check_model(proto)
+        write_graph(proto, path)
+    # A ModelProto would be one more copy of the weights.
+    else:
+        write_pair(traced, path, check=True)
+    return ExportReport(str(path), facts, tuple(names), nodes, size_mib(Path(path)))
 
 
 def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None:
@@ -122,7 +124,7 @@ def check_k(counts: tuple[int, ...], patches: int, config: ExportConfig) -> None
 
 
 def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[Any, tuple[str, ...]]:
-    """The ONNX ModelProto of `model`, and the names of the inference forms in it."""
+    """`model` as an onnx-ir model, and the names of the inference forms in it."""
     torch = require("torch")
     from ..model.forms import inference_form
     from .inference import InferenceGraph
@@ -147,7 +149,7 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[A
                               "Try another torch version, or report the model's name to us.") from error
     ir_model, changed = rewrite(program.model, config.gather)
     log.info("forms and rewrites that applied: %s", ", ".join((*forms, *changed)) or "none")
-    return require("onnx_ir").to_proto(ir_model), forms
+    return ir_model, forms
 
 
 @contextlib.contextmanager
@@ -164,19 +166,18 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check_interface(proto: Any, names: list[str]) -> None:
+def _check_interface(graph: Any, names: list[str]) -> None:
     """Raises ExportError unless batch is symbolic everywhere, all else is fixed and no log-softmax is left."""
-    values = [*proto.graph.input, *proto.graph.output]
+    values = [*graph.inputs, *graph.outputs]
     if [v.name for v in values] != ["images", *names]:
         raise ExportError(f"The graph has {[v.name for v in values]}, not {['images', *names]}; report this to us.")
     for value in values:
-        first, *rest = value.type.tensor_type.shape.dim
-        if first.dim_param != BATCH:
-            raise ExportError(f"The batch of {value.name!r} was baked in as {first.dim_value}; this model computes "
+        first, *rest = value.shape
+        if isinstance(first, int) or first.value != BATCH:
+            raise ExportError(f"The batch of {value.name!r} was baked in as {first}; this model computes "
                               "with its batch size, which a graph for any batch cannot.")
-        if any(dim.dim_param for dim in rest):
+        if not all(isinstance(dim, int) for dim in rest):
             raise ExportError(f"{value.name!r} has a free dimension besides the batch; report this to us.")
-    softmaxes = [node.name for node in proto.graph.node if node.op_type == "LogSoftmax"]
+    softmaxes = [node.name for node in graph if node.op_type == "LogSoftmax"]
     if softmaxes:
         raise ExportError(f"The graph still computes {softmaxes[0]}; report this to us.")
-

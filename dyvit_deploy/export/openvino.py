@@ -1,6 +1,7 @@
 """Writes an ONNX graph as OpenVINO IR: .xml with its .bin."""
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
         model.set_rt_info(facts.to_json(), METADATA_KEY)
         openvino.save_model(model, str(draft), compress_to_fp16=False)
         with atomic_write(path.with_suffix(".bin")) as weights, atomic_write(path) as text:
-            weights.write_bytes(draft.with_suffix(".bin").read_bytes())
-            text.write_bytes(draft.read_bytes())
+            shutil.copyfile(draft.with_suffix(".bin"), weights)
+            shutil.copyfile(draft, text)
 
 
 def _name_by_position(model: Any) -> None:

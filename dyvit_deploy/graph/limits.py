@@ -3,5 +3,5 @@ from __future__ import annotations
 
 # The largest K of a TopK that TensorRT takes, in every version so far.
 MAX_K = 3840
-# Bytes of one ONNX file: protobuf's limit.
-ONE_FILE_LIMIT = 2**31 - 1
+# Bytes of weights in one ONNX file. Protobuf's limit is 2 GiB for the whole file; the rest is for the nodes.
+ONE_FILE_LIMIT = 2**31 - 2**26

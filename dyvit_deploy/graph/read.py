@@ -5,13 +5,15 @@ import collections
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
-from ..errors import ArtifactError, reason
+from ..errors import ArtifactError
 from ..optional import require
+from .files import SHAPE_ELEMENTS, check_data, has_data, load_data, parse_graph
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # Operators that hand on what they read, so that the precision of their input is that of their output.
@@ -19,8 +21,6 @@ CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 # What a weight passes on its way from its initializer to a product.
 WEIGHT_PATH = (*CARRIERS, "Cast", "QuantizeLinear", "DequantizeLinear")
 FLOATS = ("bfloat16", "float16", "float32")
-# Constants up to this many elements may decide a shape; larger ones are weights.
-SHAPE_ELEMENTS = 1024
 
 
 class Tensor(NamedTuple):
@@ -55,26 +55,24 @@ def load_graph(path: str | Path, weights: bool = True) -> Any:
     """The ModelProto in file `path`.
 
     Args:
-        weights: also load tensors stored in external data files.
+        weights: also load the large tensors that are stored in data files.
 
     Raises:
-        ArtifactError: no ONNX file, or one with weights missing.
+        ArtifactError: no ONNX file, or one with weights missing, see `check_data`.
     """
-    onnx = require("onnx")
     if Path(path).suffix.lower() == ".plan":
         raise ArtifactError(f"{path} is an engine plan; name the ONNX file that it was built from.")
-    try:
-        return onnx.load(str(path), load_external_data=weights)
-    # protobuf and onnx share no base class.
-    except Exception as error:
-        raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
-                            "make or copy it again.") from error
+    proto = parse_graph(path)
+    if check_data(path, proto):
+        load_data(path, proto, None if weights else SHAPE_ELEMENTS)
+    return proto
 
 
 class Graph:
     """A graph that is being worked on: read from its file at most once, and handed on as this object.
 
-    `proto` is shared by everything that reads the graph; what changes it takes a `copy`.
+    `proto` and `structure` are shared by everything that reads the graph; what changes it takes a `copy`. What needs no
+    weights reads `structure`, so that a graph of gigabytes is not loaded.
 
     Args:
         path: its file.
@@ -92,14 +90,24 @@ class Graph:
         return source if isinstance(source, Graph) else cls(source)
 
     @functools.cached_property
+    def structure(self) -> Any:
+        """The ModelProto, whose large weights may be in data files in `folder`; see `load_graph` for what it raises."""
+        return self.proto if self.in_memory else load_graph(self.path, weights=False)
+
+    @functools.cached_property
     def proto(self) -> Any:
-        """The ModelProto; see `load_graph` for what it raises."""
-        return load_graph(self.path)
+        """The ModelProto with all its weights."""
+        return load_graph(self.path) if has_data(self.structure) else self.structure
+
+    @property
+    def folder(self) -> str:
+        """The folder of its data files."""
+        return os.path.dirname(os.path.realpath(self.path))
 
     @functools.cached_property
     def types(self) -> dict[str, int]:
         """See `element_types`."""
-        return element_types(self.proto)
+        return element_types(self.structure)
 
     def copy(self) -> Any:
         """A ModelProto of its own."""
@@ -170,6 +178,19 @@ def _without_weights(proto: Any) -> Any:
     return light
 
 
+def weights_as_inputs(proto: Any) -> Any:
+    """`proto` without the values of its large weights, which are inputs: what the checker, like all of protobuf, can
+    handle of a graph of any size."""
+    light = _without_weights(proto)
+    make = require("onnx").helper.make_tensor_value_info
+    weights = [tensor for tensor in light.graph.initializer if math.prod(tensor.dims) > SHAPE_ELEMENTS]
+    light.graph.input.extend(make(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in weights)
+    for tensor in weights:
+        light.graph.initializer.remove(tensor)
+    light.graph.name = proto.graph.name
+    return light
+
+
 def product_precisions(proto: Any) -> dict[str, str]:
     """For each product's node name, the precision that its inputs are rounded to: "float32", "float16",
     "bfloat16", "int8" or "float8". Quantized means that ALL its inputs come from a DequantizeLinear."""
@@ -221,17 +242,20 @@ def summary(precisions: Iterable[str]) -> dict[str, int]:
     return dict(collections.Counter(precisions).most_common())
 
 
-def weights_fingerprint(proto: Any) -> str:
+def weights_fingerprint(proto: Any, folder: str = "") -> str:
     """sha256 over the float32 weights, kept counts and selector: the same for every interface of one model.
 
     Ranges are of a model, not of a file: the graph with and without kept-token outputs, and with
     either input type, has the same fingerprint. Unnamed constants and the normalisation are left out.
+
+    Args:
+        folder: that of the graph's data files.
     """
     onnx = require("onnx")
     digest = hashlib.sha256()
     for tensor in sorted(proto.graph.initializer, key=lambda t: t.name):
         if "." in tensor.name and tensor.data_type == onnx.TensorProto.FLOAT:
-            array = onnx.numpy_helper.to_array(tensor)
+            array = onnx.numpy_helper.to_array(tensor, folder)
             digest.update(f"{tensor.name} {array.shape}".encode())
             digest.update(array.tobytes())
     counts = [node.input[1] for node in proto.graph.node if node.op_type == "TopK"]

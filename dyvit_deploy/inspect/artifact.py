@@ -20,6 +20,7 @@ from ..engine.layers import to_rows
 from ..engine.preflight import preflight
 from ..engine.sidecar import EngineFacts, read_sidecar, sidecar_path
 from ..errors import ArtifactError, BackendError, CheckpointError, ConfigError, reason
+from ..graph.files import check_data
 from ..graph.read import graph_facts, load_graph, product_precisions, summary
 from ..optional import require
 from ..runners.fusions import onnxruntime_fusions
@@ -158,23 +159,26 @@ def _inspect_onnx(path: Path) -> InspectReport:
     facts = graph_facts(proto, str(path))
     try:
         # Checked by path, because the weights may be in a file beside it.
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(path.resolve()))
     except onnx.checker.ValidationError as error:
         raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
                             "make or copy it again.") from error
     operators = collections.Counter(node.op_type for node in proto.graph.node)
+    beside = check_data(path, proto)
     details = {
         "inputs": "; ".join(_value(v) for v in proto.graph.input),
         "outputs": "; ".join(_value(v) for v in proto.graph.output),
         "products": _counts(summary(product_precisions(proto).values())) if facts else None,
         "opset": ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import),
         "nodes": f"{len(proto.graph.node)}: " + _counts(dict(operators.most_common())),
+        "weights in": ", ".join(file.name for file in beside) or None,
     }
     if facts and (facts.lowered or {}).get("target") != "tensorrt":
         # ONNX Runtime may have no kernels for the precision.
         with contextlib.suppress(*failures()):
             details["in ONNX Runtime"] = onnxruntime_fusions(path).summary(facts.model.depth)
-    return _report(path, "ONNX", facts, details, None)
+    size = sum(file.stat().st_size for file in (path, *beside)) / 2**20
+    return dataclasses.replace(_report(path, "ONNX", facts, details, None), size_mib=size)
 
 
 def _inspect_openvino(path: Path) -> InspectReport:

@@ -12,6 +12,7 @@ from ..config import LoadConfig
 from ..data.images import Track, no_track
 from ..data.listing import ImagePlace, count_images, list_images
 from ..engine.sidecar import sidecar_path
+from ..graph.files import data_files
 from ..optional import require
 from ..runners.open import is_engine
 from .cluster import predict_on_ray
@@ -123,6 +124,8 @@ def _identity(path: Path, sources: Sequence[str], config: PredictConfig, load: L
     """
     suffix, sidecar = path.suffix.lower(), sidecar_path(path)
     beside = [path.with_suffix(".bin")] if suffix == ".xml" else [sidecar] * (is_engine(path) and sidecar.is_file())
+    if suffix == ".onnx":
+        beside += data_files(path)
     files = [] if is_timm(path) else [path, *beside]
     return {"dyvit": "predict", "format": 1, "artifact": " ".join([sha256(f) for f in files]) or str(path),
             "load": repr(load), "sources": [source.rstrip("/") for source in sources], "top": config.top,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import re
 import tempfile
 from collections.abc import Iterable
@@ -40,7 +41,9 @@ def onnxruntime_fusions(path: str | Path) -> Fusions:
     with tempfile.TemporaryDirectory(prefix="dyvit-optimized-") as folder:
         options = ort.SessionOptions()
         options.log_severity_level, options.optimized_model_filepath = 4, str(Path(folder) / "optimized.onnx")
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Otherwise a graph above 2 GiB could not be written.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+        ort.InferenceSession(os.path.realpath(path), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
     fused = collections.Counter(node.op_type for node in nodes if node.domain)
     return Fusions(len(nodes), sum(fused[name] for name in ATTENTION_OPERATORS), dict(fused.most_common()))

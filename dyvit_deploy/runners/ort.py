@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
+from ..graph.files import data_files, fits_one_file, has_data, weight_bytes, write_graph
 from ..graph.read import Graph, graph_facts
 from ..machine.processes import gpu_number
 from ..machine.tf32 import require_full_float32
@@ -95,10 +96,11 @@ class OrtRunner(Runner):
         if self.device == "cuda":
             require_full_float32()
         self._path, self._threads, self._watch = path, threads, list(watch)
+        self._folders = contextlib.ExitStack()
         # What a session is opened from.
-        self._model: str | bytes = graph.proto.SerializeToString() if graph.in_memory else str(path)
+        self._model = self._content(graph.proto) if graph.in_memory else _file(graph.path)
         try:
-            self._session = self._open(_with_outputs(graph, watch) if watch else self._model)
+            self._session = self._open(self._watched(graph) if watch else self._model)
         except failures() as error:
             self._session = self._emulate(graph, asked=device)
             if self._session is None:
@@ -112,6 +114,24 @@ class OrtRunner(Runner):
         names = [output.name for output in self._session.get_outputs() if output.name not in self._watch]
         self._kept = [name for name in names if name.startswith("kept_")] if self.facts else []
         self._logits = "logits" if "logits" in names else self._first_scores(path)
+
+    def _content(self, proto: Any) -> str | bytes:
+        """What a session of a graph in memory is opened from: bytes, or files where those do not suffice."""
+        if fits_one_file(weight_bytes(proto)):
+            content: bytes = proto.SerializeToString()
+            return content
+        return self._draft(proto)
+
+    def _draft(self, proto: Any, folder: str | None = None) -> str:
+        """A file of `proto` for as long as this runner is open; see `write_graph`."""
+        place = Path(self._folders.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-session-")))
+        write_graph(proto, place / "model.onnx", folder)
+        return str(place / "model.onnx")
+
+    def _watched(self, graph: Graph) -> str | bytes:
+        """What a session that also gives the tensors of `watch` is opened from."""
+        proto = _with_outputs(graph, self._watch)
+        return self._draft(proto, graph.folder) if has_data(proto) else self._content(proto)
 
     def _options(self) -> Any:
         options = require("onnxruntime").SessionOptions()
@@ -215,7 +235,7 @@ class OrtRunner(Runner):
         """A session on the CPU that rounds as the graph's precision does; None where there is no such thing, or where
         CUDA was `asked` for."""
         try:
-            facts = graph_facts(graph.proto, str(graph.path))
+            facts = graph_facts(graph.structure, str(graph.path))
         # Then there is nothing to emulate.
         except ArtifactError:
             return None
@@ -226,7 +246,7 @@ class OrtRunner(Runner):
         # Its optimizer would fuse float8 tensors into operators that take none.
         options.graph_optimization_level = require("onnxruntime").GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return self._open(_with_outputs(Graph(graph.path, in_float32(graph.proto)), self._watch), options)
+            return self._open(self._watched(Graph(graph.path, in_float32(graph.proto))), options)
         except failures():
             return None
 
@@ -253,17 +273,25 @@ class OrtRunner(Runner):
 
     def close(self) -> None:
         self._session = None
+        self._folders.close()
 
 
-def _with_outputs(graph: Graph, names: Sequence[str]) -> bytes:
-    """The serialised graph, with more tensors among its outputs."""
-    helper = require("onnx").helper
-    types, proto = graph.types if names else {}, graph.copy()
+def _file(path: Path) -> str:
+    """The file that a session of the graph `path` is opened from, after a check of its data files."""
+    # ONNX Runtime looks for data files beside a link, not beside the graph that it leads to.
+    return str(path.resolve() if data_files(path) else path)
+
+
+def _with_outputs(graph: Graph, names: Sequence[str]) -> Any:
+    """A copy of the graph's structure, with more tensors among its outputs."""
+    onnx = require("onnx")
+    helper, proto = onnx.helper, onnx.ModelProto()
+    types = graph.types if names else {}
+    proto.CopyFrom(graph.structure)
     known = {value.name for value in (*proto.graph.input, *proto.graph.output)}
     proto.graph.output.extend(helper.make_tensor_value_info(name, types[name], None)
                               for name in names if name not in known)
-    content: bytes = proto.SerializeToString()
-    return content
+    return proto
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -23,6 +23,7 @@ from ..engine.build import BuildPlan
 from ..engine.config import BuildConfig
 from ..errors import ConfigError
 from ..export.memory import collector_paused
+from ..graph.files import copy_graph
 from ..optional import require
 from ..runners.open import is_checkpoint, is_engine
 from .config import ServingConfig
@@ -216,6 +217,9 @@ def _save_rejected(report: DeployReport, folder: Path) -> DeployReport:
     """A rejected artifact, moved beside the repository to be looked at."""
     made, folder = Path(report.path), folder.resolve()
     kept = folder.with_name(f"{folder.name}.rejected{made.suffix}")
+    if made.suffix == FORMAT_SUFFIXES["onnx"]:
+        copy_graph(made, kept)
+        return _with_path(report, kept)
     # OpenVINO's weights are in a file of their own.
     for suffix in {made.suffix, ".bin"}:
         if made.with_suffix(suffix).is_file():

@@ -17,6 +17,7 @@ from ..artifacts.files import atomic_write, make_folder
 from ..data import preprocess as preprocessing
 from ..data.label_files import read_labels
 from ..errors import ArtifactError, ConfigError, ExportError
+from ..graph.files import copy_graph
 from ..graph.read import Tensor
 from ..optional import require
 from .config import ServingConfig
@@ -204,6 +205,8 @@ def _write(place: Path, model: ModelFolder) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
             target.write_text(content, "utf-8")
+        elif target.suffix == ".onnx":
+            copy_graph(content, target)
         else:
             shutil.copyfile(content, target)
     (place / CONFIG).write_text(HEADER + to_pbtxt(model.config), "utf-8")

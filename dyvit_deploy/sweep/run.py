@@ -25,6 +25,7 @@ from ..errors import ArtifactError, CheckpointError, DyvitError, ExportError, Mi
 from ..evaluation.config import EvalConfig
 from ..evaluation.evaluate import evaluate_artifact
 from ..export.config import ExportConfig
+from ..graph.files import data_files
 from ..machine.hardware import machine
 from ..parity.compare import ParityReport, check_artifacts
 from ..parity.config import CheckConfig
@@ -127,7 +128,7 @@ class _Sweep:
         """The artifact of a candidate, if its file still has the recorded hash."""
         artifact = self.store.find(candidate)
         path = self.out / artifact.file if artifact else None
-        return artifact if artifact and path and path.is_file() and sha256(path) == artifact.sha256 else None
+        return artifact if artifact and path and _is_unchanged(path, artifact.sha256) else None
 
     def _done(self, candidate: GridPoint) -> bool:
         artifact = self._on_disk(candidate)
@@ -195,7 +196,7 @@ class _Sweep:
     def _dense(self) -> Path:
         """The dense float32 model as a user would run it without this package: exported without rewrites."""
         path = self.out / DENSE_FILE
-        if not (self.store.dense_sha256 and path.is_file() and sha256(path) == self.store.dense_sha256):
+        if not (self.store.dense_sha256 and _is_unchanged(path, self.store.dense_sha256)):
             config = DeployConfig(export=ExportConfig(without=("all",)))
             export_artifact(self.checkpoint, path, config, at_ratio(self.load, 1.0), self.quiet)
             self._save(dataclasses.replace(self.store, dense_sha256=sha256(path)))
@@ -294,6 +295,16 @@ def _run_notes(runs: Sequence[dict[str, Any]]) -> list[str]:
         notes.append(f"Rows of run{several} {which} were measured on another machine ({names}); pass a new -o to "
                      "measure here.")
     return notes
+
+
+def _is_unchanged(path: Path, digest: str) -> bool:
+    """True if the file has this sha256; a graph records that of its data file, which is checked, too."""
+    if not path.is_file() or sha256(path) != digest:
+        return False
+    try:
+        return path.suffix != ".onnx" or bool((path, *data_files(path)))
+    except ArtifactError:
+        return False
 
 
 def _failed_the_gate(artifact: Artifact) -> bool:

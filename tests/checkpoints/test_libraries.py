@@ -100,7 +100,7 @@ def test_arguments_in_timms_configuration_are_used_and_unknown_ones_refused(tmp_
 def test_sizes_that_a_configuration_claims_are_compared_before_any_memory_is_taken(changes, tmp_path):
     folder_of_timm(tmp_path, model_args=changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match="lacks the tensor|has shape|cannot be used"):
+    with pytest.raises(CheckpointError, match=r"lacks the tensor|has shape|cannot be used"):
         load_model(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
