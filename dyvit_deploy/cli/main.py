@@ -29,8 +29,8 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            complain(f"The disk is full ({error.filename or 'temporary files'}); free space, or set TMPDIR to a folder "
-                     "on another disk.")
+            where = error.filename or "that of the results, or of temporary files in TMPDIR"
+            complain(f"The disk is full ({where}); free space, or choose a place on another disk.")
             ctx.exit(1)
         except MemoryError:
             complain("Not enough memory; use a smaller --batch or --images.")

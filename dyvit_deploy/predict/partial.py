@@ -51,7 +51,12 @@ class PartialFile:
         try:
             self._check_header()
         except OSError as error:
-            self._file.close()
+            # Closing fails, too, with what could not be written.
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                if not self.path.stat().st_size:
+                    self.path.unlink()
             raise self._unwritable(error) from error
         except ConfigError:
             self._file.close()
@@ -84,7 +89,7 @@ class PartialFile:
             file.close()
 
     def _unwritable(self, error: OSError) -> ArtifactError:
-        return ArtifactError(f"{self.path} cannot be written ({error.strerror}); choose another place.")
+        return ArtifactError(f"{self.path} cannot be written ({error.strerror}); free space or choose another place.")
 
     def _check_header(self) -> None:
         header = _parse(self._file.readline())

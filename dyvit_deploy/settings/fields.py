@@ -71,6 +71,7 @@ def _arguments(value: Any) -> tuple[tuple[str, Any], ...]:
 def _argument(text: str) -> Any:
     if sides := re.fullmatch(r"(\d+)x(\d+)", text):
         return int(sides[1]), int(sides[2])
+    text = {"true": "True", "false": "False", "none": "None"}.get(text, text)
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -236,3 +236,16 @@ def test_a_partial_file_that_cannot_be_opened_or_locked_is_one_sentence(tmp_path
         monkeypatch.setattr(fcntl, "flock", forbidden)
     with pytest.raises(ArtifactError, match=rf"cannot be written .{message}"):
         PartialFile(tmp_path / place, {}).__enter__()
+
+
+def test_a_disk_that_is_full_from_the_start_is_named_and_left_as_it_was(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))
+    try:
+        with pytest.raises(ArtifactError, match=r"out\.csv\.partial cannot be written .*free space"):
+            PartialFile(tmp_path / "out.csv.partial", {"top": 1}).__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "out.csv.partial").exists()
