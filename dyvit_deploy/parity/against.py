@@ -12,19 +12,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..artifacts.files import is_timm, require_source
-from ..config import LoadConfig, Preprocess
+from ..config import ImageSpec, KeepRequest, LoadConfig, Preprocess
+from ..data.folder import FolderImages
 from ..data.images import Track, no_track
+from ..data.open import open_images
 from ..data.preprocess import normalise, resize_and_crop
+from ..data.reading import IndexedImages
 from ..errors import ConfigError, DataError
 from ..runners.base import Outputs, Runner, join_outputs
 from ..runners.open import is_checkpoint, open_runner
 from .compare import BatchParity, ParityReport, compare_outputs, default_tolerance
 from .config import CheckConfig
 from .reference import Reference, read_reference
+from .timm_model import TimmModel
+from .tolerance import PrecisionTolerance, Tolerance
 
 Pixels = NDArray[np.float32]
+DENSE = KeepRequest(ratio=1.0)
 ADVICE_IMAGES = ("Preparations usually differ by mean, std, crop or interpolation; give those of the training with "
                  "--mean, --std, --crop and --interpolation.")
 ADVICE_MODEL = ("Models whose tensors have the same shapes usually differ by heads, pooling, activation or norm "
@@ -51,6 +58,8 @@ def check_against(checkpoint: str | Path, against: str, data: str | None = None,
     if not is_checkpoint(require_source(checkpoint)):
         raise ConfigError(f"--against judges how a checkpoint is read, and {checkpoint} is none; name the checkpoint "
                           "that it was exported from.")
+    if is_timm(against):
+        return _with_timm(checkpoint, against, data, config, load, track)
     if Path(against).suffix.lower() != ".npz":
         raise ConfigError(f"--against takes timm:NAME or FILE.npz, not {against!r}.")
     if data:
@@ -91,14 +100,71 @@ def _with_file(checkpoint: str | Path, reference: Reference, config: CheckConfig
         else:
             notes.append(f"{reference.name} names no image files, so the preprocessing was not compared; add them as "
                          "the array files.")
-        tolerance = config.tolerance or default_tolerance(runner, runner, config.error)
+        tolerance = _tolerance(runner, config)
         batches = compare_batches(runner, reference.images, Outputs(reference.logits), reference.names, config, track)
     report = ParityReport(reference.name, weights_file(checkpoint).name, reference.name, tolerance, batches,
                           tuple(notes), independent=True)
     return _with_pixels(report, compared)
 
 
-def _with_pixels(report: ParityReport, compared: tuple[float, str] | None) -> ParityReport:
+class RandomPhotos(IndexedImages):
+    """Random pixels as photos of random sizes; each is a function of its name."""
+
+    def __init__(self, spec: ImageSpec, count: int) -> None:
+        super().__init__("noise", None, spec, range(count))
+
+    def _name(self, item: int) -> str:
+        return f"noise {item}"
+
+    def _read(self, item: int) -> tuple[Image.Image, None]:
+        return self.photo(self._name(item)), None
+
+    def photo(self, name: str) -> Image.Image:
+        """The photo of that name."""
+        rng = np.random.default_rng(int(name.split()[-1]))
+        sides = [int(rng.integers(side // 2, 2 * side)) for side in self._spec.image_size]
+        return Image.fromarray(rng.integers(0, 256, (*sides, 3), dtype=np.uint8))
+
+
+def _photos(data: str | None, spec: ImageSpec, count: int) -> FolderImages | RandomPhotos:
+    """Raises DataError if `data` is not a folder of image files, which timm prepares from the file on."""
+    images = RandomPhotos(spec, count) if data is None else open_images(data, spec, limit=count)
+    if not isinstance(images, (FolderImages, RandomPhotos)):
+        raise DataError(f"timm prepares photos from their files, and {data} has none; pass --data FOLDER.")
+    return images
+
+
+def _with_timm(checkpoint: str | Path, name: str, data: str | None, config: CheckConfig, load: LoadConfig,
+               track: Track[Any]) -> ParityReport:
+    if is_timm(checkpoint):
+        raise ConfigError(f"{checkpoint} is read by timm itself, which is no second opinion; name a checkpoint file.")
+    if load.keep not in (KeepRequest(), DENSE):
+        raise ConfigError("timm's models keep all tokens; leave out the --keep options, --stages, --selector and "
+                          "--fuse, or compare with --against FILE.npz.")
+    file = weights_file(checkpoint)
+    with open_runner(checkpoint, load=dataclasses.replace(load, keep=DENSE), device=config.device) as runner:
+        model = TimmModel(name, file, runner, load)
+        photos = _photos(data, runner.image_spec(), config.images)
+        own, other, logits, names = [], [], [], list[str]()
+        size = max(config.batches)
+        for batch in track(photos.batches(size), f"running {name} in timm", -(-len(photos) // size)):
+            opened = [photos.photo(file) if isinstance(photos, RandomPhotos) else Image.open(file).convert("RGB")
+                      for file in batch.names]
+            own.append(runner.prepare(batch.images))
+            other.append(model.prepare(opened))
+            logits.append(model.logits(other[-1]))
+            names += batch.names
+        feed = np.concatenate(own)
+        compared = compare_pixels(feed, np.concatenate(other), runner.preprocess, f", in timm {model.preparation}")
+        tolerance = _tolerance(runner, config)
+        batches = compare_batches(runner, feed, Outputs(np.concatenate(logits)), names, config, track)
+    notes = () if data else ("Compared on random pixels, which real images may contradict; pass --data FOLDER.",)
+    report = ParityReport(name, file.name, photos.name, tolerance, batches, notes, tuple(photos.skipped),
+                          independent=True)
+    return _with_pixels(report, compared)
+
+
+def _with_pixels(report: ParityReport, compared: tuple[float | None, str] | None) -> ParityReport:
     """The report with the result of `compare_pixels`, and with advice if it failed."""
     error, failure = compared or (None, "")
     notes = report.notes
@@ -125,7 +191,7 @@ def _check_fits(reference: Reference, runner: Runner) -> None:
 def compare_batches(runner: Runner, feed: Pixels, expected: Outputs, names: Sequence[str], config: CheckConfig,
                     track: Track[Any]) -> tuple[BatchParity, ...]:
     """Runs `runner` on prepared images [B, 3, height, width] at every batch size, and compares with `expected`."""
-    tolerance, results = config.tolerance or default_tolerance(runner, runner, config.error), []
+    tolerance, results = _tolerance(runner, config), []
     for batch in sorted({min(size, len(feed)) for size in config.batches}):
         starts = range(0, len(feed), batch)
         got = join_outputs([runner.infer(feed[start:start + batch]) for start in
@@ -134,14 +200,22 @@ def compare_batches(runner: Runner, feed: Pixels, expected: Outputs, names: Sequ
     return tuple(results)
 
 
-def compare_pixels(own: Pixels, other: Pixels, preprocess: Preprocess) -> tuple[float, str]:
+def _tolerance(runner: Runner, config: CheckConfig) -> Tolerance | PrecisionTolerance:
+    return config.tolerance or default_tolerance(runner, runner, config.error)
+
+
+def compare_pixels(own: Pixels, other: Pixels, preprocess: Preprocess, theirs: str = "") -> tuple[float | None, str]:
     """The largest difference between normalised images [B, 3, height, width], and a sentence if that is more than one
-    of the 255 steps of a colour: decoders and resizing may round that much differently."""
+    of the 255 steps of a colour: decoders and resizing may round that much differently. `theirs` describes the other
+    preparation."""
+    if own.shape != other.shape:
+        sizes = ["x".join(map(str, pixels.shape[2:])) for pixels in (own, other)]
+        return None, f"the images have {sizes[0]} pixels here, in the other model {sizes[1]}"
     error, limit = float(np.abs(own.astype(np.float64) - other).max()), 1 / (255 * min(preprocess.std))
     if error <= limit:
         return error, ""
     return error, (f"the images are prepared differently, by up to {error:.1e} where {limit:.1e} is allowed; here "
-                   f"{describe(preprocess)}")
+                   f"{describe(preprocess)}{theirs}")
 
 
 def describe(preprocess: Preprocess) -> str:

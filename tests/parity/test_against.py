@@ -1,11 +1,14 @@
 """A second opinion on a checkpoint: logits that other code computed."""
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import timm
 import torch
-from helpers import dyvit, photo_folder, tiny_checkpoint, tiny_images
+from helpers import SHARED, dyvit, photo_folder, tiny_checkpoint, tiny_images
 from PIL import Image
 
 from dyvit_deploy.artifacts.files import sha256
@@ -151,3 +154,93 @@ def test_wrong_usage_is_refused(trained, tmp_path):
     refused(dyvit("check", checkpoint, "--against", reference, "--data", trained / "photos"), 2, "leave out --data")
     refused(dyvit("check", tmp_path / "m.onnx", "--against", reference), 2, "name the checkpoint")
     refused(dyvit("check", tmp_path / "none.pth", "--against", reference), 1, "does not exist")
+
+
+def with_timm(trained, *options, checkpoint="own.pth", name=f"timm:{NAME}"):
+    return against(trained, name, "--data", trained / "photos", *options, checkpoint=checkpoint)
+
+
+def test_timm_agrees_from_the_photo_on(trained, tmp_path):
+    result = with_timm(trained, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["independent"] and report["pixel_error"] < 1e-5 and report["reference"] == f"timm:{NAME}"
+    assert report["batches"][0]["max_error"] < 1e-5
+    assert list(report["dyvit"]["files"].values()) == [sha256(trained / "own.pth")]
+
+
+def test_random_pixels_stand_in_for_photos_and_that_is_said(trained):
+    result = against(trained, f"timm:{NAME}", "--images", 3)
+    assert result.exit_code == 0 and "random pixels" in result.output and "3 images of noise" in result.output
+
+
+def test_a_wrong_mean_here_differs_from_timm(trained):
+    result = with_timm(trained, "--mean", "0.4,0.4,0.4")
+    assert result.exit_code == 1 and "in timm mean 0.5,0.5,0.5" in result.output and "images differ" in result.output
+    assert "--mean, --std" in result.output
+
+
+def test_wrong_heads_here_differ_from_timm(trained):
+    result = with_timm(trained, "--model-args", "heads=4")
+    assert result.exit_code == 1 and "usually differ by heads" in result.output
+    assert "prepared differently" not in result.output
+
+
+def test_a_model_of_timm_that_the_weights_are_not_of_is_refused(trained):
+    refused(with_timm(trained, name="timm:test_vit2"), 1, "timm cannot load", "--against FILE.npz")
+    refused(with_timm(trained, name="timm:test_vitt"), 2, "timm has no model")
+
+
+def test_another_image_size_is_given_to_both(trained):
+    assert with_timm(trained, "--image-size", "96").exit_code == 0
+
+
+def test_positions_of_another_size_are_read_alike(trained, tmp_path):
+    torch.manual_seed(1)
+    torch.save(timm.create_model(NAME, num_classes=5, img_size=96).state_dict(), tmp_path / "small.pth")
+    result = with_timm(trained, checkpoint=tmp_path / "small.pth")
+    assert result.exit_code == 0, result.output
+
+
+def test_timm_reads_the_weights_that_were_chosen_here(trained, tmp_path):
+    own = torch.load(trained / "own.pth")
+    average = {name: 0.5 * tensor for name, tensor in own.items()}
+    torch.save({"state_dict": own, "state_dict_ema": average}, tmp_path / "both.pth")
+    for weights in ("model", "ema"):
+        result = with_timm(trained, "--weights", weights, checkpoint=tmp_path / "both.pth")
+        assert result.exit_code == 0, result.output
+
+
+def test_a_folder_of_timm_is_compared_with_its_own_configuration(trained, tmp_path):
+    model = timm.create_model(NAME, num_classes=5, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3), "crop_pct": 0.7})
+    timm.models._hub.save_for_hf(model, tmp_path / "hub", safe_serialization=True)
+    result = dyvit("check", tmp_path / "hub", "--against", f"timm:{NAME}", "--data", trained / "photos",
+                   "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["candidate"] == "model.safetensors"
+    assert list(report["dyvit"]["files"].values()) == [sha256(tmp_path / "hub/model.safetensors")]
+
+
+def test_what_timm_cannot_read_is_refused_with_the_other_way(trained, tmp_path):
+    own = torch.load(trained / "own.pth")
+    torch.save({"net": {f"backbone.{name}": tensor for name, tensor in own.items()}}, tmp_path / "wrapped.pth")
+    student = tiny_checkpoint(tmp_path)
+    refused(dyvit("check", student, "--against", f"timm:{NAME}"), 1, "predictors that drop tokens", "FILE.npz")
+    refused(with_timm(trained, checkpoint=tmp_path / "wrapped.pth"), 1, "timm cannot load", "--against FILE.npz")
+
+
+def test_what_cannot_be_compared_with_timm_is_refused(trained):
+    refused(dyvit("check", f"timm:{NAME}", "--against", f"timm:{NAME}"), 2, "no second opinion")
+    refused(with_timm(trained, "--keep-ratio", "0.7"), 2, "keep all tokens")
+    refused(against(trained, f"timm:{NAME}", "--data", "digits"), 1, "pass --data FOLDER")
+
+
+@pytest.mark.skipif(not (SHARED / "cases").is_dir(), reason="the shared cases are not here")
+def test_the_case_of_an_assumed_mean_is_found(tmp_path):
+    """vit_s.pth has timm's vit_small_patch16_224, whose tensors have the shapes of deit-s."""
+    subprocess.run([sys.executable, SHARED / "cases/augreg-mean/make.py"], cwd=tmp_path, check=True,
+                   env=os.environ | {"PHOTOS": str(SHARED / "images")}, capture_output=True)
+    arguments = ("check", tmp_path / "vit_s.pth", "--against", "timm:vit_small_patch16_224", "--images", 2)
+    assert dyvit(*arguments, "--model", "deit-s").exit_code == 1
+    assert dyvit(*arguments, "--model", "timm:vit_small_patch16_224").exit_code == 0
