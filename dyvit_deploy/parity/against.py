@@ -93,7 +93,9 @@ def _with_file(checkpoint: str | Path, reference: Reference, config: CheckConfig
     with open_runner(checkpoint, load=load, device=config.device) as runner:
         _check_fits(reference, runner)
         compared = None
-        if reference.files:
+        if reference.grey:
+            notes.append("The preprocessing of images of one channel was not compared.")
+        elif reference.files:
             spec = runner.image_spec()
             own = np.stack([resize_and_crop(image, spec) for image in reference.photos()])
             compared = compare_pixels(normalise(own, spec.preprocess), reference.images, spec.preprocess)
@@ -101,7 +103,7 @@ def _with_file(checkpoint: str | Path, reference: Reference, config: CheckConfig
             notes.append(f"{reference.name} names no image files, so the preprocessing was not compared; add them as "
                          "the array files.")
         tolerance = _tolerance(runner, config)
-        batches = compare_batches(runner, reference.images, Outputs(reference.logits), reference.names, config, track)
+        batches = compare_batches(runner, reference.feed, Outputs(reference.logits), reference.names, config, track)
     report = ParityReport(reference.name, weights_file(checkpoint).name, reference.name, tolerance, batches,
                           tuple(notes), independent=True)
     return _with_pixels(report, compared)

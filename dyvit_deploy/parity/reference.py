@@ -24,8 +24,9 @@ DAMAGED = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipF
 
 @dataclass(frozen=True)
 class Reference:
-    """The content of a file: `images` float32 [B, 3, height, width] as they were given to the model, `logits` float32
-    [B, classes], and the image `files` that they were made from, empty if unknown."""
+    """The content of a file: `images` float32 [B, 3, height, width] as they were given to the model, or [B, 1, height,
+    width] to one of grey images, `logits` float32 [B, classes], and the image `files` that they were made from, empty
+    if unknown."""
 
     path: Path
     images: NDArray[np.float32]
@@ -40,6 +41,17 @@ class Reference:
     def names(self) -> list[str]:
         """One name per image, for messages."""
         return [str(file) for file in self.files] or [f"image {number}" for number in range(len(self.images))]
+
+    @property
+    def grey(self) -> bool:
+        """True if the images have one channel."""
+        return len(self.images[0]) == 1
+
+    @property
+    def feed(self) -> NDArray[np.float32]:
+        """The images as this package's models take them, [B, 3, height, width]."""
+        # Weights of one channel are applied to the luma, which for three equal channels is that channel.
+        return np.repeat(self.images, 3, axis=1) if self.grey else self.images
 
     def first(self, count: int) -> Reference:
         """The first `count` images only."""
@@ -75,7 +87,7 @@ def read_reference(path: str | Path) -> Reference:
                                    "what the model returned."))
         if not np.isfinite(array).all():
             raise ArtifactError(f"{name} of {path} has NaN or infinity; save what a working model computes.")
-    if images.shape[1] != 3:
+    if images.shape[1] not in (1, 3):
         raise ArtifactError(f"images of {path} has the shape {list(images.shape)}, not [n, 3, height, width]; save the "
                             "images as the model got them, channels first.")
     if len(images) != len(logits):

@@ -101,7 +101,7 @@ class TimmModel:
 
 def _create(name: str, folder: Path, classes: int, size: tuple[int, int] | None) -> Any:
     """timm's model with random weights; as timm's config.json in `folder` describes it, if that is of the model."""
-    from ..model.vit import create_timm
+    from ..model.build import create_timm
 
     bare = name.removeprefix(TIMM_PREFIX)
     options = {"num_classes": classes, **({"img_size": size} if size else {})}

@@ -1,6 +1,7 @@
 """A second opinion on a checkpoint: logits that other code computed."""
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import SHARED, dyvit, photo_folder, tiny_checkpoint, tiny_images
+from helpers import SHARED, code_blocks, dyvit, photo_folder, tiny_checkpoint, tiny_images
 from PIL import Image
 
 from dyvit_deploy.artifacts.files import sha256
@@ -91,6 +92,17 @@ def test_a_pruned_student_is_compared_with_its_keep_ratio(tmp_path):
         np.savez(tmp_path / "r.npz", images=images.numpy(), logits=model(images).numpy())
     assert dyvit("check", path, "--against", tmp_path / "r.npz").exit_code == 0
     assert dyvit("check", path, "--against", tmp_path / "r.npz", "--keep-ratio", "0.9").exit_code == 1
+
+
+def test_a_model_of_one_channel_is_compared_with_its_grey_images(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(NAME, num_classes=5, in_chans=1).eval()
+    torch.save(model.state_dict(), tmp_path / "grey.pth")
+    images = torch.randn(3, 1, 160, 160)
+    with torch.no_grad():
+        np.savez(tmp_path / "grey.npz", images=images.numpy(), logits=model(images).numpy())
+    result = dyvit("check", tmp_path / "grey.pth", "--against", tmp_path / "grey.npz", *MODEL)
+    assert result.exit_code == 0 and "one channel was not compared" in result.output, result.output
 
 
 GOOD = dict(images=np.ones((2, 3, 160, 160), np.float32), logits=np.eye(2, 5, dtype=np.float32) - 1)
@@ -244,3 +256,22 @@ def test_the_case_of_an_assumed_mean_is_found(tmp_path):
     arguments = ("check", tmp_path / "vit_s.pth", "--against", "timm:vit_small_patch16_224", "--images", 2)
     assert dyvit(*arguments, "--model", "deit-s").exit_code == 1
     assert dyvit(*arguments, "--model", "timm:vit_small_patch16_224").exit_code == 0
+
+
+def test_the_lines_of_the_documentation_work_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5)
+    torch.save(model.state_dict(), "best.pth")
+    photo_folder(tmp_path / "photos", count=2)
+    for made, named in (("000.png", "1.jpg"), ("001.png", "2.png")):
+        Image.open(tmp_path / "photos" / made).save(tmp_path / "photos" / named)
+        (tmp_path / "photos" / made).unlink()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    blocks = [(kind, text) for kind, text in code_blocks("docs/checkpoints.md") if "against" in text or "savez" in text]
+    assert [kind for kind, _ in blocks] == ["sh", "python", "sh"]
+    for kind, text in blocks:
+        if kind == "python":
+            exec(text, {"torch": torch, "np": np, "Image": Image, "model": model, "transform": transform})
+        else:
+            result = dyvit(*shlex.split(text)[1:])
+            assert result.exit_code == 0, result.output
