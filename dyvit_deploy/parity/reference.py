@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..errors import ArtifactError, DataError, reason
 
 IMAGES, LOGITS, FILES = "images", "logits", "files"
 # What a damaged or hostile file raises.
-DAMAGED = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile)
+DAMAGED = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,20 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
             read_reference(tmp_path / name)
 
 
+def test_damage_anywhere_in_a_file_gives_no_traceback(tmp_path):
+    rng = np.random.default_rng(0)
+    images, logits = rng.standard_normal((2, 3, 8, 8), np.float32), rng.standard_normal((2, 5), np.float32)
+    np.savez_compressed(tmp_path / "r.npz", images=images, logits=logits, files=["a", "b"])
+    content, refusals = (tmp_path / "r.npz").read_bytes(), 0
+    for place in range(0, len(content), 5):
+        (tmp_path / "r.npz").write_bytes(content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1:])
+        try:
+            read_reference(tmp_path / "r.npz")
+        except ArtifactError:
+            refusals += 1
+    assert refusals > 100
+
+
 def refused(result, code, *words):
     assert result.exit_code == code, result.output
     assert all(word in result.output for word in words), result.output
