@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .inspect.doctor import diagnose
     from .model.catalog import list_models
     from .model.checkpoint import load_model
+    from .parity.against import check_against
     from .parity.compare import check_artifacts, compare
     from .parity.config import CheckConfig
     from .parity.tolerance import Tolerance

@@ -8,6 +8,7 @@ import click
 
 from ..bench.config import BenchConfig
 from ..config import LoadConfig
+from ..errors import ConfigError
 from ..evaluation.config import EvalConfig
 from ..parity.config import CheckConfig
 from ..sweep.grid import SweepConfig
@@ -37,19 +38,28 @@ def evaluate(artifact: str, data: str, config: EvalConfig, load: LoadConfig, jso
 
 @click.command()
 @click.argument("reference")
-@click.argument("candidate")
+@click.argument("candidate", required=False)
+@click.option("--against", metavar="timm:NAME|FILE.npz",
+              help="In place of CANDIDATE: compare the checkpoint with timm, or with images and logits made elsewhere.")
 @click.option("--data", help="An image folder or digits; without it noise, which proves less.")
 @ConfigOptions(CheckConfig, "config")
 @run_options
 @json_option
-def check(reference: str, candidate: str, data: str | None, config: CheckConfig, load: LoadConfig,
-          json_file: str | None) -> None:
-    """Compare two artifacts; exit 1 when they disagree."""
+def check(reference: str, candidate: str | None, against: str | None, data: str | None, config: CheckConfig,
+          load: LoadConfig, json_file: str | None) -> None:
+    """Compare two artifacts, or a checkpoint with other code; exit 1 when they disagree."""
+    from ..parity.against import check_against, compared_files
     from ..parity.compare import check_artifacts
 
-    files = hashed(json_file, reference, candidate)
-    report = check_artifacts(reference, candidate, data, config, load, show_progress)
-    finish(report, json_file, files, report.skipped)
+    if candidate and not against:
+        files = hashed(json_file, reference, candidate)
+        report = check_artifacts(reference, candidate, data, config, load, show_progress)
+    elif against and not candidate:
+        files = hashed(json_file, *compared_files(reference, against))
+        report = check_against(reference, against, data, config, load, show_progress)
+    else:
+        raise ConfigError("Give either a CANDIDATE to compare with, or --against timm:NAME or FILE.npz.")
+    finish(report, json_file, files, report.skipped, report.advice)
 
 
 @click.command()

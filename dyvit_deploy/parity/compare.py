@@ -52,7 +52,12 @@ class BatchParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The result of a comparison; true without failures. `notes` lists what could not be compared."""
+    """The result of a comparison; true without failures. `notes` lists what could not be compared.
+
+    `independent` marks a comparison with logits that other code computed, see `against`. `pixel_error` is then the
+    largest difference between images as prepared by both, in units of the normalised input, None if not compared;
+    `pixel_failures` are sentences about it, and `advice` names what usually causes the failures.
+    """
 
     KIND: ClassVar[str] = "check"
 
@@ -63,13 +68,17 @@ class ParityReport:
     batches: tuple[BatchParity, ...]
     notes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    independent: bool = False
+    pixel_error: float | None = None
+    pixel_failures: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return not self.failures
 
     @property
     def failures(self) -> tuple[str, ...]:
-        return tuple(f"batch {b.batch}: {reason}" for b in self.batches for reason in b.failures)
+        return (*self.pixel_failures, *(f"batch {b.batch}: {reason}" for b in self.batches for reason in b.failures))
 
     def table(self) -> Table:
         """One row per batch size."""

@@ -54,9 +54,6 @@ class PartialFile:
             # Closing fails, too, with what could not be written.
             with suppress(OSError):
                 self._file.close()
-            with suppress(OSError):
-                if not self.path.stat().st_size:
-                    self.path.unlink()
             raise self._unwritable(error) from error
         except ConfigError:
             self._file.close()
@@ -97,8 +94,13 @@ class PartialFile:
         if not isinstance(header, dict):
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(_line(self._identity))
-            self._file.flush()
+            try:
+                self._file.write(_line(self._identity))
+                self._file.flush()
+            except OSError:
+                with suppress(OSError):
+                    self.path.unlink()
+                raise
         elif header != self._identity:
             differing = [text for key, text in MISMATCHES.items() if header.get(key) != self._identity.get(key)]
             raise ConfigError(f"{self.path} holds unfinished work of {' and '.join(differing) or 'another dyvit'}; "

@@ -61,13 +61,13 @@ class PageReport:
             table.add_column(column, overflow="fold")
         for j in self.judgements:
             cells = (Text(f"{v.sign} {v.headline}", STYLES[v.state]) for v in j.verdicts)
-            table.add_row(j.entry.letter, Text(j.entry.key), *cells, Text(j.headline, STYLES[j.state]))
+            table.add_row(j.entry.letter, Text(j.entry.key), *cells, _headline(j))
         return table
 
     def to_json(self) -> dict[str, Any]:
         return {"passed": bool(self), "failures": list(self.failures), "path": self.path, "kib": self.kib,
                 "notes": list(self.notes), "artifacts": [
-                    {"artifact": j.entry.key, "state": j.state, "verdict": j.headline,
+                    {"artifact": j.entry.key, "state": j.state, "verdict": j.headline, "assumed": list(j.assumed),
                      **{v.name.lower(): {"state": v.state, "headline": v.headline, "lines": list(v.lines),
                                           "command": v.command}
                         for v in j.verdicts}} for j in self.judgements]}
@@ -106,7 +106,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, config: Repo
     content = _render(collection, judgements, galleries, notes)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-    return PageReport(str(path), len(content) / 2**10, judgements, notes)
+    return PageReport(str(path), len(content) / 2**10, judgements, (*notes, *_assumptions(judgements)))
 
 
 def _galleries(collection: Collection, config: ReportConfig, track: Track[Any]) -> Galleries:
@@ -119,6 +119,20 @@ def _galleries(collection: Collection, config: ReportConfig, track: Track[Any]) 
     if on_digits and installed("sklearn"):
         return make_galleries(on_digits, "digits", config.images, track, config.labels)
     return Galleries((), (), ("There are no galleries of kept patches: add --data with a folder of images.",))
+
+
+def _headline(judgement: Judgement) -> Text:
+    remark = [(", with assumptions", STYLES[WARN])] if judgement.assumed else []
+    return Text.assemble((judgement.headline, STYLES[judgement.state]), *remark)
+
+
+def _assumptions(judgements: Sequence[Judgement]) -> list[str]:
+    """One line per assumption, with the artifacts that it concerns."""
+    concerned: dict[str, list[str]] = {}
+    for judgement in judgements:
+        for statement in judgement.assumed:
+            concerned.setdefault(statement, []).append(judgement.entry.key)
+    return [f"Assumed of {', '.join(keys)}: {statement}." for statement, keys in concerned.items()]
 
 
 def summary(judgements: Sequence[Judgement]) -> str:

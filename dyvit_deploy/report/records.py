@@ -42,7 +42,8 @@ class ReportFile:
 @dataclass(frozen=True)
 class Check:
     """A comparison with `reference`; each figure is the worst over the batch sizes. Shares are 0..1; `images` is 0 if
-    unknown. `own` marks the gate of an export, which compares with the float32 graph of the same checkpoint."""
+    unknown. `own` marks the gate of an export, which compares with the float32 graph of the same checkpoint;
+    `independent` a comparison of a checkpoint with what other code computes."""
 
     artifact: str
     source: ReportFile
@@ -54,6 +55,7 @@ class Check:
     relative_error: float | None
     overlap: float | None
     own: bool = False
+    independent: bool = False
 
     @property
     def seen(self) -> tuple[str, int]:
@@ -167,13 +169,15 @@ def read_report(path: Path, name: str) -> Records:
 
 def _check(values: Mapping[str, Any], source: ReportFile, artifact: str | None = None) -> Records:
     batches = values["batches"]
-    failures = tuple(f"batch {_count(b['batch'])}: {_text(line)}" for b in batches for line in b["failures"])
+    failures = (*map(_text, values.get("pixel_failures", ())),
+                *(f"batch {_count(b['batch'])}: {_text(line)}" for b in batches for line in b["failures"]))
     overlaps = [_share(share) for b in batches for share in (b["overlap_forgiven"] or b["overlap"])]
     errors = [b["relative_error"] for b in batches]
     return Records(checks=(Check(
         artifact or _text(values["candidate"]), source, _text(values["reference"]), _text(values["data"]),
         max(_count(b["images"]) for b in batches), failures, min(_share(b["top1_agreement"]) for b in batches),
-        None if None in errors else max(map(_number, errors)), min(overlaps, default=None), artifact is not None),))
+        None if None in errors else max(map(_number, errors)), min(overlaps, default=None), artifact is not None,
+        values.get("independent") is True),))
 
 
 def _eval(values: Mapping[str, Any], source: ReportFile) -> Records:

@@ -38,6 +38,11 @@ class Judgement:
         return INFO if (self.entry.about.kind == "checkpoint" or self.baseline) and state != FAIL else state
 
     @property
+    def assumed(self) -> tuple[str, ...]:
+        """What was assumed of its checkpoint, because no file says it."""
+        return self.entry.facts.assumed if self.entry.facts else ()
+
+    @property
     def headline(self) -> str:
         if self.state == INFO:
             source = self.entry.about.kind == "checkpoint"
@@ -61,18 +66,39 @@ def _parity(collection: Collection, entry: PageArtifact) -> Verdict:
     if failed := [c for c in checks if c.failures]:
         lines = (*failed[0].failures[:2], *_figures(entry, failed[0]))
         return Verdict(name, FAIL, "differs", lines, failed[0].source.file)
+    independent = [check for check in checks if check.independent]
+    if entry.about.kind == "checkpoint" and (independent or not checks):
+        return _second_opinion(collection, entry, independent)
     if checks:
         return _agreement(collection, entry, checks)
     gate = lowered(entry).get("gate")
     if gate == "rejected":
         return Verdict(name, FAIL, "rejected at export", ("It differs too much from float32.",), entry.key)
-    if entry.about.kind == "checkpoint":
-        return Verdict(name, INFO, "the reference", ("Exports are compared with it.",))
     verdict = missing(name, collection, entry, collection.records.checks, "checked", _check_command(collection, entry))
     if gate == "passed":
         return Verdict(name, OPEN, verdict.headline, ("Its gate passed at export; those figures are not here.",),
                        entry.key, verdict.command)
     return verdict
+
+
+def _second_opinion(collection: Collection, entry: PageArtifact, checks: list[Check]) -> Verdict:
+    """The verdict on a checkpoint by the passed `checks` with what other code computes from it."""
+    name, facts = "Parity", entry.facts
+    if checks:
+        real = [c for c in checks if c.data != NOISE]
+        shown = max(real or checks, key=lambda c: c.images)
+        lines = (f"compared with {shown.reference}: same", *_figures(entry, shown)[1:], shown.source.command)
+        headline = "read alike elsewhere" + ("" if real else ", on noise")
+        return Verdict(name, PASS if real else WARN, headline, lines, shown.source.file)
+    if facts and facts.training:
+        return Verdict(name, INFO, "the reference", ("Exports are compared with it; dyvit trained it.",))
+    earlier = [c for c in collection.stale(entry, collection.records.checks) if c.independent]
+    why = (f"{entry.name} has changed since {earlier[0].source.file} was written." if earlier else
+           "never compared with another reader")
+    other = f"timm:{facts.model.timm_name}" if facts and facts.model.timm_name and facts.dense else "FILE.npz"
+    images = ("--data", "IMAGES") if other != "FILE.npz" else ()
+    return Verdict(name, WARN, "one reader only", (why, "Exports are compared with it."), command=typed(
+        "check", entry.key, "--against", other, *images, "--json", f"{entry.key}.against.json"))
 
 
 def _agreement(collection: Collection, entry: PageArtifact, checks: list[Check]) -> Verdict:
