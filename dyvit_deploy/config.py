@@ -20,6 +20,9 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 BUILDERS = ("vit", "lvvit", "timm")
 STEMS = ("linear", "conv")
 WEIGHTS = ("auto", "model", "ema")
+# Beyond all models that exist; files that claim more are damaged or hostile.
+LARGEST = {"patch_size": 1024, "width": 65_536, "depth": 1024, "heads": 1024, "classes": 1_000_000}
+LARGEST_SIDE = 16_384
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
 TARGETS = ("cpu", "tensorrt")
@@ -56,13 +59,15 @@ class Preprocess(JsonConfig):
 
     def __post_init__(self) -> None:
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
+        if self.short_side is not None and not 1 <= self.short_side <= LARGEST_SIDE:
+            raise ConfigError(f"Images are resized to a side from 1 to {LARGEST_SIDE} pixels, not {self.short_side}.")
 
 
-# Beyond all models that exist; files that claim more are damaged or hostile.
-LARGEST = {"patch_size": 1024, "width": 65_536, "depth": 1024, "heads": 1024, "classes": 1_000_000}
-LARGEST_SIDE = 16_384
 # Keyword arguments, sorted by name; hashable, unlike a dictionary.
 Arguments = tuple[tuple[str, Any], ...]
 
@@ -352,19 +357,20 @@ class LoadConfig(JsonConfig):
     """
 
     model: str | None = option(None, "Architecture, when the checkpoint does not record it: a zoo name or timm:NAME.")
-    weights: str = option("auto", "Weights of a published file.", choices=WEIGHTS)
+    weights: str = option("auto", "The weights of the model, or their moving average, where a file has both.",
+                          choices=WEIGHTS)
     image_size: tuple[int, int] | None = image_size_option()
+    keep: KeepRequest = KeepRequest()
+    engine: EngineRunConfig = EngineRunConfig()
+    precision: str = switches("float32", ("float32", *HALF), {
+        "--fp16": "Run checkpoints in float16, keep scores included.",
+        "--bf16": "Run checkpoints in bfloat16, keep scores included."})
     model_args: Arguments = option((), "timm's keyword arguments of the model: heads=12,global_pool=avg,reg_tokens=4.")
     mean: tuple[float, ...] | None = option(None, "Mean per channel of RGB in 0..1, when the checkpoint does not "
                                                   "record it.")
     std: tuple[float, ...] | None = option(None, "Standard deviation per channel, likewise.")
     crop: float | None = option(None, "Fraction of the resized image that is kept, likewise: 0.875.")
     interpolation: str | None = option(None, "Of the resized image, likewise.", choices=INTERPOLATIONS)
-    keep: KeepRequest = KeepRequest()
-    engine: EngineRunConfig = EngineRunConfig()
-    precision: str = switches("float32", ("float32", *HALF), {
-        "--fp16": "Run checkpoints in float16, keep scores included.",
-        "--bf16": "Run checkpoints in bfloat16, keep scores included."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -376,7 +382,7 @@ class LoadConfig(JsonConfig):
             # One value counts for every channel.
             values = tuple(values) * (3 if len(values) == 1 else 1)
             object.__setattr__(self, name, values)
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
+            if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 raise ConfigError(f"--{name} needs three numbers{' above 0' * (name == 'std')}, as in "
                                   f"--{name} 0.5,0.5,0.5.")
         if self.crop is not None and not 0 < self.crop <= 1:

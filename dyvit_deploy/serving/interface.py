@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import require_file
-from ..artifacts.kinds import ENGINE, ONNX, OPENVINO, kind_of
+from ..artifacts.kinds import ENGINE, ONNX, OPENVINO, SUFFIXES, kind_of
 from ..engine.config import BatchProfile
 from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
 from ..errors import ArtifactError, ConfigError
@@ -129,6 +129,7 @@ def _require_facts(facts: ArtifactFacts | None, path: Path) -> ArtifactFacts:
     return facts
 
 
+SERVED = tuple(suffix for kind in (ONNX, OPENVINO, ENGINE) for suffix in SUFFIXES[kind])
 READERS: dict[str | None, Callable[[Path], Servable]] = {
     ONNX: _read_onnx, OPENVINO: _read_openvino, ENGINE: _read_engine}
 

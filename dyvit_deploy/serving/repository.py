@@ -21,7 +21,7 @@ from ..graph.files import copy_graph
 from ..graph.read import Tensor
 from ..optional import require
 from .config import ServingConfig
-from .interface import READERS, Servable, read_servable
+from .interface import SERVED, Servable, read_servable
 from .pbtxt import (
     ENSEMBLE,
     KINDS,
@@ -246,7 +246,7 @@ def _artifacts(place: Path) -> Iterator[tuple[int, Path]]:
     if not text.startswith(HEADER[:HEADER.index(";")]) or not re.search(f'^backend: "({"|".join(KINDS)})"', text, re.M):
         return
     for version in _versions(place):
-        found = [path for suffix in READERS if (path := place / str(version) / f"model{suffix}").is_file()]
+        found = [path for suffix in SERVED if (path := place / str(version) / f"model{suffix}").is_file()]
         if not found:
             raise ArtifactError(f"{place / str(version)} has no model in it; remove that version, or export it again.")
         yield from ((version, path) for path in found)
