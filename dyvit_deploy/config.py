@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import ConfigError
-from .settings.fields import JsonConfig, check_choice, option, switches
+from .settings.fields import Arguments, JsonConfig, as_arguments, check_choice, numbers_text, option, switches
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -67,15 +67,16 @@ class Preprocess(JsonConfig):
         if self.short_side is not None and not 1 <= self.short_side <= LARGEST_SIDE:
             raise ConfigError(f"Images are resized to a side from 1 to {LARGEST_SIDE} pixels, not {self.short_side}.")
 
+    @property
+    def resize(self) -> str:
+        """How images are resized, in words."""
+        if self.short_side is None:
+            return "resized without crop"
+        return f"resized to {self.short_side} x {self.short_side}" if self.squash else f"short side {self.short_side}"
 
-# Keyword arguments, sorted by name; hashable, unlike a dictionary.
-Arguments = tuple[tuple[str, Any], ...]
-
-
-def as_arguments(values: Any) -> Arguments:
-    """`values`, a mapping or pairs, as `Arguments`; lists, as JSON has them, become tuples."""
-    return tuple(sorted((str(name), tuple(value) if isinstance(value, list) else value)
-                        for name, value in dict(values).items()))
+    def describe(self) -> str:
+        """All steps in words, for messages."""
+        return f"mean {numbers_text(self.mean)}, std {numbers_text(self.std)}, {self.resize}, {self.interpolation}"
 
 
 class ImageSpec(Protocol):

@@ -101,7 +101,7 @@ NODE_CONTENT = ("_content", "_val", "_fields")
 @dataclass(frozen=True)
 class Archive:
     """What a checkpoint holds: `content`, nested mappings with tensors as leaves, and the text `metadata` of a
-    safetensors header. `files` are all that were read, the path itself first."""
+    safetensors header. `files` are all that were read; of a sharded checkpoint, the index is the first."""
 
     content: Mapping[str, Any]
     metadata: Mapping[str, str]
@@ -165,7 +165,7 @@ def _read_shards(index: Path) -> Archive:
     content: dict[str, Any] = {}
     shards = sorted(set(names.values()))
     for name in shards:
-        if name != Path(name).name or name.startswith("."):
+        if name != Path(name).name or name.startswith(".") or name.lower().endswith(INDEX):
             raise CheckpointError(f"{index} names the file {name!r}, which is not beside it; copy the folder again.")
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is missing; copy the folder again.")
@@ -202,6 +202,10 @@ def _unpickle(path: Path) -> Any:
             raise CheckpointError(f"{path} contains code, {name}, which a checkpoint does not need; "
                                   "it was not run. Save the tensors alone: {'model': model.state_dict()}.") from error
         raise _unreadable(path) from error
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); copy it again.") from error
     # A damaged file can raise any error.
     except Exception as error:
         raise _unreadable(path) from error

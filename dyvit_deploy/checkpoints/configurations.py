@@ -1,6 +1,7 @@
 """Reads what a checkpoint says of its model: configurations beside it, and training arguments in it."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import timm
 
 from ..artifacts.files import CONFIG, TIMM_PREFIX
-from ..config import Arguments, as_arguments
-from ..errors import CheckpointError, ConfigError
+from ..config import IMAGENET_MEAN, IMAGENET_STD
+from ..errors import ConfigError
+from ..settings.fields import Arguments, as_arguments
 from .archive import plain, read_json
 from .recorded import Recorded, Steps, names_of, numbers, text_of
 from .transformers import read_config
@@ -18,18 +20,18 @@ from .transformers import read_config
 ARGUMENTS = ("args", "hyper_parameters", "config", "cfg", "hparams")
 ARCHITECTURES = ("model", "arch", "model_name", "architecture", "backbone")
 # Names of models in training scripts, and what they are here. MAE's scripts fine-tune timm's ViT.
-SCRIPTS = {
-    "deit-s": "deit-s", "deit-b": "deit-b", "deit-256": "deit-256", "lvvit-s": "lvvit-s", "lvvit-m": "lvvit-m",
-    "vit_base_patch16": "timm:vit_base_patch16_224.mae", "vit_large_patch16": "timm:vit_large_patch16_224.mae",
-    "vit_huge_patch14": "timm:vit_huge_patch14_224.mae",
-}
+MAE = {"vit_base_patch16": "timm:vit_base_patch16_224.mae", "vit_large_patch16": "timm:vit_large_patch16_224.mae",
+       "vit_huge_patch14": "timm:vit_huge_patch14_224.mae"}
+SCRIPTS = {**MAE, **{name: name for name in ("deit-s", "deit-b", "deit-256", "lvvit-s", "lvvit-m")}}
+BORDER = ("images of this model are padded with a border (crop_mode), which is not supported: train or evaluate it "
+          "with crop_mode=center")
 
 
 def read_recorded(path: Path, content: Mapping[str, Any]) -> Recorded:
     """What the file `path` and the configurations beside it say; empty if nothing does.
 
     Raises:
-        CheckpointError: a configuration is damaged, or of a model that is not supported.
+        CheckpointError: a configuration is no JSON.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / CONFIG).is_file():
@@ -40,24 +42,44 @@ def read_recorded(path: Path, content: Mapping[str, Any]) -> Recorded:
                     return _of_timm(values)
                 if "model_type" in values or "architectures" in values:
                     return read_config(values, folder)
-            except (TypeError, ValueError, KeyError, AttributeError, ConfigError) as error:
-                raise CheckpointError(f"{folder / CONFIG} cannot be used ({error}); correct it, or name the model with "
-                                      "--model after moving it away.") from error
+            except (TypeError, ValueError, KeyError, AttributeError, OverflowError, ConfigError) as error:
+                return Recorded(CONFIG, problem=f"{folder / CONFIG} cannot be used ({error}); correct it, or name the "
+                                                "model with --model.")
     return _of_script(content)
 
 
 def _of_timm(values: Mapping[str, Any]) -> Recorded:
     """timm's config.json, as `push_to_hf_hub` and `save_for_hf` write it."""
     weights = values.get("pretrained_cfg") or {}
-    size = weights.get("input_size")
-    names = values.get("label_names") or weights.get("label_names")
-    crop, mode = weights.get("crop_pct"), weights.get("crop_mode")
+    arguments = dict(values.get("model_args") or {})
+    # The only record of the pooling in older files.
+    if isinstance(values.get("global_pool"), str):
+        arguments.setdefault("global_pool", values["global_pool"])
+    size = arguments.pop("img_size", None) or (weights.get("input_size") or [])[1:]
     return Recorded(
-        CONFIG, TIMM_PREFIX + str(values["architecture"]), None, _arguments(values.get("model_args") or {}),
-        (int(size[1]), int(size[2])) if size else None,
-        Steps(numbers(weights.get("mean")), numbers(weights.get("std")), None if crop is None else float(crop), None,
-              None if mode is None and crop is None else mode == "squash", text_of(weights.get("interpolation"))),
-        names_of(names))
+        CONFIG, TIMM_PREFIX + str(values["architecture"]), None, _arguments(arguments), _size(size),
+        Steps(numbers(weights.get("mean")), numbers(weights.get("std")), _crop(weights.get("crop_pct")), None,
+              _squashes(weights.get("crop_mode")), text_of(weights.get("interpolation"))),
+        names_of(values.get("label_names") or weights.get("label_names")))
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    """(height, width) of one number or of two; None for nothing."""
+    if not value:
+        return None
+    height, width = (value, value) if isinstance(value, int) else value[-2:]
+    return int(height), int(width)
+
+
+def _crop(value: Any) -> float | None:
+    return None if not value else float(value)
+
+
+def _squashes(mode: Any) -> bool | None:
+    """Raises ConfigError if images are padded with a border."""
+    if mode == "border":
+        raise ConfigError(BORDER)
+    return None if mode is None else mode == "squash"
 
 
 def _of_script(content: Mapping[str, Any]) -> Recorded:
@@ -65,8 +87,9 @@ def _of_script(content: Mapping[str, Any]) -> Recorded:
     for key in ARGUMENTS:
         values = plain(content.get(key))
         if isinstance(values, dict) and (model := _architecture(values)):
-            return Recorded(f"its {key}", model, None, _script_options(values), _script_size(values),
-                            _script_steps(values))
+            steps, complete = _script_steps(values, model)
+            return Recorded(f"its {key}", model, None, _script_options(values), _script_size(values), steps,
+                            complete=complete)
     if model := _architecture(content):
         return Recorded("its arch", model)
     # The name that the training of DeiT and DynamicViT gives the moving average.
@@ -95,22 +118,32 @@ def _script_options(values: Mapping[str, Any]) -> Arguments:
 
 
 def _script_size(values: Mapping[str, Any]) -> tuple[int, int] | None:
-    size = values.get("input_size", values.get("img_size"))
-    if isinstance(size, (list, tuple)) and len(size) == 3:
-        return int(size[1]), int(size[2])
-    return (size, size) if isinstance(size, int) and size > 0 else None
+    return _size(values.get("input_size") or values.get("img_size"))
 
 
-def _script_steps(values: Mapping[str, Any]) -> Steps:
-    mean, std = numbers(values.get("mean")), numbers(values.get("std"))
-    # DynamicViT's and ConvNeXt's scripts: otherwise the constants of Inception.
-    if values.get("imagenet_default_mean_and_std") is False:
-        mean = std = (0.5, 0.5, 0.5)
-    crop = values.get("crop_pct")
-    return Steps(mean, std, float(crop) if crop else None, None, {"squash": True, "center": False}.get(
-        str(values.get("crop_mode"))), text_of(values.get("interpolation")))
+def _script_steps(values: Mapping[str, Any], model: str) -> tuple[Steps, bool]:
+    """The preprocessing, and whether the script is known to take the rest from the model.
+
+    timm's script records what was given, else uses the model's own. The scripts of DeiT, DynamicViT (after ConvNeXt's)
+    and MAE have ImageNet's constants, and evaluate 224 of 256 pixels.
+    """
+    imagenet = Steps(IMAGENET_MEAN, IMAGENET_STD, 0.875, None, False, "bicubic")
+    steps = Steps(numbers(values.get("mean")), numbers(values.get("std")), _crop(values.get("crop_pct")), None,
+                  _squashes(values.get("crop_mode")), text_of(values.get("interpolation")))
+    if "imagenet_default_mean_and_std" in values:
+        halves = (0.5, 0.5, 0.5)
+        steps = steps.over(imagenet if values["imagenet_default_mean_and_std"] else
+                           dataclasses.replace(imagenet, mean=halves, std=halves))
+        # From 384 px on, these scripts resize without a crop.
+        large = min(_script_size(values) or (0, 0)) >= 384 and not values.get("crop_pct")
+        return (dataclasses.replace(steps, crop=1.0, squash=True) if large else steps), True
+    if "eval_crop_ratio" in values:
+        return steps.over(dataclasses.replace(imagenet, crop=_crop(values["eval_crop_ratio"]) or 0.875)), True
+    if model in MAE.values():
+        return steps.over(imagenet), True
+    return steps, {"mean", "crop_pct"} <= set(values) or not model.startswith(TIMM_PREFIX)
 
 
 def _arguments(values: Mapping[str, Any]) -> Arguments:
-    """timm's keyword arguments, without those that are read elsewhere."""
-    return as_arguments({key: value for key, value in values.items() if key not in ("img_size", "num_classes")})
+    """timm's keyword arguments, without the number of classes, which follows from the tensors."""
+    return as_arguments({key: value for key, value in values.items() if key != "num_classes"})

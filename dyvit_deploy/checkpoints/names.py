@@ -53,7 +53,14 @@ TORCHVISION: tuple[tuple[str, str | None], ...] = (
     (r"encoder\.ln\.(weight|bias)", "norm.{}"),
     (r"(?:heads\.)?head\.(weight|bias)", "head.{}"),
 )
-LAYOUTS = {"transformers": TRANSFORMERS, "torchvision": TORCHVISION}
+# DINOv2's own code; the rest of its names are timm's.
+DINOV2: tuple[tuple[str, str | None], ...] = (
+    (r"mask_token", None),
+    (r"register_tokens", "reg_token"),
+    (r"blocks\.(\d+)\.mlp\.w12\.(weight|bias)", "blocks.{}.mlp.fc1.{}"),
+    (r"blocks\.(\d+)\.mlp\.w3\.(weight|bias)", "blocks.{}.mlp.fc2.{}"),
+)
+LAYOUTS = {"transformers": TRANSFORMERS, "torchvision": TORCHVISION, "DINOv2": DINOV2}
 # Separate tensors of a block that timm keeps in one, joined in this order along the outputs.
 JOINED = (("attn", ("query", "key", "value"), "qkv"), ("attn", ("q", "k", "v"), "qkv"), ("mlp", ("gate", "up"), "fc1"))
 

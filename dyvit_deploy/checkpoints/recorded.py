@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import Arguments, ModelConfig
+from ..config import ModelConfig
+from ..settings.fields import Arguments
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is known besides the tensors. `source` names where it stands, for messages.
+    """What is known besides the tensors. `source` is the file or key that says it, for messages.
 
     model: a name of the zoo or timm:NAME. config: a complete architecture, of transformers. options: keyword arguments
     of timm. family: the beginning of the model's name, where only that is known. image_size: (height, width) in pixels.
-    usual: the preprocessing to assume where `steps` say nothing. resampling: how the library interpolates positions.
+    usual: the preprocessing to assume where `steps` say nothing. complete: what `steps` leave open is the model's own,
+    because the training script takes it from there. resampling: how the library interpolates positions. problem: why a
+    configuration beside the file cannot be used.
     """
 
     source: str = ""
@@ -55,6 +58,8 @@ class Recorded:
     class_names: tuple[str, ...] | None = None
     family: str | None = None
     usual: Steps = Steps()
+    complete: bool = False
+    problem: str = ""
     resampling: str = "bicubic, antialiased"
 
 

@@ -18,10 +18,10 @@ RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 HALVES = (0.5, 0.5, 0.5)
 # By `model_type`: how the published checkpoints of the family prepare images, where no file says so.
 FAMILIES = {
-    "vit": Steps(HALVES, HALVES, short_side=224, squash=True, interpolation="bilinear"),
-    "deit": Steps(IMAGENET_MEAN, IMAGENET_STD, short_side=256, squash=True, interpolation="bicubic"),
-    "dinov2": Steps(IMAGENET_MEAN, IMAGENET_STD, short_side=256, squash=False, interpolation="bicubic"),
-    "dinov2_with_registers": Steps(IMAGENET_MEAN, IMAGENET_STD, short_side=256, squash=False, interpolation="bicubic"),
+    "vit": Steps(HALVES, HALVES, crop=1.0, squash=True, interpolation="bilinear"),
+    "deit": Steps(IMAGENET_MEAN, IMAGENET_STD, crop=0.875, squash=True, interpolation="bicubic"),
+    "dinov2": Steps(IMAGENET_MEAN, IMAGENET_STD, crop=0.875, squash=False, interpolation="bicubic"),
+    "dinov2_with_registers": Steps(IMAGENET_MEAN, IMAGENET_STD, crop=0.875, squash=False, interpolation="bicubic"),
 }
 # Processors that keep the aspect ratio where their size is one number.
 KEEP_ASPECT = re.compile("Bit|CLIP|Dinov2")

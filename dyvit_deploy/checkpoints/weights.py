@@ -29,6 +29,8 @@ STUDENT = "student"
 SWAPPED = ("averaging_state", "current_model_state")
 # Buffers that wrappers add, which no model has.
 COUNTERS = ("n_averaged", "initted", "step")
+# Tensors of DINOv2's own code, whose other names are timm's.
+DINOV2 = ("mask_token", "register_tokens")
 # Nested deeper, no trainer saves weights.
 DEPTH = 5
 
@@ -147,6 +149,7 @@ def _sets(where: tuple[str, ...], tensors: dict[str, Tensor], swapped: bool) -> 
         if len(state) > 1:
             first = prefix.split(".")[0]
             beside = frozenset(name for name in state if name in tensors and not name.startswith(f"{first}."))
+            layout = "DINOv2" if layout == "timm" and any(name in state for name in DINOV2) else layout
             yield WeightSet(where, prefix, state, layout, _averaged(where, prefix, swapped),
                             beside if prefix else frozenset())
 

@@ -98,8 +98,7 @@ class InspectReport:
 
 def _preprocessing(facts: ArtifactFacts) -> str:
     model, steps = facts.model, facts.model.preprocess
-    resize = (f"resize to {steps.short_side} x {steps.short_side}, centre crop" if steps.squash else
-              f"short side to {steps.short_side} px, centre crop" if steps.short_side else
+    resize = (f"{steps.resize} px, centre crop" if steps.short_side else
               f"resize to {model.image_size[0]} x {model.image_size[1]}")
     inside = ", inside the graph" if facts.input == "uint8" else ""
     return f"{resize} ({steps.interpolation}), mean {list(steps.mean)}, std {list(steps.std)}{inside}"

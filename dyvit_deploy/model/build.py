@@ -15,9 +15,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..artifacts.files import TIMM_PREFIX
-from ..config import LARGEST, Arguments, ModelConfig, Preprocess, as_arguments
+from ..checkpoints.configurations import BORDER
+from ..config import LARGEST, ModelConfig, Preprocess
 from ..errors import ConfigError, did_you_mean, reason
-from ..settings.fields import check_choice
+from ..settings.fields import Arguments, as_arguments, check_choice
 from . import zoo
 from .lvvit import GridStem, LVViT
 
@@ -72,6 +73,8 @@ OPTIONS: dict[str, tuple[type, ...]] = {
                      "scale_mlp_norm", "pre_norm", "final_norm", "pool_include_prefix", "distilled"), (bool,)),
     "fc_norm": (bool, type(None)), "init_values": (int, float, type(None)), "patch_size": (int, tuple),
 }
+NOUNS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", type(None): "None",
+         tuple: "a size like 16x16"}
 # Those that are fields of a ModelConfig.
 SIZES = {"num_heads": "heads", "embed_dim": "width", "depth": "depth", "mlp_ratio": "mlp_ratio",
          "patch_size": "patch_size"}
@@ -95,11 +98,16 @@ def check_options(options: Arguments) -> dict[str, Any]:
             continue
         if name not in OPTIONS:
             raise ConfigError(f"Unknown model argument {name!r}.{did_you_mean(name, OPTIONS)}")
+        if name == "patch_size" and isinstance(value, tuple):
+            if len(set(value)) != 1:
+                raise ConfigError(f"Patches of {value[0]} x {value[-1]} pixels are not supported, only square ones.")
+            value = value[0]
         if not isinstance(value, OPTIONS[name]) or (isinstance(value, bool) and bool not in OPTIONS[name]):
-            raise ConfigError(f"The model argument {name} is a {OPTIONS[name][0].__name__}, not {value!r}.")
+            kinds = " or ".join(NOUNS[kind] for kind in OPTIONS[name])
+            raise ConfigError(f"The model argument {name} must be {kinds}, not {value!r}.")
         most = LARGEST.get(SIZES.get(name, ""), LARGEST["width"])
         if isinstance(value, (int, float)) and not 0 <= value <= most:
-            raise ConfigError(f"The model argument {name} is from 0 to {most}, not {value!r}.")
+            raise ConfigError(f"The model argument {name} must be between 0 and {most}, not {value!r}.")
         checked[name] = value
     return checked
 
@@ -222,7 +230,7 @@ def with_options(config: ModelConfig, options: Arguments) -> ModelConfig:
     if not options:
         return config
     if config.builder == "timm":
-        return resolve(config.name, as_arguments({**dict(config.options), **dict(options)}))
+        return resolve(config.name, as_arguments({**dict(config.options), **check_options(options)}))
     if config.builder != "vit":
         raise ConfigError(f"{config.name} has a fixed architecture; leave out --model-args.")
     chosen = {**dict(config.options), **check_options(options)}
@@ -251,8 +259,7 @@ def timm_preprocess(pretrained: Mapping[str, Any], size: tuple[int, int]) -> Pre
     """
     mode, crop = pretrained.get("crop_mode") or "center", pretrained.get("crop_pct") or 0.875
     if mode == "border":
-        raise ConfigError("Images of this model are padded with a border (crop_mode), which is not supported; give "
-                          "--crop to cut the centre instead.")
+        raise ConfigError(f"{BORDER[0].upper()}{BORDER[1:]}.")
     short = math.floor(min(size) / crop)
     squash = mode == "squash"
     return Preprocess(None if squash and crop == 1.0 else short, tuple(pretrained["mean"]), tuple(pretrained["std"]),

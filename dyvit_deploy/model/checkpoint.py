@@ -23,11 +23,12 @@ from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import atomic_write, is_timm, require_file, require_source, sha256
 from ..checkpoints.archive import plain, read_archive
 from ..checkpoints.configurations import read_recorded
-from ..checkpoints.names import to_timm
+from ..checkpoints.names import LAYOUTS, to_timm
 from ..checkpoints.recorded import Recorded, Steps
 from ..checkpoints.weights import choose_weights
 from ..config import LEARNED, KeepRequest, LoadConfig, ModelConfig, PruneConfig
 from ..errors import CheckpointError, ConfigError
+from ..settings.fields import numbers_text
 from ..settings.notes import assume, tell
 from . import build, zoo
 from .dynamicvit import DynamicViT
@@ -107,7 +108,7 @@ def read_checkpoint(path: str | Path, weights: str = "auto", strict: bool = True
         assume(choice.assumed)
     if choice.told:
         tell(choice.told)
-    if taken.layout not in (None, "timm"):
+    if taken.layout in LAYOUTS:
         tell(f"{path}: the tensors have the names of {taken.layout}, and were renamed.")
     elif taken.prefix:
         tell(f"{path}: the prefix {taken.prefix!r} was removed from the names of the tensors.")
@@ -147,9 +148,8 @@ def load_model(path: str | os.PathLike[str], load: LoadConfig = LoadConfig(),
     if like:
         _check_alike(raw, like)
     facts = like or _resolve(raw, load)
-    for statement in facts.assumed:
-        assume(f"Assumed, because {raw.path} does not record it: {statement}; if that is wrong, pass --model, "
-               "--model-args, --mean, --std, --crop or --interpolation.")
+    if like:
+        _tell_assumed(raw, facts)
     # Without memory: sizes that a file claims are compared with its tensors before anything of that size is made.
     with torch.device("meta"):
         model = DynamicViT(facts.model, facts.prune)
@@ -157,6 +157,12 @@ def load_model(path: str | os.PathLike[str], load: LoadConfig = LoadConfig(),
     model = _materialised(model)
     _copy_state(model, state)
     return model.eval(), dataclasses.replace(facts, parent=raw.origin(), adapted=adapted)
+
+
+def _tell_assumed(raw: RawCheckpoint, facts: ArtifactFacts) -> None:
+    for statement in facts.assumed:
+        assume(f"Assumed, because {raw.path} does not record it: {statement}. Override it with --model, --model-args, "
+               "--mean, --std, --crop or --interpolation.")
 
 
 def _materialised(model: DynamicViT) -> DynamicViT:
@@ -210,7 +216,8 @@ def load_backbone(source: str | Path, config: ModelConfig) -> Backbone:
     if count_predictors(raw.state) or (raw.facts and raw.facts.prune):
         raise CheckpointError(f"{raw.path} drops tokens, but a backbone is dense; pass the dense checkpoint that it "
                               "was trained from.")
-    facts = raw.facts or ArtifactFacts(config)
+    facts = raw.facts or ArtifactFacts(config, class_names=None if raw.recorded.problem else _class_names(
+        raw, dataclasses.replace(config, classes=len(raw.state.get("head.weight", ())))))
     if facts.model.name != config.name:
         raise CheckpointError(f"{raw.path} is a {facts.model.name}, not a {config.name}; name another backbone or "
                               "model.")
@@ -223,8 +230,9 @@ def load_backbone(source: str | Path, config: ModelConfig) -> Backbone:
         state |= {name: tensor for name, tensor in fresh.items() if name.startswith(HEADS)}
     said = raw.recorded.steps
     if (said.mean and said.mean != config.preprocess.mean) or (said.std and said.std != config.preprocess.std):
-        assume(f"{raw.path} was trained with mean {list(said.mean or ())} and std {list(said.std or ())}, and "
-               f"{config.name} is trained with its own; name a model with the same preprocessing to keep them.")
+        recorded = f"mean {numbers_text(said.mean or ())} and std {numbers_text(said.std or ())}"
+        assume(f"{raw.path} records {recorded}; training continues with {config.preprocess.describe()} of "
+               f"{config.name}. Name a --model with the same preprocessing to keep the recorded one.")
     _copy_state(model, _fitting_state(model, dataclasses.replace(raw, state=state) if new_head else raw)[0])
     names = None if new_head else facts.class_names
     return Backbone(model.eval(), dataclasses.replace(facts, model=config, class_names=names, parent=raw.origin()),
@@ -254,9 +262,7 @@ def _identify(raw: RawCheckpoint, load: LoadConfig) -> Identity:
     model = model.with_image_size(size)
     asked = Steps(load.mean, load.std, load.crop, None, None, load.interpolation)
     if asked != Steps():
-        own = model.preprocess
-        model = dataclasses.replace(model, preprocess=prepare(model, asked, Steps(
-            own.mean, own.std, None, own.short_side, own.squash, own.interpolation), size))
+        model = dataclasses.replace(model, preprocess=prepare(model.preprocess, asked, size, None))
     return Identity(model, raw.facts.assumed)
 
 
@@ -269,6 +275,7 @@ def _resolve(raw: RawCheckpoint, load: LoadConfig) -> ArtifactFacts:
     trained = recorded.selector if recorded else "prediction" if predictors else None
     base = dataclasses.replace(raw.facts or ArtifactFacts(model, class_names=_class_names(raw, model)),
                                assumed=identity.assumed)
+    _tell_assumed(raw, base)
     if trained is None:
         if prune is None or prune.is_dense(model.patches):
             return dataclasses.replace(base, model=model, prune=None)
@@ -309,7 +316,11 @@ def recorded_prune(raw: RawCheckpoint, depth: int) -> PruneConfig | None:
 def _class_names(raw: RawCheckpoint, model: ModelConfig) -> tuple[str, ...] | None:
     """The names in a configuration, if there is one for every class."""
     names = raw.recorded.class_names
-    return names if names and len(names) == model.classes else None
+    if names and len(names) != model.classes:
+        tell(f"{raw.path}: {raw.recorded.source} has {len(names)} class names for {model.classes} classes; they were "
+             "left out.")
+        return None
+    return names
 
 
 def _fitting_state(model: DynamicViT, raw: RawCheckpoint) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,15 @@ from torch import Tensor
 
 from ..artifacts.files import TIMM_PREFIX, is_timm
 from ..checkpoints.recorded import Recorded, Steps
-from ..config import Arguments, LoadConfig, ModelConfig, Preprocess, as_arguments
+from ..config import LoadConfig, ModelConfig, Preprocess
 from ..errors import CheckpointError, ConfigError
+from ..settings.fields import Arguments, as_arguments, numbers_text
+from ..settings.notes import tell
 from . import build, zoo
 
 PREDICTOR = "score_predictor."
 # Tensors that do not tell one architecture from another: their size follows from the data, or only training has them.
-UNSPECIFIC = re.compile(r"(head|head_dist|aux_head|score_predictor|resume)\.|pos_embed$|mask_token$|blocks\.[1-9]\d*\.")
+UNSPECIFIC = re.compile(r"(head|head_dist|aux_head|score_predictor|resume)\.|pos_embed$|blocks\.[1-9]\d*\.")
 # timm's modules with VisionTransformers that have no tensors of their own besides those of the plain one.
 TIMM_MODULES = ("vision_transformer", "deit")
 # So many tensors may differ from the model that is named in a message.
@@ -55,46 +57,88 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
         CheckpointError: no known model fits, or several do that want different images.
         ConfigError: an option does not fit the model.
     """
-    named = load.model or (where if is_timm(where) else recorded.model)
-    asked = Steps(load.mean, load.std, load.crop, None, None, load.interpolation)
-    from_file = named is None or named == recorded.model
-    said = asked.over(recorded.steps) if from_file else asked
-    usual, assumed = recorded.usual, list[str]()
+    if recorded.problem and not load.model:
+        raise CheckpointError(recorded.problem)
+    recorded = _of_model(recorded, load.model, where)
+    said = Steps(load.mean, load.std, load.crop, None, None, load.interpolation).over(recorded.steps)
+    named, similar = load.model or (where if is_timm(where) else recorded.model), list[str]()
     if named:
-        options = {**dict(recorded.options if from_file else ()), **dict(load.model_args)}
-        try:
-            model = build.resolve(named, _arguments(options, state))
-        except ConfigError as error:
-            if load.model or load.model_args or is_timm(where):
-                raise
-            raise CheckpointError(f"{where} is a {named} by {recorded.source}, which cannot be used: {error}"
-                                  ) from error
-        if load.model:
-            assumed += _assumed_tag(load.model, said)
+        model = _named(named, state, recorded, where, load)
     elif recorded.config:
         model = build.with_options(recorded.config, load.model_args)
-        if missing := said.missing:
-            assumed.append(f"{_list(missing)} of the published {model.name} models of transformers"
-                           f" ({_describe(said.over(usual), missing)})")
     else:
-        model, statement = _infer(state, recorded, where, said, load)
-        assumed.append(statement)
+        model, similar = _infer(state, recorded, where, said, load)
     if "head.weight" in state and state["head.weight"].ndim == 2:
         model = dataclasses.replace(model, classes=state["head.weight"].shape[0])
-    size = load.image_size or (recorded.image_size if from_file else None) or trained_size(model, state, where)
-    return Identity(dataclasses.replace(model.with_image_size(size), preprocess=prepare(model, said, usual, size)),
-                    tuple(assumed))
-
-
-def prepare(model: ModelConfig, said: Steps, usual: Steps, size: tuple[int, int]) -> Preprocess:
-    """The preprocessing of `model` at (height, width) `size`: what is `said`, else what is `usual`, else its own."""
-    steps, own = said.over(usual), model.with_image_size(size).preprocess
+    given = load.image_size or recorded.image_size
+    size = given or trained_size(model, state, where)
+    assumed = [] if given or size == model.image_size else [
+        f"an image size of {size[0]} x {size[1]}, for positions in a square"]
+    model = model.with_image_size(size)
+    own = model.preprocess
     if model.timm_name:
         own = build.timm_preprocess(build.timm_weights(model.timm_name), size)
+    prepared = prepare(own, said.over(recorded.usual), size, recorded.image_size)
+    model, missing = dataclasses.replace(model, preprocess=prepared), said.missing
+    images = f"{_list(missing)} ({_describe(prepared, missing)})" if missing else ""
+    if not named and not recorded.config:
+        also = f"; {_list(similar)} fit as well" if similar else ""
+        assumed.insert(0, ", ".join(filter(None, (f"{model.name} by its tensors with {_features(model)}",
+                                                  _describe(prepared, missing)))) + also)
+    elif not named and missing:
+        assumed.insert(0, f"{images} of the published {model.name} models of transformers")
+    elif load.model:
+        assumed += _assumed_tag(load.model, said)
+    elif missing and not recorded.complete and not is_timm(where):
+        assumed.insert(0, f"{images} of {model.name}, which {recorded.source} names")
+    return Identity(model, tuple(assumed))
+
+
+def _of_model(recorded: Recorded, name: str | None, where: str) -> Recorded:
+    """`recorded`, or nothing of it if it is about another architecture than the one that --model names."""
+    if name is None or recorded.model is None or _architecture(name) == _architecture(recorded.model):
+        return recorded
+    tell(f"{where}: {recorded.source} names {recorded.model}; it is not used, because --model names {name}.")
+    return Recorded(resampling=recorded.resampling)
+
+
+def _architecture(name: str) -> str:
+    """Without the tag of timm's weights, and timm's name of a model of the zoo."""
+    return zoo.PRETRAINED.get(name, name).removeprefix(TIMM_PREFIX).partition(".")[0]
+
+
+def _named(name: str, state: Mapping[str, Tensor], recorded: Recorded, where: str, load: LoadConfig) -> ModelConfig:
+    """The model of that name, with the arguments that are recorded or given."""
+    averages = "fc_norm.weight" in state and "norm.weight" not in state
+    try:
+        own = build.check_options(recorded.options)
+        # timm records its default pooling, too; the tensors are the better witness.
+        options = own | ({"global_pool": "avg"} if averages else {}) | build.check_options(load.model_args)
+        return build.resolve(name, as_arguments(options))
+    except ConfigError as error:
+        if load.model or load.model_args or is_timm(where):
+            raise
+        raise CheckpointError(f"{where} is a {name} by {recorded.source}, which cannot be used: {error}") from error
+
+
+def prepare(own: Preprocess, steps: Steps, size: tuple[int, int], at: tuple[int, int] | None) -> Preprocess:
+    """The preprocessing for images of (height, width) `size`: `steps` where these say something, else `own`.
+
+    `at`: the image size for which the `steps` were recorded; their short side is scaled from it.
+
+    Raises:
+        ConfigError: images would be resized to less than the model's input.
+    """
+    squashes = own.squash or own.short_side is None if steps.squash is None else steps.squash
     short, squash = own.short_side, own.squash
     if steps.crop or steps.short_side:
         short = math.floor(min(size) / steps.crop) if steps.crop else steps.short_side
-        squash = bool(own.squash if steps.squash is None else steps.squash)
+        if steps.short_side and not steps.crop and at:
+            short = round(steps.short_side * min(size) / min(at))
+        if short is not None and short < min(size):
+            raise ConfigError(f"Images would be resized to {short} pixels, below the {min(size)} of the model; give "
+                              "--crop, for example --crop 0.875.")
+        squash = squashes
         if squash and short == min(size):
             short, squash = None, False
     return Preprocess(short, _three(steps.mean) or own.mean, _three(steps.std) or own.std,
@@ -105,15 +149,11 @@ def _three(values: tuple[float, ...] | None) -> tuple[float, float, float] | Non
     """One value, as models of one channel record it, counts for all."""
     if values is None:
         return None
+    if len(values) not in (1, 3):
+        raise ConfigError(f"A mean or deviation of {len(values)} channels is recorded, and images are read as RGB or "
+                          "grey here; give --mean and --std.")
     red, green, blue = values * 3 if len(values) == 1 else values
     return red, green, blue
-
-
-def _arguments(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> Arguments:
-    """timm's arguments, with the pooling that the tensors show where none is given."""
-    averages = "fc_norm.weight" in state and "norm.weight" not in state
-    pooling = {"global_pool": "avg"} if averages else {}
-    return as_arguments(pooling | dict(options))
 
 
 def _assumed_tag(name: str, said: Steps) -> list[str]:
@@ -126,8 +166,8 @@ def _assumed_tag(name: str, said: Steps) -> list[str]:
         return []
     own = build.timm_weights(bare)
     others = next(tags[0] for steps, tags in by_steps.items() if steps != (tuple(own["mean"]), tuple(own["std"])))
-    return [f"mean {_numbers(own['mean'])} and std {_numbers(own['std'])}, of the default weights of {name}; others of "
-            f"that model differ, such as {name}.{others}"]
+    steps = f"mean {numbers_text(own['mean'])} and std {numbers_text(own['std'])}"
+    return [f"{steps}, of the default weights of {name}; others of that model differ, such as {name}.{others}"]
 
 
 def _tags_by_steps(architecture: str) -> dict[tuple[tuple[float, ...], tuple[float, ...]], list[str]]:
@@ -161,28 +201,34 @@ def trained_size(model: ModelConfig, state: Mapping[str, Tensor], where: str) ->
 
 
 def _infer(state: Mapping[str, Tensor], recorded: Recorded, where: str, said: Steps, load: LoadConfig,
-           ) -> tuple[ModelConfig, str]:
-    """The known model that fits the tensors, and what is assumed with it."""
+           ) -> tuple[ModelConfig, list[str]]:
+    """The known model that fits the tensors, and the names of others that differ from it in nothing that matters but
+    the crop or the interpolation."""
     for name, rank in (("pos_embed", 3), ("head.weight", 2), ("blocks.0.attn.qkv.weight", 2)):
         if name not in state or state[name].ndim != rank:
             raise CheckpointError(f"{where} has no tensor {name!r} of {rank} dimensions, so it is not a ViT "
                                   "checkpoint; name its architecture with --model if it is one of timm's.")
-    # Of a file with a tensor too few or too many, the closest model tells which.
-    found = _of_family(list(fitting_models(state) or fitting_models(state, CLOSE)), state, recorded)
+    # If none fits exactly, the closest is taken, so that the error names the tensor.
+    found = _of_family(fitting_models(state) or fitting_models(state, CLOSE), state, recorded)
     if not found:
         width, depth = state["pos_embed"].shape[-1], count_blocks(state)
         raise CheckpointError(f"{where} has width {width} and depth {depth}, and no known model has its tensors; "
                               "name its architecture with --model timm:NAME (dyvit models lists the others).")
-    different: dict[object, ModelConfig] = {}
+    different: dict[object, list[ModelConfig]] = {}
     for model in found:
-        different.setdefault((said.mean or model.preprocess.mean, said.std or model.preprocess.std, model.heads), model)
-    if len(different) > 1 and not load.model_args:
-        listed = "; ".join(f"{m.name} with mean {_numbers(m.preprocess.mean)}, std {_numbers(m.preprocess.std)}"
-                           for m in different.values())
-        raise CheckpointError(f"{where} does not say which model it is, and its tensors fit several that want "
-                              f"different images ({listed}); name yours with --model, or give --mean and --std.")
-    model = build.with_options(found[0], load.model_args)
-    return model, f"{model.name} by its tensors, with {_features(model)}, {_describe_model(model, said)}"
+        model = build.with_options(model, load.model_args)
+        key = said.mean or model.preprocess.mean, said.std or model.preprocess.std, _features(model)
+        different.setdefault(key, []).append(model)
+    if len(different) > 1:
+        listed = "; ".join(f"{m.name} with {_describe(m.preprocess, ('mean', 'std'))}, {_features(m)}"
+                           for [m, *_] in different.values())
+        raise CheckpointError(f"{where} does not say which model it is, and its tensors fit several that differ in how "
+                              f"they compute or prepare images: {listed}. Name yours with --model, or give --mean and "
+                              "--std.")
+    [[model, *similar]] = different.values()
+    resized = said.crop or said.short_side
+    return model, [other.name for other in similar
+                   if not resized and other.preprocess.short_side != model.preprocess.short_side]
 
 
 def _of_family(found: list[ModelConfig], state: Mapping[str, Tensor], recorded: Recorded) -> list[ModelConfig]:
@@ -276,24 +322,12 @@ def _features(model: ModelConfig) -> str:
     return ", ".join([*parts, *([f"norm epsilon {eps:g}"] if eps else [])])
 
 
-def _describe_model(model: ModelConfig, said: Steps) -> str:
-    own = model.preprocess
-    crop = None if own.short_side is None else min(model.image_size) / own.short_side
-    steps = said.over(Steps(own.mean, own.std, crop, None, own.squash, own.interpolation))
-    return _describe(steps, said.missing)
+def _describe(prepared: Preprocess, names: tuple[str, ...]) -> str:
+    """Those of the steps, in words."""
+    texts = {"mean": f"mean {numbers_text(prepared.mean)}", "std": f"std {numbers_text(prepared.std)}",
+             "crop": prepared.resize, "interpolation": prepared.interpolation}
+    return ", ".join(texts[name] for name in names)
 
 
-def _describe(steps: Steps, names: tuple[str, ...]) -> str:
-    crop = (f"crop {steps.crop:.3g}" if steps.crop else f"short side {steps.short_side}" if steps.short_side else
-            "resized without crop")
-    texts = {"mean": steps.mean and f"mean {_numbers(steps.mean)}", "std": steps.std and f"std {_numbers(steps.std)}",
-             "crop": crop, "interpolation": steps.interpolation}
-    return ", ".join(str(texts[name]) for name in names)
-
-
-def _numbers(values: Any) -> str:
-    return ",".join(f"{value:g}" for value in values)
-
-
-def _list(names: tuple[str, ...]) -> str:
+def _list(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

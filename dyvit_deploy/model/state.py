@@ -45,13 +45,14 @@ def fit_state(model: DynamicViT, state: Mapping[str, Tensor], where: str, grid: 
         CheckpointError: a name or shape does not match.
     """
     expected = {published_name(name): tensor for name, tensor in model.state_dict().items()}
-    state, adapted = _timm_names(model, dict(state), expected), list[str]()
+    adapted = list[str]()
+    state = _timm_names(model, dict(state), expected, adapted)
     # A dense file has no ranking.
     if model.prune and model.prune.selector == "random":
         expected = {name: value for name, value in expected.items() if name in state or not name.startswith(PREDICTOR)}
     if left_out := [name for name in state if name not in expected and name in beside]:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
-        adapted.append(f"left out {', '.join(left_out[:LISTED])}{more}, which stood beside the model")
+        adapted.append(f"ignored {', '.join(left_out[:LISTED])}{more}, which are not part of the wrapped model")
         state = {name: tensor for name, tensor in state.items() if name not in left_out}
     if "pos_embed" in expected and "pos_embed" in state:
         state["pos_embed"], old = _resample(model, state["pos_embed"], grid, resampling)
@@ -65,32 +66,47 @@ def fit_state(model: DynamicViT, state: Mapping[str, Tensor], where: str, grid: 
     return state, tuple(adapted)
 
 
-def _timm_names(model: DynamicViT, state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the names of this version of timm, whose own filter knows those of older ones, DINOv2 and CLIP."""
+def _timm_names(model: DynamicViT, state: dict[str, Tensor], expected: Mapping[str, Tensor],
+                adapted: list[str]) -> dict[str, Tensor]:
+    """`state` with the names of this version of timm, whose own filter knows those of older ones and of CLIP.
+
+    What the filter resizes is appended to `adapted`; tensors that have timm's names already are not resized here.
+    """
     ours = {name: tensor for name, tensor in state.items() if name.startswith(PREDICTOR)}
     rest = {name: tensor for name, tensor in state.items() if name not in ours}
     missing = [name for name in expected if name not in state and not name.startswith((PREDICTOR, "head"))]
-    if isinstance(model.backbone, LVViT) or not (missing or "mask_token" in state):
+    if isinstance(model.backbone, LVViT) or not missing:
         return state
     try:
-        with _quiet():
-            renamed: dict[str, Tensor] = checkpoint_filter_fn(rest, model.backbone)
-            return ours | renamed
-    # What the filter does not know ends in any error; the check of names then tells what is wrong.
+        with _timm_lines() as lines:
+            renamed: dict[str, Tensor] = checkpoint_filter_fn(dict(rest), model.backbone)
+    # The filter raises many kinds of errors for unknown input; the check of names then reports the mismatch.
     except (KeyError, RuntimeError, ValueError, AttributeError, AssertionError, IndexError, TypeError):
         return state
+    kept = {name: rest[name] for name in ("pos_embed", PATCHES) if name in rest and rest[name].ndim in (3, 4)}
+    adapted += [f"timm: {line}" for line in lines if not kept]
+    return ours | renamed | kept
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without timm's lines about what it resized."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _timm_lines() -> Iterator[list[str]]:
+    """What timm logs within the block, in place of its output."""
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage().rstrip("."))
+
+    lines: list[str] = []
+    logger, handler = logging.getLogger("timm"), Lines()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
-        yield
+        yield lines
     finally:
-        logger.setLevel(level)
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def _as_rgb(weight: Tensor, where: str) -> tuple[Tensor, bool]:

@@ -19,8 +19,9 @@ from ..config import ImageSpec, KeepRequest, LoadConfig, Preprocess
 from ..data.folder import FolderImages
 from ..data.images import Track, no_track
 from ..data.open import open_images
-from ..data.preprocess import normalise, resize_and_crop
+from ..data.preprocess import normalise
 from ..data.reading import IndexedImages
+from ..data.walk import FORMATS
 from ..errors import ConfigError, DataError
 from ..runners.base import Outputs, Runner, join_outputs
 from ..runners.open import is_checkpoint, open_runner
@@ -97,7 +98,7 @@ def _with_file(checkpoint: str | Path, reference: Reference, config: CheckConfig
             notes.append("The preprocessing of images of one channel was not compared.")
         elif reference.files:
             spec = runner.image_spec()
-            own = np.stack([resize_and_crop(image, spec) for image in reference.photos()])
+            own = np.stack(list(reference.prepared(spec)))
             compared = compare_pixels(normalise(own, spec.preprocess), reference.images, spec.preprocess)
         else:
             notes.append(f"{reference.name} names no image files, so the preprocessing was not compared; add them as "
@@ -150,7 +151,9 @@ def _with_timm(checkpoint: str | Path, name: str, data: str | None, config: Chec
         own, other, logits, names = [], [], [], list[str]()
         size = max(config.batches)
         for batch in track(photos.batches(size), f"running {name} in timm", -(-len(photos) // size)):
-            opened = [photos.photo(file) if isinstance(photos, RandomPhotos) else Image.open(file).convert("RGB")
+            # Not decoded by this package's rules, which are part of what is compared.
+            opened = [photos.photo(file) if isinstance(photos, RandomPhotos) else
+                      Image.open(file, formats=tuple(FORMATS)).convert("RGB")
                       for file in batch.names]
             own.append(runner.prepare(batch.images))
             other.append(model.prepare(opened))
@@ -217,12 +220,4 @@ def compare_pixels(own: Pixels, other: Pixels, preprocess: Preprocess, theirs: s
     if error <= limit:
         return error, ""
     return error, (f"the images are prepared differently, by up to {error:.1e} where {limit:.1e} is allowed; here "
-                   f"{describe(preprocess)}{theirs}")
-
-
-def describe(preprocess: Preprocess) -> str:
-    """The preprocessing in words, for messages."""
-    mean, std = (",".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
-    resize = f"short side {preprocess.short_side}" if preprocess.short_side else "resized without crop"
-    squash = " squashed" if preprocess.squash else ""
-    return f"mean {mean}, std {std}, {resize}{squash}, {preprocess.interpolation}"
+                   f"{preprocess.describe()}{theirs}")

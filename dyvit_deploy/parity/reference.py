@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..artifacts.files import require_file
+from ..config import ImageSpec
 from ..data.images import UNREADABLE
+from ..data.preprocess import resize_and_crop
 from ..data.reading import decode
 from ..errors import ArtifactError, DataError, reason
 
@@ -59,11 +60,11 @@ class Reference:
         return dataclasses.replace(self, images=self.images[:count], logits=self.logits[:count],
                                    files=self.files[:count])
 
-    def photos(self) -> Iterator[Image.Image]:
-        """The `files` as RGB images. Raises DataError if one cannot be read."""
+    def prepared(self, spec: ImageSpec) -> Iterator[NDArray[np.uint8]]:
+        """The `files` resized and cropped, uint8 [height, width, 3] each. Raises DataError if one cannot be read."""
         for file in self.files:
             try:
-                yield decode(file)
+                yield resize_and_crop(decode(file), spec)
             except UNREADABLE as error:
                 raise DataError(f"{file}, which {self.path} names, cannot be read ({reason(error)}); names are "
                                 "relative to the folder of that file.") from error

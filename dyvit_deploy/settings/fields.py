@@ -22,6 +22,21 @@ SHORT = {name: alias for alias, name in ALIASES.items()}
 T = TypeVar("T", bound="JsonConfig")
 
 
+# Keyword arguments, sorted by name; hashable, unlike a dictionary.
+Arguments = tuple[tuple[str, Any], ...]
+
+
+def as_arguments(values: Any) -> Arguments:
+    """`values`, a mapping or pairs, as `Arguments`; lists, as JSON has them, become tuples."""
+    return tuple(sorted((str(name), tuple(value) if isinstance(value, list) else value)
+                        for name, value in dict(values).items()))
+
+
+def numbers_text(values: Sequence[float]) -> str:
+    """`0.485,0.456,0.406`, as options take it."""
+    return ",".join(f"{value:g}" for value in values)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A type of value as text. `label` is its placeholder in a help text, `noun` its name in an error message; `read`

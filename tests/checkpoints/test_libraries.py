@@ -164,7 +164,7 @@ def test_a_model_of_transformers_without_a_processor_names_what_it_assumes(tmp_p
     saved_by_transformers("deit", tmp_path, photo)
     (tmp_path / "preprocessor_config.json").unlink()
     facts = load_model(tmp_path)[1]
-    assert facts.model.preprocess.squash and facts.model.preprocess.short_side == 256
+    assert facts.model.preprocess.squash and facts.model.preprocess.short_side == 73
     [statement] = facts.assumed
     assert "mean 0.485,0.456,0.406" in statement and "bicubic" in statement
     assert [statement in record.getMessage() for record in caplog.records].count(True) == 1

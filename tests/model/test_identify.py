@@ -1,16 +1,19 @@
 """Which model a checkpoint is: recorded, given, or named as an assumption; never taken in silence."""
 import argparse
+import dataclasses
 
 import pytest
 import timm
 import torch
 from helpers import dyvit, tiny_checkpoint
 
+from dyvit_deploy.checkpoints.recorded import Steps
 from dyvit_deploy.config import KeepRequest, LoadConfig, Preprocess, PruneConfig
 from dyvit_deploy.errors import CheckpointError, ConfigError
 from dyvit_deploy.model import build, zoo
 from dyvit_deploy.model.checkpoint import load_facts, load_model
 from dyvit_deploy.model.dynamicvit import DynamicViT
+from dyvit_deploy.model.identify import prepare
 from dyvit_deploy.model.state import published_name
 
 HALF = (0.5, 0.5, 0.5)
@@ -37,17 +40,128 @@ def test_a_bare_file_that_fits_models_with_other_images_is_refused_with_their_na
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("content, name, mean", [
-    (dict(args=argparse.Namespace(model="vit_small_patch16_224")), "timm:vit_small_patch16_224", HALF),
-    (dict(args=argparse.Namespace(model="deit_small_patch16_224", input_size=224)), "timm:deit_small_patch16_224",
-     zoo.MODELS["deit-s"].preprocess.mean),
-    (dict(args=argparse.Namespace(model="deit-s")), "deit-s", zoo.MODELS["deit-s"].preprocess.mean),
-    (dict(arch="vit_small_patch16_224"), "timm:vit_small_patch16_224", HALF),
-    (dict(hyper_parameters={"model_name": "vit_small_patch16_224.dino"}), "timm:vit_small_patch16_224.dino",
-     zoo.MODELS["deit-s"].preprocess.mean)])
-def test_the_training_arguments_decide_and_nothing_is_assumed(content, name, mean, tmp_path, small):
-    facts = facts_of(tmp_path, {"model": small} | content)
+IMAGENET = zoo.MODELS["deit-s"].preprocess.mean
+VIT, DEIT = "vit_small_patch16_224", "deit_small_patch16_224"
+
+
+@pytest.mark.parametrize("args, name, mean, short", [
+    # timm's script, which records what was given and takes the rest from the model.
+    (dict(model=VIT, mean=None, crop_pct=None), f"timm:{VIT}", HALF, 248),
+    # DeiT's, which has ImageNet's constants whatever the model is.
+    (dict(model=DEIT, input_size=224, eval_crop_ratio=0.875), f"timm:{DEIT}", IMAGENET, 256),
+    (dict(model=VIT, input_size=224, eval_crop_ratio=1.0), f"timm:{VIT}", IMAGENET, 224),
+    # DynamicViT's, with the option of ConvNeXt's.
+    (dict(model="deit-s"), "deit-s", IMAGENET, 256),
+    (dict(model="deit-s", input_size=224, imagenet_default_mean_and_std=True), "deit-s", IMAGENET, 256),
+    (dict(model="deit-s", input_size=224, imagenet_default_mean_and_std=False), "deit-s", HALF, 256)])
+def test_training_arguments_of_known_scripts_decide_and_nothing_is_assumed(args, name, mean, short, tmp_path, small):
+    facts = facts_of(tmp_path, {"model": small, "args": argparse.Namespace(**args)})
     assert (facts.model.name, facts.model.preprocess.mean, facts.assumed) == (name, mean, ())
+    assert facts.model.preprocess.short_side == short
+
+
+@pytest.mark.parametrize("content", [dict(arch=VIT), dict(hyper_parameters={"model_name": VIT}),
+                                     dict(args=argparse.Namespace(model=VIT))])
+def test_of_other_scripts_the_model_is_known_and_its_preprocessing_is_assumed(content, tmp_path, small):
+    facts = facts_of(tmp_path, {"state_dict": small} | content)
+    [statement] = facts.assumed
+    assert facts.model.name == f"timm:{VIT}" and "mean 0.5,0.5,0.5" in statement and "short side 248" in statement
+    said = facts_of(tmp_path, {"state_dict": small} | content, mean=HALF, std=HALF, crop=0.9, interpolation="bicubic")
+    assert said.assumed == ()
+
+
+def test_what_is_recorded_of_another_model_than_the_named_one_is_not_used(tmp_path, small, caplog):
+    caplog.set_level("INFO")
+    args = argparse.Namespace(model="vit_tiny_patch16_224", mean=[0.1, 0.2, 0.3], crop_pct=0.5)
+    facts = facts_of(tmp_path, {"model": small, "args": args}, model="deit-s")
+    assert facts.model == dataclasses.replace(zoo.get("deit-s"), classes=4) and "it is not used" in caplog.text
+    tagged = facts_of(tmp_path, {"model": small, "args": argparse.Namespace(model=VIT, mean=[0.1, 0.2, 0.3],
+                                                                            crop_pct=0.5)}, model=f"timm:{VIT}.dino")
+    assert tagged.model.preprocess.mean == (0.1, 0.2, 0.3) and tagged.model.preprocess.short_side == 448
+
+
+def test_models_that_differ_in_their_activation_alone_are_not_taken_for_each_other(tmp_path):
+    state = timm.create_model("vit_base_patch16_clip_224", num_classes=4).state_dict()
+    with pytest.raises(CheckpointError, match=r"QuickGELU") as caught:
+        facts_of(tmp_path, state)
+    assert "timm:vit_base_patch16_clip_224" in str(caught.value)
+
+
+def test_arguments_that_do_not_decide_between_models_do_not_silence_the_refusal(tmp_path, small):
+    with pytest.raises(CheckpointError, match="fit several"):
+        facts_of(tmp_path, small, model_args=(("drop_rate", 0.1),))
+
+
+def test_an_image_size_that_follows_from_the_positions_is_an_assumption(tmp_path):
+    state = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=4).state_dict()
+    facts = facts_of(tmp_path, state, model="timm:vit_tiny_patch16_224")
+    assert facts.model.image_size == (96, 96)
+    assert facts.assumed == ("an image size of 96 x 96, for positions in a square",)
+    assert facts_of(tmp_path, state, model="timm:vit_tiny_patch16_224", image_size=(96, 96)).assumed == ()
+
+
+def test_a_crop_that_would_leave_a_frame_is_refused_and_scales_with_the_image(tmp_path, small):
+    facts = facts_of(tmp_path, small, model="deit-s", crop=0.8, image_size=(288, 288))
+    assert facts.model.preprocess.short_side == 360
+    prepared = prepare(Preprocess(256), Steps(short_side=256), (448, 448), (224, 224))
+    assert prepared.short_side == 512
+    with pytest.raises(ConfigError, match="below the 448 of the model"):
+        prepare(Preprocess(512), Steps(short_side=256), (448, 448), None)
+    # The preprocessing of our own files is changed in what is asked alone.
+    assert prepare(Preprocess(), Steps(mean=HALF), (64, 64), None) == Preprocess(mean=HALF)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+def test_files_of_dinov2s_own_code_are_read_at_any_size(name, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4, img_size=70, depth=2).eval()
+    state = dict(model.state_dict())
+    state["mask_token"] = torch.zeros(1, 384)
+    if "reg_token" in state:
+        # There, the positions have one of the class token, which is added to it in timm's.
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = torch.cat([torch.ones(1, 1, 384), state["pos_embed"]], dim=1)
+        state["cls_token"] = state["cls_token"] - 1
+    load = LoadConfig(model=f"timm:{name}", model_args=(("depth", 2),))
+    torch.save(state, tmp_path / "m.pth")
+    ours, facts = load_model(tmp_path / "m.pth", load)
+    images = torch.randn(2, 3, 70, 70)
+    with torch.no_grad():
+        assert torch.allclose(ours(images), model(images), atol=1e-5)
+    assert facts.adapted == () and facts.model.image_size == (70, 70)
+    larger = load_model(tmp_path / "m.pth", dataclasses.replace(load, image_size=(98, 98)))[1]
+    assert larger.adapted == ("positions interpolated from 5 x 5 to 7 x 7 patches",)
+
+
+CLIP = {"cls_token": "class_embedding", "pos_embed": "positional_embedding", "patch_embed.proj.weight": "conv1.weight",
+        "norm_pre.": "ln_pre.", "norm.": "ln_post.", "blocks.0.norm": "transformer.resblocks.0.ln_",
+        "blocks.0.attn.qkv.": "transformer.resblocks.0.attn.in_proj_",
+        "blocks.0.attn.proj": "transformer.resblocks.0.attn.out_proj",
+        "blocks.0.mlp.fc1": "transformer.resblocks.0.mlp.c_fc", "blocks.0.mlp.fc2": "transformer.resblocks.0.mlp.c_proj"}
+
+
+def test_clips_own_names_are_read_with_timms_filter(tmp_path):
+    torch.manual_seed(0)
+    name = "vit_base_patch32_clip_224"
+    model, state = timm.create_model(name, num_classes=512, depth=1).eval(), {}
+    for new, tensor in model.state_dict().items():
+        old = next((start + new[len(end):] for end, start in CLIP.items() if new.startswith(end)), None)
+        if old in ("class_embedding", "positional_embedding"):
+            tensor = tensor[0, 0] if old == "class_embedding" else tensor[0]
+        # CLIP has a projection in place of a head.
+        if old or new == "head.weight":
+            state[f"visual.{old or 'proj'}"] = tensor if old else tensor.T.contiguous()
+    torch.save(state, tmp_path / "m.pth")
+    load = LoadConfig(model=f"timm:{name}", model_args=(("depth", 1),))
+    with torch.no_grad():
+        model.head.bias.zero_()
+    try:
+        ours, _ = load_model(tmp_path / "m.pth", load)
+    except CheckpointError as error:
+        pytest.fail(str(error))
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(ours(images), model(images), atol=1e-5)
 
 
 def test_preprocessing_in_the_training_arguments_is_used(tmp_path, small):
@@ -119,7 +233,7 @@ def test_arguments_of_the_model_are_those_of_timm_and_survive_the_facts(tmp_path
 
 
 @pytest.mark.parametrize("args, message", [
-    ((("checkpoint_path", "x"),), "Unknown model argument"), ((("num_heads", "6"),), "num_heads is a int, not '6'"),
+    ((("checkpoint_path", "x"),), "Unknown model argument"), ((("num_heads", "6"),), "num_heads must be a whole number, not '6'"),
     ((("num_heads", True),), "not True"), ((("num_heads", 5),), "cannot create|cannot be built"),
     ((("in_chans", 4),), "3 channels or 1"), ((("global_pool", "best"),), "cannot create")])
 def test_arguments_that_the_model_does_not_take_are_refused(args, message, tmp_path, small):
