@@ -64,6 +64,9 @@ class Preprocess(JsonConfig):
         numbers = (*self.mean, *self.std)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
+        if max(self.mean) > 1:
+            raise ConfigError(f"Mean and std are of colours from 0 to 1, and a mean of {max(self.mean):g} is above; "
+                              "divide both by 255.")
         if self.short_side is not None and not 1 <= self.short_side <= LARGEST_SIDE:
             raise ConfigError(f"Images are resized to a side from 1 to {LARGEST_SIDE} pixels, not {self.short_side}.")
 

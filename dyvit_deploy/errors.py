@@ -18,6 +18,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# A message lists so many choices.
+LISTED = 20
+
 
 class DyvitError(Exception):
     """Base of all errors that a user can cause and fix."""
@@ -63,7 +66,10 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'deit-s'?"` with the closest choice; without a close one, the list of all choices."""
     choices = list(choices)
     close = difflib.get_close_matches(word, choices, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Choose one of: {', '.join(choices)}."
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    more = f", ... ({len(choices)} in all)" if len(choices) > LISTED else ""
+    return f" Choose one of: {', '.join(choices[:LISTED])}{more}."
 
 
 def reason(error: BaseException, last: bool = False) -> str:

@@ -9,11 +9,13 @@ import argparse
 import collections
 import datetime
 import json
+import math
+import os
 import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,10 @@ from ..errors import CheckpointError, reason
 
 # Weights in a folder, preferred first.
 WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+# Characters of a name from a file in a message.
+LONGEST = 200
+# Configurations are not nested deeper, and have not more values.
+DEEPEST, MOST_ITEMS = 12, 20_000
 # Bytes; larger ones are no configuration.
 JSON_LIMIT = 64 << 20
 
@@ -43,18 +49,29 @@ class Opaque:
 
 
 def plain(value: Any) -> Any:
-    """Namespaces and configuration objects as dictionaries, lists and tuples as lists, NumPy scalars as Python's."""
+    """Namespaces and configuration objects as dictionaries, lists and tuples as lists, NumPy scalars as Python's.
+
+    None stands for what is nested deeper than DEEPEST, and for everything after MOST_ITEMS.
+    """
+    return _plain(value, 0, iter(range(MOST_ITEMS)))
+
+
+def _plain(value: Any, depth: int, budget: Iterator[int]) -> Any:
+    if depth > DEEPEST or next(budget, None) is None:
+        return None
     if isinstance(value, Opaque):
         state = value.state if isinstance(value.state, Mapping) else {}
-        return plain(next((state[name] for name in NODE_CONTENT if name in state), None))
+        return _plain(next((state[name] for name in NODE_CONTENT if name in state), None), depth + 1, budget)
     if isinstance(value, (argparse.Namespace, SimpleNamespace)):
         value = vars(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, depth + 1, budget) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [_plain(item, depth + 1, budget) for item in value]
     if isinstance(value, pathlib.PurePath):
         return str(value)
+    if isinstance(value, (np.ndarray, torch.Tensor)) and math.prod(value.shape) <= MOST_ITEMS:
+        return value.tolist()
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -166,14 +183,17 @@ def _read_shards(index: Path) -> Archive:
     shards = sorted(set(names.values()))
     for name in shards:
         if name != Path(name).name or name.startswith(".") or name.lower().endswith(INDEX):
-            raise CheckpointError(f"{index} names the file {name!r}, which is not beside it; copy the folder again.")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is missing; copy the folder again.")
-        content |= read_archive(index.parent / name).content
-    if missing := next((name for name in names if name not in content), None):
-        raise CheckpointError(f"{index} names the tensor {missing!r}, which {names[missing]} does not have; copy the "
-                              "folder again.")
-    return Archive({name: content[name] for name in names}, {}, (index, *(index.parent / name for name in shards)))
+            raise CheckpointError(f"{index} names the file {name[:LONGEST]!r}, which is not beside it; copy the folder "
+                                  "again.")
+        if not os.path.isfile(index.parent / name):
+            raise CheckpointError(f"{index} names {name[:LONGEST]}, which is missing; copy the folder again.")
+        read = read_archive(index.parent / name).content
+        for tensor in [tensor for tensor, file in names.items() if file == name]:
+            if tensor not in read:
+                raise CheckpointError(f"{index} names the tensor {tensor!r}, which {name} does not have; copy the "
+                                      "folder again.")
+            content[tensor] = read[tensor]
+    return Archive(content, {}, (index, *(index.parent / name for name in shards)))
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -12,13 +12,17 @@ from ..artifacts.files import CONFIG, TIMM_PREFIX
 from ..config import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError
 from ..settings.fields import Arguments, as_arguments
-from .archive import plain, read_json
+from ..settings.notes import tell
+from .archive import LONGEST, WEIGHT_FILES, plain, read_json
 from .recorded import Recorded, Steps, names_of, numbers, text_of
 from .transformers import read_config
 
 # Keys of a file under which trainers keep their arguments, and the names that the architecture has there.
 ARGUMENTS = ("args", "hyper_parameters", "config", "cfg", "hparams")
-ARCHITECTURES = ("model", "arch", "model_name", "architecture", "backbone")
+ARCHITECTURES = ("model", "arch", "model_name", "architecture", "backbone", "name")
+# Arguments that are named like timm's.
+NAMED_LIKE_TIMMS = ("num_heads", "global_pool", "embed_dim", "depth", "reg_tokens", "mlp_ratio", "qkv_bias",
+                    "class_token")
 # Names of models in training scripts, and what they are here. MAE's scripts fine-tune timm's ViT.
 MAE = {"vit_base_patch16": "timm:vit_base_patch16_224.mae", "vit_large_patch16": "timm:vit_large_patch16_224.mae",
        "vit_huge_patch14": "timm:vit_huge_patch14_224.mae"}
@@ -33,19 +37,32 @@ def read_recorded(path: Path, content: Mapping[str, Any]) -> Recorded:
     Raises:
         CheckpointError: a configuration is no JSON.
     """
+    try:
+        found = _beside(path)
+        script = _of_script(content)
+    # A file may hold anything.
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, ZeroDivisionError,
+            ConfigError) as error:
+        return Recorded("it", problem=f"What {path}, or {CONFIG} beside it, says of its model cannot be used "
+                                      f"({str(error)[:LONGEST]}); correct it, or name the model with --model.")
+    # Configurations belong to the file of weights of their folder; another file may be of another model.
+    own = path.is_dir() or path.name in WEIGHT_FILES
+    if found is None or (script.model and not own):
+        return script
+    if not own:
+        tell(f"{path}: model and preprocessing are read from {CONFIG} beside it.")
+    return found
+
+
+def _beside(path: Path) -> Recorded | None:
+    """What a configuration of timm or transformers in the folder of `path` says; None without one."""
     folder = path if path.is_dir() else path.parent
-    if (folder / CONFIG).is_file():
-        values = read_json(folder / CONFIG)
-        if isinstance(values, Mapping):
-            try:
-                if "architecture" in values:
-                    return _of_timm(values)
-                if "model_type" in values or "architectures" in values:
-                    return read_config(values, folder)
-            except (TypeError, ValueError, KeyError, AttributeError, OverflowError, ConfigError) as error:
-                return Recorded(CONFIG, problem=f"{folder / CONFIG} cannot be used ({error}); correct it, or name the "
-                                                "model with --model.")
-    return _of_script(content)
+    values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if not isinstance(values, Mapping):
+        return None
+    if "architecture" in values:
+        return _of_timm(values)
+    return read_config(values, folder) if "model_type" in values or "architectures" in values else None
 
 
 def _of_timm(values: Mapping[str, Any]) -> Recorded:
@@ -72,7 +89,12 @@ def _size(value: Any) -> tuple[int, int] | None:
 
 
 def _crop(value: Any) -> float | None:
-    return None if not value else float(value)
+    """Raises ConfigError unless it is a fraction."""
+    if not value:
+        return None
+    if not 0 < float(value) <= 1:
+        raise ConfigError(f"a crop of {float(value):g} is not above 0 and at most 1")
+    return float(value)
 
 
 def _squashes(mode: Any) -> bool | None:
@@ -86,7 +108,11 @@ def _of_script(content: Mapping[str, Any]) -> Recorded:
     """The arguments that training scripts of timm, DeiT, DynamicViT and MAE, and Lightning, save in the file."""
     for key in ARGUMENTS:
         values = plain(content.get(key))
-        if isinstance(values, dict) and (model := _architecture(values)):
+        if not isinstance(values, dict):
+            continue
+        # A configuration may keep the model's part apart.
+        values |= next((values[word] for word in ARCHITECTURES if isinstance(values.get(word), dict)), {})
+        if model := _architecture(values):
             steps, complete = _script_steps(values, model)
             return Recorded(f"its {key}", model, None, _script_options(values), _script_size(values), steps,
                             complete=complete)
@@ -111,10 +137,14 @@ def _known(name: str) -> str | None:
 
 
 def _script_options(values: Mapping[str, Any]) -> Arguments:
-    options = dict(values.get("model_kwargs") or {}) if isinstance(values.get("model_kwargs"), Mapping) else {}
+    options = {name: values[name] for name in NAMED_LIKE_TIMMS if values.get(name) is not None}
+    # MAE's script has a switch.
+    if isinstance(options.get("global_pool"), bool):
+        options["global_pool"] = "avg" if options["global_pool"] else "token"
     if isinstance(values.get("gp"), str):
         options["global_pool"] = values["gp"]
-    return _arguments(options)
+    further = values.get("model_kwargs")
+    return _arguments(options | (dict(further) if isinstance(further, Mapping) else {}))
 
 
 def _script_size(values: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -105,7 +105,17 @@ def _join(state: dict[str, Tensor], path: object) -> None:
             if any(tensor is None for tensor in tensors):
                 raise CheckpointError(f"{path} lacks one of {', '.join(parts)} in block {block}; it is incomplete, "
                                       "copy it again.")
-            state[f"blocks.{block}.{module}.{joined}.{kind}"] = torch.cat([t for t in tensors if t is not None])
+            whole = [tensor for tensor in tensors if tensor is not None]
+            if any(tensor.ndim == 0 or tensor.shape[1:] != whole[0].shape[1:] for tensor in whole):
+                raise CheckpointError(f"{path} has {', '.join(parts)} of different shapes in block {block}; it is "
+                                      "damaged, copy it again.")
+            state[f"blocks.{block}.{module}.{joined}.{kind}"] = torch.cat(whole)
+
+
+def _alike(token: Tensor | None, positions: Tensor | None) -> bool:
+    """True for [1, 1, C] and [1, N, C]."""
+    return (token is not None and positions is not None and token.ndim == positions.ndim == 3
+            and token.shape[2] == positions.shape[2])
 
 
 def _place_tokens(state: dict[str, Tensor]) -> None:
@@ -114,6 +124,6 @@ def _place_tokens(state: dict[str, Tensor]) -> None:
     if "dist_token" in state and "head_dist.weight" not in state:
         state["reg_token"] = state.pop("dist_token")
     # DINOv2 adds registers after the positions: only the class token has one, which is part of the token in timm.
-    elif "reg_token" in state and "pos_embed" in state and "cls_token" in state:
+    elif "reg_token" in state and _alike(state.get("cls_token"), state.get("pos_embed")):
         state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         state["pos_embed"] = state["pos_embed"][:, 1:]

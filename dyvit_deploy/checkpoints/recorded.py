@@ -64,7 +64,12 @@ class Recorded:
 
 
 def numbers(value: Any) -> tuple[float, ...] | None:
-    """A list of numbers from JSON or a pickle; None if it is none."""
+    """One or several numbers from JSON or a pickle; None if it is none. Raises TypeError or ValueError for a list of
+    something else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (float(value),)
+    if isinstance(value, str) and value:
+        raise ValueError(f"{value[:40]!r} in place of numbers")
     return tuple(float(number) for number in value) if isinstance(value, Sequence) and len(value) else None
 
 

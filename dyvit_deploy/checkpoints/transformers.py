@@ -25,6 +25,8 @@ FAMILIES = {
 }
 # Processors that keep the aspect ratio where their size is one number.
 KEEP_ASPECT = re.compile("Bit|CLIP|Dinov2")
+# Steps that change pixels, and are not done here.
+UNREAD = ("do_convert_grayscale", "do_pad", "do_flip_channel_order", "rescale_offset")
 # `hidden_act` by timm's names.
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
                "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
@@ -41,7 +43,7 @@ def read_config(values: Mapping[str, Any], folder: Path) -> Recorded:
     """
     family = str(values.get("model_type") or _family(values))
     if family not in FAMILIES:
-        raise ConfigError(f"it is a {family}, and of transformers {', '.join(sorted(FAMILIES))} are read here")
+        raise ConfigError(f"it is a {family[:40]!r}, and of transformers {', '.join(sorted(FAMILIES))} are read here")
     steps, size = _steps(folder / PREPROCESSOR)
     return Recorded(CONFIG, config=_model(values, family), image_size=size, steps=steps,
                     class_names=_labels(values.get("id2label")), usual=FAMILIES[family],
@@ -97,6 +99,8 @@ def _steps(path: Path) -> tuple[Steps, tuple[int, int] | None]:
     factor = values.get("rescale_factor", 1 / 255)
     if not values.get("do_resize", True) or not values.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
         raise ConfigError(f"{path.name} does not resize, or does not scale pixels to 0..1, which is always done here")
+    if named := [name for name in UNREAD if values.get(name)]:
+        raise ConfigError(f"{path.name} has {named[0]}, which is not supported")
     plain = not values.get("do_normalize", True)
     mean = (0.0,) * 3 if plain else numbers(values.get("image_mean"))
     std = (1.0,) * 3 if plain else numbers(values.get("image_std"))

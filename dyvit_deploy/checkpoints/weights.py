@@ -21,8 +21,9 @@ ANCHORS = {
     "embeddings.patch_embeddings.projection.weight": "transformers", "conv_proj.weight": "torchvision",
 }
 # Keys and parts of prefixes that mean the moving average of the weights, besides all that contain the word EMA.
-AVERAGES = {"teacher", "averaged_model", "average_model", "avg_model", "swa_model", "momentum_encoder", "encoder_k",
-            "target_encoder", "averaging_state"}
+AVERAGES = {"teacher", "momentum_encoder", "encoder_k", "target_encoder", "averaging_state"}
+# Words in such keys.
+AVERAGE_WORDS = {"ema", "swa", "avg", "average", "averaged", "shadow"}
 # A moving average that is meant unless the user asks for the other: what DINO and its successors evaluate.
 STUDENT = "student"
 # Keys of PyTorch Lightning's WeightAveraging: "state_dict" is then the average.
@@ -87,7 +88,7 @@ def choose_weights(content: Mapping[str, Any], path: object, wanted: str = "auto
     sets = find_weights(content)
     if not sets:
         raise CheckpointError(f"{path} holds no state dict; expected tensors under 'model' or at the top level.")
-    by_kind = {kind: [found for found in sets if found.kind == kind] for kind in ("model", "ema")}
+    by_kind = {kind: _different([found for found in sets if found.kind == kind]) for kind in ("model", "ema")}
     if wanted != "auto" and not by_kind[wanted]:
         if strict:
             missing, other = {"ema": ("EMA weights", "ema"), "model": ("weights but their EMA", "model")}[wanted]
@@ -101,11 +102,23 @@ def choose_weights(content: Mapping[str, Any], path: object, wanted: str = "auto
     taken = by_kind[kind][0]
     names = {"model": "those of the model", "ema": "their moving average"}
     other = {"model": "ema", "ema": "model"}[kind]
-    told = f"{path}: weights taken from {taken.label}, {names[kind]}." if (both and said) or kind == "ema" else ""
+    told = f"{path}: weights taken from {taken.label}, {names[kind]}." if both and said else ""
+    told = told or (f"{path}: weights taken from {taken.label}." if kind == "ema" else "")
     assumed = "" if said or not both else (
         f"{path} holds the weights of the model and their moving average, and does not say which are meant: took "
         f"{names[kind]}, from {taken.label}; --weights {other} takes {by_kind[other][0].label}.")
     return Choice(taken, "" if assumed else told, assumed)
+
+
+def _different(sets: list[WeightSet]) -> list[WeightSet]:
+    """Without copies of the first set."""
+    return [*sets[:1], *(other for other in sets[1:] if not _equal(sets[0].state, other.state))]
+
+
+def _equal(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(
+        tensor is other[name] or (tensor.shape == other[name].shape and bool((tensor == other[name]).all()))
+        for name, tensor in state.items())
 
 
 def _meant(content: Mapping[str, Any], by_kind: Mapping[str, list[WeightSet]]) -> tuple[str, bool]:
@@ -113,7 +126,8 @@ def _meant(content: Mapping[str, Any], by_kind: Mapping[str, list[WeightSet]]) -
     if not by_kind["ema"] or not by_kind["model"]:
         return "ema" if by_kind["ema"] else "model", True
     # DeiT's and DynamicViT's training saves the best epoch of the average under this name.
-    if content.get("epoch") == "best-ema" or all(key in content for key in SWAPPED):
+    epoch = content.get("epoch")
+    if (isinstance(epoch, str) and epoch == "best-ema") or all(key in content for key in SWAPPED):
         return "ema", True
     student = any(STUDENT in _words(found) for found in by_kind["model"])
     return "ema" if student else "model", False
@@ -129,16 +143,16 @@ def find_weights(content: Mapping[str, Any]) -> list[WeightSet]:
     return [WeightSet(unknown[0], "", unknown[1], None, _averaged(unknown[0], "", swapped))] if unknown else []
 
 
-def _dictionaries(value: Mapping[Any, Any], where: tuple[str, ...],
+def _dictionaries(value: Mapping[Any, Any], where: tuple[str, ...], seen: frozenset[int] = frozenset(),
                   ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """All dictionaries that hold tensors by name."""
+    """All dictionaries that hold tensors by name; `seen` are those around this one."""
     tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
     if tensors:
         yield where, tensors
     if len(where) < DEPTH:
         for key, item in value.items():
-            if isinstance(item, Mapping):
-                yield from _dictionaries(item, (*where, str(key)))
+            if isinstance(item, Mapping) and id(item) not in seen | {id(value)}:
+                yield from _dictionaries(item, (*where, str(key)), seen | {id(value)})
 
 
 def _sets(where: tuple[str, ...], tensors: dict[str, Tensor], swapped: bool) -> Iterator[WeightSet]:
@@ -166,7 +180,8 @@ def _strip(tensors: Mapping[str, Tensor], prefix: str, others: list[str]) -> dic
         if name in COUNTERS or any(name.startswith(other) and len(other) > len(prefix) for other in others):
             continue
         lead = next(lead for lead in leads if name.startswith(lead))
-        if others and lead != prefix:
+        # Of several models in one dictionary, each has the names below parts of the prefix that no other shares.
+        if others and (not lead or any(other.startswith(lead) for other in others)):
             continue
         short = name[len(lead):]
         if short in state:
@@ -183,7 +198,7 @@ def _averaged(where: tuple[str, ...], prefix: str, swapped: bool) -> bool:
     if swapped and where[:1] == ("state_dict",):
         return True
     words = {*where, *prefix.split(".")}
-    return bool(words & AVERAGES) or any("ema" in _split(word) for word in words)
+    return bool(words & AVERAGES) or any(AVERAGE_WORDS & set(_split(word)) for word in words)
 
 
 def _split(name: str) -> list[str]:

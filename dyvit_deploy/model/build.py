@@ -85,6 +85,10 @@ TRAINING_ONLY = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rat
 MLPS = {"mlp": Mlp, "swiglu": SwiGLUPacked}
 
 
+# What timm's constructors raise for values that they do not take.
+REFUSED = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError, KeyError, IndexError, OverflowError)
+
+
 def check_options(options: Arguments) -> dict[str, Any]:
     """The keyword arguments of timm's constructor that matter at inference, by timm's names.
 
@@ -98,17 +102,24 @@ def check_options(options: Arguments) -> dict[str, Any]:
             continue
         if name not in OPTIONS:
             raise ConfigError(f"Unknown model argument {name!r}.{did_you_mean(name, OPTIONS)}")
+        if name in checked:
+            raise ConfigError(f"The model argument {name} is given twice; leave one out.")
         if name == "patch_size" and isinstance(value, tuple):
             if len(set(value)) != 1:
                 raise ConfigError(f"Patches of {value[0]} x {value[-1]} pixels are not supported, only square ones.")
             value = value[0]
+        kinds = " or ".join(NOUNS[kind] for kind in OPTIONS[name])
         if not isinstance(value, OPTIONS[name]) or (isinstance(value, bool) and bool not in OPTIONS[name]):
-            kinds = " or ".join(NOUNS[kind] for kind in OPTIONS[name])
             raise ConfigError(f"The model argument {name} must be {kinds}, not {value!r}.")
         most = LARGEST.get(SIZES.get(name, ""), LARGEST["width"])
-        if isinstance(value, (int, float)) and not 0 <= value <= most:
-            raise ConfigError(f"The model argument {name} must be between 0 and {most}, not {value!r}.")
+        least = 0 if name in ("reg_tokens", "norm_eps", "init_values") or isinstance(value, bool) else 1e-9
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            raise ConfigError(f"The model argument {name} must be positive and at most {most}, not {value!r}.")
+        if value == "":
+            raise ConfigError(f"The model argument {name} must be {kinds}, and is empty.")
         checked[name] = value
+    if "norm_eps" in checked and "norm_layer" in checked:
+        raise ConfigError("The model arguments norm_eps and norm_layer exclude each other; leave one out.")
     return checked
 
 
@@ -156,7 +167,7 @@ def build_backbone(config: ModelConfig) -> VisionTransformer:
     try:
         return BUILD[config.builder](config)
     # timm's constructors check little, and raise errors of Python.
-    except (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+    except REFUSED as error:
         raise ConfigError(f"The model {config.name} cannot be built: {reason(error)}.") from error
 
 
@@ -182,7 +193,7 @@ def create_timm(name: str, **options: Any) -> VisionTransformer:
     try:
         model = timm.create_model(name, pretrained=False, **options)
     # timm's constructors raise errors of Python for values that they do not take.
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except REFUSED as error:
         raise ConfigError(f"timm cannot create {name!r} with these arguments: {reason(error)}.") from error
     if not isinstance(model, VisionTransformer):
         raise ConfigError(f"timm:{name} is a {type(model).__name__}, not a VisionTransformer; "

@@ -34,7 +34,7 @@ from . import build, zoo
 from .dynamicvit import DynamicViT
 from .identify import PREDICTOR, Identity, identify, prepare
 from .pretrained import pretrained_name, read_pretrained, tensors_sha256
-from .state import fit_state, published_name
+from .state import check_tensors, fit_state, published_name
 
 HEADS = ("head.", "head_dist.", "aux_head.")
 # Prefix of the tensors that only resuming a training run needs.
@@ -113,6 +113,7 @@ def read_checkpoint(path: str | Path, weights: str = "auto", strict: bool = True
     elif taken.prefix:
         tell(f"{path}: the prefix {taken.prefix!r} was removed from the names of the tensors.")
     state = {name: tensor for name, tensor in taken.state.items() if not name.startswith(RESUME)}
+    check_tensors(state, path)
     arguments = plain(archive.content.get("args"))
     return RawCheckpoint(path, to_timm(state, taken.layout, path), facts, taken.kind,
                          arguments if isinstance(arguments, dict) else {},

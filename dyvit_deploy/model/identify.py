@@ -68,8 +68,13 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
         model = build.with_options(recorded.config, load.model_args)
     else:
         model, similar = _infer(state, recorded, where, said, load)
-    if "head.weight" in state and state["head.weight"].ndim == 2:
-        model = dataclasses.replace(model, classes=state["head.weight"].shape[0])
+    _check_depth(model.depth, state, where, model.name)
+    # CLIP's projection [C, E] takes the place of a head [classes, C].
+    head, projection = state.get("head.weight"), state.get("visual.proj")
+    if head is not None and head.ndim == 2:
+        model = dataclasses.replace(model, classes=head.shape[0])
+    elif projection is not None and projection.ndim == 2:
+        model = dataclasses.replace(model, classes=projection.shape[1])
     given = load.image_size or recorded.image_size
     size = given or trained_size(model, state, where)
     assumed = [] if given or size == model.image_size else [
@@ -89,9 +94,17 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
         assumed.insert(0, f"{images} of the published {model.name} models of transformers")
     elif load.model:
         assumed += _assumed_tag(load.model, said)
+        assumed += _assumed_pooling(model, state, load)
     elif missing and not recorded.complete and not is_timm(where):
         assumed.insert(0, f"{images} of {model.name}, which {recorded.source} names")
     return Identity(model, tuple(assumed))
+
+
+def _check_depth(depth: int | None, state: Mapping[str, Tensor], where: str, name: str) -> None:
+    """Raises CheckpointError if the file has another number of blocks than the model, before that many are built."""
+    found = count_blocks(state)
+    if depth is not None and found not in (0, depth):
+        raise CheckpointError(f"{where} has {found} blocks, and {name} has {depth}; it is of another model.")
 
 
 def _of_model(recorded: Recorded, name: str | None, where: str) -> Recorded:
@@ -112,8 +125,9 @@ def _named(name: str, state: Mapping[str, Tensor], recorded: Recorded, where: st
     averages = "fc_norm.weight" in state and "norm.weight" not in state
     try:
         own = build.check_options(recorded.options)
-        # timm records its default pooling, too; the tensors are the better witness.
+        # timm records its default pooling, too; the names of the norms say more.
         options = own | ({"global_pool": "avg"} if averages else {}) | build.check_options(load.model_args)
+        _check_depth(options.get("depth"), state, where, name)
         return build.resolve(name, as_arguments(options))
     except ConfigError as error:
         if load.model or load.model_args or is_timm(where):
@@ -154,6 +168,15 @@ def _three(values: tuple[float, ...] | None) -> tuple[float, float, float] | Non
                           "grey here; give --mean and --std.")
     red, green, blue = values * 3 if len(values) == 1 else values
     return red, green, blue
+
+
+def _assumed_pooling(model: ModelConfig, state: Mapping[str, Tensor], load: LoadConfig) -> list[str]:
+    """Average pooling, where a norm after the pooling shows that the model pools patches, but not how."""
+    given = dict(build.check_options(load.model_args)).get("global_pool")
+    own = build.resolve(model.name) if model.timm_name else model
+    seen = dict(model.options).get("global_pool") == "avg" and "fc_norm.weight" in state
+    return ["average pooling, for a norm after it; avgmax and max have one, too"] if (
+        seen and given is None and dict(own.options) != dict(model.options)) else []
 
 
 def _assumed_tag(name: str, said: Steps) -> list[str]:
@@ -276,7 +299,7 @@ def _variants(name: str, options: Arguments, depth: int) -> Iterator[ModelConfig
 
 def count_blocks(state: Mapping[str, Tensor]) -> int:
     """The number of transformer blocks in `state`."""
-    numbers = [int(match.group(1)) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
+    numbers = [int(match.group(1)) for name in state if (match := re.match(r"blocks\.(\d{1,5})\.", name))]
     return 1 + max(numbers, default=-1)
 
 

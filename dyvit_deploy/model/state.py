@@ -23,6 +23,9 @@ PATCHES = "patch_embed.proj.weight"
 LUMA = (0.299, 0.587, 0.114)
 # A message lists so many names.
 LISTED = 3
+# Types of weights, and of counters beside them.
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 def published_name(name: str) -> str:
@@ -52,6 +55,11 @@ def fit_state(model: DynamicViT, state: Mapping[str, Tensor], where: str, grid: 
         expected = {name: value for name, value in expected.items() if name in state or not name.startswith(PREDICTOR)}
     if left_out := [name for name in state if name not in expected and name in beside]:
         more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+        for name in left_out:
+            # A layer of this width may be a part of the model that was wrapped.
+            if state[name].shape[-1:] in ((model.config.width,), (2 * model.config.width,)):
+                raise CheckpointError(f"{where} has the tensor {name!r} beside the model, which may be a layer that "
+                                      f"{model.config.name} lacks; save the state_dict() of the model alone.")
         adapted.append(f"ignored {', '.join(left_out[:LISTED])}{more}, which are not part of the wrapped model")
         state = {name: tensor for name, tensor in state.items() if name not in left_out}
     if "pos_embed" in expected and "pos_embed" in state:
@@ -124,6 +132,17 @@ def _as_rgb(weight: Tensor, where: str) -> tuple[Tensor, bool]:
     return weight, False
 
 
+def check_tensors(state: Mapping[str, Tensor], where: object) -> None:
+    """Raises CheckpointError if a tensor, from the file `where`, is none that a model can be made of as it is."""
+    for name, tensor in state.items():
+        kinds = {"sparse": tensor.layout != torch.strided, "quantised": tensor.is_quantized, "nested": tensor.is_nested,
+                 "without values (on the meta device)": tensor.is_meta,
+                 str(tensor.dtype): tensor.dtype not in (*REAL, *WHOLE)}
+        if kind := next((kind for kind, found in kinds.items() if found), ""):
+            raise CheckpointError(f"{where}: the tensor {name!r} is {kind}, and weights are read as float16, bfloat16, "
+                                  "float32 or float64; convert them before saving.")
+
+
 def check_finite(model: DynamicViT, where: object) -> None:
     """Raises CheckpointError if a weight of `model`, from the file `where`, is NaN or infinite."""
     bad = [published_name(name) for name, tensor in model.state_dict().items()
@@ -145,6 +164,9 @@ def _check(model: DynamicViT, state: Mapping[str, Tensor], expected: Mapping[str
         if tensor not in expected:
             raise CheckpointError(f"{where} has the tensor {tensor!r}, which {name} does not; "
                                   "it is of another model.")
+        if value.is_floating_point() != expected[tensor].is_floating_point():
+            raise CheckpointError(f"{where}: tensor {tensor!r} is {value.dtype}, and {name} needs "
+                                  f"{expected[tensor].dtype}; convert it before saving.")
         if value.shape != expected[tensor].shape:
             hint = ("" if tensor != "pos_embed" and not tensor.startswith(PREDICTOR) else
                     " Give the size it was trained at with --image-size.")
@@ -161,7 +183,9 @@ def _resample(model: DynamicViT, stored: Tensor, grid: tuple[int, int] | None, r
     """
     backbone: Any = model.backbone
     prefix = 0 if backbone.no_embed_class else model.prefix
-    patches = stored.shape[1] - prefix if stored.ndim == 3 else 0
+    if stored.ndim != 3:
+        return stored, None
+    patches = stored.shape[1] - prefix
     if grid is None:
         side = math.isqrt(max(patches, 0))
         grid = model.config.grid if patches == model.config.patches else (side, side)

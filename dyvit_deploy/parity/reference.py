@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -116,4 +117,10 @@ def _files(path: Path, names: NDArray[Any] | None, count: int) -> tuple[Path, ..
     if names.dtype.kind != "U" or names.shape != (count,):
         raise ArtifactError(f"files of {path} is {names.dtype} {list(names.shape)}, not {count} texts; save the name "
                             "of each image's file, in the order of the images.")
-    return tuple(path.parent / str(name) for name in names)
+    found = tuple(path.parent / str(name) for name in names)
+    for file in found:
+        # Neither a pipe, which never ends, nor a place elsewhere on the machine.
+        if not os.path.isfile(file) or Path(os.path.relpath(file, path.parent)).parts[0] == "..":
+            raise ArtifactError(f"{path} names {str(file)[:200]}, which is no file in its folder; save the names "
+                                "relative to that folder.")
+    return found

@@ -88,7 +88,7 @@ def _argument(text: str) -> Any:
         return int(sides[1]), int(sides[2])
     text = {"true": "True", "false": "False", "none": "None"}.get(text, text)
     try:
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(text) if len(text) < 100 else text
     except (ValueError, SyntaxError):
         return text
     return value if isinstance(value, (bool, int, float, type(None))) else text

@@ -106,7 +106,8 @@ def test_files_of_other_kinds_are_named_for_what_they_are(tmp_path):
 
 @pytest.mark.parametrize("weight_map, message", [
     ({"w": "../secret.safetensors"}, "not beside it"), ({"w": "/etc/passwd"}, "not beside it"),
-    ({"w": "gone.safetensors"}, "which is missing"), ({"w": "model.safetensors.index.json"}, "not beside it"), ([], "no weight_map"), ({"w": 3}, "no weight_map")])
+    ({"w": "gone.safetensors"}, "which is missing"), ({"w": "x" * 5000}, "which is missing"),
+    ({"w": "model.safetensors.index.json"}, "not beside it"), ([], "no weight_map"), ({"w": 3}, "no weight_map")])
 def test_an_index_names_files_beside_it_only(tmp_path, weight_map, message):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match=message):

@@ -100,7 +100,7 @@ def test_arguments_in_timms_configuration_are_used_and_unknown_ones_refused(tmp_
 def test_sizes_that_a_configuration_claims_are_compared_before_any_memory_is_taken(changes, tmp_path):
     folder_of_timm(tmp_path, model_args=changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match=r"lacks the tensor|has shape|cannot be used"):
+    with pytest.raises(CheckpointError, match=r"has 6 blocks|has shape|cannot be used"):
         load_model(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
@@ -171,7 +171,7 @@ def test_a_model_of_transformers_without_a_processor_names_what_it_assumes(tmp_p
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"model_type": "swin"}, "is a swin"), ({"hidden_act": "mish"}, "hidden_act 'mish'"),
+    ({"model_type": "swin"}, "is a 'swin'"), ({"hidden_act": "mish"}, "hidden_act 'mish'"),
     ({"hidden_size": None}, "cannot be used"), ({"num_attention_heads": "many"}, "cannot be used")])
 def test_what_a_configuration_of_transformers_cannot_say_is_refused(changes, message, tmp_path, photo):
     saved_by_transformers("vit", tmp_path, photo)

@@ -127,7 +127,7 @@ def test_files_of_dinov2s_own_code_are_read_at_any_size(name, tmp_path):
     ours, facts = load_model(tmp_path / "m.pth", load)
     images = torch.randn(2, 3, 70, 70)
     with torch.no_grad():
-        assert torch.allclose(ours(images), model(images), atol=1e-5)
+        assert torch.allclose(ours(images), model(images), atol=1e-4)
     assert facts.adapted == () and facts.model.image_size == (70, 70)
     larger = load_model(tmp_path / "m.pth", dataclasses.replace(load, image_size=(98, 98)))[1]
     assert larger.adapted == ("positions interpolated from 5 x 5 to 7 x 7 patches",)
@@ -137,7 +137,8 @@ CLIP = {"cls_token": "class_embedding", "pos_embed": "positional_embedding", "pa
         "norm_pre.": "ln_pre.", "norm.": "ln_post.", "blocks.0.norm": "transformer.resblocks.0.ln_",
         "blocks.0.attn.qkv.": "transformer.resblocks.0.attn.in_proj_",
         "blocks.0.attn.proj": "transformer.resblocks.0.attn.out_proj",
-        "blocks.0.mlp.fc1": "transformer.resblocks.0.mlp.c_fc", "blocks.0.mlp.fc2": "transformer.resblocks.0.mlp.c_proj"}
+        "blocks.0.mlp.fc1": "transformer.resblocks.0.mlp.c_fc",
+        "blocks.0.mlp.fc2": "transformer.resblocks.0.mlp.c_proj"}
 
 
 def test_clips_own_names_are_read_with_timms_filter(tmp_path):
@@ -155,10 +156,7 @@ def test_clips_own_names_are_read_with_timms_filter(tmp_path):
     load = LoadConfig(model=f"timm:{name}", model_args=(("depth", 1),))
     with torch.no_grad():
         model.head.bias.zero_()
-    try:
-        ours, _ = load_model(tmp_path / "m.pth", load)
-    except CheckpointError as error:
-        pytest.fail(str(error))
+    ours, _ = load_model(tmp_path / "m.pth", load)
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.allclose(ours(images), model(images), atol=1e-5)
@@ -233,7 +231,10 @@ def test_arguments_of_the_model_are_those_of_timm_and_survive_the_facts(tmp_path
 
 
 @pytest.mark.parametrize("args, message", [
-    ((("checkpoint_path", "x"),), "Unknown model argument"), ((("num_heads", "6"),), "num_heads must be a whole number, not '6'"),
+    ((("checkpoint_path", "x"),), "Unknown model argument"), ((("num_heads", "6"),), "a whole number, not '6'"),
+    ((("heads", 4), ("num_heads", 2)), "given twice"), ((("act_layer", ""),), "is empty"),
+    ((("norm_eps", 1e-3), ("norm_layer", "rmsnorm")), "exclude each other"), ((("num_heads", 0),), "positive"),
+    ((("act_layer", "nope"),), "cannot create"), ((("patch_size", (16, 8)),), "only square"),
     ((("num_heads", True),), "not True"), ((("num_heads", 5),), "cannot create|cannot be built"),
     ((("in_chans", 4),), "3 channels or 1"), ((("global_pool", "best"),), "cannot create")])
 def test_arguments_that_the_model_does_not_take_are_refused(args, message, tmp_path, small):

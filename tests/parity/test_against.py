@@ -168,7 +168,7 @@ def test_images_of_another_size_logits_of_other_classes_and_missing_photos_are_r
     np.savez(tmp_path / "photos.npz", **GOOD, files=["a.png", "b.png"])
     refused(against(trained, tmp_path / "size.npz"), 1, "64x64 pixels", "--image-size 64x64")
     refused(against(trained, tmp_path / "classes.npz"), 1, "7 classes", "has 5")
-    refused(against(trained, tmp_path / "photos.npz"), 1, "a.png", "cannot be read")
+    refused(against(trained, tmp_path / "photos.npz"), 1, "a.png", "no file in its folder")
 
 
 def test_wrong_usage_is_refused(trained, tmp_path):
