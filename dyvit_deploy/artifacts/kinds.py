@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from .files import CONFIG, is_timm
@@ -16,9 +17,30 @@ SUFFIXES = {
 # Of sharded weights; it maps tensors to files.
 INDEX = ".index.json"
 _BY_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
-# Of files that `checkpoints.archive` reads, or names for what they are.
-_CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"GGUF", b"\x89HDF")
+_CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _ENGINE_STARTS = (b"ftrt", b"vtrt")
+_ENGINE = "an engine plan; name the checkpoint that it was exported from."
+_TENSORFLOW = "a TensorFlow checkpoint or graph; load it there, and save a PyTorch state_dict()."
+# What a file is that has no weights for PyTorch, and what to do: by its first bytes, and by its suffix.
+FOREIGN_STARTS = {
+    b"GGUF": "a GGUF file of llama.cpp, which has no vision transformer of timm; name the PyTorch checkpoint.",
+    b"\x89HDF": "an HDF5 file of Keras or TensorFlow; load it there, and save a PyTorch state_dict().",
+    b"\x93NUMPY": "a NumPy array; save the tensors by name: torch.save(state_dict, FILE).",
+    **dict.fromkeys(_ENGINE_STARTS, _ENGINE),
+}
+FOREIGN_SUFFIXES = {
+    ".onnx": "an ONNX file; name the checkpoint that it was exported from.",
+    ".plan": _ENGINE, ".engine": _ENGINE,
+    ".xml": "an OpenVINO model; name the checkpoint that it was exported from.",
+    ".msgpack": "a Flax file; load it with transformers (from_flax=True), and save it again.",
+    ".index": _TENSORFLOW, ".pb": _TENSORFLOW, ".tflite": "a TensorFlow Lite model; name the PyTorch checkpoint.",
+    ".npz": "an .npz of NumPy arrays, such as JAX checkpoints of ViT; load it with timm (model.load_pretrained), and "
+            "save model.state_dict().",
+    ".npy": "a NumPy array; save the tensors by name: torch.save(state_dict, FILE).",
+    ".h5": "an HDF5 file of Keras or TensorFlow; load it there, and save a PyTorch state_dict().",
+    ".keras": "a Keras model; load it there, and save a PyTorch state_dict().",
+    ".gguf": "a GGUF file of llama.cpp, which has no vision transformer of timm; name the PyTorch checkpoint.",
+}
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -36,16 +58,32 @@ def kind_of(path: str | Path) -> str | None:
     return _BY_SUFFIX.get(os.path.splitext(name)[1]) or _by_content(Path(path))
 
 
+def foreign_kind(path: str | Path, start: bytes = b"") -> str:
+    """What `path`, whose first bytes are `start`, is and what to do, if it has no weights for PyTorch; else empty."""
+    name = os.path.basename(os.fspath(path)).lower()
+    by_start = next((what for magic, what in FOREIGN_STARTS.items() if start.startswith(magic)), "")
+    suffix = ".index" if re.search(r"\.data-\d+-of-\d+$", name) else os.path.splitext(name)[1]
+    graph = FOREIGN_SUFFIXES[".onnx"] if starts_like_onnx(start) else ""
+    return by_start or FOREIGN_SUFFIXES.get(suffix, "") or graph
+
+
+def is_safetensors(path: Path) -> bool:
+    """True if a file begins like safetensors: with the length of a JSON header, then the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
 def _by_content(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-            size = os.fstat(file.fileno()).st_size
+        if is_safetensors(path):
+            return CHECKPOINT
     except OSError:
         return None
-    # safetensors: the length of the JSON header, then the header.
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
-        return CHECKPOINT
+    if os.path.splitext(path.name)[1].lower() in FOREIGN_SUFFIXES:
+        return None
     if start.startswith(_CHECKPOINT_STARTS):
         return CHECKPOINT
     if start.startswith(_ENGINE_STARTS):

@@ -25,7 +25,7 @@ import numpy as np
 import safetensors
 import torch
 
-from ..artifacts.kinds import CHECKPOINT, INDEX, SUFFIXES, starts_like_onnx
+from ..artifacts.kinds import CHECKPOINT, INDEX, SUFFIXES, foreign_kind, is_safetensors
 from ..errors import CheckpointError, reason
 
 # Weights in a folder, preferred first.
@@ -137,7 +137,7 @@ def read_archive(path: Path) -> Archive:
         return _read_shards(path)
     if foreign := _foreign(path):
         raise CheckpointError(f"{path} is {foreign}")
-    if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
+    if path.suffix.lower() == ".safetensors" or is_safetensors(path):
         return _read_safetensors(path)
     content = _unpickle(path)
     if not isinstance(content, Mapping):
@@ -196,12 +196,6 @@ def _read_shards(index: Path) -> Archive:
     return Archive(content, {}, (index, *(index.parent / name for name in shards)))
 
 
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-
-
 def _read_safetensors(path: Path) -> Archive:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -236,40 +230,11 @@ def _unreadable(path: Path) -> CheckpointError:
                            "or copy it again.")
 
 
-# What a file is that is no checkpoint, and what to do, by its first bytes.
-_FOREIGN = {
-    b"GGUF": "a GGUF file of llama.cpp, which has no vision transformer of timm; name the PyTorch checkpoint.",
-    b"\x89HDF": "an HDF5 file of Keras or TensorFlow; load it there, and save a PyTorch state_dict().",
-    b"\x93NUMPY": "a NumPy array; save the tensors by name: torch.save(state_dict, FILE).",
-    b"ftrt": "an engine plan; name the checkpoint that it was exported from.",
-    b"vtrt": "an engine plan; name the checkpoint that it was exported from.",
-}
-_BY_SUFFIX = {
-    ".onnx": "an ONNX file; name the checkpoint that it was exported from.",
-    ".plan": "an engine plan; name the checkpoint that it was exported from.",
-    ".engine": "an engine plan; name the checkpoint that it was exported from.",
-    ".xml": "an OpenVINO model; name the checkpoint that it was exported from.",
-    ".msgpack": "a Flax file; load it with transformers (from_flax=True), and save it again.",
-    ".index": "a TensorFlow checkpoint; load it there, and save a PyTorch state_dict().",
-    ".pb": "a TensorFlow graph; name the PyTorch checkpoint.",
-    ".tflite": "a TensorFlow Lite model; name the PyTorch checkpoint.",
-}
-
-
 def _foreign(path: Path) -> str:
     """What the file is, if it is no checkpoint of PyTorch or safetensors; else empty."""
     with path.open("rb") as file:
         start = file.read(16)
-    for magic, what in _FOREIGN.items():
-        if start.startswith(magic):
-            return what
-    if path.suffix.lower() in _BY_SUFFIX:
-        return _BY_SUFFIX[path.suffix.lower()]
-    if re.search(r"\.data-\d+-of-\d+$", path.name):
-        return _BY_SUFFIX[".index"]
-    if starts_like_onnx(start):
-        return _BY_SUFFIX[".onnx"]
-    return _foreign_zip(path) if start.startswith(b"PK\x03\x04") else ""
+    return foreign_kind(path, start) or (_foreign_zip(path) if start.startswith(b"PK\x03\x04") else "")
 
 
 def _foreign_zip(path: Path) -> str:

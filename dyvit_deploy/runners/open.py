@@ -1,13 +1,14 @@
 """Opens any artifact with the runner for its kind; no other module imports the runners' modules for this."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from pathlib import Path
 
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import require_source
-from ..artifacts.kinds import CHECKPOINT, ENGINE, ONNX, OPENVINO, SUFFIXES, kind_of
+from ..artifacts.kinds import CHECKPOINT, ENGINE, ONNX, OPENVINO, SUFFIXES, foreign_kind, kind_of
 from ..config import EngineRunConfig, KeepRequest, LoadConfig
 from ..errors import ArtifactError, ConfigError
 from .base import Runner
@@ -90,6 +91,11 @@ def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) 
 
 def unknown_kind(path: Path) -> ArtifactError:
     """The error for a file of an unknown kind."""
+    start = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(16)
+    if foreign := foreign_kind(path, start):
+        return ArtifactError(f"{path} is {foreign}")
     return ArtifactError(f"{path} is neither an ONNX file (.onnx), an OpenVINO model (.xml), an engine plan (.plan) "
                          f"nor a checkpoint ({', '.join(SUFFIXES[CHECKPOINT])}), by its suffix or its content; name "
                          "another file.")

@@ -10,8 +10,10 @@ import pytest
 import torch
 from helpers import tiny_graph, tiny_model
 
+from dyvit_deploy.artifacts.kinds import kind_of
 from dyvit_deploy.checkpoints.archive import plain, read_archive
 from dyvit_deploy.errors import CheckpointError
+from dyvit_deploy.runners.open import unknown_kind
 
 WEIGHTS = {"w": torch.ones(2)}
 
@@ -101,6 +103,8 @@ def test_files_of_other_kinds_are_named_for_what_they_are(tmp_path):
     for name, what in other_kinds(tmp_path):
         with pytest.raises(CheckpointError, match=what) as caught:
             read_archive(tmp_path / name)
+        if kind_of(tmp_path / name) is None:
+            assert str(unknown_kind(tmp_path / name)) == str(caught.value)
         assert str(caught.value).startswith(f"{tmp_path / name} is ") and ";" in str(caught.value), name
 
 
