@@ -54,7 +54,7 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
         load: options, which have precedence.
 
     Raises:
-        CheckpointError: no known model fits, or several do that want different images.
+        CheckpointError: no known model fits, or several do that compute differently or want different images.
         ConfigError: an option does not fit the model.
     """
     if recorded.problem and not load.model:
@@ -83,7 +83,9 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
     own = model.preprocess
     if model.timm_name:
         own = build.timm_preprocess(build.timm_weights(model.timm_name), size)
-    prepared = prepare(own, said.over(recorded.usual), size, recorded.image_size)
+    # A model that is named has its own preprocessing.
+    steps = said if named else said.over(recorded.usual)
+    prepared = prepare(own, steps, size, recorded.image_size)
     model, missing = dataclasses.replace(model, preprocess=prepared), said.missing
     images = f"{_list(missing)} ({_describe(prepared, missing)})" if missing else ""
     if not named and not recorded.config:

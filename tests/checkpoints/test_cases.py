@@ -1,6 +1,7 @@
 """Checkpoints out of public reports, from the collection of cases that failed; the answers are those that it names."""
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from helpers import PHOTOS, REFERENCE, SHARED, dyvit, needs_photos
+from helpers import PHOTOS, REFERENCE, SHARED, code_blocks, dyvit, needs_photos
 
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.model.checkpoint import load_model
@@ -120,3 +121,14 @@ def test_prefixes_give_the_bits_of_the_bare_file(tmp_path):
             answers.append(model(images))
         file.unlink()
     assert all(torch.equal(found, answers[0]) for found in answers)
+
+
+@needs_photos
+def test_the_lines_of_the_documentation_that_name_a_model_work_as_they_stand(tmp_path, monkeypatch):
+    make("augreg-mean", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    [lines] = [text.splitlines() for kind, text in code_blocks("docs/checkpoints.md") if "vit_s.pth" in text]
+    for line in lines:
+        result = dyvit(*shlex.split(line)[1:])
+        assert result.exit_code == 0, result.output
+    assert "Assumed" not in result.output

@@ -170,6 +170,16 @@ def test_a_model_of_transformers_without_a_processor_names_what_it_assumes(tmp_p
     assert [statement in record.getMessage() for record in caplog.records].count(True) == 1
 
 
+def test_a_named_model_has_its_own_preprocessing_where_no_processor_is_there(tmp_path, photo):
+    saved_by_transformers("vit", tmp_path, photo)
+    (tmp_path / "preprocessor_config.json").unlink()
+    load = LoadConfig(model="timm:vit_tiny_patch16_224", image_size=(64, 64), model_args=(
+        ("depth", 3), ("embed_dim", 48), ("num_heads", 3), ("mlp_ratio", 2.1), ("patch_size", 8), ("norm_eps", 1e-12)))
+    _, facts = load_model(tmp_path, load)
+    assert facts.model.preprocess.interpolation == "bicubic" and not facts.model.preprocess.squash
+    assert facts.model.preprocess.short_side == 71 and facts.assumed == ()
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"model_type": "swin"}, "is a 'swin'"), ({"hidden_act": "mish"}, "hidden_act 'mish'"),
     ({"hidden_size": None}, "cannot be used"), ({"num_attention_heads": "many"}, "cannot be used")])
