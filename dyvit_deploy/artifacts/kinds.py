@@ -16,6 +16,8 @@ SUFFIXES = {
 }
 # Of sharded weights; it maps tensors to files.
 INDEX = ".index.json"
+# What timm and transformers write beside weights.
+CONFIGURATIONS = (CONFIG, "preprocessor_config.json")
 _BY_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 _CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _ENGINE_STARTS = (b"ftrt", b"vtrt")
@@ -29,7 +31,7 @@ FOREIGN_STARTS = {
     **dict.fromkeys(_ENGINE_STARTS, _ENGINE),
 }
 FOREIGN_SUFFIXES = {
-    ".onnx": "an ONNX file; name the checkpoint that it was exported from.",
+    ".onnx": "an ONNX file; name the checkpoint that it was exported from, or rename it to .onnx to run it.",
     ".plan": _ENGINE, ".engine": _ENGINE,
     ".xml": "an OpenVINO model; name the checkpoint that it was exported from.",
     ".msgpack": "a Flax file; load it with transformers (from_flax=True), and save it again.",

@@ -77,12 +77,13 @@ def models(names: tuple[str, ...], json_file: str | None) -> None:
 
 @click.command()
 @click.argument("artifact")
+@ConfigOptions(LoadConfig, "load", without=("engine", "precision", "keep"))
 @json_option
-def inspect(artifact: str, json_file: str | None) -> None:
+def inspect(artifact: str, load: LoadConfig, json_file: str | None) -> None:
     """Show what an artifact is: model, pruning, origin."""
     from ..inspect.artifact import inspect_artifact
 
-    show(inspect_artifact(artifact), json_file)
+    show(inspect_artifact(artifact, load), json_file)
 
 
 @click.command()

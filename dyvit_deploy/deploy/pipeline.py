@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import ArtifactFacts, library_versions
-from ..artifacts.files import check_target, require_source, size_mib
+from ..artifacts.files import check_target, is_timm, require_source, size_mib
 from ..bench.config import BenchConfig
 from ..bench.report import Timing
 from ..calibration.collect import examine, ranges_for
@@ -32,6 +32,7 @@ from ..export.openvino import write_openvino
 from ..graph.files import copy_graph, write_graph
 from ..graph.read import Graph, keep_outputs, product_precisions, set_facts, summary
 from ..machine.openvino import cpu_has_bfloat16
+from ..model.zoo import MODELS
 from ..parity.compare import ParityReport, check_artifacts, compare
 from ..parity.config import CheckConfig
 from ..runners.open import open_runner
@@ -164,8 +165,12 @@ def _beyond_training(facts: ArtifactFacts) -> list[str]:
             "dyvit eval."]
     if facts.training or facts.prune.selector in LEARNED:
         return []
-    return ["Not trained to drop tokens, so it loses more accuracy than a trained student: measure it with dyvit eval, "
-            f"or train with dyvit train --model {facts.model.name} --selector {facts.prune.selector}."]
+    lost = "Not trained to drop tokens, so it loses more accuracy than a trained student: measure it with dyvit eval"
+    # Models of transformers have no name to train them by.
+    if facts.model.name not in MODELS and not is_timm(facts.model.name):
+        return [f"{lost}."]
+    return [f"{lost}, or train with dyvit train --model {facts.model.name} --selector {facts.prune.selector} "
+            "--data YOUR_DATA --backbone CHECKPOINT -o run/."]
 
 
 def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: LoadConfig,

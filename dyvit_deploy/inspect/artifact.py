@@ -4,7 +4,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +16,7 @@ from rich.text import Text
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import is_timm, require_source, sha256, size_mib
 from ..artifacts.kinds import CHECKPOINT, ENGINE, ONNX, OPENVINO, kind_of
-from ..config import PruneConfig
+from ..config import LoadConfig, PruneConfig
 from ..engine.build import describe
 from ..engine.layers import to_rows
 from ..engine.preflight import preflight
@@ -24,7 +26,7 @@ from ..graph.files import check_data
 from ..graph.read import graph_facts, load_graph, product_precisions, summary
 from ..optional import require
 from ..runners.fusions import onnxruntime_fusions
-from ..runners.open import unknown_kind
+from ..runners.open import fixed_at_export, unknown_kind
 from ..runners.ort import failures
 
 if TYPE_CHECKING:
@@ -122,31 +124,36 @@ def _brief(training: dict[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (training or {}).items() if not isinstance(v, dict)}
 
 
-def inspect_artifact(path: str | Path) -> InspectReport:
-    """Describes the artifact `path`. Graphs are compiled, but not run; an engine plan is not loaded, because its
-    sidecar describes it.
+def inspect_artifact(path: str | Path, load: LoadConfig = LoadConfig()) -> InspectReport:
+    """Describes the artifact `path`; a checkpoint as `load` opens it, apart from the schedule.
+
+    Graphs are compiled, but not run; an engine plan is not loaded, because its sidecar describes it.
 
     Raises:
         ArtifactError: the file is missing, damaged, or of an unknown kind.
+        ConfigError: options for a file that was fixed when it was exported.
     """
     path = require_source(path)
-    readers = {CHECKPOINT: _inspect_checkpoint, ONNX: _inspect_onnx, OPENVINO: _inspect_openvino,
-               ENGINE: _inspect_engine}
+    if kind_of(path) != CHECKPOINT and load != LoadConfig():
+        raise fixed_at_export(path)
+    readers: dict[str | None, Callable[[Path], InspectReport]] = {
+        CHECKPOINT: partial(_inspect_checkpoint, load=load), ONNX: _inspect_onnx, OPENVINO: _inspect_openvino,
+        ENGINE: _inspect_engine}
     kind = kind_of(path)
     if kind not in readers or is_timm(path):
         raise unknown_kind(path)
     return readers[kind](path)
 
 
-def _inspect_checkpoint(path: Path) -> InspectReport:
+def _inspect_checkpoint(path: Path, load: LoadConfig) -> InspectReport:
     from ..model import checkpoint
 
-    raw = checkpoint.read_checkpoint(path)
+    raw = checkpoint.read_checkpoint(path, load.weights)
     details: dict[str, Any] = {"tensors": len(raw.state), "weights taken": raw.weights,
                                "predictors": checkpoint.count_predictors(raw.state)}
     try:
-        facts = raw.facts or checkpoint.identified_facts(raw)
-    # The architecture may be unknown; dyvit export then needs --model.
+        facts: ArtifactFacts | None = checkpoint.identified_facts(raw, load)
+    # The architecture may be unknown without --model.
     except (CheckpointError, ConfigError) as error:
         facts, details["architecture"] = None, str(error)
     return _report(path, "checkpoint", facts, details, sum(t.numel() for t in raw.state.values()))

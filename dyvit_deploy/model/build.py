@@ -212,6 +212,8 @@ def resolve(name: str, options: Arguments = ()) -> ModelConfig:
         ConfigError: the name or an option is unknown, or the timm model is not a VisionTransformer.
     """
     if not name.startswith(TIMM_PREFIX):
+        if name not in zoo.MODELS and timm.is_model(name.partition(".")[0]):
+            raise ConfigError(f"Unknown model {name!r}. Did you mean {TIMM_PREFIX + name!r}?")
         return with_options(zoo.get(name), options)
     chosen = check_options(options)
     timm_name = name.removeprefix(TIMM_PREFIX)

@@ -178,15 +178,16 @@ def _materialised(model: DynamicViT) -> DynamicViT:
     return made
 
 
-def identified_facts(raw: RawCheckpoint) -> ArtifactFacts:
-    """The facts of a checkpoint of other code, without options: its model, and the schedule that it records.
+def identified_facts(raw: RawCheckpoint, load: LoadConfig = LoadConfig()) -> ArtifactFacts:
+    """The model of a checkpoint and the schedule that it records; of `load`, the schedule is not used.
 
     Raises:
         CheckpointError, ConfigError: its model is unknown.
     """
-    identity = _identify(raw, LoadConfig())
-    return ArtifactFacts(identity.model, recorded_prune(raw, identity.model.depth),
-                         class_names=_class_names(raw, identity.model), assumed=identity.assumed)
+    identity = _identify(raw, load)
+    base = raw.facts or ArtifactFacts(identity.model, recorded_prune(raw, identity.model.depth),
+                                      class_names=_class_names(raw, identity.model))
+    return dataclasses.replace(base, model=identity.model, assumed=identity.assumed)
 
 
 def load_facts(path: str | os.PathLike[str], load: LoadConfig = LoadConfig()) -> ArtifactFacts:

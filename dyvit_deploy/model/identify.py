@@ -59,6 +59,7 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
     """
     if recorded.problem and not load.model:
         raise CheckpointError(recorded.problem)
+    check_channels(state, where)
     recorded = _of_model(recorded, load.model, where)
     said = Steps(load.mean, load.std, load.crop, None, None, load.interpolation).over(recorded.steps)
     named, similar = load.model or (where if is_timm(where) else recorded.model), list[str]()
@@ -100,6 +101,15 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
     elif missing and not recorded.complete and not is_timm(where):
         assumed.insert(0, f"{images} of {model.name}, which {recorded.source} names")
     return Identity(model, tuple(assumed))
+
+
+def check_channels(state: Mapping[str, Tensor], where: str) -> None:
+    """Raises CheckpointError if the patch embedding takes images of other than 1 or 3 channels."""
+    # In LV-ViT, convolutions come before it.
+    weight = None if "patch_embed.conv1.weight" in state else state.get("patch_embed.proj.weight")
+    if weight is not None and weight.ndim == 4 and weight.shape[1] not in (1, 3):
+        raise CheckpointError(f"{where} takes images of {weight.shape[1]} channels, and images are read as RGB or grey "
+                              "here; train a model with in_chans=3 or in_chans=1.")
 
 
 def _check_depth(depth: int | None, state: Mapping[str, Tensor], where: str, name: str) -> None:
@@ -232,13 +242,15 @@ def _infer(state: Mapping[str, Tensor], recorded: Recorded, where: str, said: St
     for name, rank in (("pos_embed", 3), ("head.weight", 2), ("blocks.0.attn.qkv.weight", 2)):
         if name not in state or state[name].ndim != rank:
             raise CheckpointError(f"{where} has no tensor {name!r} of {rank} dimensions, so it is not a ViT "
-                                  "checkpoint; name its architecture with --model if it is one of timm's.")
+                                  "checkpoint; name its architecture with --model if it is a VisionTransformer of timm "
+                                  "(others, such as Swin, are not supported).")
     # If none fits exactly, the closest is taken, so that the error names the tensor.
     found = _of_family(fitting_models(state) or fitting_models(state, CLOSE), state, recorded)
     if not found:
         width, depth = state["pos_embed"].shape[-1], count_blocks(state)
         raise CheckpointError(f"{where} has width {width} and depth {depth}, and no known model has its tensors; "
-                              "name its architecture with --model timm:NAME (dyvit models lists the others).")
+                              "name its architecture with --model timm:NAME (dyvit models lists the others), or put "
+                              "its config.json beside it.")
     different: dict[object, list[ModelConfig]] = {}
     for model in found:
         model = build.with_options(model, load.model_args)

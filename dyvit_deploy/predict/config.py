@@ -10,13 +10,14 @@ from ..errors import ConfigError
 from ..settings.fields import JsonConfig, option
 
 RUNNERS = ("local", "ray")
+DEFAULT_TOP = 5
 
 
 @dataclass(frozen=True)
 class PredictConfig(JsonConfig):
     """What to predict, and into which files, if any. `device` as in `open_runner`."""
 
-    top: int = option(5, "Likeliest classes per image.")
+    top: int = option(DEFAULT_TOP, "Likeliest classes per image.")
     batch: int = option(32, "Images per run.")
     csv: str | None = option(None, "Write the rows to this .csv file, instead of showing them.", metavar="FILE")
     parquet: str | None = option(None, "Write them to this .parquet file; both may be given.", metavar="FILE")

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..evaluation.metrics import softmax
 from ..runners.base import Runner, run_in_batches
 from ..runners.open import open_runner
-from .config import PredictConfig
+from .config import DEFAULT_TOP, PredictConfig
 from .report import Prediction
 
 # The images of one batch, `config.batch` of them; the last chunk may be shorter.
@@ -42,7 +42,8 @@ class Predictor:
         # A file that dyvit did not write does not record the number of classes, so one image is run to count logits.
         blank = np.zeros((1, *self.spec.image_size, 3), np.uint8)
         classes = run_in_batches(runner, blank, 1).logits.shape[1]
-        if config.top > classes:
+        # The default is no request for more classes than there are; the rest of a row is empty.
+        if config.top > max(classes, DEFAULT_TOP):
             raise ConfigError(f"{runner.name} knows {classes} classes, so --top {config.top} is too many.")
         names = runner.facts.class_names if runner.facts else None
         self._names = (read_labels(config.labels, classes) if config.labels

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..artifacts.facts import ArtifactFacts
-from ..artifacts.kinds import ENGINE, SUFFIXES
+from ..artifacts.kinds import CONFIGURATIONS, ENGINE, INDEX, SUFFIXES
 from ..data.images import Track
 from ..engine.sidecar import read_sidecar
 from ..errors import ArtifactError, DyvitError
@@ -115,7 +115,8 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
     entries = [dataclasses.replace(e, letter=letter_of(i)) for i, e in enumerate(sorted(entries, key=_order))]
     records, known = Records(), False
     for path in files:
-        if path.suffix.lower() != ".json" or _is_sidecar(path, sources):
+        configuration = path.name in CONFIGURATIONS or path.name.endswith(INDEX)
+        if path.suffix.lower() != ".json" or configuration or _is_sidecar(path, sources):
             continue
         name = path.relative_to(folder).as_posix()
         try:

@@ -1,6 +1,7 @@
 """Which artifact was made from which, by the hashes of parents that artifacts record."""
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -73,14 +74,16 @@ def is_own_reference(collection: Collection, entry: PageArtifact, check: Check) 
     """True if the reference of the check is an ancestor of `entry`, or another float32 artifact of its checkpoint."""
     if check.own:
         return True
-    hashes = check.source.hashes(check.reference)
+    # A runner adds the set of weights to the name of a checkpoint.
+    reference = re.sub(r" \((model|ema) weights\)$", "", check.reference)
+    hashes = check.source.hashes(reference)
     if hashes & _line(collection, entry) - {entry.about.sha256}:
         return True
     references = [e for e in collection.entries if e.about.sha256 in hashes]
     if references:
         return any(e.precision == "float32" and of_one_checkpoint(collection, e, entry) for e in references)
     # The reference has changed since, or is not in the folder, so only its name can be compared.
-    return bool(check.reference == _file_name(origin_of(entry).get("file", "")))
+    return bool(reference == _file_name(origin_of(entry).get("file", "")))
 
 
 def _line(collection: Collection, entry: PageArtifact) -> set[str]:

@@ -69,10 +69,15 @@ def open_runner(path: str | Path, *, load: LoadConfig = LoadConfig(), like: Arti
     runner = _open_fixed(path, load, device, threads)
     fixed = dataclasses.replace(load, engine=EngineRunConfig(), image_size=load.image_size if runner.facts else None)
     if fixed != LoadConfig():
-        raise ConfigError(f"{path} was fixed when it was exported; --model, --model-args, --weights, --image-size, "
-                          "--mean, --std, --crop, --interpolation, --selector, --fp16, --bf16 and the --keep options "
-                          "are for checkpoints.")
+        raise fixed_at_export(path)
     return runner
+
+
+def fixed_at_export(path: str | Path) -> ConfigError:
+    """The error for options of checkpoints with an artifact of another kind."""
+    return ConfigError(f"{path} was fixed when it was exported; --model, --model-args, --weights, --image-size, "
+                       "--mean, --std, --crop, --interpolation, --selector, --fp16, --bf16 and the --keep options are "
+                       "for checkpoints.")
 
 
 def _open_fixed(path: Path, load: LoadConfig, device: str | None, threads: int) -> Runner:

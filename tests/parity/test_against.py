@@ -13,8 +13,10 @@ from helpers import SHARED, code_blocks, dyvit, photo_folder, tiny_checkpoint, t
 from PIL import Image
 
 from dyvit_deploy.artifacts.files import sha256
+from dyvit_deploy.config import Preprocess
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.model.checkpoint import load_model
+from dyvit_deploy.parity.against import compare_pixels
 from dyvit_deploy.parity.reference import read_reference
 
 NAME = "test_vit"
@@ -289,3 +291,11 @@ def test_the_lines_of_the_documentation_work_as_they_stand(tmp_path, monkeypatch
         else:
             result = dyvit(*shlex.split(text)[1:])
             assert result.exit_code == 0, result.output
+
+
+def test_images_that_differ_by_one_step_of_a_colour_and_its_rounding_are_prepared_alike():
+    half = Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3)
+    own = np.full((1, 3, 2, 2), 0.3, np.float32)
+    step = np.float32(1 / 255 / 0.5)
+    assert compare_pixels(own, own + step * np.float32(1.00001), half)[1] == ""
+    assert "prepared differently" in compare_pixels(own, own + 2 * step, half)[1]

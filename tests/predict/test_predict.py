@@ -13,6 +13,7 @@ from PIL import Image
 import dyvit_deploy as dv
 from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.data.reading import decode
+from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.evaluation.metrics import softmax
 from dyvit_deploy.predict import predictor
 from dyvit_deploy.runners.base import Outputs, TensorSpec, run_in_batches
@@ -205,6 +206,15 @@ def test_images_are_read_no_further_ahead_than_the_next_batch(tmp_path, monkeypa
         behind.append(len(read) - len(done))
     dv.predict_images(__file__, folder, dv.PredictConfig(1, batch=5), watch=watch)
     assert len(done) == 100 and max(behind) <= 10
+
+
+def test_the_default_asks_for_no_more_classes_than_there_are(tmp_path, grey_runner):
+    folder = grey(tmp_path, i0=10, i1=200)
+    rows = []
+    dv.predict_images(__file__, folder, dv.PredictConfig(), watch=rows.extend)
+    assert [len(row.classes) for row in rows] == [2, 2]
+    with pytest.raises(ConfigError, match="knows 2 classes"):
+        dv.predict_images(__file__, folder, dv.PredictConfig(top=6))
 
 
 @pytest.mark.parametrize("options, code, message", [

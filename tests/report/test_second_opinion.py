@@ -58,6 +58,10 @@ def test_another_reader_that_differs_is_red_even_if_only_the_pixels_do(hub):
     assert found.state == "fail" and "prepared differently" in found.lines[0]
 
 
+def test_the_configuration_of_a_folder_is_no_report_of_another_tool(hub):
+    assert (hub / "config.json").is_file() and not any("not a report" in note for note in quick(hub).notes)
+
+
 def test_random_pixels_are_not_green(hub):
     assert compare(hub, data=False) == 0
     assert parity(hub).state == "warn" and parity(hub).headline.endswith("on noise")

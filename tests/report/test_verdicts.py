@@ -116,6 +116,14 @@ def test_agreeing_with_another_checkpoint_is_not_green(copied):
     assert verdicts(quick(copied), "tiny.onnx")["Parity"].state == "pass"
 
 
+def test_the_name_of_the_weights_beside_a_checkpoint_does_not_make_it_another(copied):
+    path = copied / "tiny.onnx.check.json"
+    values = json.loads(path.read_text())
+    values["reference"] += " (model weights)"
+    path.write_text(json.dumps(values))
+    assert verdicts(quick(copied), "tiny.onnx")["Parity"].state == "pass"
+
+
 def test_agreeing_with_a_checkpoint_that_is_not_here_any_more_is_green(copied):
     for path in copied.glob("tiny.safetensors*"):
         path.unlink()
