@@ -372,9 +372,9 @@ class LoadConfig(JsonConfig):
     model_args: Arguments = option((), "timm's keyword arguments of the model: heads=12,global_pool=avg,reg_tokens=4.")
     mean: tuple[float, ...] | None = option(None, "Mean per channel of RGB in 0..1, when the checkpoint does not "
                                                   "record it.")
-    std: tuple[float, ...] | None = option(None, "Standard deviation per channel, likewise.")
-    crop: float | None = option(None, "Fraction of the resized image that is kept, likewise: 0.875.")
-    interpolation: str | None = option(None, "Of the resized image, likewise.", choices=INTERPOLATIONS)
+    std: tuple[float, ...] | None = option(None, "Standard deviation per channel, when it is not recorded.")
+    crop: float | None = option(None, "Fraction of the resized image that is kept, when it is not recorded: 0.875.")
+    interpolation: str | None = option(None, "How images are resized, when it is not recorded.", choices=INTERPOLATIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -117,8 +118,13 @@ def _different(sets: list[WeightSet]) -> list[WeightSet]:
 
 def _equal(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return state.keys() == other.keys() and all(
-        tensor is other[name] or (tensor.shape == other[name].shape and bool((tensor == other[name]).all()))
+        tensor is other[name] or (_has_values(tensor) and _has_values(other[name]) and torch.equal(tensor, other[name]))
         for name, tensor in state.items())
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """False for sparse, nested and quantised tensors, and for those on the meta device, which cannot be compared."""
+    return tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
 
 
 def _meant(content: Mapping[str, Any], by_kind: Mapping[str, list[WeightSet]]) -> tuple[str, bool]:

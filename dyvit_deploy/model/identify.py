@@ -70,12 +70,7 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
     else:
         model, similar = _infer(state, recorded, where, said, load)
     _check_depth(model.depth, state, where, model.name)
-    # CLIP's projection [C, E] takes the place of a head [classes, C].
-    head, projection = state.get("head.weight"), state.get("visual.proj")
-    if head is not None and head.ndim == 2:
-        model = dataclasses.replace(model, classes=head.shape[0])
-    elif projection is not None and projection.ndim == 2:
-        model = dataclasses.replace(model, classes=projection.shape[1])
+    model = dataclasses.replace(model, classes=_count_classes(state) or model.classes)
     given = load.image_size or recorded.image_size
     size = given or trained_size(model, state, where)
     assumed = [] if given or size == model.image_size else [
@@ -101,6 +96,14 @@ def identify(state: Mapping[str, Tensor], recorded: Recorded, where: str, load: 
     elif missing and not recorded.complete and not is_timm(where):
         assumed.insert(0, f"{images} of {model.name}, which {recorded.source} names")
     return Identity(model, tuple(assumed))
+
+
+def _count_classes(state: Mapping[str, Tensor]) -> int | None:
+    """The outputs of the head [classes, C] or of CLIP's projection [C, E] in its place; None without either."""
+    for name, axis in (("head.weight", 0), ("visual.proj", 1)):
+        if name in state and state[name].ndim == 2:
+            return int(state[name].shape[axis])
+    return None
 
 
 def check_channels(state: Mapping[str, Tensor], where: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .dynamicvit import DynamicViT
-from .identify import PREDICTOR
+from .identify import PREDICTOR, check_channels
 from .lvvit import LVViT
 
 PATCHES = "patch_embed.proj.weight"
@@ -68,7 +68,8 @@ def fit_state(model: DynamicViT, state: Mapping[str, Tensor], where: str, grid: 
             rows, columns = model.config.grid
             adapted.append(f"positions interpolated from {old[0]} x {old[1]} to {rows} x {columns} patches")
     if PATCHES in state and PATCHES in expected and expected[PATCHES].shape[1] == len(LUMA):
-        state[PATCHES], changed = _as_rgb(state[PATCHES], where)
+        check_channels(state, where)
+        state[PATCHES], changed = _as_rgb(state[PATCHES])
         adapted += ["the weights of its one channel are applied to the luma of RGB images"] * changed
     _check(model, state, expected, where)
     return state, tuple(adapted)
@@ -117,19 +118,11 @@ def _timm_lines() -> Iterator[list[str]]:
         logger.propagate = before[1]
 
 
-def _as_rgb(weight: Tensor, where: str) -> tuple[Tensor, bool]:
-    """The weight [C, 3, height, width] of the patch embedding, and whether it was made from one channel.
-
-    Raises:
-        CheckpointError: it has another number of channels.
-    """
-    channels = weight.shape[1] if weight.ndim == 4 else 3
-    if channels == 1:
-        return weight * torch.tensor(LUMA, dtype=weight.dtype).reshape(1, 3, 1, 1), True
-    if channels != 3:
-        raise CheckpointError(f"{where} takes images of {channels} channels, and images are read as RGB or grey here; "
-                              "train a model with in_chans=3 or in_chans=1.")
-    return weight, False
+def _as_rgb(weight: Tensor) -> tuple[Tensor, bool]:
+    """The weight [C, 3, height, width] of the patch embedding, and whether it was made from one of one channel."""
+    if weight.ndim != 4 or weight.shape[1] != 1:
+        return weight, False
+    return weight * torch.tensor(LUMA, dtype=weight.dtype).reshape(1, 3, 1, 1), True
 
 
 def check_tensors(state: Mapping[str, Tensor], where: object) -> None:

@@ -88,6 +88,13 @@ def test_of_a_student_and_a_teacher_each_keeps_its_own_head(tmp_path):
         assert torch.equal(model.backbone.head.weight, state["head.weight"])
 
 
+def test_copies_of_tensors_without_values_are_compared_without_a_traceback(tmp_path):
+    sparse = {name: tensor.to_sparse() for name, tensor in STATE.items()}
+    copies = {name: tensor.clone() for name, tensor in sparse.items()}
+    with pytest.raises(CheckpointError, match="several sets of weights"):
+        load(tmp_path, {"model": sparse, "state_dict": copies}, NAMED)
+
+
 def test_copies_and_cycles_are_not_several_sets_of_weights(tmp_path):
     content = {"model": STATE, "state_dict": dict(STATE)}
     content["self"] = content
