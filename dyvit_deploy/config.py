@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import ConfigError
-from .settings.fields import Arguments, JsonConfig, as_arguments, check_choice, numbers_text, option, switches
+from .settings.fields import Arguments, JsonConfig, as_arguments, check_choice, option, switches
+from .settings.preprocessing import INTERPOLATIONS, LARGEST_SIDE, Preprocess
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 BUILDERS = ("vit", "lvvit", "timm")
 STEMS = ("linear", "conv")
 WEIGHTS = ("auto", "model", "ema")
 # Beyond all models that exist; files that claim more are damaged or hostile.
 LARGEST = {"patch_size": 1024, "width": 65_536, "depth": 1024, "heads": 1024, "classes": 1_000_000}
-LARGEST_SIDE = 16_384
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
 TARGETS = ("cpu", "tensorrt")
@@ -40,46 +37,6 @@ def device_option() -> Any:
 def image_size_option() -> Any:
     """The field of a config for another input size."""
     return option(None, "Another input size, positions interpolated.")
-
-
-@dataclass(frozen=True)
-class Preprocess(JsonConfig):
-    """How a photo becomes model input: resize, centre crop, scale to 0..1, normalise.
-
-    `short_side` is the length of the shorter edge before the centre crop, in pixels; None
-    resizes straight to the input size. With `squash`, every image is resized to a square of that side, whatever its
-    aspect ratio. `mean` and `std` apply to RGB scaled to 0..1.
-    """
-
-    short_side: int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: str = "bicubic"
-    squash: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        numbers = (*self.mean, *self.std)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
-            raise ConfigError("Preprocessing needs three means and three positive standard deviations.")
-        if max(self.mean) > 1:
-            raise ConfigError(f"Mean and std are of colours from 0 to 1, and a mean of {max(self.mean):g} is above; "
-                              "divide both by 255.")
-        if self.short_side is not None and not 1 <= self.short_side <= LARGEST_SIDE:
-            raise ConfigError(f"Images are resized to a side from 1 to {LARGEST_SIDE} pixels, not {self.short_side}.")
-
-    @property
-    def resize(self) -> str:
-        """How images are resized, in words."""
-        if self.short_side is None:
-            return "resized without crop"
-        return f"resized to {self.short_side} x {self.short_side}" if self.squash else f"short side {self.short_side}"
-
-    def describe(self) -> str:
-        """All steps in words, for messages."""
-        return f"mean {numbers_text(self.mean)}, std {numbers_text(self.std)}, {self.resize}, {self.interpolation}"
 
 
 class ImageSpec(Protocol):
@@ -145,12 +102,13 @@ class ModelConfig(JsonConfig):
         zoo, the image is resized straight to the input from 384 px on, as the published code does."""
         if size == self.image_size:
             return self
-        short = self.preprocess.short_side
+        short, long = self.preprocess.short_side, None
         if short is not None:
             published = self.timm_name is None and not self.options
-            short = None if published and min(size) >= 384 else int(short / min(self.image_size) * min(size))
-        return dataclasses.replace(self, image_size=size,
-                                   preprocess=dataclasses.replace(self.preprocess, short_side=short))
+            whole = published and min(size) >= 384
+            short, long = (None if whole else int(short / min(self.image_size) * side) for side in sorted(size))
+        steps = dataclasses.replace(self.preprocess, short_side=short, long_side=long)
+        return dataclasses.replace(self, image_size=size, preprocess=steps)
 
 
 # What 2x2 pooling leaves.

@@ -63,9 +63,10 @@ class TrainingError(DyvitError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`" Did you mean 'deit-s'?"` with the closest choice; without a close one, the list of all choices."""
+    """`" Did you mean 'deit-s'?"` with the closest choice; without a close one, the first choices."""
     choices = list(choices)
-    close = difflib.get_close_matches(word, choices, n=1)
+    alike = [choice for choice in choices if choice.casefold() == word.casefold()]
+    close = alike or difflib.get_close_matches(word, choices, n=1)
     if close:
         return f" Did you mean {close[0]!r}?"
     more = f", ... ({len(choices)} in all)" if len(choices) > LISTED else ""

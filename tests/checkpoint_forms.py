@@ -88,6 +88,14 @@ def lightning_average(state, average):
             "current_model_state": {f"model.{n}": t for n, t in state.items()}}
 
 
+def lit_ema(state, average):
+    """LitEma keeps the average as buffers of the module, and a buffer's name has no dots."""
+    return lightning("model.")(state, average) | {"state_dict": {
+        **{f"model.{n}": t for n, t in state.items()}, "criterion.weight": torch.ones(10),
+        **{f"model_ema.{n.replace('.', '')}": t for n, t in average.items()},
+        "model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(7)}}
+
+
 PLAIN = {"best_acc1": np.float64(81.2), "when": datetime.datetime(2026, 1, 2), "losses": np.arange(3.0),
          "seen": collections.defaultdict(list, a=[1]),
          "args": argparse.Namespace(output_dir=pathlib.PosixPath("out"), opt=np.str_("adamw"))}
@@ -119,6 +127,7 @@ FORMS = [
     Form(AVERAGES, "a callback of Lightning", saved("m.ckpt", lambda state, average: lightning(
         "model.", callbacks={"EMACallback": {"ema_state_dict": average}})(state, average)), ema=True),
     Form(AVERAGES, "Lightning's WeightAveraging", saved("m.ckpt", lightning_average), ema=True),
+    Form(AVERAGES, "LitEma, names like `model_ema.blocks0norm1weight`", saved("m.ckpt", lit_ema), ema=True),
     Form(AVERAGES, "names with `ema_model.` beside `online_model.`", saved("m.pt", lambda state, average: {
         "step": torch.tensor(1), **{f"online_model.{n}": t for n, t in state.items()},
         **{f"ema_model.{n}": t for n, t in average.items()}}), ema=True),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.artifacts.files import sha256
-from dyvit_deploy.config import LoadConfig, ModelConfig, Preprocess, PruneConfig
+from dyvit_deploy.config import LoadConfig, ModelConfig, PruneConfig
 from dyvit_deploy.data import digits
 from dyvit_deploy.demo.quickstart import STUDENT
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
@@ -29,6 +29,7 @@ from dyvit_deploy.export.onnx import ExportReport, export_onnx
 from dyvit_deploy.model.checkpoint import save_checkpoint
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.runners.base import Outputs, TensorSpec
+from dyvit_deploy.settings.preprocessing import Preprocess
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

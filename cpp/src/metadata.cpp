@@ -32,6 +32,8 @@ Preprocessing preprocessing_of(json const& facts) {
   Preprocessing result;
   json const& short_side = facts.at("short_side");
   result.short_side = short_side.is_null() ? 0 : side_of(short_side);
+  json const long_side = facts.value("long_side", json());
+  result.long_side = long_side.is_null() ? 0 : side_of(long_side);
   result.squash = facts.value("squash", false);
   result.interpolation = facts.at("interpolation").get<std::string>();
   for (std::size_t channel = 0; channel < 3; ++channel) {

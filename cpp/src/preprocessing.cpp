@@ -31,6 +31,29 @@ std::int64_t centred(std::int64_t outer, std::int64_t inner) {
   return static_cast<std::int64_t>(std::nearbyint(static_cast<double>(outer - inner) / 2));
 }
 
+struct Size {
+  std::int64_t height, width;
+};
+
+// The size to which `image` is resized before the crop.
+Size scaled(Image const& image, Metadata const& model) {
+  std::int64_t const shorter = model.preprocessing.short_side, longer = std::max(shorter, model.preprocessing.long_side);
+  Size const asked = model.width > model.height ? Size{shorter, longer} : Size{longer, shorter};
+  if (model.preprocessing.squash) return asked;
+  auto const height = static_cast<double>(image.height), width = static_cast<double>(image.width);
+  if (shorter == longer) {
+    std::int64_t const side = std::min(image.height, image.width);
+    auto const along = [=](std::int64_t length) {
+      return length == side ? shorter
+                            : static_cast<std::int64_t>(static_cast<double>(shorter * length) / static_cast<double>(side));
+    };
+    return {along(image.height), along(image.width)};
+  }
+  double const ratio = std::min(height / static_cast<double>(asked.height), width / static_cast<double>(asked.width));
+  // Halves to even, as Python rounds.
+  return {static_cast<std::int64_t>(std::nearbyint(height / ratio)), static_cast<std::int64_t>(std::nearbyint(width / ratio))};
+}
+
 // The part of this size around the centre of `image`, padded with black where `image` is smaller.
 Image centre_crop(Image const& image, std::int64_t height, std::int64_t width) {
   Image result{height, width, std::vector<std::uint8_t>(static_cast<std::size_t>(height * width * 3))};
@@ -90,15 +113,9 @@ Preprocessor::~Preprocessor() = default;
 Image Preprocessor::resize_and_crop(Image const& image) const try {
   if (image.height < 1 || image.width < 1 || image.rgb.size() != static_cast<std::size_t>(image.height * image.width * 3))
     throw Error("An image needs height x width x 3 bytes; fill Image from read_image, or with rows without gaps.");
-  std::int64_t const target = metadata_.preprocessing.short_side;
-  if (target == 0) return resizer_->run(image, metadata_.height, metadata_.width);
-  std::int64_t const shorter = std::min(image.height, image.width);
-  bool const squash = metadata_.preprocessing.squash;
-  auto const scaled = [=](std::int64_t side) {
-    return side == shorter || squash ? target
-                           : static_cast<std::int64_t>(static_cast<double>(target * side) / static_cast<double>(shorter));
-  };
-  return centre_crop(resizer_->run(image, scaled(image.height), scaled(image.width)), metadata_.height, metadata_.width);
+  if (metadata_.preprocessing.short_side == 0) return resizer_->run(image, metadata_.height, metadata_.width);
+  Size const size = scaled(image, metadata_);
+  return centre_crop(resizer_->run(image, size.height, size.width), metadata_.height, metadata_.width);
 } catch (Ort::Exception const& error) {
   throw Error("ONNX Runtime could not resize an image of " + std::to_string(image.width) + " x " +
               std::to_string(image.height) + " pixels (" + reason(error.what()) + "); use another image.");

@@ -36,19 +36,19 @@ def is_fresh(manifest: Path) -> bool:
     return manifest.is_file() and manifest.stat().st_mtime > max(source.stat().st_mtime for source in sources)
 
 
-def resized_rows_first(image, spec):
-    """`image` resized directly to the model's size, first the rows and then the columns.
+def distorted_rows_first(image, spec):
+    """`image` as `resize_and_crop` prepares it where its aspect ratio is not kept, first the rows and then the columns.
 
     Pillow before 13 always uses this order, and so does ONNX Runtime. Pillow 13 begins with the columns for some
     shapes, which gives different levels, because the intermediate image is rounded to bytes.
     """
-    import numpy as np
+    from dyvit_deploy.data.preprocess import RESAMPLING, resize_and_crop
 
-    from dyvit_deploy.data.preprocess import RESAMPLING
-
-    resampling, (height, width) = RESAMPLING[spec.preprocess.interpolation], spec.image_size
-    image = image.convert("RGB")
-    return np.asarray(image.resize((width, image.height), resampling).resize((width, height), resampling))
+    steps, (height, width) = spec.preprocess, spec.image_size
+    if steps.squash:
+        width = steps.long_side if steps.long_side and width > height else steps.short_side
+    rows = image.convert("RGB").resize((width, image.height), RESAMPLING[steps.interpolation])
+    return resize_and_crop(rows, spec)
 
 
 class Reference:
@@ -86,19 +86,22 @@ class Reference:
         self.manifest["decoded"].append({"file": str(file), "height": pixels.shape[0], "width": pixels.shape[1],
                                          "pixels": self.array(f"{file.name}.pixels", pixels)})
 
-    def resized(self, file: Path, size: tuple[int, int], short_side: int | None, interpolation: str) -> None:
+    def resized(self, file: Path, size: tuple[int, int], short_side: int | None, interpolation: str,
+                squash: bool = False, long_side: int | None = None) -> None:
         from PIL import Image
 
-        from dyvit_deploy.config import Preprocess
         from dyvit_deploy.data.preprocess import resize_and_crop
         from dyvit_deploy.runners.base import ForeignImages
+        from dyvit_deploy.settings.preprocessing import Preprocess
 
-        spec = ForeignImages(size, Preprocess(short_side=short_side, interpolation=interpolation))
-        name = f"{file.name}.{'x'.join(map(str, size))}.{short_side}.{interpolation}"
-        resize = resize_and_crop if short_side else resized_rows_first
+        steps = Preprocess(short_side, interpolation=interpolation, squash=squash, long_side=long_side)
+        spec = ForeignImages(size, steps)
+        name = f"{file.name}.{'x'.join(map(str, size))}.{steps.resize.replace(' ', '-')}.{interpolation}"
+        resize = resize_and_crop if short_side and not squash else distorted_rows_first
         self.manifest["resized"].append({
             "file": str(file), "height": size[0], "width": size[1], "short_side": short_side or 0,
-            "interpolation": interpolation, "pixels": self.array(name, resize(Image.open(file), spec))})
+            "long_side": long_side or 0, "squash": squash, "interpolation": interpolation,
+            "pixels": self.array(name, resize(Image.open(file), spec))})
 
 
 def add_digits(reference: Reference) -> None:
@@ -139,11 +142,12 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
     from PIL import Image
 
     from dyvit_deploy.artifacts.facts import ArtifactFacts
-    from dyvit_deploy.config import ModelConfig, Preprocess, PruneConfig
+    from dyvit_deploy.config import ModelConfig, PruneConfig
     from dyvit_deploy.data.preprocess import resize_and_crop
     from dyvit_deploy.export.config import ExportConfig
     from dyvit_deploy.export.onnx import export_model
     from dyvit_deploy.model.dynamicvit import DynamicViT
+    from dyvit_deploy.settings.preprocessing import Preprocess
 
     torch.manual_seed(0)
     config = ModelConfig(name="tiny-224", builder="vit", image_size=(224, 224), patch_size=16, width=64, depth=4,
@@ -216,10 +220,12 @@ def add_files(reference: Reference) -> list[Path]:
     likely = photos or [folder / "plain.jpg", folder / "progressive.jpg"]
     # The last two sizes pad, by an odd number of pixels.
     for file in (likely[0], folder / "progressive.jpg"):
-        for size, short_side, interpolation in (
+        for size, *steps in (
                 ((224, 224), 256, "bicubic"), ((224, 224), 249, "bilinear"), ((96, 160), None, "bicubic"),
-                ((96, 160), None, "bilinear"), ((225, 225), 200, "bicubic"), ((64, 391), 90, "bilinear")):
-            reference.resized(file, size, short_side, interpolation)
+                ((96, 160), None, "bilinear"), ((224, 224), 256, "bicubic", True),
+                ((96, 160), 109, "bicubic", False, 182), ((160, 96), 109, "bilinear", False, 182),
+                ((96, 160), 109, "bicubic", True, 182), ((225, 225), 200, "bicubic"), ((64, 391), 90, "bilinear")):
+            reference.resized(file, size, *steps)
     return likely
 
 

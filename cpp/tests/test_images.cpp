@@ -31,12 +31,15 @@ Difference compare(std::vector<std::uint8_t> const& a, std::vector<std::uint8_t>
   return found;
 }
 
-dyvit::Metadata size_only(std::int64_t height, std::int64_t width, std::int64_t short_side, std::string interpolation) {
+dyvit::Metadata size_only(std::int64_t height, std::int64_t width, std::int64_t short_side, std::string interpolation,
+                          std::int64_t long_side = 0, bool squash = false) {
   dyvit::Metadata facts;
   facts.height = height;
   facts.width = width;
   facts.preprocessing.short_side = short_side;
   facts.preprocessing.interpolation = std::move(interpolation);
+  facts.preprocessing.long_side = long_side;
+  facts.preprocessing.squash = squash;
   return facts;
 }
 
@@ -58,7 +61,8 @@ TEST_CASE("images are resized, cropped and padded as in Python") {
   for (auto const& expected : reference::manifest()["resized"]) {
     CAPTURE(expected["pixels"].get<std::string>());
     dyvit::Preprocessor const preprocessor(size_only(expected["height"], expected["width"], expected["short_side"],
-                                                     expected["interpolation"]));
+                                                     expected["interpolation"], expected["long_side"],
+                                                     expected["squash"]));
     auto const image = preprocessor.resize_and_crop(dyvit::read_image(in_folder(expected["file"])));
     auto const difference = compare(image.rgb, reference::array<std::uint8_t>(expected["pixels"]));
     CHECK(difference.largest <= 1);

@@ -40,6 +40,7 @@ TEST_CASE("sizes that cannot be are refused") {
     CHECK(has(refused("/keep_counts/1", value), "a number of kept patches of "));
     CHECK(has(refused("/model/image_size/0", value), "an image side of "));
     CHECK(has(refused("/model/preprocess/short_side", value), "an image side of "));
+    CHECK(has(refused("/model/preprocess/long_side", value), "an image side of "));
   }
   CHECK(has(refused("/keep_counts/0", nullptr), "a number of kept patches of null"));
   CHECK(has(refused("/keep_counts", 7), "cannot be read ("));

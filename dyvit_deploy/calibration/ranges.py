@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import require_file, write_json
-from ..config import METHODS, Preprocess
+from ..config import METHODS
 from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
 from ..settings.fields import JsonConfig
+from ..settings.preprocessing import Preprocess
 
 FORMAT = 1
 RANGES_KIND = "dyvit ranges"

@@ -9,10 +9,10 @@ from typing import Any
 import timm
 
 from ..artifacts.files import CONFIG, TIMM_PREFIX
-from ..config import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import ConfigError
 from ..settings.fields import Arguments, as_arguments
 from ..settings.notes import tell
+from ..settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .archive import LONGEST, WEIGHT_FILES, plain, read_json
 from .recorded import Recorded, Steps, names_of, numbers, text_of
 from .transformers import read_config

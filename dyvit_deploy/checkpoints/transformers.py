@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.files import CONFIG
-from ..config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
+from ..config import ModelConfig
 from ..errors import ConfigError
+from ..settings.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .archive import read_json
 from .recorded import Recorded, Steps, names_of, numbers
 

@@ -166,12 +166,35 @@ def _sets(where: tuple[str, ...], tensors: dict[str, Tensor], swapped: bool) -> 
                if name == end or name.endswith(f".{end}")}
     for prefix, layout in anchors.items():
         state = _strip(tensors, prefix, [other for other in anchors if other != prefix])
+        dotless = _dotless(state, prefix, tensors)
+        shadows = {tensor for names in dotless.values() for tensor in names.values()}
+        state = {name: tensor for name, tensor in state.items() if name not in shadows}
+        for lead, names in dotless.items():
+            yield WeightSet(where, lead, {name: tensors[source] for name, source in names.items()}, layout, True)
         if len(state) > 1:
             first = prefix.split(".")[0]
             beside = frozenset(name for name in state if name in tensors and not name.startswith(f"{first}."))
             layout = "DINOv2" if layout == "timm" and any(name in state for name in DINOV2) else layout
             yield WeightSet(where, prefix, state, layout, _averaged(where, prefix, swapped),
                             beside if prefix else frozenset())
+
+
+def _dotless(state: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """Moving averages of `state` as LitEma keeps them, as buffers in names without dots: by prefix, their names.
+
+    "model.blocks.0.norm1.weight" has the average "model_ema.blocks0norm1weight".
+    """
+    found: dict[str, dict[str, str]] = {}
+    parts = prefix.split(".")
+    for lead in dict.fromkeys(name.partition(".")[0] for name in tensors):
+        if AVERAGE_WORDS & set(_split(lead)):
+            for first in range(len(parts)):
+                start = f"{lead}." + "".join(parts[first:])
+                sources = {name: start + name.replace(".", "") for name in state}
+                names = {name: source for name, source in sources.items() if source in tensors and source != name}
+                if any(name.endswith(end) for name in names for end in ANCHORS):
+                    found[start] = names
+    return found
 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str, others: list[str]) -> dict[str, Tensor]:

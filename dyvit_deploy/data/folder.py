@@ -29,7 +29,7 @@ class FolderImages(IndexedImages):
             raise DataError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); name a folder that does.")
         classes = in_order({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
         if classes:
-            _check_classes(root, classes, any(p.parent == root for p in paths))
+            _check_classes(root, classes, any(p.parent == root for p in paths), left_out.loops)
         number = {name: i for i, name in enumerate(classes)}
         self._files = [(p, number.get(p.relative_to(root).parts[0])) for p in paths]
         chosen = spread(len(paths), limit) if classes else range(min(limit or len(paths), len(paths)))
@@ -57,13 +57,16 @@ def in_order(names: Collection[str]) -> list[str]:
     return sorted(names, key=int) if by_value else sorted(names)
 
 
-def _check_classes(root: Path, classes: list[str], loose: bool) -> None:
-    """Raises DataError if the classes are ambiguous. `loose`: some images are directly in `root`, beside folders."""
+def _check_classes(root: Path, classes: list[str], loose: bool, loops: list[str]) -> None:
+    """Raises DataError if the classes are ambiguous. `loose`: some images are directly in `root`, beside folders;
+    `loops`: links that were not followed."""
     if loose:
         raise DataError(f"{root} has images both beside and inside its subfolders; "
                         "keep one subfolder per class, or no subfolders.")
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         # Skipping an empty class would renumber all classes after it.
+        if str(folder) in loops:
+            raise DataError(f"{folder} is a link to a folder that contains it, and cannot be a class; remove it.")
         if folder.name not in classes:
             raise DataError(f"{folder} is a class without images; fill it, or remove it.")
 

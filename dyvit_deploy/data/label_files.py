@@ -70,7 +70,7 @@ def read_class_map(path: str | Path, folders: Sequence[str]) -> NDArray[np.int64
     if not isinstance(content, dict):
         raise DataError(f"{path} is a JSON list; a class map is an object like {{\"FOLDER\": 207}}.")
     if content and all(_is_wordnet_pair(value) for value in content.values()):
-        content = {value[0]: number for number, value in content.items()}
+        content = _without_doubles(path, [(value[0], number) for number, value in content.items()])
     missing = [name for name in folders if name not in content]
     if missing:
         raise DataError(f"{path} has no class for {len(missing)} of the {len(folders)} class folders; the first is "
@@ -103,8 +103,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dictionary of `pairs`; raises ValueError where two of them contradict."""
     content: dict[str, Any] = {}
     for name, value in pairs:
-        if content.setdefault(name, value) != value:
+        if name in content and content[name] != value:
             raise ValueError(f"{name!r} occurs twice")
+        content[name] = value
     return content
 
 
@@ -128,8 +129,12 @@ def _lines_of_map(path: str | Path, text: str) -> dict[str, Any]:
     if not all(found):
         raise DataError(f"Line {found.index(None) + 1} of {path} is not a class folder and a class number; write it "
                         "like FOLDER 207.")
+    return _without_doubles(path, [(match[1], number) for match, number in zip(found, numbers) if match])
+
+
+def _without_doubles(path: str | Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     try:
-        return _unique([(match[1], number) for match, number in zip(found, numbers) if match])
+        return _unique(pairs)
     except ValueError as error:
         raise DataError(f"{path} contradicts itself: {error}; remove one of the lines.") from error
 

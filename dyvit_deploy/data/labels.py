@@ -12,8 +12,6 @@ from .images import ImageSet
 from .label_files import read_class_map
 from .reading import NO_LABELS
 
-# A message lists all classes up to this number.
-LISTED = 20
 # A class number from here on is an error in the data; ImageNet-21k has 21,841 classes.
 MOST_CLASSES = 1_000_000
 
@@ -62,8 +60,8 @@ def class_numbers(images: ImageSet, known: Sequence[str] | None, owner: str = "m
     doubled = {name for name, count in Counter(known).items() if count > 1}
     for name in names:
         if name not in number:
-            hint = did_you_mean(name, known) if len(known) <= LISTED else f" It knows {len(known)}, like {known[0]!r}."
-            raise DataError(f"The {owner} does not know the class {name!r} of {images.name}.{hint}{advice}")
+            raise DataError(f"The {owner} does not know the class {name!r} of {images.name}."
+                            f"{did_you_mean(name, known)}{advice}")
         if name in doubled:
             raise DataError(f"The {owner} has several classes with the name {name!r} of {images.name}.{advice}")
     return np.asarray([number[name] for name in names])

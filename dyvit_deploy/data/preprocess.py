@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from ..config import ImageSpec, Preprocess
+    from ..config import ImageSpec
+    from ..settings.preprocessing import Preprocess
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
               "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
@@ -69,10 +70,10 @@ def _scaled_floats(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
-    """Resizes the short side and crops the centre: uint8 [height, width, 3] at the model's input size.
+    """Resizes and crops the centre: uint8 [height, width, 3] at the model's input size.
 
-    The order and rounding are those of torchvision's Resize and CenterCrop on a Pillow image,
-    which the published evaluation uses.
+    The order and rounding are those of torchvision's Resize and CenterCrop on a Pillow image, which the published
+    evaluation uses, and for inputs that are not square those of timm.
 
     Raises:
         ValueError: the image is so long and thin that the resized image would exceed MOST_PIXELS.
@@ -82,19 +83,31 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     image = as_rgb(image)
     if preprocess.short_side is None:
         return np.asarray(image.resize((width, height), resampling))
-    scaled: tuple[int, ...] = (preprocess.short_side,) * 2
-    if not preprocess.squash:
-        short = min(image.size)
-        scaled = tuple(preprocess.short_side if side == short else int(preprocess.short_side * side / short)
-                       for side in image.size)
+    scaled = _scaled(image.size, preprocess, width > height)
     # An image of 1 x 60000 pixels would become gigabytes.
     if scaled[0] * scaled[1] > MOST_PIXELS:
         raise ValueError(f"it is too long and thin: {image.width} x {image.height} pixels become {scaled[0]} x "
                          f"{scaled[1]}, more than {MOST_PIXELS}")
     image = image.resize((scaled[0], scaled[1]), resampling)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    # Where the crop exceeds the resized image (wide non-square inputs), Pillow pads with black.
+    # Where the crop exceeds the resized image (a short side below the input's), Pillow pads with black.
     return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def _scaled(size: tuple[int, int], preprocess: Preprocess, wide: bool) -> tuple[int, int]:
+    """Width and height to which an image of (width, height) `size` is resized; `wide`: the input's width is its longer
+    side."""
+    short, long = preprocess.short_side, preprocess.long_side or preprocess.short_side
+    assert short is not None and long is not None
+    asked = (long, short) if wide else (short, long)
+    if preprocess.squash:
+        return asked
+    if long == short:
+        shorter = min(size)
+        return (short if size[0] == shorter else int(short * size[0] / shorter),
+                short if size[1] == shorter else int(short * size[1] / shorter))
+    ratio = min(size[0] / asked[0], size[1] / asked[1])
+    return round(size[0] / ratio), round(size[1] / ratio)
 
 
 def normalise(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:

@@ -147,10 +147,13 @@ def inspect_artifact(path: str | Path, load: LoadConfig = LoadConfig()) -> Inspe
 
 def _inspect_checkpoint(path: Path, load: LoadConfig) -> InspectReport:
     from ..model import checkpoint
+    from ..model.state import not_finite
 
     raw = checkpoint.read_checkpoint(path, load.weights)
     details: dict[str, Any] = {"tensors": len(raw.state), "weights taken": raw.weights,
                                "predictors": checkpoint.count_predictors(raw.state)}
+    if diverged := not_finite(raw.state):
+        details["NaN or infinite"] = f"{len(diverged)} tensors, the first {diverged[0]}"
     try:
         facts: ArtifactFacts | None = checkpoint.identified_facts(raw, load)
     # The architecture may be unknown without --model.

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..artifacts.files import TIMM_PREFIX
 from ..checkpoints.configurations import BORDER
-from ..config import LARGEST, ModelConfig, Preprocess
+from ..config import LARGEST, ModelConfig
 from ..errors import ConfigError, did_you_mean, reason
 from ..settings.fields import Arguments, as_arguments, check_choice
+from ..settings.preprocessing import Preprocess
 from . import zoo
 from .lvvit import GridStem, LVViT
 
@@ -273,10 +274,10 @@ def timm_preprocess(pretrained: Mapping[str, Any], size: tuple[int, int]) -> Pre
     mode, crop = pretrained.get("crop_mode") or "center", pretrained.get("crop_pct") or 0.875
     if mode == "border":
         raise ConfigError(f"{BORDER[0].upper()}{BORDER[1:]}.")
-    short = math.floor(min(size) / crop)
-    squash = mode == "squash"
-    return Preprocess(None if squash and crop == 1.0 else short, tuple(pretrained["mean"]), tuple(pretrained["std"]),
-                      pretrained["interpolation"], squash and crop != 1.0)
+    whole = mode == "squash" and crop == 1.0
+    short, long = (None if whole else math.floor(side / crop) for side in sorted(size))
+    return Preprocess(short, tuple(pretrained["mean"]), tuple(pretrained["std"]), pretrained["interpolation"],
+                      mode == "squash" and not whole, long)
 
 
 def count_heads(model: VisionTransformer) -> int:

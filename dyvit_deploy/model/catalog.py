@@ -37,7 +37,7 @@ class Catalog:
 
     def table(self) -> Table:
         table = Table(title="Models (any timm VisionTransformer is timm:NAME)", title_justify="left")
-        table.add_column("model")
+        table.add_column("model", overflow="fold")
         for column in ("input", "patches", "stages", "params (M)", *(f"GMACs @{ratio}" for ratio in RATIOS)):
             table.add_column(column, justify="right")
         for entry in self.entries:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..artifacts.files import TIMM_PREFIX, is_timm
 from ..checkpoints.recorded import Recorded, Steps
-from ..config import LoadConfig, ModelConfig, Preprocess
+from ..config import LoadConfig, ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..settings.fields import Arguments, as_arguments, numbers_text
 from ..settings.notes import tell
+from ..settings.preprocessing import Preprocess
 from . import build, zoo
 
 PREDICTOR = "score_predictor."
@@ -153,25 +154,26 @@ def _named(name: str, state: Mapping[str, Tensor], recorded: Recorded, where: st
 def prepare(own: Preprocess, steps: Steps, size: tuple[int, int], at: tuple[int, int] | None) -> Preprocess:
     """The preprocessing for images of (height, width) `size`: `steps` where these say something, else `own`.
 
-    `at`: the image size for which the `steps` were recorded; their short side is scaled from it.
+    `at`: the image size for which the `steps` were recorded; their short side is scaled from it. Where `size` is not
+    square, the long side keeps the same fraction.
 
     Raises:
         ConfigError: images would be resized to less than the model's input.
     """
     squashes = own.squash or own.short_side is None if steps.squash is None else steps.squash
-    short, squash = own.short_side, own.squash
+    short, squash, long = own.short_side, own.squash, own.long_side
     if steps.crop or steps.short_side:
-        short = math.floor(min(size) / steps.crop) if steps.crop else steps.short_side
-        if steps.short_side and not steps.crop and at:
-            short = round(steps.short_side * min(size) / min(at))
-        if short is not None and short < min(size):
+        fraction = steps.crop or min(at or size) / (steps.short_side or 1)
+        rounded = math.floor if steps.crop else round
+        short, long = (rounded(side / fraction) for side in sorted(size))
+        if short < min(size):
             raise ConfigError(f"Images would be resized to {short} pixels, below the {min(size)} of the model; give "
                               "--crop, for example --crop 0.875.")
         squash = squashes
-        if squash and short == min(size):
-            short, squash = None, False
+        if squash and [short, long] == sorted(size):
+            short, squash, long = None, False, None
     return Preprocess(short, _three(steps.mean) or own.mean, _three(steps.std) or own.std,
-                      steps.interpolation or own.interpolation, squash)
+                      steps.interpolation or own.interpolation, squash, long)
 
 
 def _three(values: tuple[float, ...] | None) -> tuple[float, float, float] | None:

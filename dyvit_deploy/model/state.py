@@ -136,11 +136,15 @@ def check_tensors(state: Mapping[str, Tensor], where: object) -> None:
                                   "float32 or float64; convert them before saving.")
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with NaN or infinite values."""
+    return [name for name, tensor in state.items()
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+
+
 def check_finite(model: DynamicViT, where: object) -> None:
     """Raises CheckpointError if a weight of `model`, from the file `where`, is NaN or infinite."""
-    bad = [published_name(name) for name, tensor in model.state_dict().items()
-           if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
-    if bad:
+    if bad := list(map(published_name, not_finite(model.state_dict()))):
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise CheckpointError(f"{where} has NaN or infinite values in {bad[0]!r}{more}, so its training diverged; take "
                               "an earlier checkpoint.")

@@ -6,8 +6,9 @@ VisionTransformer of timm is available as `timm:NAME`.
 """
 from __future__ import annotations
 
-from ..config import ModelConfig, Preprocess
+from ..config import ModelConfig
 from ..errors import ConfigError, did_you_mean
+from ..settings.preprocessing import Preprocess
 
 # Given as a backbone, this names timm's pretrained weights of the same architecture.
 TIMM_PRETRAINED = "timm-pretrained"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..artifacts.files import is_timm, require_source
-from ..config import ImageSpec, KeepRequest, LoadConfig, Preprocess
+from ..config import ImageSpec, KeepRequest, LoadConfig
 from ..data.folder import FolderImages
 from ..data.images import Track, no_track
 from ..data.open import open_images
@@ -25,6 +25,7 @@ from ..data.walk import FORMATS
 from ..errors import ConfigError, DataError
 from ..runners.base import Outputs, Runner, join_outputs
 from ..runners.open import is_checkpoint, open_runner
+from ..settings.preprocessing import Preprocess
 from .compare import BatchParity, ParityReport, compare_outputs, default_tolerance
 from .config import CheckConfig
 from .reference import Reference, read_reference

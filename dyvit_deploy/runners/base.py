@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.facts import ArtifactFacts
-from ..config import ImageSpec, Preprocess
+from ..config import ImageSpec
 from ..data.preprocess import normalise
 from ..errors import BackendError, ConfigError
+from ..settings.preprocessing import Preprocess
 from .profiling import LayerTime
 
 Self = TypeVar("Self", bound="Runner")

@@ -3,10 +3,10 @@ import pytest
 from helpers import fake_runner, photo_folder
 
 from dyvit_deploy.calibration.keep_layers import Drop, DropMeter, fewest_kept
-from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.folder import FolderImages
 from dyvit_deploy.errors import DataError
 from dyvit_deploy.runners.base import ForeignImages
+from dyvit_deploy.settings.preprocessing import Preprocess
 
 NAMES = [f"layer{i}" for i in range(20)]
 

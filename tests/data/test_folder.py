@@ -214,6 +214,13 @@ def test_folders_that_are_links_are_followed_in_training_and_prediction_alike(tm
                              f"the first: {tmp_path}/data/cat/loop."]
 
 
+def test_a_class_that_is_a_link_to_its_own_parent_is_named_for_what_it_is(tmp_path):
+    picture(tmp_path / "data" / "cat" / "1.png")
+    (tmp_path / "data" / "whole").symlink_to(tmp_path / "data")
+    with pytest.raises(DataError, match="whole is a link to a folder that contains it"):
+        open_images(str(tmp_path / "data"), tiny_config())
+
+
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.eps"])
 def test_a_file_of_another_format_is_not_given_to_other_programs(tmp_path, monkeypatch, name):
     from PIL import EpsImagePlugin

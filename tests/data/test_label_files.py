@@ -78,7 +78,9 @@ def test_the_names_of_mapped_folders_may_have_spaces_commas_and_digits(tmp_path)
     ("cat 1", "no class for 1 of the 2 class folders; the first is 'dog'"), ("cat 1\ndog", "Line 2 of .*FOLDER 207"),
     ("cat 1\ndog 2\ncat 3", "contradicts itself: 'cat' occurs twice"), ({"cat": -1, "dog": 1}, "gives 'cat' the class"),
     ({"cat": 1.5, "dog": 1}, "class '1.5', which is not"), ({"cat": True, "dog": 1}, "class 'True'"),
-    ({"cat": 10**30, "dog": 1}, "is not a class number"), (["cat", "dog"], "JSON list; a class map is an object")])
+    ({"cat": 10**30, "dog": 1}, "is not a class number"), (["cat", "dog"], "JSON list; a class map is an object"),
+    ({"0": ["n01440764", "tench"], "1": ["n01440764", "tench"]}, "contradicts itself: 'n01440764' occurs twice"),
+    ('{"cat": NaN, "dog": 1}', "Line 1 of")])
 def test_a_class_map_that_leaves_a_doubt_is_refused_by_name(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         read_class_map(written(tmp_path, content), ["cat", "dog"])

@@ -18,7 +18,8 @@ def test_classes_are_matched_by_name_and_keep_their_numbers_without_known_classe
 
 
 @pytest.mark.parametrize("known, hint", [(("class0", "class1"), "Did you mean 'class1'"),
-                                         (tuple(map(str, range(1000))), "It knows 1000, like '0'")])
+                                         (("class0", "CLASS2", "class1"), "Did you mean 'CLASS2'"),
+                                         (tuple(map(str, range(1000))), "Choose one of: 0, 1, 2,")])
 def test_an_unknown_class_is_named_with_the_owner_of_the_known_ones(tmp_path, known, hint):
     with pytest.raises(DataError, match=f"training split does not know the class .*{hint}"):
         class_numbers(images(tmp_path, 3), known, "training split")

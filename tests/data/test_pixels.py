@@ -14,12 +14,12 @@ import pytest
 from helpers import ROOT, tiny_config
 from PIL import Image
 
-from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data import preprocess
 from dyvit_deploy.data.listing import list_images
 from dyvit_deploy.data.open import open_calibration, open_images
 from dyvit_deploy.data.preprocess import resize_and_crop
 from dyvit_deploy.data.reading import decode
+from dyvit_deploy.settings.preprocessing import Preprocess
 
 # Without a resize, so that each pixel can be compared.
 SIDE = 32
@@ -169,7 +169,7 @@ def triton_model(monkeypatch):
     spec.loader.exec_module(module)
     model = module.TritonPythonModel()
     prepared = {"image_size": [SIDE, SIDE], "threads": 1, "max_pixels": 100_000, "dtype": "uint8",
-                "preprocess": {"short_side": SIDE, "interpolation": "bicubic", "squash": False}}
+                "preprocess": {"short_side": SIDE, "long_side": None, "interpolation": "bicubic", "squash": False}}
     model.initialize({"model_config": json.dumps({"parameters": {"spec": {"string_value": json.dumps(prepared)}}})})
     yield model
     model.finalize()

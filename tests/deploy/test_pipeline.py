@@ -13,7 +13,6 @@ from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.calibration.collect import calibrate
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
-from dyvit_deploy.config import Preprocess
 from dyvit_deploy.data.open import gate_is_separate, open_calibration, open_gate
 from dyvit_deploy.deploy import pipeline
 from dyvit_deploy.deploy.config import DeployConfig
@@ -27,6 +26,7 @@ from dyvit_deploy.parity.compare import check_artifacts
 from dyvit_deploy.parity.tolerance import TOLERANCES, PrecisionTolerance
 from dyvit_deploy.runners.base import ForeignImages
 from dyvit_deploy.runners.open import open_runner
+from dyvit_deploy.settings.preprocessing import Preprocess
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 # Of the gate's own tolerances a tiny random model misses one: its logits are off by 21 % in float8, 15 % are allowed.

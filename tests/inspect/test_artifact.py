@@ -103,3 +103,12 @@ def test_openvino_runs_attention_as_one_kernel(tmp_path):
     report = inspect_artifact(tmp_path / "m.xml")
     depth = report.facts.model.depth
     assert f"one kernel in {depth} of {depth} blocks" in report.details["as compiled here"]
+
+
+def test_a_checkpoint_of_a_training_that_diverged_is_told(tmp_path):
+    model = DynamicViT(zoo.get("digits-s"), PruneConfig.from_ratio(0.7, (1, 3, 4)))
+    state = {published_name(k): v for k, v in model.state_dict().items()}
+    state["head.bias"][0], state["norm.weight"][1] = float("nan"), float("inf")
+    torch.save({"model": state}, tmp_path / "p.pth")
+    report = inspect_artifact(tmp_path / "p.pth")
+    assert report.details["NaN or infinite"] == "2 tensors, the first norm.weight" and report.facts is not None

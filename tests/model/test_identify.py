@@ -8,13 +8,14 @@ import torch
 from helpers import dyvit, tiny_checkpoint
 
 from dyvit_deploy.checkpoints.recorded import Steps
-from dyvit_deploy.config import KeepRequest, LoadConfig, Preprocess, PruneConfig
+from dyvit_deploy.config import KeepRequest, LoadConfig, PruneConfig
 from dyvit_deploy.errors import CheckpointError, ConfigError
 from dyvit_deploy.model import build, zoo
 from dyvit_deploy.model.checkpoint import load_facts, load_model
 from dyvit_deploy.model.dynamicvit import DynamicViT
 from dyvit_deploy.model.identify import prepare
 from dyvit_deploy.model.state import published_name
+from dyvit_deploy.settings.preprocessing import Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -13,11 +13,11 @@ from helpers import SHARED, code_blocks, dyvit, photo_folder, tiny_checkpoint, t
 from PIL import Image
 
 from dyvit_deploy.artifacts.files import sha256
-from dyvit_deploy.config import Preprocess
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.model.checkpoint import load_model
 from dyvit_deploy.parity.against import compare_pixels
 from dyvit_deploy.parity.reference import read_reference
+from dyvit_deploy.settings.preprocessing import Preprocess
 
 NAME = "test_vit"
 MODEL = ("--model", f"timm:{NAME}")
@@ -219,8 +219,10 @@ def test_a_model_of_timm_that_the_weights_are_not_of_is_refused(trained):
     refused(with_timm(trained, name="timm:test_vitt"), 2, "timm has no model")
 
 
-def test_another_image_size_is_given_to_both(trained):
-    assert with_timm(trained, "--image-size", "96").exit_code == 0
+@pytest.mark.parametrize("size", ["96", "96x192", "192x64"])
+def test_another_image_size_is_given_to_both(trained, size):
+    result = with_timm(trained, "--image-size", size)
+    assert result.exit_code == 0, result.output
 
 
 def test_positions_of_another_size_are_read_alike(trained, tmp_path):

@@ -23,8 +23,9 @@ class Error : public std::runtime_error {
 enum class DataType { float32, uint8 };
 
 // The steps from a photo to the model input: resize the short side (in pixels; 0 resizes directly to the input size), crop
-// the centre, scale to 0..1, and per RGB channel subtract the mean and divide by the standard deviation. With `squash`,
-// both sides become `short_side`, whatever the aspect ratio of the image.
+// the centre, scale to 0..1, and per RGB channel subtract the mean and divide by the standard deviation. For inputs that are
+// not square, the resized image is just large enough for `short_side` along the input's shorter side and `long_side` along
+// its longer one (0: as `short_side`). With `squash`, it becomes exactly so large, whatever its aspect ratio.
 struct Preprocessing {
   std::int64_t short_side = 0;
   bool squash = false;
@@ -32,6 +33,7 @@ struct Preprocessing {
   float deviation[3] = {};
   // "nearest", "bilinear", "bicubic" or "lanczos".
   std::string interpolation;
+  std::int64_t long_side = 0;
 };
 
 // The facts recorded in an artifact.
