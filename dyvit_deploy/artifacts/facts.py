@@ -29,8 +29,9 @@ class ArtifactFacts(JsonConfig):
     `keep_counts` are the kept patch tokens per stage; `parent` is the file that was exported (`file`,
     `sha256`, `weights`); `versions` are those of the libraries that exported it. `lowered` is None for
     float32, else it describes the lower precision: `target`, `rest` (the precision of everything that is
-    not in `precision`), `kept` (products left in higher precision), `ranges` (method, images, sha256)
-    and `gate` ("passed", "rejected" or "not run"). `forms` are the inference forms in a graph, see
+    not in `precision`), `kept` (products left in higher precision) and `ranges` (method, images, sha256).
+    `gate` is the result of comparing the artifact with its checkpoint at export: "passed", "rejected" or
+    "not run". `forms` are the inference forms in a graph, see
     model.forms. `assumed` are statements about what the checkpoint does not say, such as its mean and std; `adapted`
     says how its tensors were changed to fit, such as interpolated positions.
     """
@@ -48,6 +49,7 @@ class ArtifactFacts(JsonConfig):
     forms: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     adapted: tuple[str, ...] = ()
+    gate: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelConfig):

@@ -12,8 +12,8 @@ from ..settings.fields import JsonConfig, option, switches
 class PrecisionConfig(JsonConfig):
     """The precision of the products, the runtime that it is for, and how the result is checked.
 
-    `rest` None chooses the fastest precision that the target supports. `gate` compares the result with float32 and
-    rejects it if it exceeds the tolerance.
+    `rest` None chooses the fastest precision that the target supports. `gate` compares the result with the checkpoint
+    and rejects it if it exceeds the tolerance.
     """
 
     precision: str = switches("float32", PRECISIONS, {
@@ -23,7 +23,7 @@ class PrecisionConfig(JsonConfig):
     target: str | None = option(None, "What runs the ONNX file; default: a CPU if it can.", choices=TARGETS)
     rest: str | None = option(None, "Precision of what --int8 and --fp8 leave out.", choices=("fp32", "fp16", "bf16"))
     io: str = option("float32", "Images and logits.", choices=("fp32", "fp16"))
-    gate: bool = option(True, "Do not compare the result with float32.", "--no-gate")
+    gate: bool = option(True, "Do not compare the result with the checkpoint.", "--no-gate")
     max_drop: float | None = option(None, "Keep costly layers in higher precision until top-1 falls by at most this.",
                                     metavar="POINTS")
 

@@ -12,7 +12,7 @@ from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError, reason
 from ..graph.files import fits_one_file, weight_bytes, write_graph
 from ..graph.names import on_score_path
-from ..graph.read import Graph, product_precisions, weights_as_inputs
+from ..graph.read import Graph, matrix_products, product_precisions, weights_as_inputs
 from ..optional import require
 from ..runners.ort import OrtRunner
 from .half import KeptNode, near_overflow, to_half
@@ -71,7 +71,10 @@ class Lowering:
         else:
             assert self._ranges is not None
             products = [p for p in quantizable(self._graph.structure, self._attention) if p.name not in keep]
-            if target == "cpu":
+            # The quantizers take an empty list for all nodes.
+            if not products:
+                proto = self._base.copy()
+            elif target == "cpu":
                 proto = quantize_cpu(self._graph, self._ranges, products)
             else:
                 proto = quantize_tensorrt(self._base, precision, self._ranges, products, self._feed)
@@ -85,7 +88,8 @@ class Lowering:
             return runner.prepare(next(self._images.batches(2)).images)
 
     def _check(self, proto: Any, found: Mapping[str, str], keep: Collection[str]) -> tuple[str, ...]:
-        """The products that should be in the lower precision but are not; ExportError if none is in it.
+        """The products that should be in the lower precision but are not; ExportError if none is in it, or a product of
+        keep scores is.
 
         `found` are the precisions of `proto`.
         """
@@ -96,6 +100,10 @@ class Lowering:
             raise ExportError(f"The lowered graph is not valid ONNX ({reason(error)}); report this to us."
                               ) from error
         precision = self._resolved.precision
+        for product in matrix_products(self._graph.structure):
+            if on_score_path(product.node) and found.get(product.node) != "float32":
+                raise ExportError(f"{product.node} does not compute scores in float32, but in "
+                                  f"{found.get(product.node, 'nodes of other names')}; report this to us.")
         if precision == "bfloat16" and self._resolved.format == "openvino":
             return ()
         source = self._graph.structure

@@ -85,6 +85,12 @@ def earlier_file_note(path: Path) -> list[str]:
     return [f"{path} is from an earlier run and was left unchanged."] if path.exists() else []
 
 
+def places(path: Path, passed: bool) -> tuple[Path, Path]:
+    """Where an artifact goes, and where it would go otherwise: `path`, or NAME.rejected.SUFFIX if it did not pass."""
+    rejected = path.with_suffix(f".rejected{path.suffix}")
+    return (path, rejected) if passed else (rejected, path)
+
+
 Comparison = Callable[[CheckConfig], ParityReport]
 
 
@@ -102,8 +108,7 @@ def place_engine(built: BuildReport, path: Path, run: Comparison | None,
     verdict, notes = _on_device(built, run) if run and gpu() is not None else (None, [])
     # A report that failed is false: only None is absent.
     passed = verdict is None or bool(verdict)
-    rejected = path.with_suffix(".rejected.plan")
-    target, other = (path, rejected) if passed else (rejected, path)
+    target, other = places(path, passed)
     notes += earlier_file_note(other)
     settled = refit_warning(built.facts) if verdict is not None else []
     known = tuple(note for note in built.notes if note not in settled)

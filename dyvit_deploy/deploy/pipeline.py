@@ -1,4 +1,4 @@
-"""From a checkpoint to an artifact in any format and precision, compared with float32 and timed."""
+"""From a checkpoint to an artifact in any format and precision, compared with the checkpoint and timed."""
 from __future__ import annotations
 
 import dataclasses
@@ -29,23 +29,22 @@ from ..errors import ConfigError, DataError, ExportError
 from ..export.memory import collector_paused, return_freed_memory
 from ..export.onnx import ExportReport, export_onnx
 from ..export.openvino import write_openvino
-from ..graph.files import copy_graph, write_graph
+from ..graph.files import copy_graph, fits_one_file, has_data, write_graph
 from ..graph.read import Graph, keep_outputs, product_precisions, set_facts, summary
 from ..machine.openvino import cpu_has_bfloat16
 from ..model.zoo import MODELS
-from ..parity.compare import ParityReport, check_artifacts, compare
+from ..parity.compare import ParityReport, check_artifacts
 from ..parity.config import CheckConfig
 from ..runners.open import open_runner
 from ..runners.openvino import OpenVINORunner
 from ..settings.fields import command_flags
 from .config import DeployConfig
 from .dense import benchmark
-from .on_device import earlier_file_note, place_engine
+from .gate import NOT_RUN, PASSED, REJECTED, Gate
+from .on_device import earlier_file_note, place_engine, places
 from .plan import export_command, plan_export
 from .report import DeployReport, Progress
 
-# Batch sizes at which the gate compares.
-BATCHES = (1, 8)
 TIMED_BATCH, TIMED_SECONDS = 8, 5.0
 # Speed-ups below are within the noise of so short a run.
 SAME_SPEED = 1.03
@@ -80,17 +79,19 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
             from ..model.checkpoint import load_facts, open_checkpoint
 
             opened = open_checkpoint(checkpoint, load.weights)
+            # Lowering gigabytes of weights takes all memory that there is; the gate then reads them again.
+            small = fits_one_file(sum(tensor.nbytes for tensor in opened.state.values()))
+            gate = Gate(opened if small else checkpoint, load, progress)
             if resolved.precision == "float32":
-                return _export_float32(opened, Path(path), config, load, Path(name))
+                return _export_float32(opened, Path(path), config, load, gate, Path(name))
             prune = load_facts(opened, load).prune
             # The gate compares kept tokens, unless the model's selector keeps no patch of the image.
             tokens = config.export.with_tokens or prune is None or prune.keeps_patches
             parent = Path(name) / "float32.onnx"
             report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
-            # Its weights are in the graph now, and lowering gigabytes of them takes all memory that there is.
             del opened
         return_freed_memory()
-        return _LoweredExport(Graph(parent), report, resolved, config, progress).finish(Path(path))
+        return _LoweredExport(Graph(parent), report, resolved, config, gate, progress).finish(Path(path))
 
 
 def plan_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config: DeployConfig = DeployConfig(),
@@ -143,15 +144,33 @@ def _check_target(checkpoint: Path, path: Path, resolved: ResolvedTarget, write:
             raise ConfigError(f"{weights} exists and would be overwritten; choose another -o.")
 
 
-def _export_float32(checkpoint: os.PathLike[str], path: Path, config: DeployConfig, load: LoadConfig,
+def _export_float32(checkpoint: os.PathLike[str], path: Path, config: DeployConfig, load: LoadConfig, gate: Gate,
                     folder: Path) -> DeployReport:
-    graph = folder / "graph.onnx" if config.format == "openvino" else path
-    report = export_onnx(checkpoint, graph, config.export, load)
-    products = summary(product_precisions(Graph(graph).structure).values())
-    if config.format == "openvino":
-        write_openvino(graph, path, report.facts)
-        report = dataclasses.replace(report, path=str(path), size_mib=size_mib(path))
-    return DeployReport(report, products, notes=tuple(_beyond_training(report.facts)))
+    written = export_onnx(checkpoint, folder / "graph.onnx", config.export, load)
+    graph = Graph(written.path)
+
+    def write(target: Path, verdict: str) -> ExportReport:
+        facts = dataclasses.replace(written.facts, gate=verdict)
+        if config.format == "openvino":
+            write_openvino(graph.path, target, facts)
+        else:
+            proto = graph.structure
+            set_facts(proto, facts)
+            write_graph(proto, target, graph.folder if has_data(proto) else None)
+        size = written.size_mib if config.format == "onnx" else size_mib(target)
+        return dataclasses.replace(written, path=str(target), facts=facts, size_mib=size)
+
+    notes = _beyond_training(written.facts)
+    products, verdict, compared = summary(product_precisions(graph.structure).values()), NOT_RUN, None
+    if config.precision.gate:
+        candidate = folder / "candidate.xml" if config.format == "openvino" else graph.path
+        if candidate != graph.path:
+            write(candidate, NOT_RUN)
+        compared = gate.check_float32(candidate, path.name)
+        verdict = PASSED if compared else REJECTED
+    target, other = places(path, verdict != REJECTED)
+    notes += earlier_file_note(other)
+    return DeployReport(write(target, verdict), products, gate=compared, notes=tuple(notes))
 
 
 def _beyond_training(facts: ArtifactFacts) -> list[str]:
@@ -206,8 +225,8 @@ class _LoweredExport:
     """Makes one lowered artifact from its float32 `parent`, a graph that has been written to a temporary folder."""
 
     def __init__(self, parent: Graph, report: ExportReport, resolved: ResolvedTarget, config: DeployConfig,
-                 progress: Progress) -> None:
-        self.parent, self.report, self.resolved, self.config = parent, report, resolved, config
+                 gate: Gate, progress: Progress) -> None:
+        self.parent, self.report, self.resolved, self.config, self.gate = parent, report, resolved, config, gate
         self.say, self.track, self.folder = progress.say, progress.track, parent.path.parent
         self.notes = _beyond_training(report.facts)
         self.ranges: Ranges | None = None
@@ -231,15 +250,14 @@ class _LoweredExport:
         return_freed_memory()
         self.notes += [str(node) for node in lowering.float32_nodes]
         candidate = self.folder / f"candidate{FORMAT_SUFFIXES[self.resolved.format]}"
-        self._write(lowered, candidate, "not run", tokens=True)
+        self._write(lowered, candidate, NOT_RUN, tokens=True)
         products = self._compiled(candidate) or summary(lowered.precisions.values())
-        gate = self._gate(candidate) if self.config.precision.gate else None
+        gate = self._compare(candidate) if self.config.precision.gate else None
         passed = (gate is None or bool(gate)) and not (drop and drop.failures)
         blame = () if passed else self._blame(lowered.kept)
         timing = self._time(candidate) if passed else None
-        verdict = "rejected" if not passed else "passed" if gate is not None else "not run"
-        rejected = path.with_suffix(f".rejected{path.suffix}")
-        target, other = (path, rejected) if passed else (rejected, path)
+        verdict = REJECTED if not passed else PASSED if gate is not None else NOT_RUN
+        target, other = places(path, passed)
         self.notes += earlier_file_note(other)
         report = self._write(lowered, target, verdict, self.config.export.with_tokens)
         return DeployReport(report, products, lowered.kept, gate, drop, timing, blame, tuple(self.notes))
@@ -267,32 +285,35 @@ class _LoweredExport:
         if allowed is None:
             return lowering.lower(), None
         images = open_gate(self.source, self._model, IMAGES)
-        with open_runner(self.parent.path, device="cpu") as parent:
-            meter = DropMeter(parent, images, allowed)
+        with self.gate.reference() as reference:
+            meter = DropMeter(reference, images, allowed)
         self.say("measuring what each layer costs")
         ranked = self._ranked()
 
         def measure(keep: Sequence[str]) -> float:
             trial = self.folder / f"trial{FORMAT_SUFFIXES[self.resolved.format]}"
-            self._write(lowering.lower(keep), trial, "not run", tokens=True)
+            self._write(lowering.lower(keep), trial, NOT_RUN, tokens=True)
             with open_runner(trial, device="cpu") as runner:
                 points = meter.points(runner)
             self.say(f"{len(keep)} layers kept in higher precision: {points:+.2f} points lost")
             return points
 
         kept, points = fewest_kept(measure, [layer.layer for layer in ranked], allowed)
+        if len(kept) == len(ranked) and points <= allowed:
+            raise ExportError(f"Every layer would have to stay in a higher precision for a drop of {allowed:g} points "
+                              "at most; allow more, or take a higher precision.")
         return lowering.lower(kept), Drop(points, allowed, len(images), meter.labelled, kept)
 
     def _facts(self, lowered: Lowered, gate: str) -> ArtifactFacts:
         ranges = self.ranges and {"method": self.ranges.method, "images": len(self.ranges.images),
                                   "sha256": self.ranges.sha256()}
         rest = self.resolved.rest if self.resolved.precision in QUANTIZED else None
-        how = {"target": self.resolved.target, "rest": rest, "kept": list(lowered.kept), "ranges": ranges, "gate": gate}
+        how = {"target": self.resolved.target, "rest": rest, "kept": list(lowered.kept), "ranges": ranges}
         versions = library_versions("nvidia-modelopt", "openvino", "onnxruntime-gpu", "onnxruntime")
         facts = self.report.facts
         if self.config.precision.io == "float16" and facts.input == "float32":
             facts = dataclasses.replace(facts, input="float16")
-        return dataclasses.replace(facts, precision=self.resolved.precision, lowered=how,
+        return dataclasses.replace(facts, precision=self.resolved.precision, lowered=how, gate=gate,
                                    versions=(facts.versions or {}) | versions)
 
     def _write(self, lowered: Lowered, path: Path, gate: str, tokens: bool) -> ExportReport:
@@ -318,12 +339,9 @@ class _LoweredExport:
                               f"{', '.join(found)}; report this to us.")
         return found
 
-    def _gate(self, candidate: Path) -> ParityReport:
-        self.say("comparing with float32")
+    def _compare(self, candidate: Path) -> ParityReport:
         images = open_gate(self.source, self._model, min(self.config.calibration.images, GATE_IMAGES))
-        with open_runner(self.parent.path, device="cpu") as reference, open_runner(candidate, device="cpu") as runner:
-            reference.name, runner.name = "float32", self.resolved.precision
-            report = compare(reference, runner, images, CheckConfig(len(images), BATCHES), self.track)
+        report = self.gate.check(candidate, self.resolved.precision, images)
         if gate_is_separate(self.source) and report.skipped:
             self.notes.append(f"{len(report.skipped)} images to compare on could not be read: {report.skipped[0]}")
         if self.resolved.precision in QUANTIZED and not gate_is_separate(self.source):

@@ -17,6 +17,7 @@ from ..graph.files import data_path, fits_one_file
 from ..graph.read import Tensor
 from ..settings.fields import command_flags
 from .config import DeployConfig
+from .gate import BATCHES, FLOAT32_BATCHES
 
 
 def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: DeployConfig, load: LoadConfig,
@@ -37,6 +38,9 @@ def plan_export(checkpoint: str | os.PathLike[str], path: str | Path, config: De
              f"export a float32 ONNX graph, about {weights:.1f} MiB"]
     if resolved.precision != "float32":
         steps += _lowering_steps(config, resolved, weights)
+    if config.precision.gate:
+        batches = FLOAT32_BATCHES if resolved.precision == "float32" else BATCHES
+        steps.append(f"compare with the checkpoint at batch {' and '.join(map(str, batches))}")
     commands: tuple[str, ...] = ()
     if config.format in ENGINE_FORMATS:
         images = _images(config, model.config.image_size)
@@ -66,7 +70,7 @@ def _lowering_steps(config: DeployConfig, resolved: ResolvedTarget, weights: flo
                      f"calibrate on at most {calibration.images} images of {calibration.data or 'noise'}")
     small = weights * WIDTH[resolved.precision] / WIDTH["float32"]
     steps.append(f"lower to {resolved.precision} for {resolved.target}, about {small:.1f} MiB of weights")
-    return steps + (["compare with float32 at batch 1 and 8"] if config.precision.gate else [])
+    return steps
 
 
 def _images(config: DeployConfig, size: tuple[int, int]) -> Tensor:

@@ -78,9 +78,9 @@ class DeployReport:
     """The result of an export; true unless a comparison rejected the artifact.
 
     `products` counts convolutions and matrix products per precision; `kept` are those left in a higher precision than
-    requested. `gate` is the comparison with float32, None if nothing was lowered or with --no-gate. `drop` is None
-    without --max-drop, `timing` if this machine cannot run the artifact as its target will. `blame` names the layers
-    that cost a rejected artifact most. For an engine, `export` is the graph that it was built from, `engine` is the
+    requested. `gate` is the comparison with the checkpoint, None with --no-gate. `drop` is None without --max-drop,
+    `timing` if this machine cannot run the artifact as its target will. `blame` names the layers that cost a rejected
+    artifact most. For an engine, `export` is the graph that it was built from, `engine` is the
     engine, and `on_device` its comparison with the checkpoint on this machine's GPU.
     """
 
@@ -117,12 +117,18 @@ class DeployReport:
         """What a user can do about a rejected artifact."""
         if self:
             return ()
-        return (f"the rejected artifact was written to {self.path}", *self.blame,
+        written = f"the rejected artifact was written to {self.path}"
+        if self.export.facts.precision == "float32" and self.on_device is None:
+            return (written, "a float32 export should compute what the checkpoint computes: try it with --without all, "
+                             "and report to us which model it is")
+        return (written, *self.blame,
                 "keep the costliest layers higher with --max-drop POINTS, calibrate on more images or with another "
                 "--method, or take a higher precision")
 
     def next_step(self, checkpoint: str | Path) -> str:
         """The command to run after this export."""
+        if not self and self.export.facts.precision == "float32":
+            return f"dyvit check {shlex.quote(str(checkpoint))} {shlex.quote(self.path)} --data YOUR_IMAGES"
         if not self:
             counts, prune = self.export.facts.keep_counts, self.export.facts.prune
             keep = f" --keep-counts {','.join(map(str, counts))}" if counts else ""
@@ -144,7 +150,7 @@ class DeployReport:
         return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
 
     def table(self) -> RenderableType:
-        """The artifact, its comparison with float32, and one line each for precision, drop and speed."""
+        """The artifact, its comparison with the checkpoint, and one line each for precision, drop and speed."""
         shown = self.engine or self.export
         compared = [report for report in (self.gate, self.on_device) if report is not None]
         tables: list[RenderableType] = [shown.table(), *(report.table() for report in compared)]

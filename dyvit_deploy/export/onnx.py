@@ -129,6 +129,7 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[A
     from ..model.forms import inference_form
     from .inference import InferenceGraph
     from .rewrites import rewrite
+    from .score_path import check_score_path
 
     model, forms = inference_form(model, config.left_out)
     height, width = model.config.image_size
@@ -148,6 +149,7 @@ def _trace(model: DynamicViT, names: list[str], config: ExportConfig) -> tuple[A
             raise ExportError(f"torch.onnx could not export {model.config.name}: {reason(error)}. "
                               "Try another torch version, or report the model's name to us.") from error
     ir_model, changed = rewrite(program.model, config.gather)
+    check_score_path(ir_model.graph, model)
     log.info("forms and rewrites that applied: %s", ", ".join((*forms, *changed)) or "none")
     return ir_model, forms
 

@@ -36,7 +36,7 @@ class Product(NamedTuple):
 
     name: the module it belongs to, e.g. `blocks.3.attn.qkv`; a product without a weight shares its
         module with others and has the name of its node.
-    node: its node's name, unique in the graph.
+    node: see `product_nodes`.
     operator: one of PRODUCTS.
     activations: numbers of the inputs that are computed, not constant: (0,), or (0, 1) in attention.
     tensors: the names of those inputs.
@@ -138,17 +138,23 @@ def set_facts(proto: Any, facts: ArtifactFacts) -> None:
     require("onnx").helper.set_model_props(proto, {METADATA_KEY: facts.to_json()})
 
 
+def product_nodes(proto: Any) -> list[tuple[str, Any]]:
+    """All convolutions and matrix products, in the order they run, each with a name of its own: that of its node or,
+    as ONNX needs no names of nodes, that of its output."""
+    nodes = [node for node in proto.graph.node if node.op_type in PRODUCTS]
+    shared = collections.Counter(node.name for node in nodes)
+    return [(node.name if node.name and shared[node.name] == 1 else node.output[0], node) for node in nodes]
+
+
 def matrix_products(proto: Any) -> list[Product]:
     """All convolutions and matrix products of a float graph, in the order they run."""
     constants = {initializer.name for initializer in proto.graph.initializer}
     products = []
-    for node in proto.graph.node:
-        if node.op_type not in PRODUCTS:
-            continue
+    for label, node in product_nodes(proto):
         computed = tuple(i for i, name in enumerate(node.input[:2]) if name not in constants)
         weight = next((name for name in node.input[:2] if name in constants), None)
-        name = node.name.split("/")[0] if weight else node.name
-        products.append(Product(name, node.name, node.op_type, computed,
+        name = label.split("/")[0] if weight else label
+        products.append(Product(name, label, node.op_type, computed,
                                 tuple(node.input[i] for i in computed), weight))
     return products
 
@@ -192,8 +198,8 @@ def weights_as_inputs(proto: Any) -> Any:
 
 
 def product_precisions(proto: Any) -> dict[str, str]:
-    """For each product's node name, the precision that its inputs are rounded to: "float32", "float16",
-    "bfloat16", "int8" or "float8". Quantized means that ALL its inputs come from a DequantizeLinear."""
+    """For each of `product_nodes`, the precision that its inputs are rounded to: "float32", "float16", "bfloat16",
+    "int8" or "float8". Quantized means that ALL its inputs come from a DequantizeLinear."""
     types, producer = element_types(proto), {name: node for node in proto.graph.node for name in node.output}
     names = _precision_names()
 
@@ -207,16 +213,15 @@ def product_precisions(proto: Any) -> dict[str, str]:
         return names.get(types.get(tensor, 0), "unknown")
 
     result = {}
-    for node in proto.graph.node:
-        if node.op_type in PRODUCTS:
-            found = {precision(name) for name in node.input[:2]}
-            # One quantized input alone is multiplied in the other one's precision.
-            result[node.name] = found.pop() if len(found) == 1 else next(iter(sorted(found & set(FLOATS))), "mixed")
+    for label, node in product_nodes(proto):
+        found = {precision(name) for name in node.input[:2]}
+        # One quantized input alone is multiplied in the other one's precision.
+        result[label] = found.pop() if len(found) == 1 else next(iter(sorted(found & set(FLOATS))), "mixed")
     return result
 
 
 def computed_operands(proto: Any) -> dict[str, int]:
-    """For each product's node name, how many of its two operands are computed, 1 or 2; the others are weights, also
+    """For each of `product_nodes`, how many of its two operands are computed, 1 or 2; the others are weights, also
     where these are quantized or cast on their way."""
     constants = {initializer.name for initializer in proto.graph.initializer}
     constants |= {node.output[0] for node in proto.graph.node if node.op_type == "Constant"}
@@ -227,8 +232,7 @@ def computed_operands(proto: Any) -> dict[str, int]:
             tensor = node.input[0]
         return tensor not in constants
 
-    return {node.name: max(1, sum(computed(name) for name in node.input[:2]))
-            for node in proto.graph.node if node.op_type in PRODUCTS}
+    return {label: max(1, sum(computed(name) for name in node.input[:2])) for label, node in product_nodes(proto)}
 
 
 def _precision_names() -> dict[int, str]:

@@ -85,6 +85,7 @@ class InspectReport:
                 "kept patches": " / ".join(map(str, (model.patches, *self.keep_counts))),
                 "rewrites": None if self.kind == "checkpoint" else ", ".join(facts.forms) or "none",
                 "precision": facts.precision, "lowered": _pairs(_lowered(facts)),
+                "compared with its checkpoint": facts.gate,
                 "class names": ", ".join(facts.class_names[:10]) + (" ..." if len(facts.class_names) > 10 else "")
                 if facts.class_names else None,
                 "assumed": "; ".join(facts.assumed), "adapted": "; ".join(facts.adapted),

@@ -71,19 +71,18 @@ def of_one_checkpoint(collection: Collection, one: PageArtifact, other: PageArti
 
 
 def is_own_reference(collection: Collection, entry: PageArtifact, check: Check) -> bool:
-    """True if the reference of the check is an ancestor of `entry`, or another float32 artifact of its checkpoint."""
+    """True if the reference of the check is the checkpoint that `entry` was made from."""
     if check.own:
         return True
+    parent = (entry.facts.parent if entry.facts else None) or {}
     # A runner adds the set of weights to the name of a checkpoint.
     reference = re.sub(r" \((model|ema) weights\)$", "", check.reference)
     hashes = check.source.hashes(reference)
-    if hashes & _line(collection, entry) - {entry.about.sha256}:
+    if parent.get("sha256") in hashes:
         return True
-    references = [e for e in collection.entries if e.about.sha256 in hashes]
-    if references:
-        return any(e.precision == "float32" and of_one_checkpoint(collection, e, entry) for e in references)
     # The reference has changed since, or is not in the folder, so only its name can be compared.
-    return bool(reference == _file_name(origin_of(entry).get("file", "")))
+    here = any(e.about.sha256 in hashes for e in collection.entries)
+    return not here and reference == _file_name(str(parent.get("file", "")))
 
 
 def _line(collection: Collection, entry: PageArtifact) -> set[str]:

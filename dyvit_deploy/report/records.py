@@ -39,10 +39,14 @@ class ReportFile:
         return frozenset(digest for path, digest in self.files.items() if Path(path).name == name)
 
 
+# The reference in reports of earlier versions, which compared an export with the float32 graph that they had made.
+FLOAT32 = "float32"
+
+
 @dataclass(frozen=True)
 class Check:
     """A comparison with `reference`; each figure is the worst over the batch sizes. Shares are 0..1; `images` is 0 if
-    unknown. `own` marks the gate of an export, which compares with the float32 graph of the same checkpoint;
+    unknown. `own` marks the comparison of an export with its own checkpoint;
     `independent` a comparison of a checkpoint with what other code computes."""
 
     artifact: str
@@ -176,7 +180,8 @@ def _check(values: Mapping[str, Any], source: ReportFile, artifact: str | None =
     return Records(checks=(Check(
         artifact or _text(values["candidate"]), source, _text(values["reference"]), _text(values["data"]),
         max(_count(b["images"]) for b in batches), failures, min(_share(b["top1_agreement"]) for b in batches),
-        None if None in errors else max(map(_number, errors)), min(overlaps, default=None), artifact is not None,
+        None if None in errors else max(map(_number, errors)), min(overlaps, default=None),
+        artifact is not None and _text(values["reference"]) != FLOAT32,
         values.get("independent") is True),))
 
 
@@ -219,7 +224,7 @@ def _quickstart(values: Mapping[str, Any], source: ReportFile) -> Records:
 
 
 def _export(values: Mapping[str, Any], source: ReportFile) -> Records:
-    """The gate of a lowered artifact, which compares it with its float32 graph."""
+    """The comparisons of an artifact with its checkpoint."""
     [artifact] = source.files
     found = Records()
     for gate in (values[name] for name in ("gate", "on_device") if values[name] is not None):

@@ -71,9 +71,9 @@ def _parity(collection: Collection, entry: PageArtifact) -> Verdict:
         return _second_opinion(collection, entry, independent)
     if checks:
         return _agreement(collection, entry, checks)
-    gate = lowered(entry).get("gate")
+    gate = entry.facts.gate if entry.facts else None
     if gate == "rejected":
-        return Verdict(name, FAIL, "rejected at export", ("It differs too much from float32.",), entry.key)
+        return Verdict(name, FAIL, "rejected at export", ("It differs too much from its checkpoint.",), entry.key)
     verdict = missing(name, collection, entry, collection.records.checks, "checked", _check_command(collection, entry))
     if gate == "passed":
         return Verdict(name, OPEN, verdict.headline, ("Its gate passed at export; those figures are not here.",),
@@ -102,7 +102,10 @@ def _second_opinion(collection: Collection, entry: PageArtifact, checks: list[Ch
 
 
 def _agreement(collection: Collection, entry: PageArtifact, checks: list[Check]) -> Verdict:
-    """The verdict if all checks passed: good only if one was on real images, against the artifact's own checkpoint."""
+    """The verdict if all checks passed: good only if one was on real images, against the artifact's own checkpoint.
+
+    Another artifact would not do, because both could have what the exporter did wrong.
+    """
     own = [c for c in checks if is_own_reference(collection, entry, c)]
     real = [c for c in own if c.data != NOISE]
     shown = max(real or own or checks, key=lambda c: c.images)

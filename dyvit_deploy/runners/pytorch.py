@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class PyTorchRunner(Runner):
         self._stream: GpuStream | None = None
 
     @classmethod
-    def open(cls, path: str | Path, load: LoadConfig = LoadConfig(), like: ArtifactFacts | None = None,
+    def open(cls, path: str | os.PathLike[str], load: LoadConfig = LoadConfig(), like: ArtifactFacts | None = None,
              device: str | None = None) -> PyTorchRunner:
         """Opens a checkpoint on `device`; see `torch_device` and `load_model`.
 

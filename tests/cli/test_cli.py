@@ -95,7 +95,7 @@ def test_int8_is_calibrated_compared_timed_and_written(files, tmp_path, gentle):
     for words in ("18 in int8", "the speed of float32", "6 calibration images are few", "Next: dyvit check"):
         assert words in result.output, words
     report = json.loads((tmp_path / "e.json").read_text())
-    assert report["passed"] and report["export"]["facts"]["lowered"]["gate"] == "passed"
+    assert report["passed"] and report["export"]["facts"]["gate"] == "passed"
     assert dyvit("check", files / "tiny.safetensors", tmp_path / "m.onnx", "--data", files / "calib").exit_code == 0
     assert "by mse over 6 images" in dyvit("inspect", tmp_path / "m.onnx").output
 

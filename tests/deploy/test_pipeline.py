@@ -94,7 +94,7 @@ def test_a_lowered_artifact_runs_says_what_it_is_and_agrees(made, tmp_path, form
         assert runner.predict(np.zeros((3, 32, 32, 3), np.uint8)).logits.shape == (3, 5)
         assert runner.emulated == (options["precision"] in ("bfloat16", "float8"))
     assert facts.precision == options["precision"] and facts.parent["file"] == made[0].name
-    assert facts.lowered["target"] == target and facts.lowered["gate"] == "passed"
+    assert facts.lowered["target"] == target and facts.gate == "passed"
     if options["precision"] in ("int8", "float8"):
         assert facts.lowered["ranges"]["images"] == 8 and facts.lowered["ranges"]["method"] == "mse"
     assert ArtifactFacts.from_json(facts.to_json(), "x") == facts
@@ -145,15 +145,49 @@ def test_beyond_tolerance_the_artifact_is_rejected_kept_and_explained(made, tmp_
     assert not report and not (tmp_path / "m.onnx").exists() and report.timing is None
     assert "logits are off by" in report.failures[0]
     facts = graph_facts(load_graph(tmp_path / "m.rejected.onnx"), "m")
-    assert facts.lowered["gate"] == "rejected" and report.export.path.endswith("m.rejected.onnx")
+    assert facts.gate == "rejected" and report.export.path.endswith("m.rejected.onnx")
     assert len(report.blame) == 3 and "alone costs a logit error" in report.blame[0]
     assert any("--max-drop" in line for line in report.advice)
+
+
+@pytest.mark.parametrize("format, precision", [
+    ("onnx", {}), ("onnx", {"precision": "int8"}), ("onnx", {"precision": "int8", "max_drop": 30}),
+    pytest.param("openvino", {}, marks=needs_openvino)], ids=["float32", "int8", "max-drop", "openvino"])
+def test_what_the_exporter_itself_does_wrong_is_rejected(made, tmp_path, monkeypatch, format, precision):
+    export_right = pipeline.export_onnx
+
+    def export_wrong(*arguments):
+        """With the classes rotated by one."""
+        report = export_right(*arguments)
+        proto = onnx.load(report.path)
+        for tensor in proto.graph.initializer:
+            if tensor.name in ("head.weight", "head.bias"):
+                values = onnx.numpy_helper.to_array(tensor)
+                rolled = np.ascontiguousarray(np.roll(values, 1, values.shape.index(5)))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(rolled, tensor.name))
+        onnx.save(proto, report.path)
+        return report
+    monkeypatch.setattr(pipeline, "export_onnx", export_wrong)
+    path = tmp_path / f"m{pipeline.FORMAT_SUFFIXES[format]}"
+    report = export(made, path, format, **precision)
+    assert not report and not path.exists() and report.export.facts.gate == "rejected"
+    assert report.gate.reference == "tiny.safetensors" and report.gate.failures
+    assert Path(report.path).name == f"m.rejected{path.suffix}" and Path(report.path).is_file()
+
+
+def test_a_float32_export_is_compared_with_the_checkpoint_unless_told_not_to(made, tmp_path):
+    report = export(made, tmp_path / "m.onnx")
+    assert report.gate and [b.batch for b in report.gate.batches] == [1, 2] and report.gate.data == "noise"
+    assert graph_facts(load_graph(tmp_path / "m.onnx"), "m").gate == "passed"
+    config = DeployConfig(precision=PrecisionConfig(gate=False))
+    assert export_artifact(made[0], tmp_path / "n.onnx", config).gate is None
+    assert graph_facts(load_graph(tmp_path / "n.onnx"), "n").gate == "not run"
 
 
 def test_without_the_gate_nothing_is_compared_and_the_metadata_say_so(made, tmp_path):
     report = export(made, tmp_path / "m.onnx", precision="int8", gate=False)
     assert report and report.gate is None
-    assert graph_facts(load_graph(tmp_path / "m.onnx"), "m").lowered["gate"] == "not run"
+    assert graph_facts(load_graph(tmp_path / "m.onnx"), "m").gate == "not run"
 
 
 def test_the_costliest_layers_are_kept_until_the_drop_is_met(made, tmp_path, monkeypatch):

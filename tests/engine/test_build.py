@@ -298,14 +298,14 @@ def test_a_checkpoint_becomes_an_engine_in_one_call(tmp_path, precision):
 @needs_modelopt
 @pytest.mark.usefixtures("quick_export")
 def test_a_rejected_graph_is_kept_and_no_engine_is_built(tmp_path, monkeypatch):
-    from dyvit_deploy.deploy import pipeline
-    compare = pipeline.compare
+    from dyvit_deploy.deploy import gate
+    compare = gate.compare
 
     def failing(*arguments):
         report = compare(*arguments)
         batches = tuple(dataclasses.replace(batch, failures=("bad",)) for batch in report.batches)
         return dataclasses.replace(report, batches=batches)
-    monkeypatch.setattr(pipeline, "compare", failing)
+    monkeypatch.setattr(gate, "compare", failing)
     config = DeployConfig("rtx", precision=PrecisionConfig("float16"))
     report = export_artifact(tiny_checkpoint(tmp_path), tmp_path / "e.plan", config)
     assert not report and report.engine is None and report.path == str(tmp_path / "e.rejected.onnx")

@@ -55,6 +55,20 @@ def test_a_product_with_one_quantized_input_is_not_quantized():
     assert product_precisions(proto) == {"half": "float32", "both": "int8"}
 
 
+def test_products_without_a_name_or_with_a_shared_one_are_all_told_apart():
+    """ONNX needs no names of nodes."""
+    make = onnx.helper.make_node
+    nodes = [make("MatMul", ["x", "w"], ["a"]), make("MatMul", ["a", "w"], ["b"]), make("Cast", ["b"], ["c"], to=10),
+             make("MatMul", ["c", "h"], ["d"]), make("MatMul", ["c", "h"], ["e"], "twice"),
+             make("MatMul", ["c", "h"], ["y"], "twice")]
+    values = [onnx.numpy_helper.from_array(np.eye(2, dtype=kind), name) for name, kind in (("w", "f4"), ("h", "f2"))]
+    infos = [onnx.helper.make_tensor_value_info(*spec, [2, 2]) for spec in (("x", 1), ("y", 10))]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", infos[:1], infos[1:], values))
+    assert product_precisions(proto) == {"a": "float32", "b": "float32", "d": "float16", "e": "float16", "y": "float16"}
+    assert [p.node for p in matrix_products(proto)] == list(computed_operands(proto)) == ["a", "b", "d", "e", "y"]
+    assert len({p.name for p in matrix_products(proto)}) == 5
+
+
 def test_the_fingerprint_is_of_weights_and_counts_alone(graph, tmp_path):
     mine = weights_fingerprint(load_graph(graph))
     checkpoint = tiny_checkpoint(tmp_path)

@@ -86,7 +86,7 @@ def test_figures_of_a_file_that_has_changed_since_are_not_its_own(copied):
 
 def test_a_graph_that_claims_another_precision_than_it_computes_in_is_found_out(copied):
     proto = onnx.load(copied / "tiny.onnx")
-    set_facts(proto, dataclasses.replace(graph_facts(proto, "it"), precision="int8", lowered={"gate": "passed"}))
+    set_facts(proto, dataclasses.replace(graph_facts(proto, "it"), precision="int8", gate="passed"))
     onnx.save(proto, copied / "tiny.onnx")
     found = verdicts(quick(copied), "tiny.onnx")
     assert found["Precision"].state == "fail" and "float32" in found["Precision"].lines[0]
@@ -96,7 +96,7 @@ def test_a_graph_that_claims_another_precision_than_it_computes_in_is_found_out(
 
 def test_what_the_export_rejected_is_red(copied):
     proto = onnx.load(copied / "plain.onnx")
-    set_facts(proto, dataclasses.replace(graph_facts(proto, "it"), lowered={"gate": "rejected"}))
+    set_facts(proto, dataclasses.replace(graph_facts(proto, "it"), gate="rejected"))
     onnx.save(proto, copied / "plain.rejected.onnx")
     assert verdicts(quick(copied), "plain.rejected.onnx")["Parity"].headline == "rejected at export"
 

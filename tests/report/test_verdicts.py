@@ -110,10 +110,10 @@ def test_agreeing_with_another_checkpoint_is_not_green(copied):
     found = verdicts(quick(copied), "tiny.onnx")["Parity"]
     assert found.state == "warn" and "agrees with other.safetensors, which is not its checkpoint" in found.lines
     values["dyvit"]["files"] = {name: sha256(copied / name) for name in ("plain.onnx", "tiny.onnx")}
-    # A float32 graph of the same checkpoint.
+    # A float32 graph of the same checkpoint, which shares what the exporter may have done wrong.
     values["reference"] = "plain.onnx"
     path.write_text(json.dumps(values))
-    assert verdicts(quick(copied), "tiny.onnx")["Parity"].state == "pass"
+    assert verdicts(quick(copied), "tiny.onnx")["Parity"].state == "warn"
 
 
 def test_the_name_of_the_weights_beside_a_checkpoint_does_not_make_it_another(copied):
