@@ -17,31 +17,36 @@ from ..runners.open import is_engine
 class TimedArtifact:
     """One artifact in a run of bench.
 
-    `gmacs` are 1e9 multiply-accumulates for one image. `baseline` is the artifact that it is compared with. `stand_in`
-    marks a dense backbone with random weights. `load` are the settings that it was opened with.
+    `gmacs` are 1e9 multiply-accumulates for one image. `baseline` is the artifact that it is compared with, `rewritten`
+    a dense one with the same rewrites. `stand_in` marks a dense backbone with random weights. `load` are the settings
+    that it was opened with.
     """
 
     runner: Runner
     path: str
     gmacs: float | None
     baseline: TimedArtifact | None = None
+    rewritten: TimedArtifact | None = None
     stand_in: bool = False
     load: LoadConfig = LoadConfig()
 
 
-# Writes the dense backbone of a candidate's model for the same backend. Takes the candidate and the path to write
-# without its suffix, returns the path with it.
-DenseMaker = Callable[[TimedArtifact, Path], Path]
+# Writes the dense backbone of a candidate's model for the same backend. Takes the candidate, the path to write without
+# its suffix, and whether to apply the candidate's rewrites; returns the path with it.
+DenseMaker = Callable[[TimedArtifact, Path, bool], Path]
 
 
 def with_baselines(candidates: list[TimedArtifact], given: str | Path | None, folder: Path,
                    opened: Callable[..., TimedArtifact],
                    make_dense: DenseMaker | None) -> tuple[list[TimedArtifact], list[str]]:
-    """Sets `baseline` of each candidate. Returns the new baselines followed by the candidates, and notes about
-    candidates without a baseline.
+    """Sets `baseline` and `rewritten` of each candidate. Returns the new baselines followed by the candidates, and
+    notes about candidates without a baseline.
 
-    Artifacts of the same model, backend and input share one baseline; a dense artifact among the candidates is used as
-    it is. The baseline of an engine or a checkpoint has the same precision, any other baseline is float32.
+    The baseline is the dense model as torch exports it. A graph with rewrites is also compared with the dense model
+    that has them, so that what rewrites gain is not taken for what dropping tokens gains; engines are not, because
+    TensorRT makes fusions of its own. Artifacts of the same model, backend and input share baselines, and dense
+    artifacts among the candidates are used as they are. The baseline of an engine or a checkpoint has the same
+    precision, any other baseline is float32.
 
     Args:
         given: the artifact to compare all candidates with; None finds or makes a dense one for each.
@@ -56,31 +61,40 @@ def with_baselines(candidates: list[TimedArtifact], given: str | Path | None, fo
         return [baseline, *candidates], []
     notes: list[str] = []
     built: list[TimedArtifact] = []
-    dense = {_match_key(c): c for c in candidates if c.runner.facts and _is_baseline(c)}
+    dense = {(_match_key(c), _is_rewritten(c)): c for c in candidates if c.runner.facts and _is_baseline(c)}
+
+    def find(candidate: TimedArtifact, rewritten: bool) -> TimedArtifact | None:
+        key = _match_key(candidate), rewritten
+        if key not in dense and make_dense is not None:
+            made = opened(make_dense(candidate, folder / f"dense-{len(built)}", rewritten), plain=True)
+            assert candidate.runner.facts is not None
+            made.runner.name = f"dense {candidate.runner.facts.model.name}{', rewritten' * rewritten}"
+            made.stand_in, dense[key] = True, made
+            built.append(made)
+        return dense.get(key)
+
     for candidate in candidates:
-        runner, key = candidate.runner, _match_key(candidate)
+        runner = candidate.runner
         if runner.facts is None:
             notes.append(f"{runner.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline "
                          "FILE to compare it with another artifact.")
-        elif _is_baseline(candidate):
+            continue
+        own, rewritten = _is_baseline(candidate), _is_rewritten(candidate)
+        if own and not rewritten:
             notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
-        elif key in dense:
-            candidate.baseline = dense[key]
-        elif make_dense is None:
+            continue
+        try:
+            candidate.baseline = find(candidate, False)
+            candidate.rewritten = find(candidate, True) if rewritten and not own else None
+        except (MissingDependency, ExportError, BackendError) as error:
+            # Only an engine's baseline may need a library or a GPU that is missing here.
+            if not is_engine(candidate.path):
+                raise
+            notes.append(f"{runner.name} has no dense baseline here ({str(error).rstrip('.')}); pass --baseline FILE "
+                         "to compare it.")
+            continue
+        if candidate.baseline is None:
             notes.append(f"{runner.name} has no dense baseline; pass one to compare it.")
-        else:
-            try:
-                made = opened(make_dense(candidate, folder / f"dense-{len(built)}"), plain=True)
-            except (MissingDependency, ExportError, BackendError) as error:
-                # Only an engine's baseline may need a library or a GPU that is missing here.
-                if not is_engine(candidate.path):
-                    raise
-                notes.append(f"{runner.name} has no dense baseline here ({str(error).rstrip('.')}); pass "
-                             "--baseline FILE to compare it.")
-                continue
-            made.runner.name, made.stand_in = f"dense {runner.facts.model.name}", True
-            candidate.baseline = dense[key] = made
-            built.append(made)
     return [*built, *candidates], notes
 
 
@@ -88,6 +102,12 @@ def _is_baseline(candidate: TimedArtifact) -> bool:
     """True for a dense artifact that can be the baseline of others."""
     runner = candidate.runner
     return bool(runner.facts and runner.facts.dense) and (_keeps_precision(candidate) or runner.precision == "float32")
+
+
+def _is_rewritten(candidate: TimedArtifact) -> bool:
+    """True for a graph with rewrites that a runtime does not make itself."""
+    facts = candidate.runner.facts
+    return bool(facts and facts.forms) and not _keeps_precision(candidate)
 
 
 def _keeps_precision(candidate: TimedArtifact) -> bool:

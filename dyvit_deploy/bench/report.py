@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +29,8 @@ class Timing:
     (see `process.Start`), None if not measured. `gflops` are the operations per second of the matrix products at the
     median latency, at two operations a multiply-accumulate, and `peak_share` is `gflops` over the machine's measured
     peak in the same runtime and precision. `speedup` is `images_per_sec` over the baseline's, `ceiling` the ratio of
-    their multiply-accumulates; both are None without a baseline.
+    their multiply-accumulates; both are None without a baseline. `speedup_rewritten` is `images_per_sec` over that of
+    the dense model with the same rewrites, None where there is none.
     `gpu_ms_p50` are the medians of the phases on a GPU by its own events (`upload`, `compute`, `download`; one stream),
     and `tflops` are the operations per second during `compute`. Without a CUDA graph, `compute` includes gaps in which
     the GPU waits for the host's launches. `cuda_graph` is None unless one was requested, else whether the batch was
@@ -59,6 +62,7 @@ class Timing:
     peak_share: float | None = None
     cuda_graph: bool | None = None
     capture_error: str = ""
+    speedup_rewritten: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,12 @@ class BenchReport:
                  self.config.threads and f"{self.config.threads} threads"]
         table = Table(title=", ".join(str(part) for part in parts if part), title_justify="left")
         # With these widths the whole table fits into 130 columns.
-        table.add_column("artifact", overflow="fold", min_width=10 if self.peaks else 22)
+        twins = any(t.speedup_rewritten for t in self.timings)
+        table.add_column("artifact", overflow="fold", min_width=10 if self.peaks or twins else 22)
         table.add_column("precision")
-        for column in ("batch", "p50 ms", "±", "p90 ms", "p99 ms", "images/s", "GMACs", "speed-up", "ceiling"):
+        table.caption, table.caption_justify = self._baselines(twins), "left"
+        for column in ("batch", "p50 ms", "±", "p90 ms", "p99 ms", "images/s", "GMACs", "speed-up",
+                       *(["rewritten"] if twins else []), "ceiling"):
             table.add_column(column, justify="right", no_wrap=True)
         gpu = any(t.gpu_ms_p50 for t in self.timings)
         for column in ("of peak",) if self.peaks else ():
@@ -105,7 +112,8 @@ class BenchReport:
         for t in self.timings:
             phases = t.gpu_ms_p50 or {}
             copies = phases["upload"] + phases["download"] if phases else None
-            optional = [(t.gmacs, ".3f"), (t.speedup, ".2f"), (t.ceiling, ".2f")]
+            optional = [(t.gmacs, ".3f"), (t.speedup, ".2f"), *([(t.speedup_rewritten, ".2f")] if twins else []),
+                        (t.ceiling, ".2f")]
             optional += [(t.peak_share, ".0%")] if self.peaks else []
             optional += [(phases.get("compute"), ".3f"), (copies, ".3f"), (t.tflops, ".1f")] if gpu else []
             table.add_row(Text(f"{t.artifact} ({t.backend}{GRAPH[t.cuda_graph]})"), t.precision, str(t.batch),
@@ -114,6 +122,15 @@ class BenchReport:
                           *("-" if value is None else format(value, form) for value, form in optional),
                           end_section=t is [u for u in self.timings if u.batch == t.batch][-1])
         return table
+
+    def _baselines(self, twins: bool) -> str:
+        """What the columns of ratios are relative to."""
+        if not any(t.speedup for t in self.timings):
+            return ""
+        given = self.config.baseline
+        lines = [f"speed-up: over {Path(given).name if given else 'the dense model as torch exports it'}"]
+        lines += ["rewritten: over the dense model with the same rewrites"] * twins
+        return escape("; ".join(lines))
 
     def _starts(self) -> Table:
         """The cost of a start in a fresh process."""

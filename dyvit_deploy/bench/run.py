@@ -218,7 +218,7 @@ def _time_batch(candidates: Sequence[TimedArtifact], batch: int, config: BenchCo
         phases = {name: float(np.median(ms)) for name, ms in candidate.runner.gpu_ms(feed, GPU_RUNS).items()}
         tflops = 2 * candidate.gmacs * batch / phases["compute"] if phases and candidate.gmacs else None
         p50, p90, p99 = (float(q) * 1e3 for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
-        base, key = candidate.baseline, id(candidate)
+        base, twin, key = candidate.baseline, candidate.rewritten, id(candidate)
         start = (measure_start(candidate.path, batch, candidate.load, config.device, config.threads)
                  if config.memory else None)
         gflops = 2 * candidate.gmacs * speed[key] if candidate.gmacs else None
@@ -232,6 +232,7 @@ def _time_batch(candidates: Sequence[TimedArtifact], batch: int, config: BenchCo
             peak_rss_mib=start.peak_rss_mib if start else None, load_ms=start.load_ms if start else None,
             first_ms=start.first_ms if start else None,
             gmacs=candidate.gmacs, speedup=speed[key] / speed[id(base)] if base else None,
+            speedup_rewritten=speed[key] / speed[id(twin)] if twin else None,
             ceiling=base.gmacs / candidate.gmacs if base and base.gmacs and candidate.gmacs else None,
             stand_in=candidate.stand_in, streams=streams[key], gpu_ms_p50=phases or None, tflops=tflops,
             gflops=gflops,

@@ -19,7 +19,7 @@ from ..data.images import Track, no_track
 from ..data.open import open_calibration
 from ..engine.build import build_engine
 from ..engine.sidecar import read_sidecar
-from ..export.config import ExportConfig
+from ..export.config import FORM_NAMES, ExportConfig
 from ..graph.files import write_graph
 from ..graph.read import Graph
 from ..optional import require
@@ -40,11 +40,12 @@ def benchmark(artifacts: Sequence[str | Path], config: BenchConfig = BenchConfig
     return run.time_artifacts(artifacts, config, load, track, make_dense)
 
 
-def make_dense(candidate: TimedArtifact, path: Path) -> Path:
+def make_dense(candidate: TimedArtifact, path: Path, rewritten: bool = False) -> Path:
     """Writes the dense backbone of the candidate's model, with random weights of a fixed seed, for the same backend.
 
     Args:
         path: where to write it; the suffix is replaced by that of the backend.
+        rewritten: apply the candidate's rewrites; otherwise none, which is what torch exports.
 
     Returns:
         The file.
@@ -71,8 +72,8 @@ def make_dense(candidate: TimedArtifact, path: Path) -> Path:
         save_checkpoint(path, model, facts)
         return path
     graph = path.with_suffix(".onnx")
-    # Without the package's rewrites, because this is what a user would run instead.
-    export = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32", without=("all",))
+    without = tuple(name for name in FORM_NAMES if not rewritten or name not in runner.facts.forms)
+    export = ExportConfig(input="uint8" if runner.input.dtype == "uint8" else "float32", without=without)
     facts = export_model(model, facts, graph, export).facts
     if runner.backend == "OpenVINO":
         write_openvino(graph, path.with_suffix(".xml"), facts)

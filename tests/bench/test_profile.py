@@ -78,7 +78,7 @@ def test_bench_profiles_what_it_can_and_notes_the_rest(checkpoint, tmp_path):
     config = BenchConfig((1, 2), seconds=0.1, warmup=1, min_runs=3, memory=False, profile=True)
     report = benchmark([tmp_path / "m.onnx", checkpoint], config)
     assert [(p.artifact, p.batch) for p in report.profiles] == [
-        (name, batch) for batch in (1, 2) for name in ("dense tiny", "m.onnx")]
+        (name, batch) for batch in (1, 2) for name in ("dense tiny", "dense tiny, rewritten", "m.onnx")]
     # One note for the checkpoint and one for its baseline.
     assert sum("PyTorch does not report" in note for note in report.notes) == 2
     assert json.loads(json.dumps(report.to_json()))["profiles"][0]["layers"][0]["ms"] > 0

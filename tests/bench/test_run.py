@@ -34,9 +34,13 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_the_dense_backbone_is_timed_beside_the_artifact(files, which):
     report = benchmark([files[which]], BenchConfig(batches=(1, 2), **QUICK))
+    # PyTorch runs a checkpoint without rewrites.
+    baselines = ["dense tiny", *(["dense tiny, rewritten"] if which else [])]
     assert [(t.artifact, t.batch) for t in report.timings] == [
-        (name, batch) for batch in (1, 2) for name in ("dense tiny", files[which].name)]
-    dense, pruned = report.timings[:2]
+        (name, batch) for batch in (1, 2) for name in (*baselines, files[which].name)]
+    dense, pruned = report.timings[0], report.timings[len(baselines)]
+    expected = report.timings[1].latency_ms_p50 / pruned.latency_ms_p50 if which else None
+    assert pruned.speedup_rewritten == (pytest.approx(expected) if which else None)
     assert dense.backend == pruned.backend and dense.speedup is None and dense.ceiling is None
     assert pruned.speedup == pytest.approx(dense.latency_ms_p50 / pruned.latency_ms_p50)
     assert pruned.ceiling == pytest.approx(dense.gmacs / pruned.gmacs) and pruned.ceiling > 1
@@ -125,17 +129,24 @@ def test_each_artifact_has_a_baseline_of_its_own_kind(files):
     report = benchmark([files[0], files[1]], BenchConfig(batches=(1,), **QUICK))
     assert [(t.artifact, t.backend) for t in report.timings] == [
         ("dense tiny", "PyTorch cpu"), ("dense tiny", "ONNX Runtime cpu"),
-        ("tiny.safetensors", "PyTorch cpu"), ("tiny.onnx", "ONNX Runtime cpu")]
-    for pruned, dense in ((2, 0), (3, 1)):
+        ("dense tiny, rewritten", "ONNX Runtime cpu"), ("tiny.safetensors", "PyTorch cpu"),
+        ("tiny.onnx", "ONNX Runtime cpu")]
+    for pruned, dense in ((3, 0), (4, 1)):
         ratio = report.timings[dense].latency_ms_p50 / report.timings[pruned].latency_ms_p50
         assert report.timings[pruned].speedup == pytest.approx(ratio)
 
 
-def test_a_dense_artifact_in_the_list_serves_as_the_baseline(files, tmp_path):
-    export_onnx(files[0], tmp_path / "dense.onnx", load=LoadConfig(keep=KeepRequest(ratio=1.0)))
-    report = benchmark([files[1], tmp_path / "dense.onnx"], BenchConfig(batches=(1,), **QUICK))
-    assert [t.artifact for t in report.timings] == ["tiny.onnx", "dense.onnx"]
-    assert report.timings[0].ceiling > 1 and report.timings[1].speedup is None
+def test_dense_artifacts_in_the_list_serve_as_baselines(files, tmp_path):
+    dense = LoadConfig(keep=KeepRequest(ratio=1.0))
+    export_onnx(files[0], tmp_path / "plain.onnx", ExportConfig(without=("all",)), dense)
+    export_onnx(files[0], tmp_path / "dense.onnx", load=dense)
+    names = ["tiny.onnx", "plain.onnx", "dense.onnx"]
+    report = benchmark([files[1], *(tmp_path / name for name in names[1:])], BenchConfig(batches=(1,), **QUICK))
+    assert [t.artifact for t in report.timings] == names
+    tiny, plain, rewritten = report.timings
+    assert tiny.ceiling > 1 and tiny.speedup == pytest.approx(plain.latency_ms_p50 / tiny.latency_ms_p50)
+    assert tiny.speedup_rewritten == pytest.approx(rewritten.latency_ms_p50 / tiny.latency_ms_p50)
+    assert plain.speedup is None and rewritten.speedup and rewritten.speedup_rewritten is None
 
 
 def timing(name, precision, ms, backend="ONNX Runtime cpu", batch=8, gmacs=3.0, speedup=None, stand_in=False):
@@ -162,7 +173,8 @@ def test_openvino_is_timed_against_its_own_dense_backbone(files, tmp_path):
     export_artifact(files[0], tmp_path / "m.xml", DeployConfig("openvino"))
     report = benchmark([tmp_path / "m.xml", files[1]], BenchConfig(batches=(1,), **QUICK))
     assert [(t.artifact, t.backend, t.precision) for t in report.timings] == [
-        ("dense tiny", "OpenVINO cpu", "float32"), ("dense tiny", "ONNX Runtime cpu", "float32"),
+        ("dense tiny", "OpenVINO cpu", "float32"), ("dense tiny, rewritten", "OpenVINO cpu", "float32"),
+        ("dense tiny", "ONNX Runtime cpu", "float32"), ("dense tiny, rewritten", "ONNX Runtime cpu", "float32"),
         ("m.xml", "OpenVINO cpu", "float32"), ("tiny.onnx", "ONNX Runtime cpu", "float32")]
 
 

@@ -54,6 +54,7 @@ def test_broken_images_are_named_and_counted(files, tmp_path):
 def test_bench_prints_speed_up_and_ceiling(files, tmp_path):
     result = dyvit("bench", files / "tiny.onnx", "--batch", "1,2", "--seconds", "0.2", "--json", tmp_path / "b.json")
     assert result.exit_code == 0 and "dense tiny" in result.output and "ceiling" in result.output
+    assert "speed-up: over the dense model as torch exports it; rewritten: over the dense model with" in result.output
     report = json.loads((tmp_path / "b.json").read_text())
     assert {t["batch"] for t in report["timings"]} == {1, 2} and report["machine"]["processor"]
 
