@@ -153,7 +153,7 @@ class DeployReport:
         if self.kept:
             lines.append(f"kept in higher precision: {', '.join(self.kept)}")
         if self.drop:
-            lines.append(f"{self.drop.loss} on {self.drop.images} images ({self.drop.allowed:g} allowed); "
+            lines.append(f"{self.drop.loss} on {self.drop.basis} ({self.drop.allowed:g} allowed); "
                          f"{len(self.drop.kept)} layers kept for it")
         if self.timing and self.timing.speedup:
             lines.append(f"{self.timing.speedup:.2f}x the speed of float32 in ONNX Runtime (this machine, batch "
