@@ -141,7 +141,9 @@ class DeployReport:
         return f"dyvit check {shlex.quote(str(checkpoint))} {path} --data YOUR_IMAGES"
 
     def to_json(self) -> dict[str, Any]:
-        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
+        compared = {name: None if report is None else report.to_json()
+                    for name, report in (("gate", self.gate), ("on_device", self.on_device))}
+        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self), **compared}
 
     def table(self) -> RenderableType:
         """The artifact, its comparison with float32, and one line each for precision, drop and speed."""

@@ -228,7 +228,7 @@ def test_a_sweep_is_judged_against_its_own_dense_model(tmp_path):
     report = quick(folder)
     pruned, dense = verdicts(report, "keep0.5-fp32-onnx.onnx"), verdicts(report, "dense-float32.onnx")
     assert pruned["Accuracy"].state != "open" and "the dense model" in pruned["Accuracy"].lines[1]
-    assert pruned["Accuracy"].lines[0].startswith("10 images")
+    assert pruned["Accuracy"].lines[0].startswith("10 images") and "image by image" in pruned["Accuracy"].lines[2]
     assert pruned["Speed"].state == "warn" and "batch 1: the run did not settle" in pruned["Speed"].lines[-1]
     assert pruned["Speed"].command == ("dyvit bench keep0.5-fp32-onnx.onnx --baseline dense-float32.onnx --batch 1 "
                                        "--seconds 60 --json keep0.5-fp32-onnx.onnx.bench.json")
