@@ -32,6 +32,7 @@ def test_every_verdict_has_its_figure_and_the_file_it_is_from(page):
     found = verdicts(report, "tiny.onnx")
     assert found["Parity"].state == "pass" and found["Parity"].source == "tiny.onnx.check.json"
     assert "100 % same class, 10 images" in found["Parity"].lines[1]
+    assert found["Parity"].lines[1].endswith(", 95 % interval 72.25 % to 100 %")
     assert found["Accuracy"].source == "tiny.onnx.eval.json" and "as its checkpoint" in found["Accuracy"].lines
     assert found["Accuracy"].state == "warn" and "too few images (10): about " in found["Accuracy"].lines[-1]
     assert found["Precision"].state == "pass" and found["Precision"].headline == "float32, as claimed"
