@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dyvit_deploy"
 # From the ground up: a file imports from the lines above its own only, and rooms of one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"optional", "settings"},
+    {"optional", "settings", "statistics"},
     {"config"},
     {"artifacts", "machine"},
     {"data", "graph", "checkpoints"},

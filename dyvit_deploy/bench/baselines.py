@@ -71,6 +71,8 @@ def with_baselines(candidates: list[TimedArtifact], given: str | Path | None, fo
             made.runner.name = f"dense {candidate.runner.facts.model.name}{', rewritten' * rewritten}"
             made.stand_in, dense[key] = True, made
             built.append(made)
+            if rewritten:
+                made.baseline = find(candidate, False)
         return dense.get(key)
 
     for candidate in candidates:

@@ -86,7 +86,9 @@ class QuickstartReport:
                  f"speed at batch {TABLE_BATCH} against the dense ONNX model")
         table = Table(title=Text(title), title_justify="left")
         table.add_column("artifact", overflow="fold")
-        for column in ("size MiB", "top-1", "agrees with PyTorch", "kept-token overlap", "images/s", "vs dense ONNX"):
+        images = self.checks[0].batches[0].images
+        for column in ("size MiB", "top-1", f"agrees with PyTorch on {images}", "kept-token overlap", "images/s",
+                       "vs dense ONNX"):
             table.add_column(column, justify="right")
         for row in self.rows:
             shares = ("-" if share is None else f"{share:.2%}" for share in (row.agreement, row.overlap))

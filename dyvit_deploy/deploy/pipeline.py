@@ -290,19 +290,21 @@ class _LoweredExport:
         self.say("measuring what each layer costs")
         ranked = self._ranked()
 
-        def measure(keep: Sequence[str]) -> float:
+        def measure(keep: Sequence[str]) -> Drop:
             trial = self.folder / f"trial{FORMAT_SUFFIXES[self.resolved.format]}"
             self._write(lowering.lower(keep), trial, NOT_RUN, tokens=True)
             with open_runner(trial, device="cpu") as runner:
-                points = meter.points(runner)
-            self.say(f"{len(keep)} layers kept in higher precision: {points:+.2f} points lost")
-            return points
+                drop = meter.drop(runner, keep)
+            self.say(f"{len(keep)} layers kept in higher precision: {drop.points:+.2f} points lost")
+            return drop
 
-        kept, points = fewest_kept(measure, [layer.layer for layer in ranked], allowed)
-        if len(kept) == len(ranked) and points <= allowed:
+        drop = fewest_kept(measure, [layer.layer for layer in ranked])
+        if len(drop.kept) == len(ranked) and not drop.failures:
             raise ExportError(f"Every layer would have to stay in a higher precision for a drop of {allowed:g} points "
                               "at most; allow more, or take a higher precision.")
-        return lowering.lower(kept), Drop(points, allowed, len(images), meter.labelled, kept)
+        if drop.doubt:
+            self.notes.append(f"--max-drop {allowed:g}: {drop.doubt}.")
+        return lowering.lower(drop.kept), drop
 
     def _facts(self, lowered: Lowered, gate: str) -> ArtifactFacts:
         ranges = self.ranges and {"method": self.ranges.method, "images": len(self.ranges.images),

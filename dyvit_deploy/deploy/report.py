@@ -147,7 +147,9 @@ class DeployReport:
         return f"dyvit check {shlex.quote(str(checkpoint))} {path} --data YOUR_IMAGES"
 
     def to_json(self) -> dict[str, Any]:
-        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
+        compared = {name: None if report is None else report.to_json()
+                    for name, report in (("gate", self.gate), ("on_device", self.on_device))}
+        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self), **compared}
 
     def table(self) -> RenderableType:
         """The artifact, its comparison with the checkpoint, and one line each for precision, drop and speed."""
@@ -159,7 +161,7 @@ class DeployReport:
         if self.kept:
             lines.append(f"kept in higher precision: {', '.join(self.kept)}")
         if self.drop:
-            lines.append(f"{self.drop.loss} on {self.drop.images} images ({self.drop.allowed:g} allowed); "
+            lines.append(f"{self.drop.loss} on {self.drop.basis} ({self.drop.allowed:g} allowed); "
                          f"{len(self.drop.kept)} layers kept for it")
         if self.timing and self.timing.speedup:
             lines.append(f"{self.timing.speedup:.2f}x the speed of float32 in ONNX Runtime (this machine, batch "

@@ -22,6 +22,9 @@ from ..data.reading import nothing_readable
 from ..machine.processes import claim_share, gather_over_ranks, rank, world_size
 from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.open import open_runner
+from ..statistics.counts import counted
+from ..statistics.estimates import Proportion
+from .answers import Answers, image_key, pack_answers
 from .config import EvalConfig
 from .metrics import box_coverage, calibration_error, kept_counts, pooled, top_probability
 
@@ -67,6 +70,7 @@ class EvalReport:
 
     `top1` and `top5` are fractions; `calibration_error` is the expected calibration error with 15 bins.
     `images_per_sec` is the throughput of all processes together, including data loading and preprocessing.
+    `answers` has the images that were classified correctly; None if their names are not unique.
     """
 
     KIND: ClassVar[str] = "eval"
@@ -85,9 +89,15 @@ class EvalReport:
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
     failures: tuple[str, ...] = ()
+    answers: Answers | None = None
 
     def __bool__(self) -> bool:
         return not self.failures
+
+    @property
+    def top1_ci95(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `top1`."""
+        return Proportion(self.images, counted(self.top1, self.images)).interval
 
     def table(self) -> Table:
         """Accuracy, box coverage per stage (if boxes are known), and the keep map of each stage."""
@@ -95,9 +105,11 @@ class EvalReport:
         table = Table(title=Text(title), title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
+        low, high = self.top1_ci95
         table.add_row("top-1", f"{self.top1:.2%}")
+        table.add_row("top-1, 95 % interval", f"{low:.2%} to {high:.2%}")
         table.add_row("top-5", f"{self.top5:.2%}")
-        table.add_row("expected calibration error", f"{self.calibration_error:.2%}")
+        table.add_row(f"expected calibration error, {self.images:,} images", f"{self.calibration_error:.2%}")
         for stage in self.coverage:
             table.add_row(f"box covered after stage {stage.stage} by {stage.kept} patches",
                           f"{stage.box_coverage:.1%} (by chance {stage.chance:.1%})")
@@ -108,7 +120,7 @@ class EvalReport:
         return table
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "top1_ci95": list(self.top1_ci95)}
 
 
 def evaluate_artifact(path: str | Path, data: str, config: EvalConfig = EvalConfig(),
@@ -178,6 +190,10 @@ class _Tally:
         # Number of images whose kept patches are known.
         self._with_kept = 0
         self._rows: list[NDArray[np.float64]] = []
+        self._keys: list[int] = []
+        # The folder of the images, by which their names begin.
+        self._folder = str(Path(images.name))
+        self.answers: Answers | None = None
         self.results = np.empty((0, 3))
 
     def add(self, data: Batch, out: Outputs) -> None:
@@ -188,6 +204,8 @@ class _Tally:
         ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
         broken = np.asarray(~np.isfinite(out.logits).all(axis=1))          # [B]
         self._broken += [name for name, bad in zip(data.names, broken) if bad]
+        self._keys += [image_key(name.removeprefix(self._folder), int(label))
+                       for name, label in zip(data.names, data.labels)]
         hits = (ranked == self._numbers[data.labels][:, None]) & ~broken[:, None]  # [B, 5]
         columns = [hits[:, 0], hits.any(1), top_probability(out.logits)]
         if self._model and self._counts and out.kept:
@@ -200,9 +218,11 @@ class _Tally:
 
     def join(self) -> None:
         """Every process's images; sorted, so that nobody's share can be seen in the last digit of a mean."""
-        rows, broken, kept, known = zip(*gather_over_ranks((self._rows, self._broken, self._kept, self._with_kept)))
+        rows, keys, broken, kept, known = zip(*gather_over_ranks(
+            (self._rows, self._keys, self._broken, self._kept, self._with_kept)))
         if any(rows):
             results = np.concatenate([*itertools.chain(*rows)])
+            self.answers = pack_answers(np.array([*itertools.chain(*keys)], np.uint64), results[:, 0] > 0)
             self.results = results[np.lexsort(results.T)]
         self._broken = sorted(itertools.chain(*broken))
         self._kept, self._with_kept = sum(kept), sum(known)
@@ -212,7 +232,7 @@ class _Tally:
         return EvalReport(
             self._runner.name, self._runner.label, data, len(top1), float(top1.mean()), float(top5.mean()),
             round(calibration_error(confidence, top1), DIGITS), len(top1) / seconds, world_size(),
-            self._coverage(), self._keep_maps(), skipped, self._notes(), self._failures())
+            self._coverage(), self._keep_maps(), skipped, self._notes(), self._failures(), self.answers)
 
     def _coverage(self) -> tuple[StageCoverage, ...]:
         means = self.results[:, 3:].mean(axis=0).tolist()

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +21,10 @@ from ..data.open import open_images
 from ..errors import DataError
 from ..runners.base import Outputs, Runner, join_outputs, run_in_batches, take
 from ..runners.open import is_checkpoint, load_for, open_runner
+from ..statistics.counts import exact
 from .config import CheckConfig
 from .kept_tokens import StageOverlap, near_cut, stage_overlaps
-from .tolerance import TOLERANCES, PrecisionTolerance, Tolerance, mismatches, relative_error
+from .tolerance import TOLERANCES, PrecisionTolerance, Tolerance, mismatches, relative_error, uncertainty
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class ParityReport:
 
     `independent` marks a comparison with logits that other code computed, see `against`. `pixel_error` is then the
     largest difference between images as prepared by both, in units of the normalised input, None if not compared;
-    `pixel_failures` are sentences about it, and `advice` names what usually causes the failures.
+    `pixel_failures` are sentences about it, and `advice` names what usually causes the failures. `distinct` is the
+    number of images without those that were repeated to fill a batch, None if none were.
     """
 
     KIND: ClassVar[str] = "check"
@@ -72,6 +75,7 @@ class ParityReport:
     pixel_error: float | None = None
     pixel_failures: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    distinct: int | None = None
 
     def __bool__(self) -> bool:
         return not self.failures
@@ -80,16 +84,22 @@ class ParityReport:
     def failures(self) -> tuple[str, ...]:
         return (*self.pixel_failures, *(f"batch {b.batch}: {reason}" for b in self.batches for reason in b.failures))
 
+    @property
+    def certainty(self) -> str:
+        """What the images say about all images, at the batch size with the lowest agreement; see `uncertainty`."""
+        images = self.distinct or min(b.images for b in self.batches)
+        return uncertainty(min(b.top1_agreement for b in self.batches), images, self.tolerance)
+
     def table(self) -> Table:
         """One row per batch size."""
         stages = max((len(b.overlap) for b in self.batches), default=0)
         title = f"{self.candidate} against {self.reference}, {self.batches[0].images} images of {self.data}"
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(title=Text(title), title_justify="left", caption=Text(self.certainty), caption_justify="left")
         for column in ("batch", "max error", "p99", "relative", "cosine", "NaN/Inf", "top-1 agree",
                        *(f"kept {s}" for s in range(stages)), "ties", "verdict"):
             table.add_column(column, justify="right", no_wrap=True)
         for b in self.batches:
-            verdict = Text("differs", "red") if b.failures else Text("same", "green")
+            verdict = Text("differs", "red") if b.failures else Text(f"same on {self.distinct or b.images}", "green")
             errors = (f"{e:.1e}" if e is not None else "inf" for e in (b.max_error, b.p99_error, b.relative_error))
             cosine = f"{b.min_cosine:.7f}" if b.min_cosine is not None else "-"
             table.add_row(str(b.batch), *errors, cosine, str(b.non_finite), f"{b.top1_agreement:.2%}",
@@ -97,7 +107,8 @@ class ParityReport:
         return table
 
     def to_json(self) -> dict[str, Any]:
-        return {"passed": bool(self), "failures": list(self.failures), **dataclasses.asdict(self)}
+        return {"passed": bool(self), "failures": list(self.failures), "certainty": self.certainty,
+                **dataclasses.asdict(self)}
 
 
 def check_artifacts(reference: str | Path, candidate: str | Path, data: str | None = None,
@@ -175,7 +186,7 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
         notes.append("Kept tokens were not compared, because one artifact does not output them; export it with "
                      "--with-tokens.")
     return ParityReport(reference.name, candidate.name, images.name, tolerance, tuple(results), tuple(notes),
-                        tuple(images.skipped))
+                        tuple(images.skipped), distinct=len(names) if len(names) < largest else None)
 
 
 def default_tolerance(reference: Runner, candidate: Runner, error: float | None = None,
@@ -226,7 +237,7 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
     failures = [] if finite.all() else [f"{int((~finite).sum())} of {count} images give NaN or infinity"]
     tied_images = 0
     if isinstance(tolerance, PrecisionTolerance):
-        failures += mismatches(agreement, relative, [float(o.plain.mean()) for o in overlaps], count, tolerance)
+        failures += mismatches(agreement, relative, [o.mean for o in overlaps], count, tolerance)
     else:
         tied_images, differences = _differences(expected, got, per_image, tolerance, overlaps, names)
         failures += differences
@@ -236,7 +247,7 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
             error.max(), error.mean(), np.quantile(error, 0.99), _cosine(expected.logits, got.logits).min()))
     return BatchParity(
         batch, count, largest, mean, p99, _finite(relative), cosine, int((~finite).sum()), agreement,
-        tuple(float(o.plain.mean()) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
+        tuple(float(o.mean) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
         tied_images, tuple(failures))
 
 
@@ -265,7 +276,8 @@ def _differences(expected: Outputs, got: Outputs, per_image: NDArray[np.float64]
         failures.append(f"{int(wrong.sum())} of {count} images differ, the worst ({names[worst]}) by a logit error of "
                         f"{per_image[worst]:.1e} where {limit[worst]:.1e} is allowed"
                         + (f" and kept-token overlap {min(o.plain[worst] for o in overlaps):.3f}" if overlaps else ""))
-    if tied_images > min(max(1, tolerance.tied_images * count), count - 1):
+    by_chance = max(Fraction(1), exact(tolerance.tied_images) * count)
+    if tied_images > min(by_chance, Fraction(count - 1)):
         failures.append(f"{tied_images} of {count} images differ because of tied scores, more than chance explains; "
                         "compare more images")
     return tied_images, failures

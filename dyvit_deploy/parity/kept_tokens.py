@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,17 @@ class StageOverlap(NamedTuple):
 
     plain: float64 [B], the fraction of the reference's kept tokens that the candidate keeps.
     forgiven: float64 [B], the same, but tokens at a tie count as kept.
+    kept: K, the number of tokens that the reference keeps per image.
     """
 
     plain: NDArray[np.float64]
     forgiven: NDArray[np.float64]
+    kept: int
+
+    @property
+    def mean(self) -> Fraction:
+        """The mean of `plain`, as a fraction of counts."""
+        return Fraction(int(np.rint(self.plain * self.kept).sum()), len(self.plain) * self.kept)
 
 
 def as_mask(kept: Indices, patches: int) -> NDArray[np.bool_]:
@@ -67,7 +75,7 @@ def stage_overlaps(expected: Sequence[Indices], got: Sequence[Indices], scores: 
             diverged |= missing.any(axis=1) & (missing.sum(axis=1) == swapped)
         else:
             forgiven = plain
-        results.append(StageOverlap(plain, forgiven))
+        results.append(StageOverlap(plain, forgiven, reference.shape[1]))
     return results
 
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..statistics.counts import counted, exact
+from ..statistics.estimates import Proportion
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,38 @@ def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def mismatches(top1: float, error: float, overlap: Sequence[float], count: int,
+def changed_classes(top1: float, count: int) -> Proportion:
+    """The share of `count` images that change their best class if the fraction `top1` of them keeps it."""
+    return Proportion(count, count - counted(top1, count))
+
+
+def mismatches(top1: float, error: float, overlap: Sequence[float | Fraction], count: int,
                tolerance: PrecisionTolerance) -> list[str]:
     """One sentence for each bound of `tolerance` that the result over `count` images violates.
 
     Args:
         top1: fraction of the images with the same best class.
         error: see `relative_error`.
-        overlap: mean fraction of kept tokens per stage.
+        overlap: mean fraction of kept tokens per stage; a fraction of counts is compared exactly.
     """
     failures = []
-    different = round((1 - top1) * count)
-    if different > max(1, (1 - tolerance.top1) * count):
+    different = changed_classes(top1, count).count
+    if different > 1 and different > (1 - exact(tolerance.top1)) * count:
         failures.append(f"{different} of {count} images change their best class, {tolerance.top1:.0%} must keep it")
     if error > tolerance.error:
         failures.append(f"logits are off by {error:.1%} (root mean square), {tolerance.error:.0%} is allowed")
     for stage, share in enumerate(overlap):
-        if share < tolerance.overlap:
-            failures.append(f"stage {stage} keeps {share:.1%} of the tokens that float32 keeps, at least "
+        if exact(share) < exact(tolerance.overlap):
+            failures.append(f"stage {stage} keeps {float(share):.1%} of the tokens that float32 keeps, at least "
                             f"{tolerance.overlap:.0%} is needed")
     return failures
+
+
+def uncertainty(top1: float, count: int, tolerance: Tolerance | PrecisionTolerance) -> str:
+    """What `count` images say about the share of all images that change their best class, with the number of images
+    that would decide about the bound of a PrecisionTolerance if these do not."""
+    changed = changed_classes(top1, count)
+    low, high = changed.interval
+    line = f"{changed.count} of {count:,} images change their best class, 95 % interval {low:.1%} to {high:.1%}"
+    doubt = changed.doubt(1 - exact(tolerance.top1)) if isinstance(tolerance, PrecisionTolerance) else ""
+    return f"{line}; {doubt}." if doubt else f"{line}."

@@ -1,9 +1,13 @@
 """The verdict on accuracy: the loss against the checkpoint and the dense model, on the same images."""
 from __future__ import annotations
 
-import math
+import dataclasses
+from fractions import Fraction
 from typing import NamedTuple
 
+from ..evaluation.answers import estimated_loss
+from ..statistics.counts import exact
+from ..statistics.estimates import Estimate, PairedLoss
 from .collect import Collection, PageArtifact
 from .formatting import format_images, format_percent
 from .lineage import ancestors, data_of, is_plain, of_one_checkpoint, source_of
@@ -27,15 +31,26 @@ class Loss(NamedTuple):
         return 100 * (self.reference.top1 - self.mine.top1)
 
     @property
-    def half_width(self) -> float:
-        """Half the width of the 95 % interval of the drop, in points. Two images, one of them right, are added, so that
-        it is not 0 for a perfect result (Agresti, Caffo)."""
-        shares = ((e.top1 * e.images + 1) / (e.images + 2) for e in (self.mine, self.reference))
-        return 196 * math.sqrt(sum(p * (1 - p) / (self.mine.images + 2) for p in shares))
+    def estimate(self) -> Estimate | None:
+        """The drop as a share with its 95 % interval; None if the number of images is unknown."""
+        return estimated_loss(self.mine.images, (self.reference.top1, self.reference.answers),
+                              (self.mine.top1, self.mine.answers)) if self.mine.images else None
 
     @property
     def line(self) -> str:
         return f"{-self.drop:+.2f} points against {self.label}" if abs(self.drop) >= 0.005 else f"as {self.label}"
+
+    def sureness(self) -> str:
+        """The interval of the change in points, and whether the answers were compared image by image."""
+        if (estimate := self.estimate) is None:
+            return "Nobody knows on how many images."
+        low, high = (100 * end for end in estimate.interval)
+        how = "image by image" if isinstance(estimate, PairedLoss) else "not image by image"
+        return f"95 % interval {-high:+.2g} to {-low:+.2g} points, {how}"
+
+    def within(self, bound: Fraction) -> bool | None:
+        """Whether the drop is at most `bound`, a share; None if these images do not decide that."""
+        return self.estimate.within(bound) if self.estimate else None
 
 
 def judge_accuracy(collection: Collection, entry: PageArtifact, max_drop: float) -> Verdict:
@@ -50,25 +65,24 @@ def judge_accuracy(collection: Collection, entry: PageArtifact, max_drop: float)
     if not losses:
         return _incomparable(collection, entry, mine)
     mine = losses[0].mine
-    images = min(loss.mine.images for loss in losses)
     lines = [_images(mine)]
     for loss in losses:
         lines.append(loss.line + (f", on {_images(loss.mine)}" if loss.mine.seen != mine.seen else ""))
+        lines.append(loss.sureness())
     command = ""
     if not is_plain(entry) and all(loss.label != DENSE for loss in losses):
         lines.append(f"not compared with {DENSE}")
         dense = sorted(_dense(collection, entry), key=lambda e: not of_one_checkpoint(collection, entry, e))
         command = _command(mine, dense[0].key) if dense else ""
-    if images:
-        width = max(loss.half_width for loss in losses)
-        lines.append(f"± {width:.2g} points with {_counted(images)}")
-    state = PASS
-    if max(loss.drop for loss in losses) > max_drop + 1e-9:
+    state, bound = PASS, exact(max_drop) / 100
+    if any(loss.within(bound) is False for loss in losses):
         state = FAIL
         lines.append(f"At most {max_drop:g} points may be lost.")
-    elif doubt := _too_few(images, max_drop):
+    elif unsure := [loss for loss in losses if loss.within(bound) is None]:
         state = WARN
-        lines.append(doubt)
+        lines += dict.fromkeys(f"At most {max_drop:g} points may be lost, {loss.estimate.doubt(bound)}."
+                               for loss in unsure if loss.estimate)
+        command = command or _more_images(collection, unsure[0], bound)
     return Verdict(NAME, state, f"{format_percent(mine.top1)} top-1", tuple(lines), mine.source.file, command)
 
 
@@ -81,35 +95,37 @@ def _images(result: Eval) -> str:
     return format_images(result.images, result.data)
 
 
-def _counted(images: int) -> str:
-    return f"{images:,} image{'s' * (images != 1)}"
-
-
-def _too_few(images: int, max_drop: float) -> str:
-    """Why so few images cannot show a drop of `max_drop` points; empty if they can."""
-    if not images:
-        return "Nobody knows on how many images."
-    if 100 / images <= max_drop:
-        return ""
-    doubt = f"One of {_counted(images)} weighs {100 / images:.3g} points, {max_drop:g} may be lost"
-    return f"{doubt}: evaluate {math.ceil(100 / max_drop):,} images or more." if max_drop else f"{doubt}."
+def _more_images(collection: Collection, loss: Loss, bound: Fraction) -> str:
+    """The command that makes the interval of `loss` narrower: an evaluation that records the answers of an artifact
+    without them, else one of the artifact on as many images as are needed; empty if no number would do."""
+    estimate, evaluated, images = loss.estimate, loss.mine, loss.mine.images
+    if isinstance(estimate, PairedLoss):
+        needed = estimate.images_needed(bound)
+        if needed is None:
+            return ""
+        images = needed
+    elif loss.reference.answers is None:
+        evaluated = loss.reference
+    key = next(e.key for e in collection.entries if collection.current(e, (evaluated,)))
+    return _command(dataclasses.replace(loss.mine, images=images), key)
 
 
 def _losses(collection: Collection, entry: PageArtifact) -> list[Loss]:
     """The losses against the artifact's checkpoint and against the dense model, the one on the most images first.
 
     Each is on the most images that both were evaluated on. Among several dense models, one of the same checkpoint is
-    preferred, then the most accurate.
+    preferred, then the most accurate, then one that can be compared image by image.
     """
     own = collection.current(entry, collection.records.evals)
     losses = []
     for label, references in (("its checkpoint", ancestors(collection, entry)[-1:]),
                               (DENSE, _dense(collection, entry))):
-        pairs = [(of_one_checkpoint(collection, entry, reference), mine.images, theirs.top1, Loss(label, mine, theirs))
+        pairs = [(of_one_checkpoint(collection, entry, reference), mine.images, theirs.top1,
+                  isinstance((loss := Loss(label, mine, theirs)).estimate, PairedLoss), loss)
                  for mine in own for reference in references
                  for theirs in collection.current(reference, collection.records.evals)
                  if mine.seen == theirs.seen and not theirs.failures]
-        losses += [max(pairs, key=lambda pair: pair[:3])[3]] if pairs else []
+        losses += [max(pairs, key=lambda pair: pair[:4])[4]] if pairs else []
     return sorted(losses, key=lambda loss: -loss.mine.images)
 
 

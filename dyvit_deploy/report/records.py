@@ -14,6 +14,7 @@ from ..artifacts.reports import REPORT_FORMAT
 from ..calibration.ranges import RANGES_KIND as RANGES
 from ..data.reading import SPLITS
 from ..errors import ArtifactError
+from ..evaluation.answers import Answers, read_answers
 from ..sweep.store import DENSE_FILE, Store, read_store
 
 # In bytes; a larger file is not read.
@@ -68,7 +69,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Eval:
-    """Accuracy on `images` labelled images of `data`, 0 if unknown; shares are 0..1."""
+    """Accuracy on `images` labelled images of `data`, 0 if unknown; shares are 0..1. `answers` are the correct ones."""
 
     artifact: str
     source: ReportFile
@@ -78,6 +79,7 @@ class Eval:
     top5: float | None = None
     calibration_error: float | None = None
     failures: tuple[str, ...] = ()
+    answers: Answers | None = None
 
     @property
     def seen(self) -> tuple[str, int]:
@@ -87,7 +89,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Speed:
-    """One timing, in milliseconds. `intervals` are the 95 % ones of p50, p90 and p99; a sweep (`swept`) keeps none.
+    """One timing, in milliseconds. `intervals` are the 95 % ones of p50, p90 and p99; a sweep keeps none.
     `speedup` is relative to `baseline`; `stand_in` marks a dense backbone that was built for the comparison. Only
     timings of the same `run`, which names the report or the call in it, are comparable."""
 
@@ -108,7 +110,6 @@ class Speed:
     intervals: Mapping[str, tuple[float | None, float | None]]
     stand_in: bool
     run: str
-    swept: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,11 @@ def _check(values: Mapping[str, Any], source: ReportFile, artifact: str | None =
 
 
 def _eval(values: Mapping[str, Any], source: ReportFile) -> Records:
-    return Records(evals=(Eval(_text(values["artifact"]), source, _text(values["data"]), _count(values["images"]),
-                               _share(values["top1"]), _share(values["top5"]),
-                               _number(values["calibration_error"]), tuple(map(_text, values["failures"]))),))
+    images, top1 = _count(values["images"]), _share(values["top1"])
+    return Records(evals=(Eval(_text(values["artifact"]), source, _text(values["data"]), images, top1,
+                               _share(values["top5"]), _number(values["calibration_error"]),
+                               tuple(map(_text, values["failures"])),
+                               read_answers(values.get("answers"), images, top1)),))
 
 
 def _bench(values: Mapping[str, Any], source: ReportFile) -> Records:
@@ -205,8 +208,7 @@ def _speed(values: Mapping[str, Any], source: ReportFile, baseline: str, run: st
     return Speed(_text(values["artifact"]), source, _text(values["backend"]), _text(values["precision"]),
                  _count(values["batch"]), *_latencies(values), _positive(values["images_per_sec"]),
                  _count(values["runs"]), values["stable"] is True, _positive_or_none(values["speedup"]),
-                 _positive_or_none(values["ceiling"]), baseline, intervals, values["stand_in"] is True, run,
-                 values.get("swept") is True)
+                 _positive_or_none(values["ceiling"]), baseline, intervals, values["stand_in"] is True, run)
 
 
 def _latencies(values: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -251,7 +253,7 @@ def _swept(row: Mapping[str, Any], source: ReportFile, machines: Mapping[int, En
     if number not in machines:
         raise ValueError("a timing belongs to no run")
     label = source.file if len(machines) == 1 else f"{source.file}, run {number}"
-    row = {**row, "ci95_ms": None, "ceiling": None, "stand_in": False, "swept": True}
+    row = {**row, "ci95_ms": None, "ceiling": None, "stand_in": False}
     return _speed(row, source, DENSE_FILE, label)
 
 
@@ -289,7 +291,8 @@ def _from_store(store: Store, folder: Path, name: str) -> Records:
             checks.append(Check(a.file, source, f"{Path(store.checkpoint['file']).name} in float32", data, compared,
                                 a.rejected, _share_or_none(a.agreement), None, _share_or_none(a.overlap), True))
         if a.top1 is not None:
-            evals.append(Eval(a.file, source, data, _count(seen.get("evaluated", images)), _share(a.top1)))
+            images, top1 = _count(seen.get("evaluated", images)), _share(a.top1)
+            evals.append(Eval(a.file, source, data, images, top1, answers=read_answers(a.answers, images, top1)))
     machines = {number: _environment(run, source) for number, run in enumerate(store.runs)}
     speeds = [_swept({**dataclasses.asdict(t), "artifact": t.file, "backend": of[t.file].backend,
                       "precision": of[t.file].precision}, source, machines) for t in store.latencies if t.file in of]

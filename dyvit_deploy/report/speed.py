@@ -100,15 +100,18 @@ def _bench_command(collection: Collection, entry: PageArtifact, speeds: Sequence
 def _doubt(collection: Collection, speed: Speed) -> str:
     """Why the speed-up is not sure; empty if it is.
 
-    It is unsure if the 95 % intervals of its median and of the baseline's median touch. Without intervals, it is unsure
-    if its median was not stable, and more than one call in ten was slower than the baseline's median.
+    It is unsure if the 95 % intervals of its median and of the baseline's touch or, where these are not known, if one
+    of the two did not settle.
     """
-    bases = [s for s in collection.records.speeds if (s.artifact == speed.baseline or s.stand_in)
+    # A rewritten dense model is itself compared with the plain one.
+    bases = [s for s in collection.records.speeds
+             if (s.artifact == speed.baseline or (s.stand_in and s.speedup is None))
              and (s.run, s.baseline, s.batch) == (speed.run, speed.baseline, speed.batch)]
-    mine, other = (s.intervals.get("p50", (None, None)) for s in (speed, bases[0] if len(bases) == 1 else speed))
-    if len(bases) != 1 or None in (*mine, *other):
-        sure = speed.stable or speed.p90 < speed.p50 * (speed.speedup or 0)
-        return "" if sure else "the sweep recorded no intervals" if speed.swept else "the run did not settle"
+    base = bases[0] if len(bases) == 1 else speed
+    mine, other = (s.intervals.get("p50", (None, None)) for s in (speed, base))
+    if base is speed or None in (*mine, *other):
+        settled = speed.stable and base.stable
+        return "" if settled else "the run did not settle" if not speed.stable else "the baseline did not settle"
     (low, high), (base_low, base_high) = mine, other
     apart = high < base_low or low > base_high  # type: ignore[operator]  # not None, see above
-    return "" if apart else "the intervals of the medians overlap"
+    return "" if apart else "no difference measured, the intervals of the medians overlap"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..config import QUANTIZED
 from ..engine.sidecar import BY_GRAPH
 from ..graph.names import on_score_path
+from ..statistics.counts import counted
+from ..statistics.estimates import Proportion
 from .accuracy import judge_accuracy
 from .collect import IN_GRAPH, Collection, PageArtifact
 from .formatting import format_error, format_images, format_percent
@@ -125,6 +127,9 @@ def _figures(entry: PageArtifact, check: Check) -> tuple[str, ...]:
     lines = [f"against {check.reference}"]
     if check.agreement is not None:
         lines.append(f"{format_percent(check.agreement)} same class, {format_images(check.images, check.data)}")
+        if check.images:
+            low, high = Proportion(check.images, counted(check.agreement, check.images)).interval
+            lines[-1] += f", 95 % interval {format_percent(low)} to {format_percent(high)}"
     if check.relative_error is not None:
         lines.append(f"logits off by {format_error(check.relative_error)}")
     if check.overlap is not None and not (entry.facts and entry.facts.dense):

@@ -56,6 +56,17 @@ class SweepReport:
     def quality(self) -> str:
         return quality_of(self.rows)
 
+    def images_of(self, metric: str) -> str:
+        """The number of images that `metric` is a share of, or their range, as text; empty for other metrics."""
+        counts = {images for row in self.rows if (images := row.images_of(metric)) is not None}
+        return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) + " images" if counts else ""
+
+    @property
+    def basis(self) -> str:
+        """The numbers of images behind the shares."""
+        known = {name: self.images_of(name) for name in (self.quality, "agreement")}
+        return "; ".join(f"{name.replace('_', ' ')} on {images}" for name, images in known.items() if images)
+
     @property
     def machines(self) -> tuple[str, ...]:
         """Processor and cores of every machine that a row was measured on."""
@@ -102,7 +113,7 @@ class SweepReport:
         """
         data = f"on {self.config.data}" if self.config.data else "on noise"
         table = Table(title=Text("; ".join((f"{Path(self.checkpoint).name} {data}", *self.machines))),
-                      title_justify="left")
+                      title_justify="left", caption=Text(self.basis), caption_justify="left")
         table.add_column("artifact", overflow="fold")
         several = len(self.runs) > 1
         dense = any(row.dense_agreement is not None for row in self.rows)

@@ -179,7 +179,7 @@ class _Sweep:
         # The checkpoint is opened with the schedule and image size of the artifact; only other settings are passed.
         plain = dataclasses.replace(self.load, keep=KeepRequest(), image_size=None)
         compared = check_artifacts(self.checkpoint, path, data, config, plain, self.quiet.track)
-        top1 = dense_agreement = None
+        top1 = dense_agreement = answers = None
         seen = {"data": compared.data, "compared": max(b.images for b in compared.batches)}
         failures = compared.failures
         if self.labelled and not failures:
@@ -187,11 +187,12 @@ class _Sweep:
             evaluated = evaluate_artifact(path, data or "", wanted, track=self.quiet.track)
             top1, failures = evaluated.top1, evaluated.failures
             seen |= {"data": evaluated.data, "evaluated": evaluated.images}
+            answers = dataclasses.asdict(evaluated.answers) if evaluated.answers else None
         elif data and not failures:
             dense = check_artifacts(self._dense(), path, data, config, track=self.quiet.track)
             dense_agreement = _shares(dense)["agreement"]
         return dataclasses.replace(artifact, judged=self.judged, rejected=failures, top1=top1,
-                                   dense_agreement=dense_agreement, seen=seen, **_shares(compared))
+                                   dense_agreement=dense_agreement, seen=seen, answers=answers, **_shares(compared))
 
     def _dense(self) -> Path:
         """The dense float32 model as a user would run it without this package: exported without rewrites."""
@@ -265,7 +266,8 @@ class _Sweep:
         return SweepRow(str(path), *artifact.candidate, timing.batch, artifact.size_mib, artifact.top1,
                         artifact.agreement, artifact.overlap, artifact.dense_agreement, timing.latency_ms_p50,
                         timing.latency_ms_p90, timing.latency_ms_p99, timing.images_per_sec, timing.speedup,
-                        timing.runs, timing.stable, timing.run, command)
+                        timing.runs, timing.stable, timing.run, command, images=_images(artifact, "evaluated"),
+                        compared=_images(artifact, "compared"))
 
     def _notes(self, rows: Sequence[SweepRow]) -> list[str]:
         notes = []
@@ -316,6 +318,13 @@ def _shares(report: ParityReport) -> dict[str, Any]:
     """Agreement and overlap, each at the batch size and stage where it is lowest."""
     overlaps = [share for b in report.batches for share in (b.overlap_forgiven or b.overlap)]
     return {"agreement": min(b.top1_agreement for b in report.batches), "overlap": min(overlaps, default=None)}
+
+
+def _images(artifact: Artifact, which: str) -> int | None:
+    """The number of images that the artifact was `evaluated` (without labels: compared with the dense model) or
+    `compared` on."""
+    seen = artifact.seen or {}
+    return seen.get(which, seen.get("compared"))
 
 
 def _latency(file: str, run: int, how: dict[str, Any], timing: Timing) -> Latency:

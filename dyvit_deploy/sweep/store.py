@@ -29,7 +29,7 @@ class Artifact(JsonConfig):
     the share of images with the class of the float32 model at the same keep ratio, `overlap` the share of that model's
     kept tokens at the worst stage, `dense_agreement` the share of images with the class of the dense float32 model,
     if there are no labels for `top1`. `judged` has the requested `data` and `images`, `seen` the data that were used,
-    and on how many images the file was `evaluated` and `compared`.
+    and on how many images the file was `evaluated` and `compared`. `answers` are those of `EvalReport`, as JSON.
     """
 
     keep_ratio: float
@@ -46,6 +46,7 @@ class Artifact(JsonConfig):
     overlap: float | None = None
     dense_agreement: float | None = None
     seen: dict[str, Any] | None = None
+    answers: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self, "keep_ratio", "size_mib")

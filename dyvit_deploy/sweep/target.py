@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean
+from ..statistics.counts import as_fraction, counted, exact
+from ..statistics.estimates import Proportion
 from .grid import short
 
 FRACTIONS = ("top1", "overlap", "agreement", "dense_agreement")
@@ -15,6 +19,8 @@ METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_sec
 # Metrics that can rank artifacts across keep ratios, the most reliable first.
 QUALITIES = ("top1", "dense_agreement")
 LATENCY = "latency_ms_p50"
+RELATIONS: dict[str, Callable[[Fraction, Fraction], bool]] = {
+    "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
 _TARGET = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
 
 
@@ -25,7 +31,8 @@ class SweepRow:
     `overlap` (the share of kept tokens at the worst stage) and `agreement` (the share of images with the same class)
     compare with the float32 model at the same keep ratio; `dense_agreement` compares with the dense model, if there are
     no labels for `top1`. `speedup` is over the dense float32 model in ONNX Runtime, from the same `run`. `command`
-    makes the artifact, `pareto` marks the front of its batch size.
+    makes the artifact, `pareto` marks the front of its batch size. `images` is the number of images of `top1` or
+    `dense_agreement`, `compared` that of `agreement` and `overlap`, None if unknown.
     """
 
     artifact: str
@@ -48,6 +55,21 @@ class SweepRow:
     run: int
     command: str
     pareto: bool = False
+    images: int | None = None
+    compared: int | None = None
+
+    def images_of(self, metric: str) -> int | None:
+        """The images that `metric` is a share of; None for other metrics, or if unknown."""
+        return {"agreement": self.compared, "top1": self.images, "dense_agreement": self.images}.get(metric)
+
+    def basis(self, metric: str) -> str:
+        """The value of `metric`, and for a share of images their number and its 95 % interval."""
+        value, images = getattr(self, metric), self.images_of(metric)
+        text = f"{metric}={value:.4g}"
+        if value is None or not images:
+            return text
+        low, high = Proportion(images, counted(value, images)).interval
+        return f"{text} ({images:,} images, 95 % interval {low:.4g} to {high:.4g})"
 
     @property
     def label(self) -> str:
@@ -69,8 +91,18 @@ class Target:
         value = getattr(row, self.metric)
         if value is None:
             return False
-        return bool({"<=": value <= self.bound, "<": value < self.bound, ">=": value >= self.bound,
-                     ">": value > self.bound}[self.relation])
+        images = row.images_of(self.metric)
+        return RELATIONS[self.relation](as_fraction(value, images) if images else exact(value), exact(self.bound))
+
+    def doubt(self, row: SweepRow) -> str:
+        """How many images would decide whether a share meets the target, if those of the row do not; else empty."""
+        value, images = getattr(row, self.metric), row.images_of(self.metric)
+        if value is None or not images:
+            return ""
+        met, bound = counted(value, images), exact(self.bound)
+        above = self.relation.startswith(">")
+        doubt = Proportion(images, images - met if above else met).doubt(1 - bound if above else bound)
+        return f"{self}: {doubt}" if doubt else ""
 
     def miss(self, row: SweepRow) -> float:
         """The relative distance of the row from the bound: 0 if the target is met, infinite if the value is unknown."""
@@ -98,9 +130,11 @@ def _parse(text: str) -> Target:
         raise ConfigError(f"Unknown metric {metric!r}.{did_you_mean(metric, METRICS)}")
     if percent and metric not in FRACTIONS:
         raise ConfigError(f"{metric} is not a fraction, so % does not apply; write {metric}{relation}{number}.")
-    bound = float(number) / (100 if percent else 1)
+    bound = float(number)
     if not math.isfinite(bound):
         raise ConfigError(f"The number of a target must be finite, not {number}; write one like latency_ms_p99<=20.")
+    # 0.7 / 100 is not the number closest to 0.007.
+    bound = float(exact(bound) / 100) if percent else bound
     if metric in FRACTIONS and not 0 <= bound <= 1:
         raise ConfigError(f"{metric} is a fraction from 0 to 1, not {bound:g}; write 0.97 or 97%.")
     return Target(metric, relation, bound)
@@ -158,15 +192,16 @@ class Recommendation:
     def sentence(self) -> str:
         if best := self.best:
             figures = [f"latency_ms_p50={best.latency_ms_p50:.3g}", f"latency_ms_p99={best.latency_ms_p99:.3g}",
-                       f"{self.quality}={getattr(best, self.quality):.4g}"]
-            return f"Best for {self.requirement}: {best.artifact} ({best.label}), {', '.join(figures)}."
+                       best.basis(self.quality)]
+            doubts = "".join(f"; {doubt}" for t in self.targets if (doubt := t.doubt(best)))
+            return f"Best for {self.requirement}: {best.artifact} ({best.label}), {', '.join(figures)}{doubts}."
         if self.closest is None:
             return f"No artifact was timed, so none meets {self.requirement}."
         unknown = [t.metric for t in self.targets if getattr(self.closest, t.metric) is None]
         if unknown:
             needs = "; sweep with --data that has labels" if "top1" in unknown else ""
             return f"No artifact can meet {self.requirement}, because {' and '.join(unknown)} is not known{needs}."
-        missed = [f"{t.metric}={getattr(self.closest, t.metric):.4g}" for t in self.targets if not t.met(self.closest)]
+        missed = [self.closest.basis(t.metric) for t in self.targets if not t.met(self.closest)]
         return (f"No artifact meets {self.requirement}; the closest is {self.closest.artifact} ({self.closest.label}) "
                 f"with {', '.join(missed)}.")
 

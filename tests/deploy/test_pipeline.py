@@ -203,6 +203,10 @@ def test_the_costliest_layers_are_kept_until_the_drop_is_met(made, tmp_path, mon
     assert not plain and plain.gate.batches[0].top1_agreement < 0.5
     assert report and report.drop.kept == ("blocks.0.attn.qkv",)
     assert report.drop.points <= 13 and set(report.drop.kept) <= set(report.kept)
+    # So few images do not show that no more than 13 points are lost, and the report says so.
+    low, high = report.drop.ci95
+    assert low <= report.drop.points <= 13 < high and any(report.drop.doubt in note for note in report.notes)
+    assert "images change their best class, 95 % interval" in report.to_json()["gate"]["certainty"]
     found = product_precisions(load_graph(tmp_path / "m.onnx"))
     assert found["blocks.0.attn.qkv/MatMul"] == "float32" and found["blocks.0.mlp.fc1/MatMul"] == "int8"
 

@@ -8,8 +8,10 @@ from helpers import fake_runner, tiny_model
 from dyvit_deploy.data.images import Batch, NoiseImages
 from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError
+from dyvit_deploy.evaluation.answers import Answers, estimated_loss, pack_answers, read_answers
 from dyvit_deploy.evaluation.evaluate import evaluate, evaluate_all
 from dyvit_deploy.runners.base import Outputs, TensorSpec
+from dyvit_deploy.statistics.estimates import PairedLoss, UnpairedLoss
 
 
 class Labelled:
@@ -162,3 +164,56 @@ def test_labels_are_matched_by_class_name():
     assert report.top1 == 1.0
     with pytest.raises(DataError, match="does not know the class 'd'"):
         evaluate(answers(logits, [], dataclasses.replace(facts, class_names=tuple("abcxy"))), Labelled(), 4)
+
+
+class Named(Labelled):
+    """`Labelled` with a name for each image, in a folder of any name, in any order."""
+
+    def __init__(self, name="photos", order=(0, 1, 2, 3), names="wxyz"):
+        self.name, self.order, self.names = name, np.array(order), names
+
+    def batches(self, size):
+        for start in range(0, 4, size):
+            labels = self.order[start:start + size]
+            names = [f"{self.name.removeprefix('./')}/{self.names[i]}.png" for i in labels]
+            yield Batch(np.zeros((len(labels), 32, 32, 3), np.uint8), labels, None, names)
+
+
+def lost(reference, mine):
+    return estimated_loss(4, (reference.top1, reference.answers), (mine.top1, mine.answers))
+
+
+def test_two_reports_on_the_same_images_are_compared_image_by_image():
+    facts, right = tiny_model(None)[1], np.eye(4, 5)
+    swapped = right[[0, 1, 3, 2]]
+    reference = evaluate(answers(right[[0, 0, 2, 3]], [], facts), Named(), 3)
+    mine = evaluate(answers(swapped[::-1], [], facts), Named("./photos", (3, 2, 1, 0)), 1)
+    # The reference is wrong on the second image, the other on the last two.
+    assert lost(reference, mine) == PairedLoss(4, 2, 1)
+    assert lost(reference, evaluate(answers(right, [], facts), Named(names="vxyz"), 4)) == UnpairedLoss(4, 3, 4)
+
+
+def test_images_of_one_name_are_not_compared_image_by_image():
+    assert evaluate(answers(np.eye(4, 5), [], tiny_model(None)[1]), Named(names="wwww"), 4).answers is not None
+    keys = np.array([1, 2, 2], np.uint64)
+    assert pack_answers(keys, np.array([True, False, True])) is None
+
+
+@pytest.mark.parametrize("images", [1, 7, 8, 9, 50_000])
+def test_answers_come_back_from_json_as_they_were(images):
+    correct = np.random.default_rng(images).random(images) < 0.8
+    packed = pack_answers(np.arange(images, dtype=np.uint64), correct)
+    saved = dataclasses.asdict(packed)
+    assert read_answers(saved, images, correct.mean()) == packed and len(packed.correct) <= 4 + images / 5.9
+    assert (packed.bits(images) == correct).all()
+    with pytest.raises(ValueError):
+        read_answers(saved, images + 8, correct.mean())
+    assert read_answers(None, images, 0.5) is None and isinstance(packed, Answers)
+
+
+def test_an_accuracy_and_a_calibration_error_are_given_with_their_images():
+    report = evaluate(answers(np.eye(4, 5), [], tiny_model(None)[1]), Named(), 4)
+    low, high = report.to_json()["top1_ci95"]
+    assert high == 1.0 and 0.5 < low < 0.52
+    cells = [cell for column in report.table().columns for cell in column.cells]
+    assert "expected calibration error, 4 images" in cells and "51.01% to 100.00%" in cells

@@ -1,9 +1,20 @@
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 from dyvit_deploy.config import PRECISIONS
 from dyvit_deploy.errors import ConfigError
-from dyvit_deploy.parity.tolerance import TOLERANCES, PrecisionTolerance, mismatches, relative_error
+from dyvit_deploy.parity.kept_tokens import StageOverlap
+from dyvit_deploy.parity.tolerance import (
+    TOLERANCES,
+    PrecisionTolerance,
+    Tolerance,
+    mismatches,
+    relative_error,
+    uncertainty,
+)
 
 
 def logits(seed=0):
@@ -53,3 +64,35 @@ def test_one_image_may_always_change():
 def test_values_outside_their_range_are_refused():
     with pytest.raises(ConfigError, match="top1"):
         PrecisionTolerance(1.5, 0, 0)
+
+
+def test_bounds_on_images_are_exact_for_every_number_of_them():
+    """As exact arithmetic on the bounds as they are written; compare() gives the share as a float."""
+    wrong = []
+    for name, tolerance in TOLERANCES.items():
+        bound = 1 - Fraction(str(tolerance.top1))
+        for n in range(2, 501):
+            for changed in {math.floor(bound * n), math.floor(bound * n) + 1} - {0}:
+                failed = bool(mismatches((n - changed) / n, 0.0, [], n, tolerance))
+                wrong += [(name, n, changed)] if failed != (changed > max(1, bound * n)) else []
+    assert not wrong
+
+
+@pytest.mark.parametrize("kept", [5, 7, 20, 44, 100])
+def test_overlaps_are_exact_for_every_number_of_images(kept):
+    for n in range(1, 200):
+        total = n * kept
+        least = math.ceil(Fraction(9, 10) * total)
+        for common, same in ((least, True), (least - 1, False)):
+            per_image = np.full(n, common // n) + (np.arange(n) < common % n)
+            overlap = StageOverlap(per_image / kept, per_image / kept, kept)
+            assert (mismatches(1.0, 0.0, [overlap.mean], n, TOLERANCES["int8"]) == []) == same, (n, common)
+
+
+def test_a_comparison_says_how_sure_its_agreement_is():
+    assert uncertainty(1.0, 64, Tolerance()) == (
+        "0 of 64 images change their best class, 95 % interval 0.0% to 5.7%.")
+    few = uncertainty(18 / 20, 20, TOLERANCES["int8"])
+    assert "2 of 20 images" in few and "too close to the bound" in few
+    assert "too few images (20): about 35 would do." in uncertainty(1.0, 20, TOLERANCES["int8"])
+    assert "too few" not in uncertainty(0.97, 512, TOLERANCES["int8"])

@@ -32,8 +32,9 @@ def test_every_verdict_has_its_figure_and_the_file_it_is_from(page):
     found = verdicts(report, "tiny.onnx")
     assert found["Parity"].state == "pass" and found["Parity"].source == "tiny.onnx.check.json"
     assert "100 % same class, 10 images" in found["Parity"].lines[1]
+    assert found["Parity"].lines[1].endswith(", 95 % interval 72.25 % to 100 %")
     assert found["Accuracy"].source == "tiny.onnx.eval.json" and "as its checkpoint" in found["Accuracy"].lines
-    assert found["Accuracy"].state == "warn" and "evaluate 100 images or more" in found["Accuracy"].lines[-1]
+    assert found["Accuracy"].state == "warn" and "too few images (10): about " in found["Accuracy"].lines[-1]
     assert found["Precision"].state == "pass" and found["Precision"].headline == "float32, as claimed"
     assert found["Speed"].source == "bench.json" and "batch 4" in found["Speed"].lines[1]
     assert verdicts(report, "dense.onnx")["Speed"].headline == "the baseline"
@@ -58,7 +59,7 @@ def test_a_difference_and_a_drop_are_red(copied):
     values["batches"][0]["failures"] = ["logits differ by 0.3"]
     path.write_text(json.dumps(values))
     path = copied / "tiny.safetensors.eval.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"top1": 0.9}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"top1": 1.0, "answers": None}))
     report = quick(copied)
     found = verdicts(report, "tiny.onnx")
     assert found["Parity"].state == "fail" and "batch 1: logits differ by 0.3" in found["Parity"].lines
@@ -188,7 +189,7 @@ def test_a_speed_whose_interval_touches_the_baselines_is_not_sure(copied):
     values = json.loads(path.read_text())
     base = {t["batch"]: t["latency_ms_p50"] for t in values["timings"] if t["artifact"] == "dense.onnx"}
     for timing in values["timings"]:
-        timing["speedup"] = timing["speedup"] and 1.2
+        timing |= {"speedup": timing["speedup"] and 1.2, "stable": True}
         timing["ci95_ms"] = {"p50": [0.7 * base[timing["batch"]], 1.1 * base[timing["batch"]]]}
     path.write_text(json.dumps(values))
     found = verdicts(quick(copied), "tiny.onnx")["Speed"]
@@ -228,8 +229,8 @@ def test_a_sweep_is_judged_against_its_own_dense_model(tmp_path):
     report = quick(folder)
     pruned, dense = verdicts(report, "keep0.5-fp32-onnx.onnx"), verdicts(report, "dense-float32.onnx")
     assert pruned["Accuracy"].state != "open" and "the dense model" in pruned["Accuracy"].lines[1]
-    assert pruned["Accuracy"].lines[0].startswith("10 images")
-    assert pruned["Speed"].state == "warn" and "batch 1: the sweep recorded no intervals" in pruned["Speed"].lines[-1]
+    assert pruned["Accuracy"].lines[0].startswith("10 images") and "image by image" in pruned["Accuracy"].lines[2]
+    assert pruned["Speed"].state == "warn" and "batch 1: the run did not settle" in pruned["Speed"].lines[-1]
     assert pruned["Speed"].command == ("dyvit bench keep0.5-fp32-onnx.onnx --baseline dense-float32.onnx --batch 1 "
                                        "--seconds 60 --json keep0.5-fp32-onnx.onnx.bench.json")
     assert dense["all"].headline == verdicts(report, "keep1.0-fp32-onnx.onnx")["all"].headline == "baseline"
@@ -304,7 +305,8 @@ def test_of_several_dense_models_that_of_the_same_checkpoint_counts(copied):
     values = json.loads((copied / "dense.onnx.eval.json").read_text())
     for name, top1 in (("dense.onnx", 1.0), ("own.onnx", 0.5), ("tiny.onnx", 0.5)):
         stamp = values["dyvit"] | {"files": {name: sha256(copied / name)}}
-        (copied / f"{name}.eval.json").write_text(json.dumps(values | {"artifact": name, "top1": top1, "dyvit": stamp}))
+        changed = {"artifact": name, "top1": top1, "dyvit": stamp, "answers": None}
+        (copied / f"{name}.eval.json").write_text(json.dumps(values | changed))
     assert "as the dense model" in verdicts(quick(copied), "tiny.onnx")["Accuracy"].lines
 
 

@@ -1,7 +1,9 @@
 """The verdicts for real artifacts with reports that are changed by hand."""
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from helpers import dyvit, tiny_checkpoint, tiny_model
 from report_page import quick, verdicts
@@ -9,6 +11,7 @@ from report_page import quick, verdicts
 import dyvit_deploy as dv
 from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.errors import ConfigError
+from dyvit_deploy.evaluation.answers import pack_answers
 from dyvit_deploy.model.checkpoint import save_checkpoint
 
 pytest.importorskip("jinja2", reason="Jinja2 is missing: pip install 'dyvit-deploy[report]'")
@@ -26,14 +29,31 @@ def change_timings(path, name, **values):
     path.write_text(json.dumps(saved))
 
 
-def evaluated(folder, name, data, images, top1, into=None):
+def evaluated(folder, name, data, images, top1, into=None, answers=None):
     """Writes a report as if that file had been evaluated."""
     path = folder / (into or f"{name}.eval.json")
     shutil.copy(folder / "tiny.onnx.eval.json", folder / "model.tmp")
     values = json.loads((folder / "model.tmp").read_text())
     values["dyvit"]["files"] = {name: sha256(folder / name)}
-    path.write_text(json.dumps(values | {"artifact": name, "data": data, "images": images, "top1": top1}))
+    path.write_text(json.dumps(values | {"artifact": name, "data": data, "images": images, "top1": top1,
+                                         "answers": answers and dataclasses.asdict(answers)}))
     (folder / "model.tmp").unlink()
+
+
+def without_dense(folder):
+    for path in (*folder.glob("dense.onnx*"), *folder.glob("tiny-dense.*")):
+        path.unlink()
+
+
+def both_evaluated(folder, images, reference, worse, better):
+    """Reports of tiny.safetensors, which is right for `reference` images, and of tiny.onnx, which is not for `worse` of
+    them, and is for `better` others; there is no dense model."""
+    without_dense(folder)
+    keys, right = np.arange(images, dtype=np.uint64), np.arange(images) < reference
+    mine = right.copy()
+    mine[:worse], mine[images - better:] = False, True
+    for name, correct in (("tiny.safetensors", right), ("tiny.onnx", mine)):
+        evaluated(folder, name, "digits:test", images, float(correct.mean()), answers=pack_answers(keys, correct))
 
 
 def test_an_accuracy_with_nothing_to_compare_with_is_not_known(copied):
@@ -51,37 +71,63 @@ def test_an_accuracy_with_nothing_to_compare_with_is_not_known(copied):
 
 def test_accuracies_are_compared_on_the_images_that_both_saw_however_they_are_spelt(copied):
     for spelling in ("photos", "photos/", "./photos", "x/../photos"):
-        evaluated(copied, "tiny.safetensors", "photos", 400, 0.9)
-        evaluated(copied, "tiny.onnx", spelling, 400, 0.9)
+        evaluated(copied, "tiny.safetensors", "photos", 10_000, 0.9)
+        evaluated(copied, "tiny.onnx", spelling, 10_000, 0.9)
         evaluated(copied, "tiny.onnx", "others", 5000, 0.2, "more.json")
         found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
         assert found.state == "pass" and found.headline == "90.00 % top-1" and "as its checkpoint" in found.lines
     # Another split of the same data.
-    evaluated(copied, "tiny.onnx", "photos:val", 400, 0.9)
+    evaluated(copied, "tiny.onnx", "photos:val", 10_000, 0.9)
     assert verdicts(quick(copied), "tiny.onnx")["Accuracy"].state == "open"
 
 
-@pytest.mark.parametrize("images, max_drop, state, words", [
-    (0, 1.0, "warn", "Nobody knows"), (1, 0.0, "warn", "One of 1 image weighs 100 points, 0 may be lost."),
-    (99, 1.0, "warn", "evaluate 100 images or more"), (100, 1.0, "pass", "± "), (400, 0.5, "pass", "with 400 images"),
+@pytest.mark.parametrize("images, reference, worse, better, max_drop, state, words", [
+    # 80 % on 100 images, 2 of them lost and 2 gained.
+    (100, 80, 2, 2, 1.0, "warn", "At most 1 points may be lost, too few images (100): about 1,700 would do."),
+    (1700, 1360, 34, 34, 1.0, "pass", "image by image"), (50_000, 40_000, 300, 200, 1.0, "pass", "image by image"),
+    # No answer differs, but 100 images cannot show that.
+    (100, 80, 0, 0, 1.0, "warn", "too few images (100): about 390 would do"), (390, 312, 0, 0, 1.0, "pass", "-0.98"),
+    (1000, 900, 100, 20, 1.0, "fail", "At most 1 points may be lost."), (1000, 900, 100, 20, 50.0, "pass", "-10"),
+    # Twice the bound is lost on few images, exactly the bound on many.
+    (100, 80, 2, 0, 1.0, "warn", "too few images"), (50_000, 40_000, 500, 0, 1.0, "warn", "too close to the bound"),
+    (50_000, 40_000, 0, 0, 0.0, "warn", "too close to the bound"),
 ])
-def test_too_few_images_are_not_green(copied, images, max_drop, state, words):
-    for name in ("tiny.safetensors", "tiny.onnx"):
-        evaluated(copied, name, "digits:test", images, 1.0)
+def test_accuracy_is_green_or_red_only_if_the_interval_excludes_the_bound(copied, images, reference, worse, better,
+                                                                          max_drop, state, words):
+    both_evaluated(copied, images, reference, worse, better)
     found = verdicts(quick(copied, max_drop=max_drop), "tiny.onnx")["Accuracy"]
-    assert found.state == state and words in found.lines[-1]
-    if images == 1:
-        assert found.lines[0] == "1 image of digits:test"
+    assert found.state == state and words in found.lines[-1 if state != "pass" else 2], found.lines
+    assert ("--images 1700 " in found.command) == ("1,700" in words)
 
 
-def test_how_sure_a_drop_is_shrinks_with_the_root_of_the_images(copied):
-    widths = []
-    for images in (1000, 4000):
-        for name in ("tiny.safetensors", "tiny.onnx"):
-            evaluated(copied, name, "digits:test", images, 0.5)
-        [line] = [x for x in verdicts(quick(copied), "tiny.onnx")["Accuracy"].lines if x.startswith("±")]
-        widths.append(float(line.split()[1]))
-    assert widths == [4.4, 2.2]
+@pytest.mark.parametrize("images, top1, state", [(0, 0.8, "warn"), (100, 0.8, "warn"), (5000, 0.8, "warn"),
+                                                 (13_000, 0.8, "pass"), (50_000, 0.8, "pass")])
+def test_without_answers_the_images_of_two_evaluations_count_as_different_ones(copied, images, top1, state):
+    without_dense(copied)
+    for name in ("tiny.safetensors", "tiny.onnx"):
+        evaluated(copied, name, "digits:test", images, top1)
+    found = verdicts(quick(copied), "tiny.onnx")["Accuracy"]
+    assert found.state == state
+    assert found.lines[2].endswith("not image by image" if images else "Nobody knows on how many images.")
+    # Evaluated again, the reference records its answers.
+    assert ("dyvit eval tiny.safetensors" in found.command) == (state == "warn")
+    if images == 100:
+        assert found.lines[2].startswith("95 % interval -11 to +11 points")
+        assert "about 13,000 would do" in found.lines[-1]
+
+
+def test_answers_that_do_not_fit_the_accuracy_are_named_and_left_out(copied):
+    both_evaluated(copied, 100, 80, 2, 2)
+    path = copied / "tiny.onnx.eval.json"
+    good = json.loads(path.read_text())
+    damages = ({"correct": "####"}, {"correct": good["answers"]["correct"][:4]}, {"digest": "0"}, {"digest": None},
+               {"correct": 7}, {"correct": "ü"})
+    for damage in damages:
+        path.write_text(json.dumps(good | {"answers": good["answers"] | damage}))
+        assert any(line.startswith(f"{path.name} is damaged") for line in quick(copied).notes), damage
+    for damage in ({"top1": 0.79}, {"answers": {}}, {"answers": 3}, {"answers": []}, {"images": 10**9}):
+        path.write_text(json.dumps(good | damage))
+        assert any(line.startswith(f"{path.name} is damaged") for line in quick(copied).notes), damage
 
 
 def test_figures_of_a_file_without_a_hash_count_for_nothing(copied):
@@ -133,6 +179,8 @@ def test_agreeing_with_a_checkpoint_that_is_not_here_any_more_is_green(copied):
 def test_speed_is_judged_against_each_baseline_by_itself(copied):
     sure = {"stable": True, "ci95_ms": None}
     shutil.copy(copied / "bench.json", copied / "bench2.json")
+    for path in copied.glob("bench*.json"):
+        change_timings(path, "dense.onnx", **sure)
     change_timings(copied / "bench.json", "tiny.onnx", speedup=1.5, **sure)
     change_timings(copied / "bench2.json", "tiny.onnx", speedup=0.5, latency_ms_p50=7.0, **sure)
     values = json.loads((copied / "bench2.json").read_text())
@@ -150,6 +198,20 @@ def test_without_intervals_medians_do_not_count_as_equal(copied):
     found = verdicts(quick(copied), "tiny.onnx")["Speed"]
     assert found.state == "warn" and "batch 1, 4: the run did not settle; measure longer" in found.lines
     assert not any("overlap" in line for line in found.lines)
+
+
+@pytest.mark.parametrize("mine, base, words", [(False, True, "the run"), (True, False, "the baseline")])
+def test_a_speed_that_did_not_settle_is_neither_green_nor_red(copied, mine, base, words):
+    """Not even if the intervals are apart: they take the calls for independent."""
+    for speedup, p50 in ((4.0, 1.0), (0.25, 16.0)):
+        for name, ms, stable in (("tiny.onnx", p50, mine), ("dense.onnx", 4.0, base)):
+            change_timings(copied / "bench.json", name, latency_ms_p50=ms, latency_ms_p90=ms, stable=stable,
+                           speedup=speedup if name == "tiny.onnx" else None, ci95_ms={"p50": [0.9 * ms, 1.1 * ms]})
+        found = verdicts(quick(copied), "tiny.onnx")["Speed"]
+        assert found.state == "warn" and f"batch 1, 4: {words} did not settle; measure longer" in found.lines
+    for name in ("tiny.onnx", "dense.onnx"):
+        change_timings(copied / "bench.json", name, stable=True)
+    assert verdicts(quick(copied), "tiny.onnx")["Speed"].state == "fail"
 
 
 def test_runs_and_baselines_have_charts_of_their_own(copied):

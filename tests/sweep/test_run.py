@@ -69,7 +69,7 @@ def fake(monkeypatch):
 
     def evaluate(path, *arguments, **_):
         calls.append(("eval", path.name))
-        return SimpleNamespace(data="photos", images=10, top1=0.75, failures=())
+        return SimpleNamespace(data="photos", images=10, top1=0.75, failures=(), answers=None)
 
     def benchmark(paths, config, load=None, track=None):
         calls.append(("bench", config.batches, tuple(path.name for path in paths)))

@@ -1,6 +1,8 @@
 """The Pareto front, and the best artifact for a budget."""
 import dataclasses
+import math
 import random
+from fractions import Fraction
 
 import pytest
 
@@ -88,3 +90,35 @@ def test_the_closest_row_is_named_when_none_meets_the_target():
     assert "No artifact was timed" in choose([], parse_targets(["top1>=0"])).sentence
     unknown = choose([row(top1=None)], parse_targets(["top1>=0.5"]))
     assert not unknown and "data that has labels" in unknown.sentence
+
+
+@pytest.mark.parametrize("metric, images", [("top1", "images"), ("dense_agreement", "images"),
+                                            ("agreement", "compared")])
+def test_a_share_is_held_against_a_target_exactly_for_every_number_of_images(metric, images):
+    wrong = []
+    for percent in ("79", "0.7", "90", "58", "99.9"):
+        targets = [parse_targets([f"{metric}{relation}{percent}%"])[0] for relation in ("<=", "<", ">=", ">")]
+        for n in range(1, 301):
+            bound = Fraction(percent) * n / 100
+            for right in {math.floor(bound), math.ceil(bound)}:
+                found = [t.met(row(**{"top1": None, metric: right / n, images: n})) for t in targets]
+                if found != [right <= bound, right < bound, right >= bound, right > bound]:
+                    wrong.append((percent, n, right))
+    assert not wrong
+
+
+def test_percent_is_a_hundredth_of_the_number_that_was_written():
+    for number in ("0.7", "7", "58", "28.9", "1e-1"):
+        [target] = parse_targets([f"top1>={number}%"])
+        assert target.bound == float(Fraction(number) / 100)
+
+
+def test_the_answer_names_the_images_the_interval_and_how_many_would_decide():
+    rows = [row(5.0, 0.80, images=100), row(9.0, 0.95, images=100)]
+    sentence = choose(rows, parse_targets(["top1>=0.79,latency_ms_p50<=6"])).sentence
+    assert "top1=0.8 (100 images, 95 % interval 0.7112 to 0.8666)" in sentence
+    assert "top1>=0.79: too few images (100): about 6," in sentence
+    assert "too few" not in choose(rows, parse_targets(["top1>=0.5"])).sentence
+    missed = choose(rows, parse_targets(["top1>=0.99"])).sentence
+    assert "with top1=0.95 (100 images, " in missed
+    assert "images" not in choose([row()], parse_targets(["top1>=0"])).sentence
