@@ -297,8 +297,8 @@ class EngineRunConfig(JsonConfig):
     `rewrites` of model.forms.
     """
 
-    trust: bool = option(False, "Load an engine whose hash differs from its sidecar. Engines contain native code: only "
-                                "do this for files you trust.")
+    trust: bool = option(False, "Load an engine that has no sidecar (.json), or whose hash differs from it. Engines "
+                                "contain native code: only do this for files you trust.")
     runtime_cache: str | None = option(None, "File in which TensorRT for RTX keeps its compiled kernels.")
     cuda_graph: bool = option(False, "Run engines, and checkpoints on a GPU, as captured CUDA graphs; checkpoints then "
                                      "have the exact rewrites.")

@@ -213,6 +213,7 @@ def _inspect_engine(path: Path) -> InspectReport:
     engine = None if here.altered else read_sidecar(path)
     loads = {"here": "should load" if here else f"will not load: {', and '.join(here.problems)}"}
     if engine is None:
+        loads = {"here": "should load, with --trust"} if here else loads
         known = here.built | {"described by": f"its first bytes only; {sidecar_path(path).name} is "
                                                f"{'of another plan' if here.altered else 'missing'}"}
         return _report(path, "engine plan", None, known | loads, None)
