@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from ..settings.tables import Table
 from .config import BenchConfig
 from .profile import ProfileReport
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
 from ..machine.hardware import LEAST_CAPABILITY, Gpu, gpu, system
+from ..settings.tables import Table
 from .library import LIBRARY_SPECS, PORTABLE, LibrarySpec, Version, gpu_problem, open_library, parse_version
 from .sidecar import EngineFacts, is_altered, read_sidecar, sidecar_path
 

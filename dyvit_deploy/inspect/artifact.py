@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import ArtifactFacts
@@ -28,6 +27,7 @@ from ..optional import require
 from ..runners.fusions import onnxruntime_fusions
 from ..runners.open import fixed_at_export, unknown_kind
 from ..runners.ort import failures
+from ..settings.tables import Table
 
 if TYPE_CHECKING:
     from ..model.macs import Cost

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
+
+from ..settings.tables import Table
 
 # Failures that a report lists; the rows have all of them.
 LISTED_FAILURES = 20

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from ..config import with_orientation
@@ -28,6 +27,7 @@ from ..errors import ConfigError, DataError
 from ..parity.compare import BatchParity, compare_outputs, default_tolerance
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.open import open_runner
+from ..settings.tables import Table
 from .client import Address, Client, Refused, TritonRunner, to_outputs
 from .config import ServeConfig
 from .repository import ServedModel, read_repository, server_flags

@@ -1,4 +1,5 @@
 """The rule of each kind of image (docs/images.md), the same for training, evaluation, prediction and Triton."""
+import ast
 import io
 import struct
 import warnings
@@ -7,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from fake_triton import preprocessing_model, send_file
-from helpers import tiny_config
+from helpers import ROOT, tiny_config
 from PIL import Image
 
 from dyvit_deploy.data.listing import list_images
@@ -170,3 +171,14 @@ def test_triton_refuses_what_has_no_rule(triton_model):
     content, _ = REFUSED["8-bit values in 16 bits"]
     answer = send_file(triton_model, content)
     assert "image 0 of the request cannot be read: it has 16-bit pixels of 248 at most" in str(answer.error)
+
+
+def test_every_image_that_is_opened_names_the_formats_that_it_may_have():
+    opened = 0
+    for path in (*(ROOT / "dyvit_deploy").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            # Also functools.partial(Image.open, ...).
+            if isinstance(node, ast.Call) and "Image.open" in map(ast.unparse, (node.func, *node.args)):
+                opened += 1
+                assert "formats" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
+    assert opened >= 3
