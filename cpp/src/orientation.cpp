@@ -74,16 +74,17 @@ int exif_orientation(Content const& file) {
   if ((!big && !has_at(exif, 0, "II")) || number_at(exif, 2, 2, big) != 42) return 1;
   std::size_t const directory = number_at(exif, 4, 4, big);
   std::size_t const entries = number_at(exif, directory, 2, big);
-  std::uint32_t found = 1;
   for (std::size_t i = 0; i < entries; ++i) {
-    // An entry: tag, type, number of values, value.
+    // An entry: tag, type, number of values, value. Of several with one tag, the first counts.
     std::size_t const at = directory + 2 + 12 * i;
     if (at + 12 > exif.size()) break;
-    std::uint32_t const type = number_at(exif, at + 2, 2, big);
-    if (number_at(exif, at, 2, big) != orientation_tag || number_at(exif, at + 4, 4, big) != 1) continue;
-    found = type == short_type ? number_at(exif, at + 8, 2, big) : type == long_type ? number_at(exif, at + 8, 4, big) : 1;
+    if (number_at(exif, at, 2, big) != orientation_tag) continue;
+    std::uint32_t const type = number_at(exif, at + 2, 2, big), count = number_at(exif, at + 4, 4, big);
+    bool const known = count == 1 && (type == short_type || type == long_type);
+    std::uint32_t const value = known ? number_at(exif, at + 8, type == short_type ? 2 : 4, big) : 1;
+    return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
   }
-  return found >= 1 && found <= 8 ? static_cast<int>(found) : 1;
+  return 1;
 }
 
 Image upright(Image image, int orientation) {
