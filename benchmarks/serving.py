@@ -31,6 +31,7 @@ from speed import RESULTS, random_checkpoint
 from dyvit_deploy.artifacts.facts import library_versions
 from dyvit_deploy.artifacts.files import check_target, write_json
 from dyvit_deploy.data.preprocess import resize_and_crop
+from dyvit_deploy.data.reading import decode
 from dyvit_deploy.errors import DyvitError
 from dyvit_deploy.machine.hardware import machine
 from dyvit_deploy.runners.ort import OrtRunner
@@ -129,7 +130,7 @@ def pictures(model: ServedModel) -> tuple[list[bytes], np.ndarray]:
         file = io.BytesIO()
         clouds.save(file, "jpeg", quality=90)
         files.append(file.getvalue())
-    pixels = [resize_and_crop(Image.open(io.BytesIO(content)), model.servable.facts.model) for content in files]
+    pixels = [resize_and_crop(decode(io.BytesIO(content)), model.servable.facts.model) for content in files]
     return files, np.stack(pixels)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from .errors import ConfigError
 from .settings.fields import Arguments, JsonConfig, as_arguments, check_choice, option, switches
@@ -40,13 +40,36 @@ def image_size_option() -> Any:
 
 
 class ImageSpec(Protocol):
-    """How a model wants its images: `image_size` is (height, width) in pixels."""
+    """How a model wants its images: `image_size` is (height, width) in pixels. With `orient`, images are turned as
+    their EXIF orientation says; training ignores it."""
 
     @property
     def image_size(self) -> tuple[int, int]: ...
 
     @property
     def preprocess(self) -> Preprocess: ...
+
+    @property
+    def orient(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class OrientedImages:
+    """The `ImageSpec` of `--orient`."""
+
+    image_size: tuple[int, int]
+    preprocess: Preprocess
+    orient: bool = True
+
+
+def with_orientation(spec: ImageSpec, orient: bool) -> ImageSpec:
+    """`spec`, with the EXIF orientation applied if `orient`."""
+    return OrientedImages(spec.image_size, spec.preprocess) if orient else spec
+
+
+def orient_option() -> Any:
+    """The field for it."""
+    return option(False, "Turn images as their EXIF orientation says, which training ignores.")
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,8 @@ class ModelConfig(JsonConfig):
     timm_name: str | None = None
     preprocess: Preprocess = Preprocess()
     options: Arguments = ()
+    # See `ImageSpec`; no property of a model.
+    orient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", as_arguments(self.options))
@@ -297,8 +322,8 @@ class EngineRunConfig(JsonConfig):
     `rewrites` of model.forms.
     """
 
-    trust: bool = option(False, "Load an engine whose hash differs from its sidecar. Engines contain native code: only "
-                                "do this for files you trust.")
+    trust: bool = option(False, "Load an engine that has no sidecar (.json), or whose hash differs from it. Engines "
+                                "contain native code: only do this for files you trust.")
     runtime_cache: str | None = option(None, "File in which TensorRT for RTX keeps its compiled kernels.")
     cuda_graph: bool = option(False, "Run engines, and checkpoints on a GPU, as captured CUDA graphs; checkpoints then "
                                      "have the exact rewrites.")

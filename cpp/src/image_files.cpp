@@ -14,6 +14,7 @@
 
 #include "backend.h"
 #include "dyvit/images.h"
+#include "orientation.h"
 
 namespace dyvit {
 namespace {
@@ -165,14 +166,16 @@ Image decode_png(Content const& content, std::string const& name) {
 
 }  // namespace
 
-Image read_image(std::filesystem::path const& path) {
+Image read_image(std::filesystem::path const& path, bool orient) {
   require_file(path);
   std::ifstream file(path, std::ios::binary);
   Content const content((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   std::string const name = path.string();
-  if (content.size() > 2 && content[0] == 0xFF && content[1] == 0xD8) return decode_jpeg(content, name);
-  if (content.size() > 8 && png_sig_cmp(content.data(), 0, 8) == 0) return decode_png(content, name);
-  throw Error(name + " is neither a JPEG nor a PNG file; save it as one of them.");
+  bool const jpeg = content.size() > 2 && content[0] == 0xFF && content[1] == 0xD8;
+  if (!jpeg && (content.size() <= 8 || png_sig_cmp(content.data(), 0, 8) != 0))
+    throw Error(name + " is neither a JPEG nor a PNG file; save it as one of them.");
+  Image image = jpeg ? decode_jpeg(content, name) : decode_png(content, name);
+  return orient ? upright(std::move(image), exif_orientation(content)) : image;
 }
 
 }  // namespace dyvit

@@ -56,7 +56,7 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = {"models": [], "decoded": [], "resized": [], "plan": None}
+        self.manifest = {"models": [], "decoded": [], "oriented": [], "resized": [], "plan": None}
 
     def array(self, name: str, values) -> str:
         values.tofile(self.folder / name)
@@ -77,14 +77,17 @@ class Reference:
             "feed": self.array(f"{stem}.feed", feed), "logits": self.array(f"{stem}.logits", outputs.logits),
             "kept": [self.array(f"{stem}.kept{i}", stage) for i, stage in enumerate(outputs.kept)]})
 
-    def decoded(self, file: Path) -> None:
+    def decoded(self, file: Path, kind: str = "decoded") -> None:
+        """The pixels of `file` as it is, or with its EXIF orientation applied if `kind` is "oriented"."""
         import numpy as np
 
+        from dyvit_deploy.data.preprocess import upright
         from dyvit_deploy.data.reading import decode
 
-        pixels = np.asarray(decode(file))
-        self.manifest["decoded"].append({"file": str(file), "height": pixels.shape[0], "width": pixels.shape[1],
-                                         "pixels": self.array(f"{file.name}.pixels", pixels)})
+        image = decode(file)
+        pixels = np.asarray(upright(image) if kind == "oriented" else image)
+        self.manifest[kind].append({"file": str(file), "height": pixels.shape[0], "width": pixels.shape[1],
+                                    "pixels": self.array(f"{file.name}.{kind}.pixels", pixels)})
 
     def resized(self, file: Path, size: tuple[int, int], short_side: int | None, interpolation: str,
                 squash: bool = False, long_side: int | None = None) -> None:
@@ -163,16 +166,16 @@ def add_photo_model(reference: Reference, files: list[Path]) -> None:
     reference.model("photos.onnx", [str(file) for file in files], images)
 
 
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
 def deep_png(pixels) -> bytes:
     """A PNG with 16 bits per channel, which Pillow cannot write, of uint16 [height, width, 3]."""
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = zlib.crc32(kind + content).to_bytes(4, "big")
-        return len(content).to_bytes(4, "big") + kind + content + check
-
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
-            + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+            + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b""))
 
 
 def add_files(reference: Reference) -> list[Path]:
@@ -229,6 +232,46 @@ def add_files(reference: Reference) -> list[Path]:
     return likely
 
 
+def exif(value: int, kind: int = 3, big: bool = False, tag: int = 274, offset: int = 8) -> bytes:
+    """An EXIF block with one number of 16 (`kind` 3) or 32 bits (4); by default the orientation."""
+    order = ">" if big else "<"
+    head = (b"MM\0*" if big else b"II*\0") + struct.pack(f"{order}I", offset) + bytes(offset - 8)
+    return head + struct.pack(f"{order}HHHI{'I' if kind == 4 else 'H2x'}4x", 1, tag, kind, 1, value)
+
+
+def add_oriented_files(reference: Reference) -> None:
+    """Every EXIF orientation in JPEG and PNG files, and blocks that are unusual or damaged."""
+    import numpy as np
+    from PIL import Image
+
+    clouds = np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    picture, folder = Image.fromarray(clouds).resize((61, 40), Image.Resampling.BICUBIC), reference.folder
+    blocks = {f"orientation{value}": exif(value, big=value % 2 == 0) for value in range(1, 9)} | {
+        "wide": exif(6, kind=4), "wide-big": exif(7, kind=4, big=True), "far": exif(8, offset=200),
+        "other-tag": exif(6, tag=275), "rational": exif(6, kind=5), "nine": exif(9), "cut-exif": exif(6)[:15],
+        "outside": exif(6)[:4] + b"\xff\xff\xff\x7f", "no-tiff": b"XX" + exif(6)[2:],
+        "many": exif(6)[:8] + b"\xff\xff" + exif(6)[10:], "marked": b"Exif\0\0" + exif(6), "empty": b""}
+    for name, block in blocks.items():
+        for suffix in ("jpg", "png"):
+            file = folder / f"{name}.{suffix}"
+            picture.save(file, exif=b"Exif\0\0" + block)
+            reference.decoded(file, "oriented")
+    reference.decoded(folder / "orientation6.jpg")
+    reference.decoded(folder / "orientation6.png")
+    # The chunk behind the pixels.
+    content = (folder / "empty.png").read_bytes()
+    (folder / "late.png").write_bytes(content[:-12] + png_chunk(b"eXIf", exif(5)) + content[-12:])
+    reference.decoded(folder / "late.png", "oriented")
+    # The block in two segments.
+    content, block = (folder / "empty.jpg").read_bytes(), exif(3)
+    segments = [b"\xff\xe1" + struct.pack(">H", 8 + len(part)) + b"Exif\0\0" + part
+                for part in (block[:12], block[12:])]
+    (folder / "split.jpg").write_bytes(content[:2] + b"".join(segments) + content[2:])
+    reference.decoded(folder / "split.jpg", "oriented")
+    with Image.open(folder / "scene0.png") as scene:
+        scene.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=b"Exif\0\0" + exif(6))
+
+
 def add_plan(reference: Reference) -> None:
     """An engine of TensorRT for RTX, which builds without a GPU, if the library is installed."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -248,6 +291,7 @@ def main() -> None:
     reference = Reference(folder)
     add_digits(reference)
     add_photo_model(reference, add_files(reference))
+    add_oriented_files(reference)
     add_plan(reference)
     (folder / "manifest.json").write_text(json.dumps(reference.manifest, indent=1) + "\n")
 

@@ -37,6 +37,12 @@ class Commands(unittest.TestCase):
         self.assertRegex(done.stderr, r"^dyvit-run: .*cut\.jpg is damaged or cut short \(.*\n$")
         self.assertTrue(done.stdout.startswith(str(SCENE)))
 
+    def test_the_exif_orientation_is_applied_on_request(self):
+        upright, ignored, applied = (
+            call("dyvit-run", MODEL, *arguments).stdout.splitlines()[1:]
+            for arguments in ([SCENE], [REFERENCE / "turned.png"], [REFERENCE / "turned.png", "--orient"]))
+        self.assertTrue(upright == applied != ignored)
+
     def test_a_known_error_is_one_line_and_exit_code_1(self):
         for program, more in (("dyvit-run", [SCENE]), ("dyvit-bench", [])):
             done = call(program, "missing.onnx", *more)

@@ -57,6 +57,16 @@ TEST_CASE("JPEG and PNG files are decoded as by Pillow") {
   }
 }
 
+TEST_CASE("the EXIF orientation is applied only on request, as in Python") {
+  for (auto const& expected : reference::manifest()["oriented"]) {
+    CAPTURE(expected["file"].get<std::string>());
+    auto const image = dyvit::read_image(in_folder(expected["file"]), true);
+    REQUIRE(image.height == expected["height"].get<std::int64_t>());
+    REQUIRE(image.width == expected["width"].get<std::int64_t>());
+    CHECK(compare(image.rgb, reference::array<std::uint8_t>(expected["pixels"])).largest == 0);
+  }
+}
+
 TEST_CASE("images are resized, cropped and padded as in Python") {
   for (auto const& expected : reference::manifest()["resized"]) {
     CAPTURE(expected["pixels"].get<std::string>());

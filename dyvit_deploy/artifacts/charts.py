@@ -39,10 +39,11 @@ def bar_chart(path: str | Path, labels: Sequence[str], values: Sequence[float], 
     axes = figure.subplots()
     bars = axes.barh(range(len(labels)), values, color=BLUE)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    # A $ in a name would start a formula.
+    axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10, parse_math=False)
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     write_figure(figure, path)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, ConfigError
+from ..settings.tables import Table
 
 # Labels of `_Row.mode`, see `Timing`.
 MODE_LABELS = ("CUDA graph", "Number of streams")

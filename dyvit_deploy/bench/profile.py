@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from ..runners.base import Runner
 from ..runners.profiling import LayerTime
+from ..settings.tables import Table
 from .process import make_feed
 
 RUNS = 20

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from ..settings.tables import Table
 from .config import BenchConfig
 from .profile import ProfileReport
 
@@ -130,7 +129,7 @@ class BenchReport:
         given = self.config.baseline
         lines = [f"speed-up: over {Path(given).name if given else 'the dense model as torch exports it'}"]
         lines += ["rewritten: over the dense model with the same rewrites"] * twins
-        return escape("; ".join(lines))
+        return "; ".join(lines)
 
     def _starts(self) -> Table:
         """The cost of a start in a fresh process."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import require_file, write_json
@@ -20,6 +19,7 @@ from ..config import METHODS
 from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
 from ..settings.fields import JsonConfig
 from ..settings.preprocessing import Preprocess
+from ..settings.tables import Table
 
 FORMAT = 1
 RANGES_KIND = "dyvit ranges"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
 from ..config import PRECISIONS, QUANTIZED
@@ -22,6 +21,7 @@ from ..parity.tolerance import relative_error
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.ort import OrtRunner
 from ..settings.fields import ALIASES
+from ..settings.tables import Table
 from .collect import examine, float32_facts, ranges_for
 from .config import CalibrationConfig
 from .policy import part_of, quantizable

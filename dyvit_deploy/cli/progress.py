@@ -13,10 +13,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    track as rich_track,
 )
 
 from ..machine.processes import is_first
@@ -33,20 +33,27 @@ TABLE_WIDTH = 130
 
 @functools.cache
 def console() -> Console:
-    """Standard output; never so narrow that a table would lose digits."""
-    return Console(width=max(Console().width, TABLE_WIDTH))
+    """Standard output; never so narrow that a table would lose digits. Names may have brackets, which are no markup."""
+    return Console(width=max(Console().width, TABLE_WIDTH), markup=False, emoji=False)
 
 
 @functools.cache
 def errors() -> Console:
     """Standard error."""
-    return Console(stderr=True)
+    return Console(stderr=True, markup=False, emoji=False)
 
 
 def show_progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """`items` behind a progress bar that vanishes when it is done."""
-    return rich_track(items, description, total, console=errors(), transient=True,
-                      disable=not errors().is_terminal or not is_first())
+    with Progress(_plain("{task.description}"), BarColumn(), TaskProgressColumn(),
+                  TimeRemainingColumn(elapsed_when_finished=True), console=errors(), transient=True,
+                  disable=not errors().is_terminal or not is_first()) as progress:
+        yield from progress.track(items, total, description=description)
+
+
+def _plain(template: str) -> TextColumn:
+    """A column of a progress bar, whose text may have brackets."""
+    return TextColumn(template, markup=False)
 
 
 class TrainingBar:
@@ -58,8 +65,8 @@ class TrainingBar:
     def __init__(self, out: str) -> None:
         self._out = Path(out)
         self._said = time.monotonic()
-        self._progress = Progress(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
-                                  TimeRemainingColumn(), TextColumn("{task.fields[losses]}"), console=errors(),
+        self._progress = Progress(_plain("{task.description}"), BarColumn(20), MofNCompleteColumn(),
+                                  TimeRemainingColumn(), _plain("{task.fields[losses]}"), console=errors(),
                                   disable=not errors().is_terminal or not is_first())
         self._task = self._progress.add_task("starting", total=None, losses="")
 
@@ -116,7 +123,7 @@ class BuildBar:
     """The builder's phases: one bar for the innermost that runs, which vanishes when the build is done."""
 
     def __init__(self) -> None:
-        self._progress = Progress(TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
+        self._progress = Progress(_plain("{task.description}"), BarColumn(20), MofNCompleteColumn(),
                                   TimeElapsedColumn(), TimeRemainingColumn(), console=errors(), transient=True,
                                   disable=not errors().is_terminal)
         self._task: Any = None

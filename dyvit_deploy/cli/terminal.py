@@ -149,4 +149,4 @@ def kept_when_stopped(partial: Path | None) -> Iterator[None]:
 
 def step(text: str) -> None:
     """One line per step of long work, on standard error."""
-    errors().print(f"[dim]{text} ...[/dim]", highlight=False)
+    errors().print(Text(f"{text} ...", "dim"), soft_wrap=True)

@@ -21,6 +21,11 @@ MOST_PIXELS = 178_956_970
 # Tags of TIFF, and their values.
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO, SIGNED = 0, 2
+# The EXIF tag, and how to make an image upright by its value; 1 is upright.
+ORIENTATION = 274
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
 UNKNOWN_RANGE = "it has {}, whose range is unknown; save it with 8 bits per channel"
 
 
@@ -39,7 +44,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         grey = _scaled_floats(image) if image.mode == "F" else _upper_bits(image, tags)
         # Pillow inverts files of 8 bits itself.
+        exif = image.info.get("exif")
         image = Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey)
+        # For `orientation`.
+        image.info["exif"] = exif
     elif image.mode == "P" and "transparency" in image.info:
         # Pillow warns about a direct conversion, whose result is the same.
         image = image.convert("RGBA")
@@ -69,11 +77,35 @@ def _scaled_floats(image: Image.Image) -> NDArray[np.uint8]:
     return grey
 
 
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a JPEG, PNG or WebP file, 1 to 8; 1 for one that has none, or a damaged one.
+
+    Other places are not read (XMP), so that every runtime finds the same. Pillow itself applies the tag of TIFF files.
+    """
+    if not (content := image.info.get("exif")):
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(content)
+        value = exif.get(ORIENTATION)
+    # Depending on the damage, struct.error, SyntaxError and others.
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     """Resizes and crops the centre: uint8 [height, width, 3] at the model's input size.
 
     The order and rounding are those of torchvision's Resize and CenterCrop on a Pillow image, which the published
-    evaluation uses, and for inputs that are not square those of timm.
+    evaluation uses, and for inputs that are not square those of timm. With `spec.orient`, it is first turned as its
+    EXIF orientation says.
 
     Raises:
         ValueError: the image is so long and thin that the resized image would exceed MOST_PIXELS.
@@ -81,6 +113,8 @@ def resize_and_crop(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     preprocess, (height, width) = spec.preprocess, spec.image_size
     resampling = RESAMPLING[preprocess.interpolation]
     image = as_rgb(image)
+    if spec.orient:
+        image = upright(image)
     if preprocess.short_side is None:
         return np.asarray(image.resize((width, height), resampling))
     scaled = _scaled(image.size, preprocess, width > height)

@@ -19,7 +19,7 @@ from ..config import ImageSpec
 from ..errors import DataError, did_you_mean, reason
 from ..machine.processes import cpu_share
 from .images import UNREADABLE, Batch
-from .preprocess import MOST_PIXELS, as_rgb, resize_and_crop
+from .preprocess import MOST_PIXELS, as_rgb, orientation, resize_and_crop
 from .walk import FORMATS
 
 ImageReader = Callable[[], tuple[Image.Image, int | None]]
@@ -39,11 +39,13 @@ def split_names(split: str) -> tuple[str, ...]:
 
 
 class DecodedImage(NamedTuple):
-    """An image at the model's input size, uint8 [height, width, 3], and its label if it has one."""
+    """An image at the model's input size, uint8 [height, width, 3], and its label if it has one. `turned`: its file has
+    an EXIF orientation other than upright, applied or not."""
 
     name: str
     pixels: NDArray[np.uint8]
     label: int | None
+    turned: bool = False
 
 
 class UnreadableImage(NamedTuple):
@@ -67,7 +69,7 @@ def read_images(items: Iterable[tuple[str, ImageReader]], spec: ImageSpec, ahead
         name, read = item
         try:
             image, label = read()
-            return DecodedImage(name, resize_and_crop(image, spec), label)
+            return DecodedImage(name, resize_and_crop(image, spec), label, orientation(image) != 1)
         except UNREADABLE as error:
             return UnreadableImage(name, str(error))
 
@@ -112,12 +114,15 @@ def read_batches(source: str, items: Iterable[tuple[str, ImageReader]], size: in
 
 
 def _batch(images: Sequence[DecodedImage]) -> Batch:
-    names, pixels, labels = zip(*images)
+    names, pixels, labels, _ = zip(*images)
     return Batch(np.stack(pixels), None if None in labels else np.asarray(labels, np.int64), None, list(names))
 
 
 def decode(file: str | Path | IO[bytes]) -> Image.Image:
-    """Decodes an image of one of FORMATS as RGB, by the rules of `as_rgb`; raises one of UNREADABLE."""
+    """Decodes an image of one of FORMATS as RGB, by the rules of `as_rgb`, and keeps its EXIF data.
+
+    Raises one of UNREADABLE.
+    """
     try:
         with Image.open(file, formats=tuple(FORMATS)) as image:
             return as_rgb(image)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import atomic_write, hash_files, make_folder, size_mib
@@ -30,6 +29,7 @@ from ..parity.compare import ParityReport, check_artifacts
 from ..parity.config import CheckConfig
 from ..report.page import write_report
 from ..report.status import typed
+from ..settings.tables import Table
 
 DEMO = Path(__file__).parent
 STUDENT, TEACHER = DEMO / "digits-s.safetensors", DEMO / "digits-s-dense.safetensors"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import library_versions
@@ -23,6 +22,7 @@ from ..graph.names import node_labels
 from ..graph.read import Graph, Tensor, computed_operands, graph_facts, graph_tensors, product_precisions, summary
 from ..machine.hardware import gpu, system
 from ..settings.fields import command_flags
+from ..settings.tables import Table
 from .commands import polygraphy_line, trtexec_line
 from .config import BatchProfile, BuildConfig
 from .layers import (

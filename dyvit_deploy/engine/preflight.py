@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import require_file
 from ..errors import ArtifactError, BackendError, DyvitError
 from ..machine.hardware import LEAST_CAPABILITY, Gpu, gpu, system
+from ..settings.tables import Table
 from .library import LIBRARY_SPECS, PORTABLE, LibrarySpec, Version, gpu_problem, open_library, parse_version
-from .sidecar import EngineFacts, is_altered, read_sidecar
+from .sidecar import EngineFacts, is_altered, read_sidecar, sidecar_path
 
 # The header of a plan of TensorRT for RTX 1.4 to 1.7: magic, size of the file, version.
 HEADER = struct.Struct("<4s12xQ4B")
@@ -149,7 +149,8 @@ def preflight(path: str | Path) -> Preflight:
     if altered:
         problems.append(ALTERED)
     if facts is None:
-        notes.append("There is no .json beside the plan, so what it was built for is known only in part.")
+        notes.append("There is no .json beside the plan, so what it was built for is known only in part, and it loads "
+                     "only with --trust.")
     rebuild = facts.rebuild if facts else None
     # The command as recorded would build for the same GPUs again.
     if rebuild and device:
@@ -161,18 +162,18 @@ def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[L
     """The library and the facts of a plan that passed `preflight`; without facts if the plan is altered.
 
     Args:
-        trust: accept a plan that is not the file that its sidecar describes.
+        trust: accept a plan that is not the file that its sidecar describes, or that has no sidecar.
         stripped: accept a plan without weights.
 
     Raises:
-        ArtifactError: the plan is not the file that its sidecar describes, and `trust` is false.
+        ArtifactError: no sidecar describes the plan, and `trust` is false.
         BackendError: it cannot load here.
     """
     report = preflight(path)
     facts = read_sidecar(path)
-    if report.altered and not trust:
-        raise ArtifactError(f"{path} is not the file that {path.name}.json describes; a plan is native code, so load "
-                            "it with --trust only when you know where it comes from, or build it again.")
+    if not trust and (report.altered or facts is None):
+        raise ArtifactError(f"{path} {_unknown(path, facts)}; a plan is native code, so load it with --trust only when "
+                            "you know where it comes from, or build it again.")
     accepted = (ALTERED, STRIPPED) if stripped else (ALTERED,)
     rest = tuple(problem for problem in report.problems if problem not in accepted)
     if rest:
@@ -181,6 +182,23 @@ def require_loadable(path: Path, trust: bool, stripped: bool = False) -> tuple[L
         return LIBRARY_SPECS[facts.builder["format"]], None if report.altered else facts
     header = read_plan_header(path)
     return header[0] if header else LIBRARY_SPECS["trt"], None
+
+
+def require_described(path: Path) -> EngineFacts:
+    """The facts of a plan; for commands that need them, which cannot be told to trust the plan.
+
+    Raises:
+        ArtifactError: no sidecar describes the plan.
+    """
+    facts = read_sidecar(path)
+    if facts is None or is_altered(path, facts):
+        raise ArtifactError(f"{path} {_unknown(path, facts)}; copy both files again, or build it again.")
+    return facts
+
+
+def _unknown(path: Path, facts: EngineFacts | None) -> str:
+    name = sidecar_path(path).name
+    return f"has no {name}, which says what it is" if facts is None else f"is not the file that {name} describes"
 
 
 def read_trusted(path: Path, facts: EngineFacts | None) -> bytes:

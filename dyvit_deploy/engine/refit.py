@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.files import require_file, sha256
-from ..errors import ArtifactError, BackendError, ConfigError
+from ..errors import BackendError, ConfigError
 from ..graph.read import graph_facts, load_graph
 from .build import BuildReport, checked_target, refit_warning, save_engine
 from .library import BuilderLibrary, open_library
 from .load import load_engine
 from .network import last
-from .preflight import read_trusted, require_loadable
-from .sidecar import EngineFacts, read_sidecar, sidecar_path
+from .preflight import read_trusted, require_described, require_loadable
+from .sidecar import EngineFacts
 
 
 def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, rebuild: str | None = None) -> BuildReport:
@@ -33,14 +33,9 @@ def refit_engine(plan: str | Path, onnx: str | Path, path: str | Path, rebuild: 
         BackendError: the plan cannot load here, or the library refuses the weights.
     """
     plan, onnx, path = require_file(plan), require_file(onnx), checked_refit(plan, path)
-    recorded = read_sidecar(plan)
-    source = {"file": onnx.name, "sha256": sha256(onnx)}
-    if recorded:
-        _check_weights(plan, recorded, source)
-    spec, facts = require_loadable(plan, trust=False, stripped=True)
-    if facts is None:
-        raise ArtifactError(f"{plan} has no {sidecar_path(plan).name} of its own, which says what it holds; refit the "
-                            "plan that dyvit wrote, with that file beside it.")
+    facts, source = require_described(plan), {"file": onnx.name, "sha256": sha256(onnx)}
+    _check_weights(plan, facts, source)
+    spec, _ = require_loadable(plan, trust=False, stripped=True)
     library = open_library(spec.format)
     started = time.perf_counter()
     loaded = load_engine(library, read_trusted(plan, facts), str(plan), facts.config.version_compatible, facts.rebuild)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 from rich.text import Text
 
 from ..config import LoadConfig
@@ -22,6 +21,7 @@ from ..data.reading import nothing_readable
 from ..machine.processes import claim_share, gather_over_ranks, rank, world_size
 from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.open import open_runner
+from ..settings.tables import Table
 from ..statistics.counts import counted
 from ..statistics.estimates import Proportion
 from .answers import Answers, image_key, pack_answers

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts, library_versions
@@ -21,6 +20,7 @@ from ..errors import ConfigError, ExportError, reason
 from ..graph.files import check_pair_target, fits_one_file, write_graph, write_pair
 from ..graph.limits import MAX_K
 from ..optional import require
+from ..settings.tables import Table
 from .config import ExportConfig
 from .memory import collector_paused
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import ArtifactFacts
@@ -28,6 +27,7 @@ from ..optional import require
 from ..runners.fusions import onnxruntime_fusions
 from ..runners.open import fixed_at_export, unknown_kind
 from ..runners.ort import failures
+from ..settings.tables import Table
 
 if TYPE_CHECKING:
     from ..model.macs import Cost
@@ -214,6 +214,7 @@ def _inspect_engine(path: Path) -> InspectReport:
     engine = None if here.altered else read_sidecar(path)
     loads = {"here": "should load" if here else f"will not load: {', and '.join(here.problems)}"}
     if engine is None:
+        loads = {"here": "should load, with --trust"} if here else loads
         known = here.built | {"described by": f"its first bytes only; {sidecar_path(path).name} is "
                                                f"{'of another plan' if here.altered else 'missing'}"}
         return _report(path, "engine plan", None, known | loads, None)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import library_versions
@@ -16,6 +15,7 @@ from ..engine.preflight import OTHER_LIBRARY
 from ..errors import BackendError, DyvitError, reason
 from ..machine.hardware import gpu
 from ..optional import installed, require
+from ..settings.tables import Table
 
 READY, MISSING, UNUSABLE = "ready", "not installed", "installed, not usable"
 

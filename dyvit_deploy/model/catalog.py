@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rich.table import Table
-
 from ..config import PruneConfig, default_stages
 from ..data.images import Track, no_track
+from ..settings.tables import Table
 from . import zoo
 
 RATIOS = (1.0, 0.9, 0.8, 0.7, 0.5)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import ArtifactFacts
@@ -21,6 +20,7 @@ from ..data.open import open_images
 from ..errors import DataError
 from ..runners.base import Outputs, Runner, join_outputs, run_in_batches, take
 from ..runners.open import is_checkpoint, load_for, open_runner
+from ..settings.tables import Table
 from ..statistics.counts import exact
 from .config import CheckConfig
 from .kept_tokens import StageOverlap, near_cut, stage_overlaps

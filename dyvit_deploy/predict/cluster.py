@@ -63,7 +63,7 @@ class Worker:
                     ((place.name, place.read) for place in places), self._predictor.spec, len(places), self._threads)))
             except DyvitError as error:
                 kind, text = type(error).__name__, str(error)
-        values = [[r.image, r.classes, r.probabilities, r.error] for r in rows]
+        values = [[r.image, r.classes, r.probabilities, r.error, r.turned] for r in rows]
         return {"number": row["number"], "rows": json.dumps(values), "kind": kind, "text": text}
 
 
@@ -159,8 +159,8 @@ class _Cluster:
                     if row["kind"]:
                         raise getattr(errors, row["kind"])(row["text"])
                     assert row["number"] == number, "Ray keeps the order because of preserve_order"
-                    yield wave[number], [Prediction(image, tuple(classes), tuple(probabilities), error)
-                                         for image, classes, probabilities, error in json.loads(row["rows"])]
+                    yield wave[number], [Prediction(image, tuple(classes), tuple(probabilities), error, turned)
+                                         for image, classes, probabilities, error, turned in json.loads(row["rows"])]
             except self._ray.exceptions.RayError as error:
                 raise BackendError(f"A Ray worker failed ({reason(error, last=True)}); see Ray's own log for more."
                                    ) from error

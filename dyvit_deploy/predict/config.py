@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import device_option
+from ..config import device_option, orient_option
 from ..errors import ConfigError
 from ..settings.fields import JsonConfig, option
 
@@ -25,6 +25,7 @@ class PredictConfig(JsonConfig):
                                 metavar="FILE")
     runner: str = option("local", "ray: processes of this machine, or of the cluster in RAY_ADDRESS.", choices=RUNNERS)
     workers: int | None = option(None, "Processes of --runner ray; default: one per GPU, else per machine.")
+    orient: bool = orient_option()
     device: str | None = device_option()
 
     def __post_init__(self) -> None:

@@ -6,24 +6,42 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..artifacts.facts import METADATA_KEY
 from ..artifacts.files import atomic_write
 from ..optional import require
 from .report import Prediction, columns
 
+# Spreadsheets take a cell that begins with one of these for a formula (OWASP, CSV injection), all but the apostrophe.
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
 # Rows of a Parquet row group, all of which are in memory at once.
 GROUP = 16_384
 
 
 def write_csv(path: Path, batches: Iterable[list[Prediction]], top: int) -> None:
-    """Writes CSV as in RFC 4180, but with line feeds as line ends; with a header, in UTF-8."""
+    """Writes CSV as in RFC 4180, but with line feeds as line ends; with a header, in UTF-8.
+
+    A cell that begins with one of FORMULA gets an apostrophe in front, so that spreadsheets show it as text. Without
+    its first apostrophe, if it has one, each cell is what it was.
+    """
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        # csv quotes the characters of its own line end only, and a name may have either.
+        writer = csv.writer(_LineFeeds(file), lineterminator="\r\n")
         writer.writerow(columns(top))
         for rows in batches:
-            writer.writerows(row.cells(top) for row in rows)
+            writer.writerows([f"'{cell}" if cell.startswith(FORMULA) else cell for cell in row.cells(top)]
+                             for row in rows)
+
+
+class _LineFeeds:
+    """A text file whose rows, written one at a time, end with a line feed in place of \\r\\n."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(row.removesuffix("\r\n") + "\n")
 
 
 def write_parquet(path: Path, batches: Iterable[list[Prediction]], top: int, identity: Mapping[str, Any]) -> None:

@@ -25,7 +25,8 @@ from .report import Prediction, RowCounter
 # Seconds between syncs to disk: the work that a loss of power may cost.
 SYNC_INTERVAL = 5.0
 MISMATCHES = {"artifact": "another artifact", "load": "other options for the checkpoint", "sources": "other images",
-              "top": "another --top", "batch": "another --batch", "labels": "other --labels"}
+              "top": "another --top", "batch": "another --batch", "labels": "other --labels",
+              "orient": "another --orient"}
 
 
 class PartialFile:
@@ -133,7 +134,7 @@ class PartialFile:
         Raises:
             ArtifactError: the disk is full or gone.
         """
-        line = _line([[row.image, place.stamp, row.classes, row.probabilities, row.error]
+        line = _line([[row.image, place.stamp, row.classes, row.probabilities, row.error, row.turned]
                       for place, row in zip(chunk, rows)])
         try:
             self._file.write(line)
@@ -173,5 +174,5 @@ def _same(rows: list[Any], chunk: Chunk) -> bool:
 
 
 def _predictions(rows: list[Any]) -> list[Prediction]:
-    return [Prediction(image, tuple(classes), tuple(probabilities), error)
-            for image, _, classes, probabilities, error in rows]
+    return [Prediction(image, tuple(classes), tuple(probabilities), error, turned)
+            for image, _, classes, probabilities, error, turned in rows]

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..config import LoadConfig
+from ..config import LoadConfig, with_orientation
 from ..data.label_files import read_labels
 from ..data.listing import ImagePlace
 from ..data.reading import DecodedImage, ImageReader, UnreadableImage, read_images
@@ -37,7 +37,7 @@ class Predictor:
     """
 
     def __init__(self, runner: Runner, config: PredictConfig, load: LoadConfig) -> None:
-        self.spec = runner.image_spec(load.image_size)
+        self.spec = with_orientation(runner.image_spec(load.image_size), config.orient)
         self._runner, self._config = runner, config
         # A file that dyvit did not write does not record the number of classes, so one image is run to count logits.
         blank = np.zeros((1, *self.spec.image_size, 3), np.uint8)
@@ -63,8 +63,8 @@ class Predictor:
         best = np.argsort(-logits, axis=1, kind="stable")[:, :self._config.top]                # [B, top]
         probabilities = np.take_along_axis(softmax(logits), best, axis=1).astype(np.float32)   # [B, top]
         finite = np.asarray(np.isfinite(logits).all(axis=1))                                   # [B]
-        return [Prediction(image.name, tuple(self._names[k] for k in ranked), tuple(row))
-                if is_finite else Prediction(image.name, error=NO_NUMBER)
+        return [Prediction(image.name, tuple(self._names[k] for k in ranked), tuple(row), turned=image.turned)
+                if is_finite else Prediction(image.name, error=NO_NUMBER, turned=image.turned)
                 for image, ranked, row, is_finite in zip(images, best.tolist(), probabilities.tolist(), finite)]
 
 

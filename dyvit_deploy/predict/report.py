@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
+
+from ..settings.tables import Table
 
 # Failures that a report lists; the rows have all of them.
 LISTED_FAILURES = 20
@@ -16,12 +17,16 @@ LISTED_FAILURES = 20
 
 @dataclass(frozen=True)
 class Prediction:
-    """The row of one image: its likeliest classes, best first, with softmax probabilities; or an `error`."""
+    """The row of one image: its likeliest classes, best first, with softmax probabilities; or an `error`.
+
+    `turned`: its file has an EXIF orientation other than upright.
+    """
 
     image: str
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    turned: bool = False
 
     def cells(self, top: int) -> list[str]:
         """A text for each of `columns`; probabilities have the fewest digits that give the same float32."""
@@ -55,15 +60,16 @@ def _printable(row: Prediction, top: int) -> list[str]:
 
 
 class RowCounter:
-    """Counts the rows and the failures so far, and keeps the `first` failures; its memory does not grow."""
+    """Counts rows, failures and `turned` images so far, and keeps the `first` failures; its memory does not grow."""
 
     def __init__(self) -> None:
-        self.images = self.failed = 0
+        self.images = self.failed = self.turned = 0
         self.first: list[str] = []
 
     def add(self, rows: Iterable[Prediction]) -> None:
         for row in rows:
             self.images += 1
+            self.turned += row.turned
             if row.error:
                 self.failed += 1
                 if len(self.first) < LISTED_FAILURES:
@@ -74,9 +80,9 @@ class RowCounter:
 class PredictReport:
     """The result of `predict_images`; false if no image could be predicted.
 
-    `images` counts all rows, `failed` those with an error, of which `failures` lists the first, and `resumed` those
-    from an earlier, interrupted run. `images_per_sec` is the speed of this run with the artifact open, data loading
-    included; `seconds` is the whole time.
+    `images` counts all rows, `failed` those with an error, of which `failures` lists the first, `resumed` those from an
+    earlier, interrupted run, and `turned` the images with an EXIF orientation other than upright. `images_per_sec` is
+    the speed of this run with the artifact open, data loading included; `seconds` is the whole time.
     """
 
     KIND: ClassVar[str] = "predict"
@@ -92,6 +98,7 @@ class PredictReport:
     files: tuple[str, ...]
     failures: tuple[str, ...]
     notes: tuple[str, ...]
+    turned: int = 0
 
     def __bool__(self) -> bool:
         return self.failed < self.images

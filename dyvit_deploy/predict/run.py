@@ -76,9 +76,12 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
                 write_parquet(Path(config.parquet), partial.batches(), config.top, identity)
             partial.remove()
     seconds = time.perf_counter() - started
+    if counter.turned and not config.orient:
+        notes.append(f"{counter.turned} of {counter.images} images have an EXIF orientation, which was not applied, as "
+                     "in training; --orient applies it.")
     return PredictReport(path.name, tuple(names), config.runner, counter.images, counter.failed, resumed, seconds,
                          (counter.images - resumed) / job.seconds if job.seconds else 0.0,
-                         tuple(map(str, config.files)), tuple(counter.first), (*notes, *damage))
+                         tuple(map(str, config.files)), tuple(counter.first), (*notes, *damage), counter.turned)
 
 
 class _Job:
@@ -127,6 +130,7 @@ def _identity(path: Path, sources: Sequence[str], config: PredictConfig, load: L
     if suffix == ".onnx":
         beside += data_files(path)
     files = [] if is_timm(path) else [path, *beside]
-    return {"dyvit": "predict", "format": 1, "artifact": " ".join([sha256(f) for f in files]) or str(path),
+    return {"dyvit": "predict", "format": 2, "artifact": " ".join([sha256(f) for f in files]) or str(path),
             "load": repr(load), "sources": [source.rstrip("/") for source in sources], "top": config.top,
-            "batch": config.batch, **({"labels": sha256(Path(config.labels))} if config.labels else {})}
+            "batch": config.batch, **({"labels": sha256(Path(config.labels))} if config.labels else {}),
+            **({"orient": True} if config.orient else {})}

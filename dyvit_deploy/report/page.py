@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.facts import own_version
@@ -19,6 +18,7 @@ from ..data.images import Track, no_track
 from ..data.open import check_source
 from ..errors import ConfigError
 from ..optional import installed, require
+from ..settings.tables import Table
 from .collect import Collection, collect
 from .config import ReportConfig
 from .gallery import Galleries, make_galleries

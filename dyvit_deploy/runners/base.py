@@ -44,6 +44,7 @@ class ForeignImages:
 
     image_size: tuple[int, int]
     preprocess: Preprocess
+    orient: bool = False
 
 
 class Outputs(NamedTuple):

@@ -15,18 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from ..config import with_orientation
 from ..data.images import UNREADABLE, Track, no_track
 from ..data.open import open_images
-from ..data.preprocess import resize_and_crop
+from ..data.preprocess import resize_and_crop, upright
 from ..data.reading import decode
 from ..data.walk import FORMATS, IMAGE_SUFFIXES, LeftOut, walk
 from ..errors import ConfigError, DataError
 from ..parity.compare import BatchParity, compare_outputs, default_tolerance
 from ..runners.base import Outputs, join_outputs, run_in_batches
 from ..runners.open import open_runner
+from ..settings.tables import Table
 from .client import Address, Client, Refused, TritonRunner, to_outputs
 from .config import ServeConfig
 from .repository import ServedModel, read_repository, server_flags
@@ -213,8 +214,10 @@ class _ModelCheck:
         self.servable, self.batch = model.servable, min(BATCH, model.max_batch, len(images))
         self.names = [output.name for output in self.servable.outputs]
         opened = [decode(io.BytesIO(image.content)) for image in images]
-        self.raw = [np.asarray(image) for image in opened]
-        self.pixels = np.stack([resize_and_crop(image, self.servable.facts.model) for image in opened])
+        # Raw pixels have no EXIF orientation.
+        self.raw = [np.asarray(upright(image) if model.orient else image) for image in opened]
+        spec = with_orientation(self.servable.facts.model, model.orient)
+        self.pixels = np.stack([resize_and_crop(image, spec) for image in opened])
         with open_runner(self.servable.path) as local:
             self.expected = run_in_batches(local, self.pixels, self.batch)
             self.feed = local.prepare(self.pixels)

@@ -20,6 +20,7 @@ class ServingConfig(JsonConfig):
     engine: str | None = option(None, "For --format triton: serve this engine of the checkpoint.", metavar="PLAN")
     labels: str | None = option(None, "For --format triton: names of the classes: one per line, or JSON.",
                                 metavar="FILE")
+    orient: bool = option(False, "For --format triton: turn images as their EXIF orientation says.")
     graph: str = switches("onnx", ("onnx", "openvino"), {
         "--onnx": "For --format triton: serve an ONNX graph, the default.",
         "--openvino": "For --format triton: serve an OpenVINO model."}, rival="engine")
@@ -37,8 +38,8 @@ class ServingConfig(JsonConfig):
     def require_unset(self) -> None:
         """Raises ConfigError when anything is set: the other formats know none of it."""
         if self != ServingConfig():
-            raise ConfigError("--engine, --onnx, --openvino, --name, --max-batch, --instances, --labels and "
-                              "--model-version are for a Triton repository; add --format triton.")
+            raise ConfigError("--engine, --onnx, --openvino, --name, --max-batch, --instances, --labels, "
+                              "--orient and --model-version are for a Triton repository; add --format triton.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
 from ..artifacts.files import atomic_write, make_folder, require_source
@@ -26,6 +25,7 @@ from ..export.memory import collector_paused
 from ..graph.files import copy_graph
 from ..optional import require
 from ..runners.open import is_checkpoint, is_engine
+from ..settings.tables import Table
 from .config import ServingConfig
 from .interface import Servable, check_same_model, read_servable
 from .pbtxt import to_pbtxt

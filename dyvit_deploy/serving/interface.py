@@ -10,7 +10,8 @@ from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import require_file
 from ..artifacts.kinds import ENGINE, ONNX, OPENVINO, SUFFIXES, kind_of
 from ..engine.config import BatchProfile
-from ..engine.sidecar import is_altered, read_sidecar, sidecar_path
+from ..engine.preflight import require_described
+from ..engine.sidecar import sidecar_path
 from ..errors import ArtifactError, ConfigError
 from ..graph.read import Tensor, graph_facts, graph_tensors, load_graph
 
@@ -89,12 +90,7 @@ def _read_openvino(path: Path) -> Servable:
 
 
 def _read_engine(path: Path) -> Servable:
-    engine = read_sidecar(path)
-    if engine is None:
-        raise ArtifactError(f"{sidecar_path(path)} is missing, so nothing is known of the engine's interface; copy it "
-                            "here too.")
-    if is_altered(path, engine):
-        raise ArtifactError(f"{sidecar_path(path)} describes another plan than {path.name}; copy both again.")
+    engine = require_described(path)
     if engine.builder["format"] != "trt":
         raise ConfigError(f"{path} is an engine of TensorRT for RTX, which Triton does not run; build one with "
                           "--format trt.")

@@ -59,10 +59,11 @@ def core_config(name: str, servable: Servable, max_batch: int, instances: int) -
     return config
 
 
-def preprocess_config(name: str, servable: Servable, max_batch: int) -> Config:
-    """The configuration of the model that decodes, resizes and normalises images as recorded in the checkpoint."""
+def preprocess_config(name: str, servable: Servable, max_batch: int, orient: bool) -> Config:
+    """The configuration of the model that decodes, resizes and normalises images as recorded in the checkpoint. With
+    `orient`, it turns them as their EXIF orientation says."""
     model = servable.facts.model
-    spec = {"image_size": list(model.image_size), "preprocess": dataclasses.asdict(model.preprocess),
+    spec = {"image_size": list(model.image_size), "preprocess": dataclasses.asdict(model.preprocess), "orient": orient,
             "dtype": servable.input.dtype, "max_pixels": MAX_PIXELS, "threads": THREADS}
     return {
         "name": name, "backend": "python", "max_batch_size": max_batch, "input": [ENCODED, RAW],

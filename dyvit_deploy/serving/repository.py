@@ -66,7 +66,8 @@ class ServedModel:
     """A model in a repository that dyvit wrote: its artifact in the newest version, and the models that use it.
 
     `ensemble` is the model that takes encoded or raw images and passes them on, None if there is none. `routers` are
-    the models that choose this one among several by its `keep_ratio`.
+    the models that choose this one among several by its `keep_ratio`. With `orient`, the ensemble turns images as their
+    EXIF orientation says.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ServedModel:
     ensemble: str | None
     routers: tuple[str, ...]
     keep_ratio: str | None
+    orient: bool
 
     @property
     def max_batch(self) -> int:
@@ -120,7 +122,7 @@ def model_folders(served: Mapping[float, Servable], settings: ServingConfig) -> 
         files: dict[str, str | Path] = {f"{settings.version}/{file}": path for path, file in servable.files}
         found.append(ModelFolder(core_config(core, servable, batch, settings.instances), {LABELS: labels, **files},
                                  servable))
-    found.append(ModelFolder(preprocess_config(prepare, first, batch), {
+    found.append(ModelFolder(preprocess_config(prepare, first, batch, settings.orient), {
         "1/model.py": HERE / "models" / "preprocess.py", "1/preprocess.py": Path(preprocessing.__file__)}))
     found += [ModelFolder(ensemble_config(f"{core}{ENSEMBLE}", prepare, core, served[ratio], batch),
                     {LABELS: labels, "1/README": "Triton wants a version folder of an ensemble, too.\n"})
@@ -265,13 +267,14 @@ def _read_model(folder: Path, name: str, configs: Mapping[str, Config], version:
     if len(lines) != servable.facts.model.classes:
         raise _disagrees(labels, "number of lines", len(lines), servable.facts.model.classes)
     ensemble = f"{name}{ENSEMBLE}" if f"{name}{ENSEMBLE}" in configs else None
-    if ensemble:
-        _check_ensemble(folder, ensemble, name, configs, servable)
+    orient = bool(ensemble and _check_ensemble(folder, ensemble, name, configs, servable))
     ratios = {router: ratio for router, models in _routers(configs) for ratio, to in models.items() if to == name}
-    return ServedModel(name, servable, config, version, ensemble, tuple(ratios), next(iter(ratios.values()), None))
+    return ServedModel(name, servable, config, version, ensemble, tuple(ratios), next(iter(ratios.values()), None),
+                       orient)
 
 
-def _check_ensemble(folder: Path, ensemble: str, core: str, configs: Mapping[str, Config], servable: Servable) -> None:
+def _check_ensemble(folder: Path, ensemble: str, core: str, configs: Mapping[str, Config], servable: Servable) -> bool:
+    """Whether its preprocessing applies the EXIF orientation; raises ExportError if it does not fit the artifact."""
     config, where = configs[ensemble], folder / ensemble / CONFIG
     batch = int(config.get("max_batch_size", 0))
     steps = [step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])]
@@ -282,13 +285,16 @@ def _check_ensemble(folder: Path, ensemble: str, core: str, configs: Mapping[str
     _compare(where, config, ensemble_config(ensemble, steps[0], core, servable, batch),
              ("name", "input", "output", "ensemble_scheduling"))
     prepare, where = configs[steps[0]], folder / steps[0] / CONFIG
-    expected = preprocess_config(steps[0], servable, batch)
+    spec = _parameter(prepare, "spec")
+    orient = spec.get("orient") is True
+    expected = preprocess_config(steps[0], servable, batch, orient)
     _compare(where, prepare, expected, ("input", "output"))
-    spec, wanted = _parameter(prepare, "spec"), _parameter(expected, "spec")
+    wanted = _parameter(expected, "spec")
     # The limits may be changed by the user.
     for field in ("image_size", "preprocess", "dtype"):
         if spec.get(field) != wanted[field]:
             raise _disagrees(where, field, spec.get(field), wanted[field])
+    return orient
 
 
 def _parameter(config: Config, name: str) -> dict[str, Any]:

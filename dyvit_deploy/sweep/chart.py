@@ -58,7 +58,7 @@ def _figure(report: SweepReport) -> Any:
         middle = (max(values) + min(values)) / 2
         panels[0].set_ylim(middle - LEAST_SPAN, middle + LEAST_SPAN)
     title = f"{Path(report.checkpoint).name}; numbers are keep ratios, the line is the Pareto front"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, parse_math=False)
     _legend(figure, report.rows)
     # The layout must be final before labels are placed.
     figure.draw_without_rendering()

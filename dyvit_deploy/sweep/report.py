@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from ..settings.tables import Table
 from .grid import SweepConfig, short
 from .store import Artifact, machine_name
 from .target import LATENCY, Recommendation, SweepRow, Target, choose, pareto_front, quality_of

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 
+from ..settings.tables import Table
 from .losses import LossParts
 from .recipe import Recipe
 

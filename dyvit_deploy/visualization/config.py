@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import device_option
+from ..config import device_option, orient_option
 from ..errors import ConfigError
 from ..settings.fields import JsonConfig, option
 
@@ -31,6 +31,7 @@ class VisualizeConfig(JsonConfig):
     heatmap: bool = option(False, "Draw how often each patch is kept, over all images.")
     diff: bool = option(False, "Draw the images of which two artifacts keep different patches.")
     batch: int = option(32, "Images per run.")
+    orient: bool = orient_option()
     device: str | None = device_option()
 
     def __post_init__(self) -> None:

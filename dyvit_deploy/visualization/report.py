@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from ..evaluation.evaluate import KeepMap
+from ..settings.tables import Table
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import make_folder
 from ..artifacts.kinds import SUFFIXES
-from ..config import ImageSpec, LoadConfig
+from ..config import ImageSpec, LoadConfig, with_orientation
 from ..data.images import Batch, Track, no_track
 from ..data.listing import count_images, list_images
 from ..data.open import open_images
@@ -52,7 +52,7 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
         if config.style == "scores":
             require_scores(runners[0], facts[0])
         _check_pair(runners, facts)
-        images = _Images(names, config, runners[0].image_spec(load.image_size))
+        images = _Images(names, config, with_orientation(runners[0].image_spec(load.image_size), config.orient))
         make: Callable[..., Drawing] = (
             HeatMapDrawing if config.heatmap else DifferenceDrawing if config.diff else ImageDrawing)
         folder, short_names = make_folder(folder), _short_names(artifacts)

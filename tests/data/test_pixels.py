@@ -1,20 +1,16 @@
 """The rule of each kind of image (docs/images.md), the same for training, evaluation, prediction and Triton."""
-import importlib.util
+import ast
 import io
-import json
 import struct
-import sys
-import types
 import warnings
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_triton import preprocessing_model, send_file
 from helpers import ROOT, tiny_config
 from PIL import Image
 
-from dyvit_deploy.data import preprocess
 from dyvit_deploy.data.listing import list_images
 from dyvit_deploy.data.open import open_calibration, open_images
 from dyvit_deploy.data.preprocess import resize_and_crop
@@ -155,22 +151,9 @@ def test_values_whose_range_is_unknown_are_an_error_and_no_black_or_white_image(
 
 @pytest.fixture
 def triton_model(monkeypatch):
-    """Triton's Python model as the repository has it, with a stand-in for Triton's own module."""
-    fake = types.ModuleType("triton_python_backend_utils")
-    fake.get_input_tensor_by_name = lambda request, name: request.get(name)
-    fake.Tensor = lambda name, values: values
-    fake.InferenceResponse = lambda tensors=(), error=None: SimpleNamespace(tensors=tensors, error=error)
-    fake.TritonError = type("TritonError", (Exception,), {"INVALID_ARG": 3})
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
-    monkeypatch.setitem(sys.modules, "preprocess", preprocess)
-    path = ROOT / "dyvit_deploy" / "serving" / "models" / "preprocess.py"
-    spec = importlib.util.spec_from_file_location("served_preprocess", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.TritonPythonModel()
-    prepared = {"image_size": [SIDE, SIDE], "threads": 1, "max_pixels": 100_000, "dtype": "uint8",
-                "preprocess": {"short_side": SIDE, "long_side": None, "interpolation": "bicubic", "squash": False}}
-    model.initialize({"model_config": json.dumps({"parameters": {"spec": {"string_value": json.dumps(prepared)}}})})
+    """Triton's Python model as the repository has it."""
+    model = preprocessing_model(monkeypatch, image_size=[SIDE, SIDE], preprocess={
+        "short_side": SIDE, "long_side": None, "interpolation": "bicubic", "squash": False})
     yield model
     model.finalize()
 
@@ -178,15 +161,24 @@ def triton_model(monkeypatch):
 @pytest.mark.parametrize("content, pixels", [case for case in CASES.values() if case[0].startswith(b"\x89PNG")],
                          ids=[name for name, case in CASES.items() if case[0].startswith(b"\x89PNG")])
 def test_triton_prepares_files_by_the_same_rules(triton_model, content, pixels):
-    encoded = SimpleNamespace(as_numpy=lambda: np.array([content], object))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        [answer] = triton_model.execute([{"encoded": encoded}])
+        answer = send_file(triton_model, content)
     assert answer.error is None and np.array_equal(answer.tensors[0][0], pixels)
 
 
 def test_triton_refuses_what_has_no_rule(triton_model):
     content, _ = REFUSED["8-bit values in 16 bits"]
-    encoded = SimpleNamespace(as_numpy=lambda: np.array([content], object))
-    [answer] = triton_model.execute([{"encoded": encoded}])
+    answer = send_file(triton_model, content)
     assert "image 0 of the request cannot be read: it has 16-bit pixels of 248 at most" in str(answer.error)
+
+
+def test_every_image_that_is_opened_names_the_formats_that_it_may_have():
+    opened = 0
+    for path in (*(ROOT / "dyvit_deploy").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            # Also functools.partial(Image.open, ...).
+            if isinstance(node, ast.Call) and "Image.open" in map(ast.unparse, (node.func, *node.args)):
+                opened += 1
+                assert "formats" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
+    assert opened >= 3

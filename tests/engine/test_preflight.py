@@ -120,9 +120,13 @@ def test_a_plan_without_its_sidecar_has_its_library_and_version(plan, monkeypatc
     see(monkeypatch, ADA)
     sidecar_path(plan).unlink()
     report = preflight(plan)
-    assert report and report.built["library"].startswith("TensorRT for RTX 1.") and "no .json" in report.notes[0]
+    assert report and report.built["library"].startswith("TensorRT for RTX 1.") and report.notes[0].endswith("--trust.")
+    with pytest.raises(ArtifactError, match=r"has no e\.plan\.json.*native code.*--trust"):
+        require_loadable(plan, trust=False)
+    assert require_loadable(plan, trust=True)[1] is None
     shown = inspect_artifact(plan)
     assert shown.facts is None and shown.engine is None and "first bytes" in shown.details["described by"]
+    assert shown.details["here"] == "should load, with --trust"
 
 
 @pytest.mark.parametrize("content, words", [

@@ -16,7 +16,7 @@ from dyvit_deploy.engine.build import build_engine, plan_build
 from dyvit_deploy.engine.config import BatchProfile, BuildConfig
 from dyvit_deploy.engine.refit import refit_engine
 from dyvit_deploy.engine.sidecar import read_sidecar, sidecar_path
-from dyvit_deploy.errors import BackendError, ConfigError, DataError
+from dyvit_deploy.errors import ArtifactError, BackendError, ConfigError, DataError
 
 # In this version, REFIT can drop a bias.
 DOUBTED = "11.3.0.14"
@@ -220,6 +220,16 @@ def test_tf32_may_differ_as_float16_may(monkeypatch, tmp_path):
     for tf32 in (True, False):
         config = DeployConfig("trt", build=BuildConfig(PROFILES, tf32=tf32))
         assert bool(export_artifact(tiny_checkpoint(tmp_path), tmp_path / f"{tf32}.plan", config)) is tf32
+
+
+def test_a_plan_that_no_sidecar_describes_is_not_refitted(trt, tmp_path):
+    path, own = built(tmp_path, trt, BOTH)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ArtifactError, match=r"is not the file that tiny\.plan\.json describes; copy both"):
+        refit_engine(path, own, tmp_path / "full.plan")
+    sidecar_path(path).unlink()
+    with pytest.raises(ArtifactError, match=r"has no tiny\.plan\.json, which says what it is; copy both"):
+        refit_engine(path, own, tmp_path / "full.plan")
 
 
 def test_a_report_stays_apart_from_the_sidecar(trt, tmp_path):

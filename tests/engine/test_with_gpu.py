@@ -99,7 +99,7 @@ def test_refit_writes_plans_only_and_needs_the_facts(trt, tmp_path):
     with pytest.raises(ConfigError, match=r"\.plan files, not full\.onnx"):
         refit_engine(path, tmp_path / "tiny.onnx", tmp_path / "full.onnx")
     sidecar_path(path).unlink()
-    with pytest.raises(ArtifactError, match=r"no tiny\.plan\.json of its own"):
+    with pytest.raises(ArtifactError, match=r"has no tiny\.plan\.json, which says what it is"):
         refit_engine(path, tmp_path / "tiny.onnx", tmp_path / "full.plan")
     assert not list(tmp_path.glob("full*"))
 

@@ -127,6 +127,7 @@ def test_files_that_could_not_be_written_at_the_end_cost_no_work(tmp_path, monke
 
 
 @pytest.mark.parametrize("other, message", [({"top": 3}, "another --top"), ({"batch": 8}, "another --batch"),
+                                            ({"orient": True}, "another --orient"),
                                             ({"sources": "more"}, "other images")])
 def test_another_command_does_not_destroy_the_work(tmp_path, graph, photos, other, message):
     out = tmp_path / "out.csv"

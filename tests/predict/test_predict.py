@@ -16,6 +16,8 @@ from dyvit_deploy.data.reading import decode
 from dyvit_deploy.errors import ConfigError
 from dyvit_deploy.evaluation.metrics import softmax
 from dyvit_deploy.predict import predictor
+from dyvit_deploy.predict.outputs import write_csv
+from dyvit_deploy.predict.report import Prediction, columns
 from dyvit_deploy.runners.base import Outputs, TensorSpec, run_in_batches
 from dyvit_deploy.runners.open import open_runner
 
@@ -54,6 +56,23 @@ def grey(folder, **greys):
     for name, value in greys.items():
         Image.new("RGB", (4, 4), (value,) * 3).save(folder / f"{name}.png")
     return folder
+
+
+HOSTILE = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "'x", "''=x", "\uff1d1", "a\rb", "a\nb", "a\r\nb",
+           'a"b', "a,b", "a;=b", "plain", "\r", ""]
+
+
+def test_every_name_is_one_cell_that_no_spreadsheet_takes_for_a_formula_and_can_be_recovered(tmp_path):
+    rows = [Prediction(name, (name, "dog"), (0.75, 0.25), error=name) for name in HOSTILE]
+    write_csv(tmp_path / "out.csv", [rows[:4], rows[4:]], 2)
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        header, *found = csv.reader(file)
+    assert header == columns(2) and [len(row) for row in found] == [6] * len(HOSTILE)
+    for name, row in zip(HOSTILE, found):
+        for cell in (row[0], row[1], row[5]):
+            assert cell[:1] not in [*"=+-@\t\r\n\uff1d"] and cell.removeprefix("'") == name
+        assert row[2:5] == ["0.75", "dog", "0.25"]
+    assert b"\r\n" not in (tmp_path / "out.csv").read_bytes().replace(b'a\r\nb', b"")
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "graph"])

@@ -187,10 +187,14 @@ def test_a_fixed_batch_is_run_at_that_size(trt, tmp_path):
     assert np.array_equal(run_in_batches(runner, photos, 1).logits, answer(photos)["logits"])
 
 
-def test_foreign_plans_run_without_facts(trt, tmp_path):
+def test_a_plan_without_a_sidecar_is_deserialized_only_when_trusted(trt, tmp_path, monkeypatch):
     path = engine(tmp_path)
     sidecar_path(path).unlink()
-    with opened(path) as runner:
+    with monkeypatch.context() as patch:
+        patch.setattr(runners, "load_engine", lambda *_: pytest.fail("the plan was loaded"))
+        with pytest.raises(ArtifactError, match=r"has no tiny\.plan\.json, .* native code, .*--trust only"):
+            opened(path)
+    with opened(path, trust=True) as runner:
         assert runner.facts is None and runner.infer(images(2)).kept == ()
 
 
@@ -326,7 +330,7 @@ def test_bench_counts_streams_and_compares_engines(trt, tmp_path, monkeypatch):
     sidecar_path(other).unlink()
     report = benchmark(
         [ours], bench.BenchConfig(batches=(2, 3), seconds=0.01, warmup=1, min_runs=3, memory=False, baseline=other),
-        LoadConfig(engine=EngineRunConfig(streams=2)))
+        LoadConfig(engine=EngineRunConfig(streams=2, trust=True)))
     theirs, timing, *rest = report.timings
     assert (theirs.artifact, timing.artifact, timing.streams) == ("other.plan", "tiny.plan", 2)
     assert timing.images_per_sec == pytest.approx(2 * 2e3 / timing.latency_ms_p50)

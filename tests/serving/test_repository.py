@@ -169,10 +169,10 @@ def test_an_engine_must_be_of_the_checkpoint_that_is_named(tmp_path, checkpoint)
 def test_a_plan_without_its_facts_or_with_those_of_another_is_refused(tmp_path):
     plan = plan_file(tmp_path)
     plan.write_bytes(b"ftrt another plan")
-    with pytest.raises(ArtifactError, match="describes another plan"):
+    with pytest.raises(ArtifactError, match=r"is not the file that engine\.plan\.json describes; copy both"):
         read_servable(plan)
     (tmp_path / "engine.plan.json").unlink()
-    with pytest.raises(ArtifactError, match="is missing, so nothing is known"):
+    with pytest.raises(ArtifactError, match="which says what it is; copy both files"):
         read_servable(plan)
 
 

@@ -19,9 +19,9 @@ struct Image {
   std::vector<std::uint8_t> rgb;        // [height, width, 3]
 };
 
-// A JPEG or PNG file as RGB; alpha is dropped and EXIF rotation ignored, as in Python.
+// A JPEG or PNG file as RGB; alpha is dropped, and the EXIF orientation applied only with `orient`, as in Python.
 // Throws Error if the file is missing, of another format, larger than max_pixels, damaged or cut short.
-Image read_image(std::filesystem::path const& path);
+Image read_image(std::filesystem::path const& path, bool orient = false);
 
 // A batch that owns its memory; pass its `view` to Engine::infer.
 struct Batch {
