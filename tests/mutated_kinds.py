@@ -81,15 +81,19 @@ def safetensors_kind(folder: Path) -> Kind:
 
 
 def openvino_kind(folder: Path) -> Kind:
-    from helpers import tiny_graph
+    import openvino
+    from helpers import tiny_model
 
-    from dyvit_deploy.export.openvino import write_openvino
-    from dyvit_deploy.graph.read import graph_facts, load_graph
-    from dyvit_deploy.runners.openvino import read_openvino
+    from dyvit_deploy.artifacts.files import sha256
+    from dyvit_deploy.runners.openvino import METADATA_KEY, WEIGHTS_KEY, read_openvino
 
-    graph, path = tiny_graph(folder), folder / "mutated.xml"
-    facts = graph_facts(load_graph(graph), str(graph))
-    write_openvino(graph, path, facts)
+    # One operation, because parsing a whole model each time would take longer than all that is tested.
+    path, image = folder / "mutated.xml", openvino.opset13.parameter([1, 3, 4, 4])
+    model = openvino.Model([openvino.opset13.relu(image)], [image])
+    openvino.save_model(model, str(path))
+    model.set_rt_info(sha256(path.with_suffix(".bin")), WEIGHTS_KEY)
+    model.set_rt_info(tiny_model()[1].to_json(), METADATA_KEY)
+    openvino.save_model(model, str(path))
     whole = path.read_text("utf-8")
     start = whole.index('value="', whole.index("<dyvit ")) + len('value="')
     end = whole.index('"', start)

@@ -1,5 +1,6 @@
 """Files that were damaged, changed by hand or made to harm: each is read, or refused with a sentence, at once."""
 import contextlib
+import dataclasses
 import json
 import struct
 import time
@@ -14,8 +15,9 @@ from mutations import run
 
 from dyvit_deploy.artifacts.facts import ArtifactFacts
 from dyvit_deploy.checkpoints import archive
-from dyvit_deploy.config import PruneConfig
+from dyvit_deploy.config import LoadConfig, PruneConfig
 from dyvit_deploy.errors import ArtifactError, CheckpointError, ConfigError
+from dyvit_deploy.graph.read import graph_facts, load_graph, set_facts
 from dyvit_deploy.inspect.artifact import inspect_artifact
 from dyvit_deploy.model.macs import count_costs, shortened
 from dyvit_deploy.settings import untrusted
@@ -144,6 +146,25 @@ def test_a_sidecar_and_a_header_of_the_wrong_types_are_refused_by_name(tmp_path)
     safetensors.torch.save_file(tensors, checkpoint, {"dyvit": '{"format": 1, "model": "tiny"}'})
     with pytest.raises(ArtifactError, match="model must be an object, not 'tiny'"):
         inspect_artifact(checkpoint)
+
+
+def test_a_graph_whose_metadata_are_of_a_larger_model_makes_no_work(tmp_path):
+    from dyvit_deploy.bench.baselines import TimedArtifact
+    from dyvit_deploy.deploy.dense import make_dense
+    from dyvit_deploy.runners.open import open_runner
+
+    path = tiny_graph(tmp_path)
+    for changes, words in (({"image_size": (3200, 3200)}, "3200 x 3200 px, and its input 32 x 32"),
+                           ({"width": 4096, "depth": 64}, "weights, and the file has")):
+        proto = load_graph(path)
+        facts = graph_facts(proto, str(path))
+        model = dataclasses.replace(facts.model, **changes)
+        set_facts(proto, dataclasses.replace(facts, keep_counts=None, model=model))
+        changed = tmp_path / "changed.onnx"
+        changed.write_bytes(proto.SerializeToString())
+        with open_runner(changed, device="cpu") as runner, pytest.raises(ArtifactError, match=words):
+            runner.image_spec()
+            make_dense(TimedArtifact(runner, str(changed), None, load=LoadConfig()), tmp_path / "dense")
 
 
 def test_one_damaged_sweep_does_not_stop_a_report(tmp_path):

@@ -22,7 +22,7 @@ from PIL import Image
 from ..config import ImageSpec
 from ..errors import ArtifactError, ConfigError, DataError, reason
 from ..optional import require
-from ..settings.untrusted import read_json, typed
+from ..settings.untrusted import check_text, read_json, typed
 from .images import UNREADABLE, Batch
 from .labels import numbers_as_names
 from .reading import SPLITS, ImageReader, decode, read_batches, split_names, spread
@@ -32,6 +32,8 @@ IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 # timm's description of a data set.
 INFO = ("_info.json", "info.json")
 CLASSES = "classes.txt"
+# Characters of the name of a shard, with its folders.
+LONGEST_FILE = 1000
 # The largest class number of no labels, and the digits that are read of one.
 NO_LABEL, MOST_DIGITS = (-1, ""), 30
 # Size of the buffer of encoded images from which a stream draws at random.
@@ -209,6 +211,8 @@ def _info(folder: Path) -> dict[str, tuple[list[Path], int]]:
         return {}
     try:
         info = typed(read_json(path, finite=False), Info, path.name)
+        for file in (file for split in info["splits"].values() for file in split["filenames"]):
+            check_text(file, LONGEST_FILE)
         return {name: ([folder / file for file in split["filenames"]], split["num_samples"])
                 for name, split in info["splits"].items()}
     except (ArtifactError, ConfigError) as error:

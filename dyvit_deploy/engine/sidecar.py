@@ -10,12 +10,14 @@ from ..artifacts.facts import ArtifactFacts, with_format
 from ..artifacts.files import atomic_write, sha256, write_json
 from ..errors import ArtifactError, ConfigError, reason
 from ..settings.fields import JsonConfig
-from ..settings.untrusted import read_json
+from ..settings.untrusted import check_name, read_json
 from .config import BatchProfile, BuildConfig
 from .layers import EngineLayer
 from .library import library_spec
 
 FORMAT = 1
+# Of a tensor, in TensorRT.
+MOST_DIMENSIONS = 8
 # The source of the precisions of `products`, the most reliable first.
 ON_DEVICE = "read from the engine on a GPU"
 BY_BUILDER = "as the builder lists them, not yet verified on a device"
@@ -99,8 +101,13 @@ class EngineFacts(JsonConfig):
             raise ConfigError(f"{', '.join(missing[:3])} must be among the products")
         if not self.rebuild.isprintable():
             raise ConfigError("rebuild must be one line of text")
-        if not self.profiles:
-            raise ConfigError("profiles must be a list of one or more")
+        for name, (_, shape) in (self.inputs | self.outputs).items():
+            check_name(name, "name of a tensor")
+            if len(shape) > MOST_DIMENSIONS:
+                raise ConfigError(f"{name} has {len(shape)} dimensions, and at most {MOST_DIMENSIONS} are supported")
+        for name in ("inputs", "profiles"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} must not be empty")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineFacts:

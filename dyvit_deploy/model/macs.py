@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import ModelConfig, PruneConfig, check_stages
-from ..errors import ArtifactError
+from ..errors import ArtifactError, shorten
 from ..settings.fields import as_arguments
 from .dynamicvit import DynamicViT
 from .forms import FORMS
@@ -48,8 +48,8 @@ def count_costs(config: ModelConfig, prunes: Sequence[PruneConfig | None], forms
 @functools.lru_cache(maxsize=256)
 def _count(config: ModelConfig, prunes: tuple[PruneConfig | None, ...], forms: tuple[str, ...]) -> tuple[Cost, ...]:
     if unknown := [name for name in forms if name not in FORMS]:
-        raise ArtifactError(f"The graph has a rewrite that this version does not know ({unknown[0]}); use the version "
-                            "of dyvit-deploy that wrote it, or export it again.")
+        raise ArtifactError(f"The graph has a rewrite that this version does not know ({shorten(unknown[0])}); use the "
+                            "version of dyvit-deploy that wrote it, or export it again.")
     costs = []
     models: dict[tuple[object, ...], DynamicViT] = {}
     for schedule in prunes:

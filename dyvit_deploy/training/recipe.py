@@ -182,12 +182,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES or max(map(len, content.splitlines()), default=0) > LONGEST_LINE:
-            raise ConfigError(f"{path} is no recipe: it has more than {MOST_BYTES >> 10} KiB, or a line above "
-                              f"{LONGEST_LINE} characters.")
+            raise ConfigError(f"it has more than {MOST_BYTES >> 10} KiB, or a line above {LONGEST_LINE} characters")
         values = READ[path.suffix.lower()](content.decode("utf-8-sig"))
         check_values(values)
     except ConfigError as error:
-        raise ConfigError(f"{path} cannot be used ({reason(error)}); correct it.") from error
+        raise ConfigError(f"{path} cannot be used as a recipe ({reason(error)}); correct it.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     # Each parser has errors of its own.
