@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
@@ -95,20 +96,24 @@ class ArtifactFacts(JsonConfig):
     assumed: tuple[str, ...] = ()
     adapted: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        """
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ArtifactFacts:
+        """See `JsonConfig.from_dict`.
+
         Raises:
-            ConfigError: facts contradict each other.
+            ConfigError: also for facts that contradict each other.
         """
-        model, prune = self.model, self.prune
-        if self.class_names is not None and len(self.class_names) != model.classes:
-            raise ConfigError(f"{len(self.class_names)} class names do not fit {model.classes} classes")
+        facts = super().from_dict(values)
+        model, prune, names, kept = facts.model, facts.prune, facts.class_names, facts.keep_counts
+        if names is not None and len(names) != model.classes:
+            raise ConfigError(f"{len(names)} class names do not fit {model.classes} classes")
+        stages = prune.stages if prune else ()
+        check_stages(stages, model.depth)
         if prune:
-            check_stages(prune.stages, model.depth)
             prune.counts(model.patches)
-        if self.keep_counts and len(self.keep_counts) != len(prune.stages if prune else ()):
-            raise ConfigError(f"{len(self.keep_counts)} kept counts do not fit {len(prune.stages if prune else ())} "
-                              "stages")
+        if kept and len(kept) != len(stages):
+            raise ConfigError(f"{len(kept)} kept counts do not fit {len(stages)} stages")
+        return facts
 
     def to_json(self) -> str:
         """The text stored in the artifact, one line of JSON."""
