@@ -14,12 +14,15 @@ from typing import Any, ClassVar, Protocol
 from .errors import ConfigError
 from .settings.fields import Arguments, JsonConfig, as_arguments, check_choice, option, switches
 from .settings.preprocessing import INTERPOLATIONS, LARGEST_SIDE, Preprocess
+from .settings.untrusted import check_name
 
 BUILDERS = ("vit", "lvvit", "timm")
 STEMS = ("linear", "conv")
 WEIGHTS = ("auto", "model", "ema")
 # Beyond all models that exist; files that claim more are damaged or hostile.
-LARGEST = {"patch_size": 1024, "width": 65_536, "depth": 1024, "heads": 1024, "classes": 1_000_000}
+LARGEST = {"patch_size": 1024, "width": 65_536, "depth": 256, "heads": 1024, "classes": 1_000_000, "patches": 1 << 20,
+           "stages": 48}
+LARGEST_MLP_RATIO = 64
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 HALF, QUANTIZED = ("float16", "bfloat16"), ("int8", "float8")
 TARGETS = ("cpu", "tensorrt")
@@ -102,15 +105,23 @@ class ModelConfig(JsonConfig):
         object.__setattr__(self, "options", as_arguments(self.options))
         for field, choices in (("builder", BUILDERS), ("stem", STEMS)):
             check_choice(field, getattr(self, field), choices)
-        for name, most in LARGEST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(f"A model has a {name} from 1 to {most}, not {getattr(self, name)}.")
+        for text, noun in ((self.name, "name of a model"), (self.timm_name or self.name, "name of a model in timm")):
+            check_name(text, noun)
+        for name in ("patch_size", "width", "depth", "heads", "classes"):
+            if not 1 <= getattr(self, name) <= LARGEST[name]:
+                raise ConfigError(f"A model has a {name} from 1 to {LARGEST[name]}, not {getattr(self, name)}.")
+        if not 0 < self.mlp_ratio <= LARGEST_MLP_RATIO:
+            raise ConfigError(f"A model has an mlp_ratio above 0 and at most {LARGEST_MLP_RATIO}, not "
+                              f"{self.mlp_ratio}.")
         for side in self.image_size:
             if side > LARGEST_SIDE:
                 raise ConfigError(f"An image side of {side} is above the {LARGEST_SIDE} pixels that are supported.")
             if side < self.patch_size or side % self.patch_size:
                 raise ConfigError(f"Image side {side} is not a multiple of the patch size {self.patch_size}; "
                                   f"choose e.g. {max(1, round(side / self.patch_size)) * self.patch_size}.")
+        if self.patches > LARGEST["patches"]:
+            raise ConfigError(f"A model has at most {LARGEST['patches']} patches, not {self.patches}; choose smaller "
+                              "images.")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -181,6 +192,8 @@ class PruneConfig(JsonConfig):
         if (self.keep_ratios is None) == (self.keep_counts is None):
             raise ConfigError("Give either keep ratios or keep counts, not both and not neither.")
         values: Sequence[float] = self.schedule
+        if len(values) > LARGEST["stages"]:
+            raise ConfigError(f"A model has at most {LARGEST['stages']} stages, not {len(values)}.")
         if len(values) != len(self.stages):
             raise ConfigError(f"{len(values)} keep values for {len(self.stages)} stages {list(self.stages)}; "
                               "give one per stage.")

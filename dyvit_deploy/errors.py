@@ -20,6 +20,8 @@ from collections.abc import Iterable
 
 # A message lists so many choices.
 LISTED = 20
+# No word that a user meant is longer, and comparing takes the square of it.
+LONGEST_WORD = 100
 
 
 class DyvitError(Exception):
@@ -64,13 +66,21 @@ class TrainingError(DyvitError):
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'deit-s'?"` with the closest choice; without a close one, the first choices."""
-    choices = list(choices)
+    choices, word = list(choices), word[:LONGEST_WORD]
     alike = [choice for choice in choices if choice.casefold() == word.casefold()]
     close = alike or difflib.get_close_matches(word, choices, n=1)
     if close:
         return f" Did you mean {close[0]!r}?"
     more = f", ... ({len(choices)} in all)" if len(choices) > LISTED else ""
     return f" Choose one of: {', '.join(choices[:LISTED])}{more}."
+
+
+def shorten(value: object, longest: int = 60) -> str:
+    """`repr(value)` for a message, cut after `longest` characters."""
+    # Of a long text or list, the beginning is enough.
+    text = repr(value[:longest] if isinstance(value, (str, bytes, list, tuple)) else value)
+    cut = len(text) > longest or (isinstance(value, (str, bytes, list, tuple)) and len(value) > longest)
+    return f"{text[:longest]}..." if cut else text
 
 
 def reason(error: BaseException, last: bool = False) -> str:

@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 from rich.text import Text
 
 from ..artifacts.files import require_file
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, reason
 from ..settings.tables import Table
+from ..settings.untrusted import read_json, typed
 
 # Labels of `_Row.mode`, see `Timing`.
 MODE_LABELS = ("CUDA graph", "Number of streams")
@@ -84,6 +84,31 @@ def compare_runs(before: str | Path, after: str | Path) -> Comparison:
     return Comparison(str(before), str(after), tuple(_change(old[key], new[key]) for key in common), tuple(notes))
 
 
+class _TimingStart(TypedDict):
+    artifact: str
+    backend: str
+    precision: str
+    batch: int
+    latency_ms_p50: float
+
+
+class TimingFile(_TimingStart, total=False):
+    """What is read of a timing in a report of bench."""
+
+    ci95_ms: dict[str, tuple[float | None, float | None] | None] | None
+    cuda_graph: bool | None
+    streams: int
+
+
+class BenchFile(TypedDict):
+    """What is read of a report of bench."""
+
+    timings: tuple[TimingFile, ...]
+    machine: dict[str, Any]
+    versions: dict[str, Any]
+    config: dict[str, Any]
+
+
 class _Row(NamedTuple):
     artifact: str
     backend: str
@@ -98,13 +123,14 @@ def _read(path: str | Path) -> tuple[dict[tuple[Any, ...], _Row], dict[str, Any]
     """The rows of the report in `path`, and its context: machine, versions and settings."""
     path = require_file(path)
     try:
-        report = json.loads(path.read_text())
+        report = typed(read_json(path), BenchFile, path.name)
         rows = {row[:4]: row for row in map(_row, report["timings"])}
         duplicates = len(rows) < len(report["timings"])
         context = {f"{section} {name}": value for section in ("machine", "versions", "config")
                    for name, value in report[section].items() if f"{section} {name}" not in IGNORED_SETTINGS}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not a whole report of dyvit bench; write one with --json.") from error
+    except ConfigError as error:
+        raise ArtifactError(f"{path} is not a whole report of dyvit bench ({reason(error)}); write one with --json."
+                            ) from error
     if duplicates:
         raise ArtifactError(f"{path} has two artifacts of one name; give them different ones and measure again.")
     return rows, context
@@ -113,9 +139,9 @@ def _read(path: str | Path) -> tuple[dict[tuple[Any, ...], _Row], dict[str, Any]
 def _row(values: dict[str, Any]) -> _Row:
     low, high = (values.get("ci95_ms") or {}).get("p50") or (None, None)
     ms = float(values["latency_ms_p50"])
-    if not ms > 0:
-        raise ValueError(f"a latency of {ms} ms")
-    return _Row(str(values["artifact"]), str(values["backend"]), str(values["precision"]), int(values["batch"]), ms,
+    if not 1e-12 < ms < 1e12:
+        raise ConfigError(f"a latency is {ms} ms")
+    return _Row(values["artifact"], values["backend"], values["precision"], values["batch"], ms,
                 None if low is None or high is None else (float(low), float(high)),
                 (values.get("cuda_graph"), values.get("streams", 1)))
 

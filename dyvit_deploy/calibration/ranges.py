@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from rich.text import Text
 
 from ..artifacts.files import require_file, write_json
 from ..config import METHODS
-from ..errors import ArtifactError, ConfigError, DataError, did_you_mean
+from ..errors import ArtifactError, ConfigError, DataError, did_you_mean, reason
 from ..settings.fields import JsonConfig
 from ..settings.preprocessing import Preprocess
 from ..settings.tables import Table
+from ..settings.untrusted import read_json
 
 FORMAT = 1
 RANGES_KIND = "dyvit ranges"
@@ -68,11 +69,6 @@ class Ranges(JsonConfig):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"Unknown calibration method {self.method!r}.{did_you_mean(self.method, METHODS)}")
-        if isinstance(self.preprocess, Mapping):
-            object.__setattr__(self, "preprocess", Preprocess.from_dict(self.preprocess))
-        object.__setattr__(self, "tensors", {
-            name: value if isinstance(value, TensorRange) else TensorRange.from_dict(value)
-            for name, value in self.tensors.items()})
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -93,12 +89,14 @@ class Ranges(JsonConfig):
     def load(cls, path: str | Path) -> Ranges:
         """Reads ranges. Raises ArtifactError if `path` contains none."""
         try:
-            values = json.loads(require_file(path).read_text())
-            if values.pop("kind", None) != RANGES_KIND or values.pop("format", None) != FORMAT:
+            values = read_json(require_file(path))
+            if not isinstance(values, dict) or (values.pop("kind", None), values.pop("format", None)) != (RANGES_KIND,
+                                                                                                          FORMAT):
                 raise ArtifactError(f"{path} holds no ranges of this dyvit; make them with dyvit calibrate.")
             return cls.from_dict(values)
-        except (ValueError, AttributeError, TypeError, ConfigError) as error:
-            raise ArtifactError(f"{path} holds no ranges that can be read; make them with dyvit calibrate.") from error
+        except ConfigError as error:
+            raise ArtifactError(f"{path} holds no ranges that can be read ({reason(error)}); make them with "
+                                "dyvit calibrate.") from error
 
     def check_fits(self, fingerprint: str, preprocess: Preprocess, image_size: tuple[int, int]) -> None:
         """Raises DataError if these ranges belong to another model, preprocessing or image size."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
-import json
 import math
 import os
 import pathlib
@@ -26,16 +25,20 @@ import safetensors
 import torch
 
 from ..artifacts.kinds import CHECKPOINT, INDEX, SUFFIXES, foreign_kind, is_safetensors
-from ..errors import CheckpointError, reason
+from ..errors import CheckpointError, ConfigError, reason
+from ..settings import untrusted
 
 # Weights in a folder, preferred first.
 WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 # Characters of a name from a file in a message.
 LONGEST = 200
+# PyTorch does not compress: the entries of an archive have together the size of the file, and a few bytes more. Allowed
+# are so many times that, for archives that were packed again, and MiB.
+MOST_EXPANDED, EXPANDED_MIB = 8, 16
+# Bytes of the header of a safetensors file; those of the largest language models have one.
+LONGEST_HEADER = 16 << 20
 # Configurations are not nested deeper, and have not more values.
 DEEPEST, MOST_ITEMS = 12, 20_000
-# Bytes; larger ones are no configuration.
-JSON_LIMIT = 64 << 20
 
 
 class Opaque:
@@ -163,14 +166,11 @@ def weights_in(folder: Path) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file beside the weights. Raises CheckpointError if it is none, or larger than JSON_LIMIT."""
+    """The JSON in a file beside the weights. Raises CheckpointError if it is none, see `untrusted.parse_json`."""
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise ValueError(f"it has more than {JSON_LIMIT >> 20} MiB")
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON that can be read ({reason(error)}); copy it again, or remove it."
-                              ) from error
+        return untrusted.read_json(path, finite=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is not JSON that can be read ({error}); copy it again, or remove it.") from error
 
 
 def _read_shards(index: Path) -> Archive:
@@ -197,11 +197,17 @@ def _read_shards(index: Path) -> Archive:
 
 
 def _read_safetensors(path: Path) -> Archive:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST_HEADER:
+        raise CheckpointError(f"{path} claims a header of {length:,} bytes, and at most {LONGEST_HEADER >> 20} MiB are "
+                              "read; it is damaged or not safetensors, make or copy it again.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return Archive({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}, (path,))
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); make or copy it again.") from error
+        raise CheckpointError(f"{path} is not a complete safetensors file ({reason(error)[:LONGEST]}); make or copy "
+                              "it again.") from error
 
 
 def _unpickle(path: Path) -> Any:
@@ -238,11 +244,21 @@ def _foreign(path: Path) -> str:
 
 
 def _foreign_zip(path: Path) -> str:
+    """See `_foreign`.
+
+    Raises:
+        CheckpointError: the archive would be many times the size of its file in memory.
+    """
     try:
         with zipfile.ZipFile(path) as file:
-            names = file.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+            entries = file.infolist()
+    # PyTorch then says what is wrong.
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return ""
+    names, size = [entry.filename for entry in entries], path.stat().st_size
+    if (unpacked := sum(entry.file_size for entry in entries)) > MOST_EXPANDED * size + (EXPANDED_MIB << 20):
+        raise CheckpointError(f"{path} has {size / 2**20:.1f} MiB and would unpack to {unpacked / 2**20:.1f} MiB; "
+                              "PyTorch does not compress weights, so it was not read. Save it again with torch.save.")
     if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         return ("a TorchScript archive, which contains code; save the weights of the Python model: "
                 "torch.save(model.state_dict(), FILE).")

@@ -1,7 +1,6 @@
 """Files that name the classes of a model, or map class folders to the classes of a model."""
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.files import require_file
-from ..errors import DataError, reason
+from ..errors import ConfigError, DataError
+from ..settings.untrusted import parse_json
 
 # The names of ImageNet-21k's classes take 0.5 MiB.
 MOST_MIB = 8
@@ -90,9 +90,9 @@ def _read(path: str | Path) -> str | list[Any] | dict[str, Any]:
     if file.suffix.lower() != ".json":
         return text
     try:
-        content = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({reason(error)}); correct it, or name a text file .txt."
+        content = parse_json(text, finite=False, pairs=_unique)
+    except ConfigError as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); correct it, or name a text file .txt."
                         ) from error
     if not isinstance(content, (list, dict)):
         raise DataError(f"{path} is JSON, but neither a list nor an object; give one entry per class.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
-import json
+import os
 import random
 import re
 import tarfile
@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from PIL import Image
 
 from ..config import ImageSpec
-from ..errors import DataError, reason
+from ..errors import ArtifactError, ConfigError, DataError, reason
 from ..optional import require
+from ..settings.untrusted import check_text, read_json, typed
 from .images import UNREADABLE, Batch
 from .labels import numbers_as_names
 from .reading import SPLITS, ImageReader, decode, read_batches, split_names, spread
@@ -31,10 +32,25 @@ IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 # timm's description of a data set.
 INFO = ("_info.json", "info.json")
 CLASSES = "classes.txt"
+# Characters of the name of a shard, with its folders.
+LONGEST_FILE = 1000
 # The largest class number of no labels, and the digits that are read of one.
 NO_LABEL, MOST_DIGITS = (-1, ""), 30
 # Size of the buffer of encoded images from which a stream draws at random.
 SHUFFLE_BUFFER = 1000
+
+
+class InfoSplit(TypedDict):
+    """One split in timm's description."""
+
+    filenames: tuple[str, ...]
+    num_samples: int
+
+
+class Info(TypedDict):
+    """What is read of timm's description."""
+
+    splits: dict[str, InfoSplit]
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,8 @@ def _find_shards(folder: Path, split: str) -> tuple[list[Path], int | None, str 
     for name in names:
         shards = _shards_of(folder, name)
         if shards:
-            missing = [path for path in shards if not path.is_file()]
+            # Unlike Path.is_file, this never raises.
+            missing = [path for path in shards if not os.path.isfile(path)]
             if missing:
                 raise DataError(f"{missing[0]} is missing, which {folder}'s info file names; download it again.")
             return shards, info[name][1] if name in info else None, name
@@ -193,11 +210,14 @@ def _info(folder: Path) -> dict[str, tuple[list[Path], int]]:
     if path is None:
         return {}
     try:
-        return {name: ([folder / file for file in split["filenames"]], int(split["num_samples"]))
-                for name, split in json.loads(path.read_text())["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not timm's description of shards ({reason(error)}); it needs, under splits, each "
-                        "split's filenames and num_samples; fix it, or remove it.") from error
+        info = typed(read_json(path, finite=False), Info, path.name)
+        for file in (file for split in info["splits"].values() for file in split["filenames"]):
+            check_text(file, LONGEST_FILE)
+        return {name: ([folder / file for file in split["filenames"]], split["num_samples"])
+                for name, split in info["splits"].items()}
+    except (ArtifactError, ConfigError) as error:
+        raise DataError(f"{path} is not timm's description of shards ({reason(error)}); it needs, under splits, "
+                        "each split's filenames and num_samples; fix it, or remove it.") from error
 
 
 def _class_names(folder: Path) -> tuple[str, ...] | None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.facts import ArtifactFacts
+from ..artifacts.files import size_mib
 from ..bench import run
 from ..bench.baselines import TimedArtifact
 from ..bench.config import BenchConfig
@@ -19,12 +21,15 @@ from ..data.images import Track, no_track
 from ..data.open import open_calibration
 from ..engine.build import build_engine
 from ..engine.sidecar import read_sidecar
+from ..errors import ArtifactError
 from ..export.config import FORM_NAMES, ExportConfig
 from ..graph.files import write_graph
 from ..graph.read import Graph
 from ..optional import require
 from ..runners.open import is_engine
 
+# So many weights of one byte each may be missing in a file.
+SPARE = 4
 # Enough to lower a graph whose outputs are not used.
 NOISE_IMAGES = 8
 
@@ -51,6 +56,7 @@ def make_dense(candidate: TimedArtifact, path: Path, rewritten: bool = False) ->
         The file.
 
     Raises:
+        ArtifactError: the facts of the candidate are of a much larger model than its file has.
         BackendError, ExportError, MissingDependency: it cannot be made here.
     """
     from ..export.onnx import export_model
@@ -62,6 +68,9 @@ def make_dense(candidate: TimedArtifact, path: Path, rewritten: bool = False) ->
     assert runner.facts is not None
     facts = dataclasses.replace(runner.facts, prune=None, keep_counts=None, parent=None, training=None,
                                 precision="float32", lowered=None, forms=())
+    # The facts of a checkpoint were compared with its tensors when it was opened.
+    if runner.backend != "PyTorch":
+        _check_size(facts, Path(candidate.path))
     torch = require("torch")
     # The same file each time.
     with torch.random.fork_rng(devices=()):
@@ -79,6 +88,17 @@ def make_dense(candidate: TimedArtifact, path: Path, rewritten: bool = False) ->
         write_openvino(graph, path.with_suffix(".xml"), facts)
         return path.with_suffix(".xml")
     return _dense_engine(candidate, graph) if is_engine(candidate.path) else graph
+
+
+def _check_size(facts: ArtifactFacts, path: Path) -> None:
+    """Raises ArtifactError if the dense model of `facts` has more weights than the file `path`, which would
+    otherwise be made of random numbers, whatever memory they take."""
+    from ..model.macs import count_costs
+
+    [cost] = count_costs(facts.model, [None])
+    if cost.parameters > SPARE * size_mib(path) * 2**20:
+        raise ArtifactError(f"The metadata of {path} are of another model: it would have {cost.parameters:,} weights, "
+                            f"and the file has {size_mib(path):.1f} MiB; export it again.")
 
 
 def _dense_engine(candidate: TimedArtifact, graph: Path) -> Path:

@@ -70,7 +70,7 @@ def describe(facts: EngineFacts) -> dict[str, str]:
     """The facts that every view of an engine shows, as text by row."""
     target, fused = facts.target, len(facts.fused_attention)
     total = fused + len(facts.unfused_attention)
-    built_on = (f"{target['gpu']} (compute capability {target['compute_capability']})" if target.get("gpu")
+    built_on = (f"{target['gpu']} (compute capability {target.get('compute_capability')})" if target.get("gpu")
                 else "a machine without a GPU")
     built_for = ", ".join(target.get("compute_capabilities") or ())
     counted = summary(facts.products.values())

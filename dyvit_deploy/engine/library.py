@@ -161,7 +161,7 @@ def open_library(format: str) -> BuilderLibrary:
 
 def parse_version(text: str) -> Version:
     """The leading numbers of a version: (10, 12, 0, 36)."""
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:4])
+    return tuple(int(number[:9]) for number in re.findall(r"\d+", text)[:4])
 
 
 @functools.cache

@@ -224,7 +224,7 @@ def _built(facts: EngineFacts | None, spec: LibrarySpec,
     if capabilities:
         card = f"compute capability {capabilities}"
     elif target.get("gpu"):
-        card = f"{target['gpu']} (compute capability {target['compute_capability']})"
+        card = f"{target['gpu']} (compute capability {target.get('compute_capability')})"
     return {"library": f"{spec.name} {facts.builder['version']}", "graphics card": card,
             "system": str(target.get("system"))}
 
@@ -260,4 +260,4 @@ def _gpus(facts: EngineFacts, device: Gpu) -> list[str]:
     built = facts.target.get("compute_capability")
     if built in (None, here) or (facts.config.hardware_compatible and float(here) >= 8):
         return []
-    return [f"it was built for {facts.target['gpu']} (compute capability {built}), and {device.name} has {here}"]
+    return [f"it was built for {facts.target.get('gpu')} (compute capability {built}), and {device.name} has {here}"]

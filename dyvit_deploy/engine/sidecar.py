@@ -1,53 +1,86 @@
 """The facts of an engine, in a JSON file beside the plan; the plan itself stays raw, for trtexec, Triton and C++."""
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from ..artifacts.facts import ArtifactFacts
+from ..artifacts.facts import ArtifactFacts, with_format
 from ..artifacts.files import atomic_write, sha256, write_json
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, reason
 from ..settings.fields import JsonConfig
+from ..settings.untrusted import check_name, read_json
 from .config import BatchProfile, BuildConfig
 from .layers import EngineLayer
 from .library import library_spec
 
 FORMAT = 1
+# Of a tensor, in TensorRT.
+MOST_DIMENSIONS = 8
 # The source of the precisions of `products`, the most reliable first.
 ON_DEVICE = "read from the engine on a GPU"
 BY_BUILDER = "as the builder lists them, not yet verified on a device"
 BY_GRAPH = "as the graph asks, not yet verified on a device"
-NEEDED = {"plan": {"sha256", "bytes"}, "builder": {"format", "version"}}
-# Bytes; a larger sidecar is not read.
-LARGEST = 64 << 20
+
+
+class Plan(TypedDict):
+    """The file that the facts belong to."""
+
+    sha256: str
+    bytes: int
+
+
+class Builder(TypedDict):
+    """What built the plan: `format` is "trt" or "rtx"."""
+
+    format: str
+    version: str
+
+
+class _System(TypedDict):
+    system: str
+
+
+class Target(_System, total=False):
+    """What a plan was built on and for: `gpu` and `compute_capability` are None if there was no GPU."""
+
+    gpu: str | None
+    compute_capability: str | None
+    compute_capabilities: tuple[str, ...] | None
+
+
+class Source(TypedDict, total=False):
+    """The ONNX file that the plan was built from."""
+
+    file: str
+    sha256: str
+
+
+# Names of tensors, with their type and shape; None for the batch.
+Interface = dict[str, tuple[str, tuple[int | None, ...]]]
 
 
 @dataclass(frozen=True)
 class EngineFacts(JsonConfig):
     """The facts of a plan.
 
-    `plan` has its `sha256` and `bytes`. `builder` has `format` ("trt" or "rtx") and `version`. `target` is
-    what it was built on and for: `gpu` and `compute_capability` (None if there was no GPU),
-    `compute_capabilities`, `system`. `inputs` and `outputs` map names to [dtype, shape], with None for the batch.
-    `products` maps the graph's matrix products to their precision. `fallbacks` are the products with a wider precision
-    than the graph requests, each with the requested one. `verified` is the source of the precisions, `untold` are
-    the products that this source does not list, with the precision that the graph requests.
-    `source` is the ONNX file: `file`, `sha256`. `model` are the facts of a graph that dyvit exported. `rebuild` is the
-    command that makes the plan again.
+    `inputs` and `outputs` map names to [dtype, shape], with None for the batch. `products` maps the graph's matrix
+    products to their precision. `fallbacks` are the products with a wider precision than the graph requests, each with
+    the requested one. `verified` is the source of the precisions, `untold` are the products that this source does not
+    list, with the precision that the graph requests. `model` are the facts of a graph that dyvit exported. `rebuild` is
+    the command that makes the plan again.
     """
 
-    plan: dict[str, Any]
-    builder: dict[str, Any]
+    plan: Annotated[dict[str, Any], Plan]
+    builder: Annotated[dict[str, Any], Builder]
     config: BuildConfig
-    target: dict[str, Any]
+    target: Annotated[dict[str, Any], Target]
     profiles: tuple[BatchProfile, ...]
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
+    inputs: Annotated[dict[str, Any], Interface]
+    outputs: Annotated[dict[str, Any], Interface]
     products: dict[str, str]
-    source: dict[str, Any]
+    source: Annotated[dict[str, Any], Source]
     rebuild: str
     verified: str = BY_GRAPH
     untold: tuple[str, ...] = ()
@@ -60,26 +93,29 @@ class EngineFacts(JsonConfig):
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("plan", "builder", "target", "inputs", "outputs", "products", "source", "fallbacks"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ConfigError(f"{name} must be an object, not {getattr(self, name)!r}")
-        for fields, keys in ((self.builder, NEEDED["builder"]), (self.target, {"system"}),
-                             (self.products, self.products.keys()), (self.fallbacks, self.fallbacks.keys()),
-                             ({node: self.products.get(node) for node in self.fallbacks}, self.fallbacks.keys())):
-            if missing := sorted(key for key in keys if not isinstance(fields.get(key), str)):
-                raise ConfigError(f"{', '.join(missing)} must be given as text")
-        if isinstance(self.model, Mapping):
-            values = {key: value for key, value in self.model.items() if key != "format"}
-            object.__setattr__(self, "model", ArtifactFacts.from_dict(values))
-        if isinstance(self.config, Mapping):
-            object.__setattr__(self, "config", BuildConfig.from_dict(self.config))
-        for name, kind in (("profiles", BatchProfile), ("layers", EngineLayer)):
-            values = tuple(kind.from_dict(v) if isinstance(v, Mapping) else v for v in getattr(self, name))
-            object.__setattr__(self, name, values)
-            if not all(isinstance(value, kind) for value in values):
-                raise ConfigError(f"{name} must be a list of {kind.__name__}s")
-        if not isinstance(self.config, BuildConfig) or not self.rebuild.isprintable():
-            raise ConfigError("config must be an object, and rebuild one line of text")
+        """
+        Raises:
+            ConfigError: facts contradict each other.
+        """
+        if missing := sorted(self.fallbacks.keys() - self.products.keys()):
+            raise ConfigError(f"{', '.join(missing[:3])} must be among the products")
+        if not self.rebuild.isprintable():
+            raise ConfigError("rebuild must be one line of text")
+        for name, (_, shape) in (self.inputs | self.outputs).items():
+            check_name(name, "name of a tensor")
+            if len(shape) > MOST_DIMENSIONS:
+                raise ConfigError(f"{name} has {len(shape)} dimensions, and at most {MOST_DIMENSIONS} are supported")
+        for name in ("inputs", "profiles"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} must not be empty")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EngineFacts:
+        """See `JsonConfig.from_dict`; the model may have a format of its own."""
+        model = values.get("model")
+        if isinstance(model, Mapping):
+            values = {**values, "model": {name: value for name, value in model.items() if name != "format"}}
+        return super().from_dict(values)
 
 
 def sidecar_path(plan: Path) -> Path:
@@ -107,20 +143,11 @@ def read_sidecar(plan: Path) -> EngineFacts | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError("it is too large")
-        values = json.loads(path.read_text())
-        version = values.pop("format")
-        if version != FORMAT:
-            raise ArtifactError(f"{path} was written in format {version}, this dyvit reads format {FORMAT}; build the "
-                                "engine again.")
-        facts = EngineFacts.from_dict(values)
-        if missing := NEEDED["plan"] - facts.plan.keys():
-            raise ValueError(f"plan lacks {', '.join(sorted(missing))}")
+        facts = EngineFacts.from_dict(with_format(read_json(path), FORMAT, str(path), "build the engine again"))
         library_spec(facts.builder["format"])
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, ConfigError) as error:
-        raise ArtifactError(f"{path} does not describe an engine that dyvit wrote ({error}); build the engine "
-                            "again, or remove that file.") from error
+    except ConfigError as error:
+        raise ArtifactError(f"{path} does not describe an engine that dyvit wrote ({reason(error)}); build the "
+                            "engine again, or remove that file.") from error
     return facts
 
 

@@ -2,21 +2,29 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConfigError
+from ..settings.untrusted import typed
 from ..statistics.counts import counted
 from ..statistics.estimates import Estimate, PairedLoss, UnpairedLoss
 
 # More images are not recorded: they need a megabyte, and shares of so many need no pairs.
-MOST = 1 << 23
+MOST = 1 << 22
+
+
+class Packed(TypedDict):
+    """`Answers` in a report."""
+
+    digest: str
+    correct: str
 
 
 @dataclass(frozen=True)
@@ -57,21 +65,22 @@ def read_answers(values: Mapping[str, Any] | None, images: int, top1: float) -> 
     """The answers in a report with this number of images and accuracy; None if it has none.
 
     Raises:
-        ValueError, LookupError, TypeError: they are damaged, or belong to another result.
+        ConfigError: they are damaged, or belong to another result.
     """
     if values is None:
         return None
-    answers = Answers(values["digest"], values["correct"])
+    answers = Answers(**typed(values, Packed, "answers"))
     if not re.fullmatch("[0-9a-f]{64}", answers.digest):
-        raise ValueError("the digest of the images is not a sha256")
+        raise ConfigError("the digest of the images is not a sha256")
     try:
         packed = base64.b64decode(answers.correct, validate=True)
-    except binascii.Error as error:
-        raise ValueError("the answers are not base64") from error
+    # binascii.Error is one; other letters raise the plain one.
+    except ValueError as error:
+        raise ConfigError("the answers are not base64") from error
     # No bit beyond the last image may be set either.
     right = sum(map(int.bit_count, packed))
     if len(packed) != -(-images // 8) or right != counted(top1, images) or answers.bits(images).sum() != right:
-        raise ValueError("the answers are not those of this accuracy")
+        raise ConfigError("the answers are not those of this accuracy")
     return answers
 
 

@@ -14,11 +14,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..artifacts.files import atomic_write, check_target, require_file, sha256
-from ..errors import ArtifactError, reason
+from ..errors import ArtifactError, ConfigError, reason
 from ..optional import require
+from ..settings.untrusted import parse_json, typed
 from . import limits
 
 DATA_KEY = "dyvit_data"
@@ -29,6 +30,14 @@ DATA_BYTES = 8 * SHAPE_ELEMENTS
 # In every file with external data: the key of a tensor's entry that names the data file.
 LOCATION = b"location"
 BLOCK = 1 << 20
+
+
+class DataFile(TypedDict):
+    """What a graph records of its data file."""
+
+    file: str
+    bytes: int
+    sha256: str
 
 
 def data_path(path: str | Path) -> Path:
@@ -322,7 +331,7 @@ def _recorded(path: Path, proto: Any) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        values = json.loads(text)
-        return {"file": str(values["file"]), "bytes": int(values["bytes"]), "sha256": str(values["sha256"])}
-    except (ValueError, KeyError, TypeError) as error:
+        found: dict[str, Any] = typed(parse_json(text), DataFile, DATA_KEY)
+        return found
+    except ConfigError as error:
         raise ArtifactError(f"The dyvit metadata in {path} cannot be read ({error}); export it again.") from error

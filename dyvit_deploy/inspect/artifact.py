@@ -238,16 +238,20 @@ def _value(value: Any) -> str:
     return f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)} [{dims}]"
 
 
-def _cost(facts: ArtifactFacts) -> Cost:
+def _cost(path: Path, facts: ArtifactFacts) -> Cost:
     from ..model.macs import count_costs
 
-    return count_costs(facts.model, [facts.prune], facts.forms)[0]
+    try:
+        return count_costs(facts.model, [facts.prune], facts.forms)[0]
+    except ConfigError as error:
+        raise ArtifactError(f"The dyvit metadata in {path} describes no model ({reason(error)}); export it again."
+                            ) from error
 
 
 def _report(path: Path, kind: str, facts: ArtifactFacts | None, details: dict[str, Any],
             parameters: int | None) -> InspectReport:
     prune: PruneConfig | None = facts.prune if facts else None
     counts = prune.counts(facts.model.patches) if facts and prune else ()
-    cost = _cost(facts) if facts else None
+    cost = _cost(path, facts) if facts else None
     return InspectReport(str(path), kind, size_mib(path), sha256(path), facts, counts,
                          cost.gmacs if cost else None, cost.parameters if cost else parameters, details)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..artifacts.files import TIMM_PREFIX
 from ..checkpoints.configurations import BORDER
 from ..config import LARGEST, ModelConfig
-from ..errors import ConfigError, did_you_mean, reason
+from ..errors import ConfigError, did_you_mean, reason, shorten
 from ..settings.fields import Arguments, as_arguments, check_choice
 from ..settings.preprocessing import Preprocess
 from . import zoo
@@ -102,7 +102,7 @@ def check_options(options: Arguments) -> dict[str, Any]:
         if name in TRAINING_ONLY:
             continue
         if name not in OPTIONS:
-            raise ConfigError(f"Unknown model argument {name!r}.{did_you_mean(name, OPTIONS)}")
+            raise ConfigError(f"Unknown model argument {shorten(name)}.{did_you_mean(name, OPTIONS)}")
         if name in checked:
             raise ConfigError(f"The model argument {name} is given twice; leave one out.")
         if name == "patch_size" and isinstance(value, tuple):
@@ -111,11 +111,11 @@ def check_options(options: Arguments) -> dict[str, Any]:
             value = value[0]
         kinds = " or ".join(NOUNS[kind] for kind in OPTIONS[name])
         if not isinstance(value, OPTIONS[name]) or (isinstance(value, bool) and bool not in OPTIONS[name]):
-            raise ConfigError(f"The model argument {name} must be {kinds}, not {value!r}.")
+            raise ConfigError(f"The model argument {name} must be {kinds}, not {shorten(value)}.")
         most = LARGEST.get(SIZES.get(name, ""), LARGEST["width"])
         least = 0 if name in ("reg_tokens", "norm_eps", "init_values") or isinstance(value, bool) else 1e-9
         if isinstance(value, (int, float)) and not least <= value <= most:
-            raise ConfigError(f"The model argument {name} must be positive and at most {most}, not {value!r}.")
+            raise ConfigError(f"The model argument {name} must be positive and at most {most}, not {shorten(value)}.")
         if value == "":
             raise ConfigError(f"The model argument {name} must be {kinds}, and is empty.")
         checked[name] = value
@@ -187,7 +187,7 @@ def create_timm(name: str, **options: Any) -> VisionTransformer:
     """
     architecture, _, tag = name.partition(".")
     if architecture not in timm.list_models():
-        raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models('*vit*'))}")
+        raise ConfigError(f"timm has no model {shorten(name)}.{did_you_mean(name, timm.list_models('*vit*'))}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ConfigError(f"timm has no weights {tag!r} of {architecture}; it has {', '.join(tags) or 'none'}.")

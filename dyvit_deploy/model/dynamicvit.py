@@ -67,6 +67,10 @@ class DynamicViT(nn.Module):
         super().__init__()
         self.config, self.prune = config, prune
         self.backbone = build_backbone(config)
+        # A file may name a model of timm and claim other sizes than that has.
+        if (sizes := (len(self.backbone.blocks), self.backbone.embed_dim)) != (config.depth, config.width):
+            raise ConfigError(f"The model {config.name} has {sizes[0]} blocks of width {sizes[1]}, not "
+                              f"{config.depth} of width {config.width}.")
         self.prefix: int = self.backbone.num_prefix_tokens
         stages = prune.stages if prune else ()
         check_stages(stages, config.depth)

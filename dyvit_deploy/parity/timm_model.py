@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..artifacts.files import CONFIG, TIMM_PREFIX
+from ..checkpoints.archive import read_json
 from ..config import LoadConfig
-from ..errors import CheckpointError, reason
+from ..errors import ArtifactError, CheckpointError, reason
 from ..machine.tf32 import full_float32
 from ..optional import require
 from ..runners.base import Runner
@@ -106,8 +106,8 @@ def _create(name: str, folder: Path, classes: int, size: tuple[int, int] | None)
     bare = name.removeprefix(TIMM_PREFIX)
     options = {"num_classes": classes, **({"img_size": size} if size else {})}
     described = None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        described = json.loads((folder / CONFIG).read_bytes()).get("architecture")
+    with contextlib.suppress(ArtifactError, AttributeError):
+        described = read_json(folder / CONFIG).get("architecture")
     if described != bare:
         return create_timm(bare, **options)
     try:

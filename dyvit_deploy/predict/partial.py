@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from ..errors import ArtifactError, ConfigError
+from ..settings.untrusted import parse_json, typed
 from .predictor import Chunk
 from .report import Prediction, RowCounter
 
@@ -27,6 +28,10 @@ SYNC_INTERVAL = 5.0
 MISMATCHES = {"artifact": "another artifact", "load": "other options for the checkpoint", "sources": "other images",
               "top": "another --top", "batch": "another --batch", "labels": "other --labels",
               "orient": "another --orient"}
+
+
+# Of an image: its name, its stamp, classes, probabilities, an error, and whether it has an orientation not applied.
+Row = tuple[str, str, tuple[str, ...], tuple[float, ...], str, bool]
 
 
 class PartialFile:
@@ -117,11 +122,11 @@ class PartialFile:
         while True:
             offset, line = self._file.tell(), self._file.readline()
             rows = _parse(line)
-            chunk = next(chunks, None) if isinstance(rows, list) else None
-            if not isinstance(rows, list) or chunk is None or not _same(rows, chunk):
+            chunk = next(chunks, None) if isinstance(rows, tuple) else None
+            if not isinstance(rows, tuple) or chunk is None or not _same(rows, chunk):
                 break
             counter.add(_predictions(rows))
-        if isinstance(rows, list):
+        if isinstance(rows, tuple):
             notes.append("Images were added, removed or changed since the run was interrupted: the first "
                          f"{counter.images} rows are kept, the others are predicted again.")
         self._file.seek(offset)
@@ -162,17 +167,18 @@ def _line(value: Any) -> bytes:
 
 
 def _parse(line: bytes) -> Any:
-    """The value in a line; None if the line is incomplete or damaged."""
+    """The object or the rows in a line; None if the line is incomplete or damaged."""
     try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+        value = parse_json(line) if line.endswith(b"\n") else None
+        return value if isinstance(value, dict) else typed(value, tuple[Row, ...], "row")
+    except ConfigError:
         return None
 
 
-def _same(rows: list[Any], chunk: Chunk) -> bool:
-    return [row[:2] for row in rows] == [[place.name, place.stamp] for place in chunk]
+def _same(rows: Sequence[Any], chunk: Chunk) -> bool:
+    return [[*row[:2]] for row in rows] == [[place.name, place.stamp] for place in chunk]
 
 
-def _predictions(rows: list[Any]) -> list[Prediction]:
+def _predictions(rows: Sequence[Any]) -> list[Prediction]:
     return [Prediction(image, tuple(classes), tuple(probabilities), error, turned)
             for image, _, classes, probabilities, error, turned in rows]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ from ..errors import ArtifactError, DyvitError
 from ..graph.read import load_graph, product_precisions
 from ..inspect.artifact import InspectReport, inspect_artifact
 from ..sweep.store import NAME as SWEEP
-from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_sweep
+from .records import Check, Eval, Records, Speed, read_report, read_sweep
 
 R = TypeVar("R", Check, Eval, Speed)
 IN_GRAPH = "as recorded in the graph"
@@ -110,8 +110,6 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
             # With the relative path, so that the page does not depend on the place of the folder.
             message = str(error).replace(str(path), key)
             skipped.append(message if message.startswith(key) else f"{key}: {message}")
-        except BROKEN:
-            skipped.append(f"{key}: its facts are damaged, or were changed by hand; export it again.")
     entries = [dataclasses.replace(e, letter=letter_of(i)) for i, e in enumerate(sorted(entries, key=_order))]
     records, known = Records(), False
     for path in files:
@@ -188,11 +186,6 @@ def _order(entry: PageArtifact) -> tuple[int, bool, str]:
 def _entry(path: Path, key: str) -> PageArtifact:
     about = inspect_artifact(path)
     rows = {name: str(value) for name, value in about.rows().items() if value not in (None, "", (), [], {})}
-    if (facts := about.facts) and not all(isinstance(values or {}, Mapping) for values in
-                                          (facts.training, facts.parent, facts.versions, facts.lowered)):
-        raise ValueError("facts of another shape")
-    if not isinstance(((facts and facts.lowered) or {}).get("kept") or [], (list, tuple)):
-        raise ValueError("facts of another shape")
     products: dict[str, str] = {}
     source = ""
     if about.kind == "ONNX":

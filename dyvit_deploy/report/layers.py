@@ -84,12 +84,12 @@ def layer_map(products: Mapping[str, str], facts: ArtifactFacts | None) -> Layer
 def _position(node: str, stages: tuple[int, ...]) -> tuple[str, str]:
     """Row and column of a product. A predictor is in the column of the block that it precedes."""
     module = node.split("/")[0]
-    if match := re.fullmatch(r"blocks\.(\d+)\.?(.*)", module):
+    if match := re.fullmatch(r"blocks\.(\d{1,4})\.?(.*)", module):
         layer = re.match(r"(attn\.(?:qkv|proj)|attn$|mlp\.fc[12])(?=\.|$)", match[2])
         # In the last block, the queries are computed separately from keys and values; the row is the same.
         name = layer[1] if layer else "attn.qkv" if match[2].startswith("attn.") else match[2] or "block"
         return ROW_LABELS.get(name, name), match[1]
-    if match := re.match(r"(?:score_predictor|selector)\.(\d+)", module):
+    if match := re.match(r"(?:score_predictor|selector)\.(\d{1,4})", module):
         stage = int(match[1])
         return PREDICTOR, str(stages[stage]) if stage < len(stages) else OTHER
     end = STEM if module.startswith("patch_embed") else HEAD if re.match(r"(aux_)?head\b", module) else OTHER

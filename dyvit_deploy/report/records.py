@@ -2,27 +2,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os.path
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..artifacts.facts import METADATA_KEY
 from ..artifacts.reports import REPORT_FORMAT
 from ..calibration.ranges import RANGES_KIND as RANGES
 from ..data.reading import SPLITS
-from ..errors import ArtifactError
+from ..errors import ArtifactError, ConfigError, reason, shorten
 from ..evaluation.answers import Answers, read_answers
+from ..settings.untrusted import read_json, typed
 from ..sweep.store import DENSE_FILE, Store, read_store
+from . import schema
 
-# In bytes; a larger file is not read.
-LARGEST = 64 << 20
 # No time, rate or count is larger, and no time is smaller than its inverse.
 HUGE = 1e12
-# Raised by reading values of the wrong type or shape from a damaged file.
-BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -146,13 +143,11 @@ def read_report(path: Path, name: str) -> Records:
         ArtifactError: it is not a complete report of this version of dyvit.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise ArtifactError(f"{name} is not a report of dyvit: it is too large.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{name} cannot be opened ({error.strerror}); check its permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{name} is not a complete JSON file; write it again.") from error
+        values = read_json(path)
+    except ArtifactError as error:
+        raise ArtifactError(str(error).replace(str(path), name)) from error
+    except ConfigError as error:
+        raise ArtifactError(f"{name} is not a JSON file that can be used ({error}); write it again.") from error
     if isinstance(values, dict) and values.get("kind") == RANGES:
         return Records()
     stamp = values.get(METADATA_KEY) if isinstance(values, dict) else None
@@ -160,20 +155,23 @@ def read_report(path: Path, name: str) -> Records:
         raise ArtifactError(f"{name} is not a report of this dyvit, but of another tool or an older version; measure "
                             "again with --json.")
     if stamp.get("format") != REPORT_FORMAT:
-        raise ArtifactError(f"{name} is a report in format {str(stamp.get('format'))[:20]}, this dyvit reads format "
+        raise ArtifactError(f"{name} is a report in format {shorten(stamp.get('format'), 20)}, this dyvit reads format "
                             f"{REPORT_FORMAT}; measure again with --json.")
     try:
-        source = ReportFile(name, _text(stamp["command"]), _text(stamp["version"]),
-                        {_text(file): _text(digest) for file, digest in stamp["files"].items()})
+        stamp = typed(stamp, schema.Stamp, METADATA_KEY)
+        source = ReportFile(name, stamp["command"], stamp["version"], stamp["files"])
         commands = Records(commands=(source.command,) if source.command else ())
         read = READERS.get(stamp["report"])
-        return commands + read(values, source) if read else commands
-    except BROKEN as error:
-        raise ArtifactError(f"{name} is damaged, or was changed by hand; measure again with --json.") from error
+        return commands + read.records(typed(values, read.shape, stamp["report"]), source) if read else commands
+    except ConfigError as error:
+        raise ArtifactError(f"{name} is damaged, or was changed by hand ({reason(error)}); measure again with "
+                            "--json.") from error
 
 
 def _check(values: Mapping[str, Any], source: ReportFile, artifact: str | None = None) -> Records:
     batches = values["batches"]
+    if not batches:
+        raise ConfigError("it compares nothing")
     failures = (*map(_text, values.get("pixel_failures", ())),
                 *(f"batch {_count(b['batch'])}: {_text(line)}" for b in batches for line in b["failures"]))
     overlaps = [_share(share) for b in batches for share in (b["overlap_forgiven"] or b["overlap"])]
@@ -227,6 +225,8 @@ def _quickstart(values: Mapping[str, Any], source: ReportFile) -> Records:
 
 def _export(values: Mapping[str, Any], source: ReportFile) -> Records:
     """The comparisons of an artifact with its checkpoint."""
+    if len(source.files) != 1:
+        raise ConfigError(f"it is about {len(source.files)} files, and an export makes one")
     [artifact] = source.files
     found = Records()
     for gate in (values[name] for name in ("gate", "on_device") if values[name] is not None):
@@ -251,14 +251,23 @@ def _swept(row: Mapping[str, Any], source: ReportFile, machines: Mapping[int, En
     """A timing of a sweep, which has the number of the call that measured it."""
     number = _count(row["run"])
     if number not in machines:
-        raise ValueError("a timing belongs to no run")
+        raise ConfigError("a timing belongs to no run")
     label = source.file if len(machines) == 1 else f"{source.file}, run {number}"
     row = {**row, "ci95_ms": None, "ceiling": None, "stand_in": False}
     return _speed(row, source, DENSE_FILE, label)
 
 
-READERS: dict[str, Callable[[Mapping[str, Any], ReportFile], Records]] = {
-    "check": _check, "eval": _eval, "bench": _bench, "quickstart": _quickstart, "export": _export, "sweep": _sweep,
+class Reader(NamedTuple):
+    """How a kind of report is read: the types of what is read of it, and the function that makes records of that."""
+
+    shape: Any
+    records: Callable[[Mapping[str, Any], ReportFile], Records]
+
+
+READERS = {
+    "check": Reader(schema.Check, _check), "eval": Reader(schema.Eval, _eval), "bench": Reader(schema.Bench, _bench),
+    "quickstart": Reader(schema.Quickstart, _quickstart), "export": Reader(schema.Export, _export),
+    "sweep": Reader(schema.Sweep, _sweep),
 }
 
 
@@ -271,8 +280,9 @@ def read_sweep(folder: Path, name: str) -> Records:
     try:
         store = read_store(folder)
         return _from_store(store, folder, name) if store else Records()
-    except BROKEN as error:
-        raise ArtifactError(f"{name} is damaged, or was changed by hand; delete it to sweep again.") from error
+    except ConfigError as error:
+        raise ArtifactError(f"{name} is damaged, or was changed by hand ({reason(error)}); delete it to sweep "
+                            "again.") from error
 
 
 def _from_store(store: Store, folder: Path, name: str) -> Records:
@@ -283,9 +293,9 @@ def _from_store(store: Store, folder: Path, name: str) -> Records:
     checks, evals = [], []
     for a in store.artifacts:
         judged = a.judged or {}
-        asked = _text((judged or {"data": store.config.data})["data"] or "noise")
+        asked = _text(judged.get("data", store.config.data) or "noise")
         seen = a.seen or {"data": "digits:test" if asked == "digits" else asked}
-        data, images = _text(seen["data"]), _count(judged.get("images") or 0)
+        data, images = seen.get("data", asked), _count(judged.get("images") or 0)
         if a.agreement is not None or a.rejected:
             compared = _count(seen.get("compared", images))
             checks.append(Check(a.file, source, f"{Path(store.checkpoint['file']).name} in float32", data, compared,
@@ -305,7 +315,8 @@ def _from_here(file: str, folder: Path, name: str) -> str:
     no longer exists."""
     if Path(file).is_absolute():
         return file
-    above = next((above for above in folder.resolve().parents if (above / file).is_file()), None)
+    # Unlike Path.is_file, this never raises.
+    above = next((above for above in folder.resolve().parents if os.path.isfile(above / file)), None)
     root = folder.resolve().joinpath(*[".."] * name.count("/"))
     return Path(os.path.relpath(above / file, root)).as_posix() if above else Path(file).name
 
@@ -318,26 +329,26 @@ def same_data(name: str) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
+        raise ConfigError(f"{shorten(value)} is not text")
     return value
 
 
 def _number(value: Any) -> float:
     # The comparison is False for NaN.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= HUGE:
-        raise TypeError("not a number, or none that was measured")
+        raise ConfigError(f"{shorten(value)} is not a number, or none that was measured")
     return float(value)
 
 
 def _positive(value: Any) -> float:
     if _number(value) < 1 / HUGE:
-        raise ValueError(f"{value!r} is not positive")
+        raise ConfigError(f"{value!r} is not positive")
     return float(value)
 
 
 def _share(value: Any) -> float:
     if not 0 <= _number(value) <= 1:
-        raise ValueError(f"{value!r} is not a share")
+        raise ConfigError(f"{value!r} is not a share")
     return float(value)
 
 
@@ -351,7 +362,7 @@ def _positive_or_none(value: Any) -> float | None:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or _number(value) < 0:
-        raise TypeError("not a count")
+        raise ConfigError(f"{shorten(value)} is not a count")
     return value
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..artifacts.facts import ArtifactFacts
 from ..config import ImageSpec
 from ..data.preprocess import normalise
-from ..errors import BackendError, ConfigError
+from ..errors import ArtifactError, BackendError, ConfigError
 from ..settings.preprocessing import Preprocess
 from .profiling import LayerTime
 
@@ -118,12 +118,18 @@ class Runner(abc.ABC):
         A file without dyvit's metadata has an input size at most; `image_size` is used where that is free.
 
         Raises:
+            ArtifactError: its facts and its input have different sizes.
             BackendError: the size is neither in the file nor given.
         """
-        if self.facts:
-            return self.facts.model
         shape = self.input.shape
         sides = (shape[1:3] if self.input.dtype == "uint8" else shape[2:]) if len(shape) == 4 else ()
+        if self.facts:
+            claimed = self.facts.model.image_size
+            # Metadata that were changed would have images prepared, and pixels in memory, that nothing can run.
+            if sides and None not in sides and sides != claimed:
+                raise ArtifactError(f"The metadata of {self.name} are of another model: its images have {claimed[0]} x "
+                                    f"{claimed[1]} px, and its input {sides[0]} x {sides[1]}; export it again.")
+            return self.facts.model
         height, width = image_size or (*sides, None, None)[:2]
         if height is None or width is None:
             raise BackendError(f"{self.name} does not say what size its images have; pass --image-size.")

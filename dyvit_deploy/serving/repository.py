@@ -20,6 +20,7 @@ from ..errors import ArtifactError, ConfigError, ExportError
 from ..graph.files import copy_graph
 from ..graph.read import Tensor
 from ..optional import require
+from ..settings.untrusted import parse_json, typed
 from .config import ServingConfig
 from .interface import SERVED, Servable, read_servable
 from .pbtxt import (
@@ -301,16 +302,21 @@ def _parameter(config: Config, name: str) -> dict[str, Any]:
     """A parameter that dyvit wrote as JSON; empty if the model has none."""
     text = config.get("parameters", {}).get(name, {}).get("string_value", "{}")
     try:
-        found: dict[str, Any] = dict(json.loads(text))
+        found: dict[str, Any] = typed(parse_json(str(text)), dict[str, Any], name)
     # dyvit did not write this model.
-    except (ValueError, TypeError):
+    except ConfigError:
         return {}
     return found
 
 
 def _routers(configs: Mapping[str, Config]) -> Iterator[tuple[str, dict[str, str]]]:
     """Each router's name, and its models by keep ratio."""
-    yield from ((name, models) for name, config in configs.items() if (models := _parameter(config, "models")))
+    for name, config in configs.items():
+        models = _parameter(config, "models")
+        # A router of another tool may name its models otherwise.
+        if models and all(isinstance(to, str) and re.fullmatch(r"[01](\.\d{1,20})?", ratio)
+                          for ratio, to in models.items()):
+            yield name, models
 
 
 def _compare(where: Path, config: Config, expected: Config, fields: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, shorten
+from .untrusted import hints_of, typed
 
 OPTIONS = "options"
 # Short names that users may type, and the names that configs have.
@@ -23,7 +24,7 @@ T = TypeVar("T", bound="JsonConfig")
 
 
 # Keyword arguments, sorted by name; hashable, unlike a dictionary.
-Arguments = tuple[tuple[str, Any], ...]
+Arguments = tuple[tuple[str, "bool | int | float | str | tuple[int, ...] | None"], ...]
 
 
 def as_arguments(values: Any) -> Arguments:
@@ -210,7 +211,7 @@ def command_flags(config: Any, without: Collection[str] = ()) -> list[str]:
 def check_choice(noun: str, value: object, choices: Sequence[str]) -> None:
     """Raises ConfigError, with the closest of `choices`, unless `value` is one of them."""
     if value not in choices:
-        raise ConfigError(f"Unknown {noun} {value!r}.{did_you_mean(str(value), choices)}")
+        raise ConfigError(f"Unknown {noun} {shorten(value)}.{did_you_mean(str(value), choices)}")
 
 
 class JsonConfig:
@@ -239,28 +240,23 @@ class JsonConfig:
 
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-        """The reverse of `to_dict`; lists become tuples, and the defaults say which fields are configs themselves.
+        """The reverse of `to_dict`; lists become tuples, and fields whose type is a config are made of mappings.
 
         Raises:
-            ConfigError: a field is missing, unknown or of the wrong form.
+            ConfigError: a field is missing, unknown or of the wrong type, see `untrusted.typed`.
         """
-        known = {field.name: field.default for field in dataclasses.fields(cls)}
+        known = dataclasses.fields(cls)
+        names = [field.name for field in known]
         for name in values:
-            if name not in known:
-                raise ConfigError(f"{cls.__name__} has no field {name!r}.{did_you_mean(name, known)}")
-        try:
-            return cls(**{name: _from_json(value, known[name]) for name, value in values.items()})
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__} cannot be read: {error}.") from error
-
-
-def _from_json(value: Any, default: Any) -> Any:
-    if isinstance(value, Mapping) and isinstance(default, JsonConfig):
-        return default.from_dict(value)
-    if isinstance(value, list):
-        first = default[0] if isinstance(default, tuple) and default else None
-        return tuple(_from_json(item, first) for item in value) if isinstance(first, JsonConfig) else tuple(value)
-    return value
+            if name not in names:
+                raise ConfigError(f"{cls.__name__} has no field {shorten(name)}.{did_you_mean(str(name), names)}")
+        needed = [field.name for field in known
+                  if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in values]:
+            raise ConfigError(f"{cls.__name__} cannot be read: it lacks {', '.join(missing)}.")
+        kind: Any = cls
+        hints = hints_of(kind)
+        return cls(**{name: typed(value, hints[name], f"{cls.__name__}.{name}") for name, value in values.items()})
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -2,23 +2,65 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from ..artifacts.facts import with_format
 from ..artifacts.files import is_timm, require_source, sha256, write_json
 from ..calibration.config import CalibrationConfig
-from ..config import LoadConfig
-from ..errors import ArtifactError, ConfigError
-from ..settings.fields import JsonConfig
+from ..calibration.targets import FORMATS
+from ..config import PRECISIONS, LoadConfig
+from ..errors import ArtifactError, ConfigError, reason, shorten
+from ..evaluation.answers import Packed
+from ..settings.fields import JsonConfig, check_choice
+from ..settings.untrusted import read_json
 from .grid import GridPoint, SweepConfig, changed, filled
 
 FORMAT = 1
 NAME = "sweep.json"
 # The baseline of speed-ups.
 DENSE_FILE = "dense-float32.onnx"
+# Characters of a file's name.
+LONGEST_FILE = 200
+
+
+class Origin(TypedDict):
+    """The checkpoint of a sweep."""
+
+    file: str
+    sha256: str
+
+
+class Machine(TypedDict):
+    """What distinguishes machines of `hardware.machine()`."""
+
+    processor: str
+    logical_cores: int
+
+
+class Judged(TypedDict, total=False):
+    """The data that were requested to judge an artifact; `class_map` is the sha256 of that file."""
+
+    data: str | None
+    images: int | None
+    class_map: str
+
+
+class Seen(TypedDict, total=False):
+    """The data that were used to judge an artifact, and on how many images."""
+
+    data: str
+    compared: int
+    evaluated: int
+
+
+class Run(TypedDict):
+    """A call that timed something."""
+
+    machine: Annotated[dict[str, Any], Machine]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -40,17 +82,26 @@ class Artifact(JsonConfig):
     size_mib: float
     keep_counts: tuple[int, ...] | None = None
     rejected: tuple[str, ...] = ()
-    judged: dict[str, Any] | None = None
+    judged: Annotated[dict[str, Any], Judged] | None = None
     top1: float | None = None
     agreement: float | None = None
     overlap: float | None = None
     dense_agreement: float | None = None
-    seen: dict[str, Any] | None = None
-    answers: dict[str, Any] | None = None
+    seen: Annotated[dict[str, Any], Seen] | None = None
+    answers: Annotated[dict[str, Any], Packed] | None = None
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "keep_ratio", "size_mib")
-        _check_numbers(self, "top1", "agreement", "overlap", "dense_agreement", optional=True)
+        """
+        Raises:
+            ConfigError: a value that no artifact of a sweep has.
+        """
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("backend", self.backend, FORMATS)
+        if self.file != Path(self.file).name or not self.file.isprintable() or len(self.file) > LONGEST_FILE:
+            raise ConfigError(f"the artifact {shorten(self.file)} is not a file in the folder")
+        for name in ("top1", "agreement", "overlap", "dense_agreement"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ConfigError(f"{name} of {self.file} is {getattr(self, name)}, and not a share")
 
     @property
     def candidate(self) -> GridPoint:
@@ -77,31 +128,26 @@ class Latency(JsonConfig):
     stable: bool
     speedup: float | None = None
 
-    def __post_init__(self) -> None:
-        _check_numbers(self, "batch", "run", "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "images_per_sec",
-                       "runs")
-        _check_numbers(self, "speedup", optional=True)
-
-
-def _check_numbers(values: Any, *names: str, optional: bool = False) -> None:
-    """Raises TypeError if an attribute is not a number, as in a damaged file."""
-    for name in names:
-        value = getattr(values, name)
-        if not isinstance(value, (int, float)) and not (optional and value is None):
-            raise TypeError(f"{name} is {value!r}")
-
 
 @dataclass(frozen=True)
-class Store:
+class Store(JsonConfig):
     """The content of the file. `runs` has the time and the machine of each call that timed something."""
 
-    checkpoint: dict[str, str]
+    checkpoint: Annotated[dict[str, str], Origin]
     config: SweepConfig
     load: LoadConfig = LoadConfig()
     dense_sha256: str | None = None
     artifacts: tuple[Artifact, ...] = ()
     latencies: tuple[Latency, ...] = ()
-    runs: tuple[dict[str, Any], ...] = ()
+    runs: tuple[Annotated[dict[str, Any], Run], ...] = ()
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: a timing belongs to no run.
+        """
+        if any(not 0 <= t.run < len(self.runs) for t in self.latencies):
+            raise ConfigError("a timing belongs to no run")
 
     def save(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT, **dataclasses.asdict(self)})
@@ -142,23 +188,12 @@ def read_store(folder: Path) -> Store | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text())
-        if values["format"] != FORMAT:
-            raise ValueError("another version of dyvit wrote it")
-        store = Store(
-            {name: str(values["checkpoint"][name]) for name in ("file", "sha256")},
-            SweepConfig.from_dict(values["config"]), LoadConfig.from_dict(values["load"]), values["dense_sha256"],
-            tuple(map(Artifact.from_dict, values["artifacts"])), tuple(map(Latency.from_dict, values["latencies"])),
-            tuple(map(dict, values["runs"])))
-        for run in store.runs:
-            machine_name(run["machine"])
-        if any(t.run >= len(store.runs) for t in store.latencies):
-            raise ValueError("a timing belongs to no run")
-        return store
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise ArtifactError(f"{path} is damaged ({str(error).rstrip('.')}); delete it to sweep again, or choose "
+        values = with_format(read_json(path), FORMAT, str(path), "delete it to sweep again")
+        if missing := [field.name for field in dataclasses.fields(Store) if field.name not in values]:
+            raise ConfigError(f"it lacks {', '.join(missing)}")
+        return Store.from_dict(values)
+    except ConfigError as error:
+        raise ArtifactError(f"{path} is damaged ({reason(error)}); delete it to sweep again, or choose "
                             "another -o.") from error
 
 

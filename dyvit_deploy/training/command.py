@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -166,7 +167,8 @@ def _train_teacher(config: TrainConfig, folder: Path, watch: EventCallback) -> P
     last = folder / "last.safetensors"
     resume = config.resume and last.exists()
     facts = read_checkpoint(last).facts if resume else None
-    if facts and facts.training and facts.training["epoch"] >= facts.training["recipe"]["epochs"]:
+    training = (facts and facts.training) or {}
+    if training.get("epoch", 0) >= training.get("recipe", {}).get("epochs", math.inf):
         return folder / "best.safetensors"
     overrides = {k: v for k, v in config.overrides if k not in STUDENT_ONLY}
     if config.dense_epochs is not None:

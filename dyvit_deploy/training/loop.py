@@ -38,6 +38,8 @@ VAL_BATCH = 100
 # Data workers per process.
 WORKERS = 2
 Sums = dict[str, float]
+# What a checkpoint must record of its training so that it can be resumed.
+RESUMED = {"recipe", "parent", "epoch", "best_val_top1"}
 
 
 class Run:
@@ -296,6 +298,8 @@ class Run:
         if expected != saved_as or not facts.training:
             raise TrainingError(f"{self._last} belongs to a run with another model, selector, keep ratio or other "
                                 "classes; choose another folder or the same options.")
+        if missing := sorted(RESUMED - facts.training.keys()):
+            raise TrainingError(f"{self._last} does not record its {', '.join(missing)}; start in another folder.")
         parents = [(training["parent"] or {}).get("sha256") for training in (self.training, facts.training)]
         if parents[0] != parents[1]:
             raise TrainingError(f"{self._last} was trained from another backbone; pass the same --backbone.")

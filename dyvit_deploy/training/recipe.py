@@ -9,11 +9,14 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, reason, shorten
 from ..optional import require
 from ..settings.fields import OPTIONS, JsonConfig, kind_of, option
+from ..settings.untrusted import check_values
 
 TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
+# Bytes of a recipe and characters of a line; what the parsers take for dotted names grows with the square of a line.
+MOST_BYTES, LONGEST_LINE = 32 << 10, 1000
 # How a value is switched off on the command line.
 OFF = ("none", "off")
 
@@ -149,7 +152,7 @@ def values_of(name: str) -> str:
 def parse_value(name: str, value: Any) -> Any:
     """`value` as the recipe's field `name` has it; "none" switches off what can be off."""
     if name not in FIELDS:
-        raise ConfigError(f"The recipe has no value {name!r}.{did_you_mean(name, FIELDS)}")
+        raise ConfigError(f"The recipe has no value {shorten(name)}.{did_you_mean(name, FIELDS)}")
     entry = FIELDS[name]
     kind = kind_of(entry, entry.metadata[OPTIONS].options[0])
     # YAML reads `off` as false.
@@ -158,11 +161,12 @@ def parse_value(name: str, value: Any) -> Any:
             return None
         raise ConfigError(f"The recipe's {name} cannot be switched off; give a value.")
     try:
-        if value is True or (kind.read is int and float(value) != int(value)):
+        text = isinstance(value, str)
+        if value is True or (kind.read is int and float(value) != int(value)) or (kind.read is str and not text):
             raise ValueError
         return kind.read(value)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"The recipe's {name} is {kind.noun}, not {value!r}.") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"The recipe's {name} is {kind.noun}, not {shorten(value)}.") from error
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -175,19 +179,27 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if path.suffix.lower() not in READ:
         raise ConfigError(f"{path} is no recipe file; name a {', '.join(READ)}.")
     try:
-        values = READ[path.suffix.lower()](path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES or max(map(len, content.splitlines()), default=0) > LONGEST_LINE:
+            raise ConfigError(f"it has more than {MOST_BYTES >> 10} KiB, or a line above {LONGEST_LINE} characters")
+        values = READ[path.suffix.lower()](content.decode("utf-8-sig"))
+        check_values(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be used as a recipe ({reason(error)}); correct it.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     # Each parser has errors of its own.
     except Exception as error:
-        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())[:300]}."
+                          ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold one value per line, like `epochs = 30` or `epochs: 30`.")
     for name, value in values.items():
         if name != "recipe":
             parse_value(str(name), value)
         elif not isinstance(value, str):
-            raise ConfigError(f"{path} names the base recipe as {value!r}; write `recipe: paper`, for example.")
+            raise ConfigError(f"{path} names the base recipe as {shorten(value)}; write `recipe: paper`, for example.")
     return values
 
 
@@ -196,7 +208,11 @@ def _toml(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    return require("yaml").safe_load(text)
+    yaml = require("yaml")
+    # Aliases of aliases are a small file, and no end of values.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("aliases (*name) are not read, write the value itself")
+    return yaml.safe_load(text)
 
 
 READ: dict[str, Callable[[str], Any]] = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml}

@@ -1,5 +1,4 @@
 """Matrix products that an engine computes in a wider type than requested, with a fake library and a fake GPU."""
-import dataclasses
 import shlex
 
 import pytest
@@ -7,7 +6,7 @@ from fake_gpu import CONV, NEW, OLD, QKV, engine, graph, install
 from helpers import dyvit
 
 from dyvit_deploy.engine.config import BuildConfig
-from dyvit_deploy.engine.sidecar import read_sidecar
+from dyvit_deploy.engine.sidecar import EngineFacts, read_sidecar
 from dyvit_deploy.errors import ConfigError, ExportError
 from dyvit_deploy.inspect.artifact import inspect_artifact
 
@@ -60,4 +59,4 @@ def test_without_a_fallback_there_is_no_note(trt, tmp_path):
 def test_fallbacks_of_another_form_are_refused(trt, tmp_path, fallbacks):
     facts = read_sidecar(engine(tmp_path, ALLOWED, inside=FLOAT16))
     with pytest.raises(ConfigError):
-        dataclasses.replace(facts, fallbacks=fallbacks)
+        EngineFacts.from_dict(facts.to_dict() | {"fallbacks": fallbacks})

@@ -45,10 +45,10 @@ def test_a_changed_plan_is_noticed(written):
 @pytest.mark.parametrize("change, words", [
     (lambda v: "no json", "does not describe an engine"),
     (lambda v: [1], "does not describe an engine"),
-    (lambda v: v | {"format": 99}, "written in format 99, this dyvit reads format 1; build the engine again"),
+    (lambda v: v | {"format": 99}, "written in format 99, this dyvit reads format 1; .* or build the engine again"),
     (lambda v: {k: x for k, x in v.items() if k != "plan"}, "does not describe an engine"),
     (lambda v: v | {"plan": {}}, "plan lacks bytes, sha256"),
-    (lambda v: v | {"builder": {"format": "rtx"}}, "version must be given as text"),
+    (lambda v: v | {"builder": {"format": "rtx"}}, "builder lacks version"),
     (lambda v: v | {"builder": {"format": "../x", "version": "1"}}, "does not describe an engine"),
     (lambda v: v | {"config": {"profiles": []}}, "at least one profile"),
     (lambda v: v | {"surprise": 1}, "no field 'surprise'"),

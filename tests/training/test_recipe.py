@@ -73,6 +73,18 @@ def test_files_that_are_not_a_recipe_are_refused(tmp_path, name, text, message):
         read_recipe(tmp_path / "missing.yaml")
 
 
+@pytest.mark.parametrize("name, text, message", [
+    ("a.yaml", "a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases"), ("a.yaml", "a: [" * 200, "not valid YAML"),
+    ("a.toml", f"{'a.' * 1000}a = 1", "a line above 1000"), ("a.toml", "# x\n" * 20_000, "more than 32 KiB"),
+    ("a.toml", "epochs = inf", "a number is inf"), ("a.yaml", "seed: 1" + "0" * 30, "more than 64 bit"),
+    ("a.toml", "rand_augment = [1]", "is a name, not"), ("a.yaml", f"{'x' * 900}: 1", "no value 'xxx")])
+def test_recipes_that_would_make_work_are_refused_with_the_reason(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_recipe(tmp_path / name)
+    assert len(str(caught.value)) < 700
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(lr=float("nan")), "positive lr"), (dict(weight_decay=-1), "weight_decay must be a number from 0"),
     (dict(ema=1.5), "ema must lie between"), (dict(precision="bf61"), "Did you mean 'bf16'"),
