@@ -19,6 +19,7 @@ from .records import BROKEN, Check, Eval, Records, Speed, read_report, read_swee
 
 R = TypeVar("R", Check, Eval, Speed)
 IN_GRAPH = "as recorded in the graph"
+DAMAGED = "its facts are damaged, or were changed by hand; export it again."
 COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
 
 
@@ -110,8 +111,6 @@ def collect(folder: Path, track: Track[Path]) -> Collection:
             # With the relative path, so that the page does not depend on the place of the folder.
             message = str(error).replace(str(path), key)
             skipped.append(message if message.startswith(key) else f"{key}: {message}")
-        except BROKEN:
-            skipped.append(f"{key}: its facts are damaged, or were changed by hand; export it again.")
     entries = [dataclasses.replace(e, letter=letter_of(i)) for i, e in enumerate(sorted(entries, key=_order))]
     records, known = Records(), False
     for path in files:
@@ -187,12 +186,15 @@ def _order(entry: PageArtifact) -> tuple[int, bool, str]:
 
 def _entry(path: Path, key: str) -> PageArtifact:
     about = inspect_artifact(path)
-    rows = {name: str(value) for name, value in about.rows().items() if value not in (None, "", (), [], {})}
+    try:
+        rows = {name: str(value) for name, value in about.rows().items() if value not in (None, "", (), [], {})}
+    except BROKEN as error:
+        raise ArtifactError(DAMAGED) from error
     if (facts := about.facts) and not all(isinstance(values or {}, Mapping) for values in
                                           (facts.training, facts.parent, facts.versions, facts.lowered)):
-        raise ValueError("facts of another shape")
+        raise ArtifactError(DAMAGED)
     if not isinstance(((facts and facts.lowered) or {}).get("kept") or [], (list, tuple)):
-        raise ValueError("facts of another shape")
+        raise ArtifactError(DAMAGED)
     products: dict[str, str] = {}
     source = ""
     if about.kind == "ONNX":

@@ -35,6 +35,8 @@ from .state import StopRequest, restore, resume_tensors
 from .step import Draws, TrainingStep, draw
 
 VAL_BATCH = 100
+# From which a run resumes.
+LAST = "last.safetensors"
 # Data workers per process.
 WORKERS = 2
 Sums = dict[str, float]
@@ -46,7 +48,7 @@ class Run:
     def __init__(self, phase: TrainPhase, backbone: Backbone | None, watch: EventCallback) -> None:
         config, self.recipe, self.facts = phase.config, phase.recipe, phase.facts
         self.config, self.phase, self.watch, self.out = config, phase.name, watch, Path(config.out)
-        self._last = self.out / "last.safetensors"
+        self._last = self.out / LAST
         self.fabric = make_fabric(config.device, self.recipe)
         self.devices = device_names(self.fabric.device)
         self.share = Share(self.recipe.batch, rank(), world_size(), config.accumulate)
@@ -260,8 +262,8 @@ class Run:
         self.reports.append(report)
         gathered = gather_over_ranks((self.skipped, bool(stop)))
         self.skipped = sorted({line for lines, _ in gathered for line in lines})
+        logs.epochs(self.reports)
         self._save(better, better_ema)
-        logs.epoch(report)
         self.watch(report)
         return any(stop_requested for _, stop_requested in gathered)
 
@@ -274,9 +276,10 @@ class Run:
                 save_checkpoint(self.out / "best.safetensors", self.model, facts)
             if better_ema and self.ema:
                 save_checkpoint(self.out / "best-ema.safetensors", self.ema.module, facts)
+            save_report(self.out / "train.json", self._report(), self.config.command)
+            # The last of the files: killed before, the run resumes from the earlier one, and writes the others again.
             save_checkpoint(self._last, self.model, facts, resume=resume_tensors(
                 self.model, self.optimizer, self.ema and self.ema.module, self._scaler))
-            save_report(self.out / "train.json", self._report(), self.config.command)
         # Other processes read the files written here.
         self.fabric.barrier()
 

@@ -1,0 +1,377 @@
+"""Kills commands at chosen writes, and checks what they leave: `python tests/kills.py --kills 100`.
+
+Every command runs once to count its write events (an open for writing, a rename, a removal, a new folder or a sync), in
+an empty folder and over the results of an earlier run. It is then killed with SIGKILL right before one of them, chosen
+evenly; at a sync, half of the file is cut off first. After that
+- every file under a final name is whole, or is refused with a sentence that says to repeat the command;
+- the same command (training: with --resume, once there is something to resume) succeeds;
+- it leaves the files of an undisturbed run, byte for byte unless they contain times, and no temporary file, in TMPDIR
+  neither.
+
+Runs are forked from one process that has imported everything, so that each takes a second.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# Audit events by the index of the path that is written.
+EVENTS = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "os.link": 1}
+INPUTS = "inputs"
+REPEAT = ("repeat", "build it again", "interrupted")
+# Contain times or measurements, which differ between equal runs.
+VARYING = (".json", ".html", ".plan", ".png", ".svg", ".parquet", ".md")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A command in a folder with `inputs/`; `earlier` is what ran there before, if anything. It writes into `out/`."""
+
+    name: str
+    arguments: tuple[str, ...]
+    earlier: tuple[str, ...] = ()
+    small_limit: bool = False
+
+    @property
+    def resumes(self) -> bool:
+        return self.arguments[0] == "train"
+
+
+def cases() -> list[Case]:
+    """Every writing command, in an empty folder and over earlier results."""
+    found = []
+    for name, *arguments in (
+            ("export", "export", "CHECKPOINT", "-o", "out/m.onnx"),
+            ("two files", "export", "CHECKPOINT", "-o", "out/m.onnx"),
+            ("int8", "export", "CHECKPOINT", "--int8", "--calib", f"{INPUTS}/classes", "-o", "out/m.onnx"),
+            ("openvino", "export", "CHECKPOINT", "--format", "openvino", "-o", "out/m.xml"),
+            ("triton", "export", "CHECKPOINT", "--format", "triton", "--keep-ratios", "0.9,0.5", "--model-version",
+             "VERSION", "-o", "out/repository"),
+            ("build", "build", f"{INPUTS}/tiny.onnx", "--format", "rtx", "--allow-precision-fallback", "-o",
+             "out/m.plan"),
+            ("calibrate", "calibrate", f"{INPUTS}/tiny.onnx", "--data", f"{INPUTS}/classes", "-o", "out/ranges.json"),
+            ("sensitivity", "sensitivity", f"{INPUTS}/tiny.onnx", "--data", f"{INPUTS}/classes", "--chart",
+             "out/layers.png", "--json", "out/layers.json"),
+            ("train", "train", "--model", "tiny", "--data", f"{INPUTS}/classes", "--keep-ratio", "0.5", "--epochs", "2",
+             "--dense-epochs", "1", "--batch", "8", "--tensorboard", "-o", "out/run"),
+            ("predict", "predict", "CHECKPOINT", f"{INPUTS}/classes", "--batch", "4", "--csv", "out/rows.csv",
+             "--parquet", "out/rows.parquet"),
+            ("sweep", "sweep", "CHECKPOINT", "--keep-ratios", "RATIOS", "--precisions", "fp32", "--backends",
+             "onnx,openvino", "--batch", "1", "--seconds", "0.05", "-o", "out/sweep"),
+            ("report", "report", f"{INPUTS}/models", "-o", "out/page.html"),
+            ("visualize", "visualize", "CHECKPOINT", f"{INPUTS}/classes", "-o", "out/figures"),
+            ("quickstart", "quickstart", "-o", "out/quickstart")):
+        small = name == "two files"
+        # Training does not start over.
+        for again in (False,) if name == "train" else (False, True):
+            first = {"CHECKPOINT": f"{INPUTS}/other.safetensors", "VERSION": "1", "RATIOS": "0.9"}
+            now = {"CHECKPOINT": f"{INPUTS}/tiny.safetensors", "VERSION": "2" if again else "1", "RATIOS": "0.9,0.5"}
+            if name in ("triton", "sweep"):
+                first["CHECKPOINT"] = now["CHECKPOINT"]
+            earlier = tuple(first.get(a, a) for a in arguments) if again else ()
+            found.append(Case(f"{name}, again" if again else name, tuple(now.get(a, a) for a in arguments), earlier,
+                              small))
+    return found
+
+
+def prepare(folder: Path) -> None:
+    """Makes the inputs of all cases."""
+    from helpers import photo_folder, tiny_checkpoint, tiny_graph
+    folder.mkdir()
+    tiny_checkpoint(folder, seed=1).rename(folder / "other.safetensors")
+    tiny_graph(folder)
+    tiny_checkpoint(folder)
+    for split in ("train", "val"):
+        photo_folder(folder / "classes" / split, 8, classes=2)
+    models = folder / "models"
+    models.mkdir()
+    tiny_graph(models)
+
+
+class Counter:
+    """Counts the write events of this process below `roots`, and kills it at number `fatal` (0: never)."""
+
+    def __init__(self, roots: Iterable[Path], fatal: int) -> None:
+        self.roots, self.fatal, self.count, self.process = [f"{root}{os.sep}" for root in roots], fatal, 0, os.getpid()
+        self.lock, self.last = threading.Lock(), ""
+        was = os.fsync
+
+        def sync(number: int) -> None:
+            self._event("fsync", os.readlink(f"/proc/self/fd/{number}"))
+            was(number)
+        os.fsync = sync
+        sys.addaudithook(self._heard)
+
+    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
+            self._event(event, arguments[0])
+        elif event in EVENTS:
+            self._event(event, arguments[EVENTS[event]])
+
+    def _event(self, event: str, path: object) -> None:
+        if isinstance(path, int) or os.getpid() != self.process:
+            return
+        name = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]
+        if not name.startswith(tuple(self.roots)):
+            return
+        with self.lock:
+            self.count, self.last = self.count + 1, f"{event} {name}"
+            if self.count == self.fatal:
+                self.die(event, name)
+
+    def die(self, event: str, name: str) -> None:
+        if event == "fsync":
+            # As if it had not been written to its end.
+            os.truncate(name, os.path.getsize(name) // 2)
+        os.write(2, f"\nkilled at {self.count}: {event} {name}\n".encode())
+        os.kill(self.process, signal.SIGKILL)
+
+
+def command(folder: Path, arguments: tuple[str, ...], fatal: int, small_limit: bool) -> int:
+    """Runs a command in this process, which ends with it; returns the number of its write events."""
+    os.chdir(folder)
+    tempfile.tempdir = str(folder / "tmp")
+    os.environ["TMPDIR"] = tempfile.tempdir
+    if small_limit:
+        from dyvit_deploy.graph import limits
+        limits.ONE_FILE_LIMIT = 20_000
+    counter = Counter((folder / "out", folder / "tmp"), fatal)
+    from dyvit_deploy.cli.main import main
+    try:
+        main(list(arguments), prog_name="dyvit")
+    except SystemExit as error:
+        if error.code:
+            raise
+    return counter.count
+
+
+def check(folder: Path, arguments: tuple[str, ...], fatal: int, small_limit: bool) -> list[str]:
+    """Opens everything below `out/`; returns what is damaged."""
+    from dyvit_deploy.errors import DyvitError
+    os.chdir(folder)
+    found = []
+    for path in sorted((folder / "out").rglob("*")):
+        inside = path.relative_to(folder).parts
+        if path.is_dir() and not (path.name == "repository" and any(path.iterdir())):
+            continue
+        if any(part.startswith(".dyvit-") for part in inside) or path.name.endswith(".partial"):
+            continue
+        try:
+            READERS.get(path.suffix, lambda _: None)(path)
+        except DyvitError as error:
+            if not any(word in str(error) for word in REPEAT):
+                found.append(f"{path.name} is refused without saying what to do: {error}")
+        except Exception as error:
+            found.append(f"{path.name} is damaged: {type(error).__name__} {error}")
+    return found
+
+
+def _run(path: Path) -> None:
+    from helpers import tiny_images
+
+    from dyvit_deploy.runners.open import open_runner
+    with open_runner(path) as runner:
+        side = runner.input.shape[-1 if runner.input.dtype != "uint8" else 1]
+        runner.infer(tiny_images(1, side or 32).numpy() if runner.input.dtype == "float32" else runner.prepare(
+            tiny_images(1, side or 32).numpy()))
+
+
+def _facts(path: Path) -> None:
+    from dyvit_deploy.inspect.artifact import inspect_artifact
+    inspect_artifact(path)
+
+
+def _plan(path: Path) -> None:
+    from dyvit_deploy.engine.sidecar import is_altered, read_sidecar
+    facts = read_sidecar(path)
+    # Loading asks for --trust in both cases.
+    if facts is not None and is_altered(path, facts):
+        return
+    _facts(path)
+
+
+def _picture(path: Path) -> None:
+    from PIL import Image
+    with Image.open(path) as image:
+        image.load()
+
+
+def _ends(*ends: str) -> Callable[[Path], None]:
+    def read(path: Path) -> None:
+        if not path.read_text().rstrip(" ").endswith(ends):
+            raise ValueError("it is cut off")
+    return read
+
+
+def _table(path: Path) -> None:
+    import pyarrow.parquet
+    pyarrow.parquet.read_table(path)
+
+
+def _repository(path: Path) -> None:
+    from dyvit_deploy.serving.repository import read_repository
+    read_repository(path)
+
+
+READERS: dict[str, Callable[[Path], None]] = {
+    "": _repository, ".onnx": _run, ".xml": _run, ".plan": _plan, ".safetensors": _facts, ".png": _picture,
+    ".json": lambda path: json.loads(path.read_text()), ".csv": _ends("\n"), ".html": _ends("</html>\n", "</html>"),
+    ".svg": _ends("</svg>\n"), ".parquet": _table, ".yaml": _ends("\n"), ".pbtxt": _ends("\n")}
+
+
+def forked(work: Callable[..., Any], log: Path, *arguments: Any) -> tuple[int, Any]:
+    """Calls `work` in a fork of this process; returns its exit code (negative: the signal) and its result."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        # SystemExit as well: the parent's code must not go on in the child.
+        try:
+            sender.send(work(*arguments))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sender.close()
+    result = None
+    with contextlib.suppress(EOFError):
+        result = receiver.recv()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), result
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """The files below `out/` with the hashes of those that do not vary, and all temporary ones."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_file() and name.startswith(("out/", "tmp/"))) or name.startswith("tmp/"):
+            varies = path.suffix in VARYING or path.is_dir()
+            found[name] = "" if varies else hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return found
+
+
+class Trial:
+    """One case: its undisturbed run, and its kills. `scratch` is an empty folder for it."""
+
+    def __init__(self, case: Case, inputs: Path, scratch: Path, log: Path) -> None:
+        self.case, self.log, self.before, self.folder = case, log, scratch / "before", scratch / "now"
+        self.before.mkdir(parents=True)
+        (self.before / INPUTS).symlink_to(inputs)
+        for inner in ("tmp", "out"):
+            (self.before / inner).mkdir()
+        if case.earlier:
+            self._undisturbed(self.before, case.earlier)
+        self._reset()
+        self.events = self._undisturbed(self.folder, case.arguments)
+        self.expected = listing(self.folder)
+
+    def _reset(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self.before, self.folder, symlinks=True)
+
+    def _undisturbed(self, folder: Path, arguments: tuple[str, ...]) -> int:
+        """The number of write events of a run."""
+        code, events = forked(command, self.log, folder, arguments, 0, self.case.small_limit)
+        if code:
+            raise RuntimeError(f"{self.case.name} fails undisturbed, see {self.log}")
+        return int(events)
+
+    def kill(self, number: int) -> list[str]:
+        """What is wrong after a kill at event `number`."""
+        self._reset()
+        folder = self.folder
+        code, _ = forked(command, self.log, folder, self.case.arguments, number, self.case.small_limit)
+        if code != -signal.SIGKILL:
+            return [f"was not killed, but ended with {code}"]
+        _, wrong = forked(check, self.log, folder, (), 0, False)
+        wrong = ["the check itself failed"] if wrong is None else wrong
+        again = self.case.arguments
+        if self.case.resumes and list((folder / "out").rglob("last.safetensors")):
+            again = (*again, "--resume")
+        code, _ = forked(command, self.log, folder, again, 0, self.case.small_limit)
+        if code:
+            return [*wrong, f"the repetition ends with {code}"]
+        found, wanted = listing(folder), self.expected
+        wrong += [f"{name} is missing afterwards" for name in wanted.keys() - found.keys()]
+        wrong += [f"{name} is left over" for name in found.keys() - wanted.keys()]
+        return wrong + [f"{name} has other bytes" for name in wanted.keys() & found.keys()
+                        if wanted[name] != found[name]]
+
+
+def spread(events: int, kills: int) -> list[int]:
+    """Events 1 .. `events`, evenly spread."""
+    return sorted({max(1, round((i + 0.5) * events / kills)) for i in range(kills)}) if events else []
+
+
+def warm_up(cache: Path) -> None:
+    """Imports what the commands import, and makes them small. No library may start threads before the forks."""
+    import onnxruntime  # noqa: F401
+    from helpers import tiny_config
+    from traces import Traces
+
+    from dyvit_deploy.data import digits
+    from dyvit_deploy.demo import quickstart
+    from dyvit_deploy.deploy import pipeline
+    from dyvit_deploy.export import onnx as exporter
+    from dyvit_deploy.model import zoo
+    from dyvit_deploy.training import command  # noqa: F401
+    exporter._trace = Traces(cache)
+    digits.COUNTS = dict.fromkeys(digits.COUNTS, 40)
+    quickstart.SECONDS = pipeline.TIMED_SECONDS = 0.05
+    zoo.MODELS["tiny"] = tiny_config()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="In all, evenly over the cases.")
+    parser.add_argument("--only", help="Names of cases, separated by commas.")
+    parser.add_argument("--log", type=Path, default=Path("kills.log"), help="What the commands say.")
+    options = parser.parse_args()
+    log, failed, done = options.log.resolve(), 0, 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    chosen = [case for case in cases() if not options.only or case.name in options.only.split(",")]
+    with tempfile.TemporaryDirectory(prefix="kills-") as name:
+        (Path(name) / "traces").mkdir()
+        warm_up(Path(name) / "traces")
+        inputs = Path(name) / INPUTS
+        code, _ = forked(prepare, log, inputs)
+        if code:
+            raise SystemExit(f"The inputs could not be made, see {log}")
+        for index, case in enumerate(chosen):
+            kills = options.kills // len(chosen) + (index < options.kills % len(chosen))
+            trial = Trial(case, inputs, Path(name) / str(index), log)
+            wrong = {number: trial.kill(number) for number in spread(trial.events, kills)}
+            done += len(wrong)
+            failed += sum(map(bool, wrong.values()))
+            print(f"{case.name}: {len(wrong)} kills of {trial.events} events, "
+                  f"{sum(map(bool, wrong.values()))} with faults", flush=True)
+            for number, lines in wrong.items():
+                for line in lines:
+                    print(f"  at {number}: {line}", flush=True)
+    print(f"{done} kills, {failed} with faults")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
