@@ -8,30 +8,27 @@ evenly; at a sync, half of the file is cut off first. After that
 - it leaves the files of an undisturbed run, byte for byte unless they contain times, and no temporary file, in TMPDIR
   neither.
 
+With --twice, each command is instead stopped in the middle, and started a second time: the second must be refused by
+the name of the file, and the first, when it goes on, must end as if alone.
+
 Runs are forked from one process that has imported everything, so that each takes a second.
 """
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
-import threading
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Audit events by the index of the path that is written.
-EVENTS = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "os.link": 1}
+from forks import Counter, Fork, forked
+
 INPUTS = "inputs"
 REPEAT = ("repeat", "build it again", "interrupted")
 # Contain times or measurements, which differ between equal runs.
@@ -68,7 +65,7 @@ def cases() -> list[Case]:
             ("sensitivity", "sensitivity", f"{INPUTS}/tiny.onnx", "--data", f"{INPUTS}/classes", "--chart",
              "out/layers.png", "--json", "out/layers.json"),
             ("train", "train", "--model", "tiny", "--data", f"{INPUTS}/classes", "--keep-ratio", "0.5", "--epochs", "2",
-             "--dense-epochs", "1", "--batch", "8", "--tensorboard", "-o", "out/run"),
+             "--dense-epochs", "1", "--batch", "8", "-o", "out/run"),
             ("predict", "predict", "CHECKPOINT", f"{INPUTS}/classes", "--batch", "4", "--csv", "out/rows.csv",
              "--parquet", "out/rows.parquet"),
             ("sweep", "sweep", "CHECKPOINT", "--keep-ratios", "RATIOS", "--precisions", "fp32", "--backends",
@@ -103,54 +100,16 @@ def prepare(folder: Path) -> None:
     tiny_graph(models)
 
 
-class Counter:
-    """Counts the write events of this process below `roots`, and kills it at number `fatal` (0: never)."""
-
-    def __init__(self, roots: Iterable[Path], fatal: int) -> None:
-        self.roots, self.fatal, self.count, self.process = [f"{root}{os.sep}" for root in roots], fatal, 0, os.getpid()
-        self.lock, self.last = threading.Lock(), ""
-        was = os.fsync
-
-        def sync(number: int) -> None:
-            self._event("fsync", os.readlink(f"/proc/self/fd/{number}"))
-            was(number)
-        os.fsync = sync
-        sys.addaudithook(self._heard)
-
-    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
-            self._event(event, arguments[0])
-        elif event in EVENTS:
-            self._event(event, arguments[EVENTS[event]])
-
-    def _event(self, event: str, path: object) -> None:
-        if isinstance(path, int) or os.getpid() != self.process:
-            return
-        name = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]
-        if not name.startswith(tuple(self.roots)):
-            return
-        with self.lock:
-            self.count, self.last = self.count + 1, f"{event} {name}"
-            if self.count == self.fatal:
-                self.die(event, name)
-
-    def die(self, event: str, name: str) -> None:
-        if event == "fsync":
-            # As if it had not been written to its end.
-            os.truncate(name, os.path.getsize(name) // 2)
-        os.write(2, f"\nkilled at {self.count}: {event} {name}\n".encode())
-        os.kill(self.process, signal.SIGKILL)
-
-
-def command(folder: Path, arguments: tuple[str, ...], fatal: int, small_limit: bool) -> int:
-    """Runs a command in this process, which ends with it; returns the number of its write events."""
+def command(folder: Path, case: Case, arguments: tuple[str, ...], fatal: int = 0,
+            how: signal.Signals = signal.SIGKILL) -> int:
+    """Runs a command of `case` in this process, which ends with it; returns the number of its write events."""
     os.chdir(folder)
     tempfile.tempdir = str(folder / "tmp")
     os.environ["TMPDIR"] = tempfile.tempdir
-    if small_limit:
+    if case.small_limit:
         from dyvit_deploy.graph import limits
         limits.ONE_FILE_LIMIT = 20_000
-    counter = Counter((folder / "out", folder / "tmp"), fatal)
+    counter = Counter((folder / "out", folder / "tmp"), fatal, how)
     from dyvit_deploy.cli.main import main
     try:
         main(list(arguments), prog_name="dyvit")
@@ -160,7 +119,7 @@ def command(folder: Path, arguments: tuple[str, ...], fatal: int, small_limit: b
     return counter.count
 
 
-def check(folder: Path, arguments: tuple[str, ...], fatal: int, small_limit: bool) -> list[str]:
+def check(folder: Path) -> list[str]:
     """Opens everything below `out/`; returns what is damaged."""
     from dyvit_deploy.errors import DyvitError
     os.chdir(folder)
@@ -172,7 +131,7 @@ def check(folder: Path, arguments: tuple[str, ...], fatal: int, small_limit: boo
         if any(part.startswith(".dyvit-") for part in inside) or path.name.endswith(".partial"):
             continue
         try:
-            READERS.get(path.suffix, lambda _: None)(path)
+            READERS.get("/" if path.is_dir() else path.suffix, lambda _: None)(path)
         except DyvitError as error:
             if not any(word in str(error) for word in REPEAT):
                 found.append(f"{path.name} is refused without saying what to do: {error}")
@@ -229,35 +188,9 @@ def _repository(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], None]] = {
-    "": _repository, ".onnx": _run, ".xml": _run, ".plan": _plan, ".safetensors": _facts, ".png": _picture,
+    "/": _repository, ".onnx": _run, ".xml": _run, ".plan": _plan, ".safetensors": _facts, ".png": _picture,
     ".json": lambda path: json.loads(path.read_text()), ".csv": _ends("\n"), ".html": _ends("</html>\n", "</html>"),
     ".svg": _ends("</svg>\n"), ".parquet": _table, ".yaml": _ends("\n"), ".pbtxt": _ends("\n")}
-
-
-def forked(work: Callable[..., Any], log: Path, *arguments: Any) -> tuple[int, Any]:
-    """Calls `work` in a fork of this process; returns its exit code (negative: the signal) and its result."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        # SystemExit as well: the parent's code must not go on in the child.
-        try:
-            sender.send(work(*arguments))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    sender.close()
-    result = None
-    with contextlib.suppress(EOFError):
-        result = receiver.recv()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), result
 
 
 def listing(folder: Path) -> dict[str, str]:
@@ -292,7 +225,7 @@ class Trial:
 
     def _undisturbed(self, folder: Path, arguments: tuple[str, ...]) -> int:
         """The number of write events of a run."""
-        code, events = forked(command, self.log, folder, arguments, 0, self.case.small_limit)
+        code, events = forked(command, self.log, folder, self.case, arguments)
         if code:
             raise RuntimeError(f"{self.case.name} fails undisturbed, see {self.log}")
         return int(events)
@@ -301,22 +234,40 @@ class Trial:
         """What is wrong after a kill at event `number`."""
         self._reset()
         folder = self.folder
-        code, _ = forked(command, self.log, folder, self.case.arguments, number, self.case.small_limit)
+        code, _ = forked(command, self.log, folder, self.case, self.case.arguments, number)
         if code != -signal.SIGKILL:
             return [f"was not killed, but ended with {code}"]
-        _, wrong = forked(check, self.log, folder, (), 0, False)
+        _, wrong = forked(check, self.log, folder)
         wrong = ["the check itself failed"] if wrong is None else wrong
         again = self.case.arguments
         if self.case.resumes and list((folder / "out").rglob("last.safetensors")):
             again = (*again, "--resume")
-        code, _ = forked(command, self.log, folder, again, 0, self.case.small_limit)
+        code, _ = forked(command, self.log, folder, self.case, again)
         if code:
             return [*wrong, f"the repetition ends with {code}"]
-        found, wanted = listing(folder), self.expected
-        wrong += [f"{name} is missing afterwards" for name in wanted.keys() - found.keys()]
-        wrong += [f"{name} is left over" for name in found.keys() - wanted.keys()]
-        return wrong + [f"{name} has other bytes" for name in wanted.keys() & found.keys()
-                        if wanted[name] != found[name]]
+        return wrong + self._differences()
+
+    def twice(self) -> list[str]:
+        """What is wrong after a second start while the first is in the middle of its writes."""
+        self._reset()
+        first = Fork(command, self.log, self.folder, self.case, self.case.arguments, self.events // 2, signal.SIGSTOP)
+        os.waitpid(first.process, os.WUNTRACED)
+        said = self.log.stat().st_size
+        code, _ = forked(command, self.log, self.folder, self.case, self.case.arguments)
+        with self.log.open("rb") as file:
+            file.seek(said)
+            refused = b"Another dyvit is writing" in file.read()
+        os.kill(first.process, signal.SIGCONT)
+        wrong = [] if refused and code == 2 else [f"the second is not refused, but ends with {code}"]
+        code, _ = first.wait()
+        return [*wrong, *([f"the first ends with {code}"] if code else []), *self._differences()]
+
+    def _differences(self) -> list[str]:
+        """What the folder holds otherwise than after an undisturbed run."""
+        found, wanted = listing(self.folder), self.expected
+        return ([f"{name} is missing afterwards" for name in wanted.keys() - found.keys()]
+                + [f"{name} is left over" for name in found.keys() - wanted.keys()]
+                + [f"{name} has other bytes" for name in wanted.keys() & found.keys() if wanted[name] != found[name]])
 
 
 def spread(events: int, kills: int) -> list[int]:
@@ -346,11 +297,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="In all, evenly over the cases.")
     parser.add_argument("--only", help="Names of cases, separated by commas.")
+    parser.add_argument("--twice", action="store_true", help="No kills, but a second start of each command.")
     parser.add_argument("--log", type=Path, default=Path("kills.log"), help="What the commands say.")
     options = parser.parse_args()
     log, failed, done = options.log.resolve(), 0, 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    chosen = [case for case in cases() if not options.only or case.name in options.only.split(",")]
+    chosen = [case for case in cases() if not options.only or case.name.split(",")[0] in options.only.split(",")]
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         (Path(name) / "traces").mkdir()
         warm_up(Path(name) / "traces")
@@ -361,15 +313,16 @@ def main() -> None:
         for index, case in enumerate(chosen):
             kills = options.kills // len(chosen) + (index < options.kills % len(chosen))
             trial = Trial(case, inputs, Path(name) / str(index), log)
-            wrong = {number: trial.kill(number) for number in spread(trial.events, kills)}
+            wrong = ({trial.events // 2: trial.twice()} if options.twice else
+                     {number: trial.kill(number) for number in spread(trial.events, kills)})
             done += len(wrong)
             failed += sum(map(bool, wrong.values()))
-            print(f"{case.name}: {len(wrong)} kills of {trial.events} events, "
-                  f"{sum(map(bool, wrong.values()))} with faults", flush=True)
+            print(f"{case.name}: {len(wrong)} of {trial.events} events, {sum(map(bool, wrong.values()))} with faults",
+                  flush=True)
             for number, lines in wrong.items():
                 for line in lines:
                     print(f"  at {number}: {line}", flush=True)
-    print(f"{done} kills, {failed} with faults")
+    print(f"{done} {'second starts' if options.twice else 'kills'}, {failed} with faults")
     sys.exit(bool(failed))
 
 
