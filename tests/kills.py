@@ -141,13 +141,10 @@ def check(folder: Path) -> list[str]:
 
 
 def _run(path: Path) -> None:
-    from helpers import tiny_images
-
+    from dyvit_deploy.bench.process import make_feed
     from dyvit_deploy.runners.open import open_runner
     with open_runner(path) as runner:
-        side = runner.input.shape[-1 if runner.input.dtype != "uint8" else 1]
-        runner.infer(tiny_images(1, side or 32).numpy() if runner.input.dtype == "float32" else runner.prepare(
-            tiny_images(1, side or 32).numpy()))
+        runner.infer(make_feed(runner, 1))
 
 
 def _facts(path: Path) -> None:
