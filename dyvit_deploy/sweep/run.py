@@ -1,8 +1,10 @@
 """A sweep: exports missing artifacts, measures their quality, times them in turns, and stores each result at once."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,9 @@ def run_sweep(checkpoint: str | Path | None, out: str | Path, config: SweepConfi
         DataError: the images cannot be used, or have classes that the model does not know.
         ExportError: no combination is left, or none of them runs.
     """
-    with sole_use(Path(out) / NAME):
+    # A finished sweep can also be read where nothing may be written.
+    only_read = os.path.isdir(out) and not os.access(out, os.W_OK)
+    with contextlib.nullcontext() if only_read else sole_use(Path(out) / NAME):
         return _Sweep(checkpoint, Path(out), config, load, progress).run()
 
 
