@@ -106,6 +106,10 @@ def _held(path: Path, wait: float, name: str | Path, again: bool) -> Iterator[No
     except TimeoutError as error:
         raise ConfigError(f"Another dyvit is writing {name}; wait until it is done, or name another place.") from error
     except OSError as error:
+        # Left by another user's command.
+        if os.path.lexists(lock.lock_file):
+            raise ArtifactError(f"{lock.lock_file} cannot be locked ({error.strerror or error}); remove it if nobody "
+                                f"is writing {name}.") from error
         raise ArtifactError(f"Nothing can be written to {path.parent} ({error.strerror or error}); choose another "
                             "folder.") from error
     try:

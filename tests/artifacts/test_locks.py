@@ -62,6 +62,15 @@ def test_a_second_command_is_refused_by_name_until_the_first_ends(tmp_path):
     assert names(target.parent) == ["m.onnx"]
 
 
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    # As if it were another user's; links are not followed.
+    (tmp_path / ".dyvit-lock-a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=r"/\.dyvit-lock-a cannot be locked .*; remove it"), \
+            sole_use(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == [".dyvit-lock-a"]
+
+
 def test_the_holder_writes_and_another_thread_does_not_hold_it_too(tmp_path):
     refused = []
 
