@@ -8,8 +8,8 @@ evenly; at a sync, half of the file is cut off first. After that
 - it leaves the files of an undisturbed run, byte for byte unless they contain times, and no temporary file, in TMPDIR
   neither.
 
-With --twice, each command is instead stopped in the middle, and started a second time: the second must be refused by
-the name of the file, and the first, when it goes on, must end as if alone.
+With --twice, each command is also stopped in the middle and started a second time: the second must be refused by the
+name of the file, and the first, when it goes on, must end as if alone.
 
 Runs are forked from one process that has imported everything, so that each takes a second.
 """
@@ -269,7 +269,7 @@ class Trial:
 
 def spread(events: int, kills: int) -> list[int]:
     """Events 1 .. `events`, evenly spread."""
-    return sorted({max(1, round((i + 0.5) * events / kills)) for i in range(kills)}) if events else []
+    return sorted({max(1, round((i + 0.5) * events / kills)) for i in range(kills)}) if events and kills else []
 
 
 def warm_up(cache: Path) -> None:
@@ -294,15 +294,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="In all, evenly over the cases.")
     parser.add_argument("--only", help="Names of cases, separated by commas.")
-    parser.add_argument("--twice", action="store_true", help="No kills, but a second start of each command.")
+    parser.add_argument("--twice", action="store_true", help="Also start each command a second time.")
+    parser.add_argument("--traces", type=Path, help="A folder in which exports are kept for the next call.")
     parser.add_argument("--log", type=Path, default=Path("kills.log"), help="What the commands say.")
     options = parser.parse_args()
     log, failed, done = options.log.resolve(), 0, 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = [case for case in cases() if not options.only or case.name.split(",")[0] in options.only.split(",")]
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
-        (Path(name) / "traces").mkdir()
-        warm_up(Path(name) / "traces")
+        traces = options.traces or Path(name) / "traces"
+        traces.mkdir(exist_ok=True)
+        warm_up(traces)
         inputs = Path(name) / INPUTS
         code, _ = forked(prepare, log, inputs)
         if code:
@@ -310,16 +312,16 @@ def main() -> None:
         for index, case in enumerate(chosen):
             kills = options.kills // len(chosen) + (index < options.kills % len(chosen))
             trial = Trial(case, inputs, Path(name) / str(index), log)
-            wrong = ({trial.events // 2: trial.twice()} if options.twice else
-                     {number: trial.kill(number) for number in spread(trial.events, kills)})
-            done += len(wrong)
-            failed += sum(map(bool, wrong.values()))
-            print(f"{case.name}: {len(wrong)} of {trial.events} events, {sum(map(bool, wrong.values()))} with faults",
-                  flush=True)
-            for number, lines in wrong.items():
+            wrong = {f"kill at {number}": trial.kill(number) for number in spread(trial.events, kills)}
+            if options.twice:
+                wrong["second start"] = trial.twice()
+            faults = sum(map(bool, wrong.values()))
+            done, failed = done + len(wrong), failed + faults
+            print(f"{case.name}, {trial.events} events: {len(wrong)} interrupted, {faults} with faults", flush=True)
+            for what, lines in wrong.items():
                 for line in lines:
-                    print(f"  at {number}: {line}", flush=True)
-    print(f"{done} {'second starts' if options.twice else 'kills'}, {failed} with faults")
+                    print(f"  {what}: {line}", flush=True)
+    print(f"{done} interrupted, {failed} with faults")
     sys.exit(bool(failed))
 
 

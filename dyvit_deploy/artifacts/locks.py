@@ -180,3 +180,17 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)
         lock.release()
+
+
+@contextlib.contextmanager
+def own_tempdir(purpose: str) -> Iterator[None]:
+    """A `scratch_folder` for the temporary files of other libraries, whose own would stay after a kill.
+
+    It changes `tempfile.tempdir`, for all threads of the process.
+    """
+    with scratch_folder(purpose) as folder:
+        before, tempfile.tempdir = tempfile.tempdir, str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before

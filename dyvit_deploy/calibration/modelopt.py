@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..artifacts.locks import own_tempdir
 from ..errors import ExportError, foreign_errors, reason
 from ..optional import require
 
@@ -34,7 +35,7 @@ def run(function: Callable[..., Any], what: str, *arguments: Any, **options: Any
         return ExportError(f"ModelOpt could not {what} ({reason(error)}); try another version of nvidia-modelopt.")
 
     # ModelOpt passes on the errors of five libraries.
-    with quiet(), onnxruntime_restored(), foreign_errors(translated):
+    with own_tempdir("modelopt"), quiet(), onnxruntime_restored(), foreign_errors(translated):
         return function(*arguments, **options)
 
 

@@ -313,6 +313,9 @@ class Run:
         self._other_data = saved.get("data") if saved.get("data") != self.config.data else None
         self.epoch, self.step, self.sums = saved["epoch"], saved.get("step", 0), saved.get("sums", {})
         self.best, self.best_ema = saved["best_val_top1"], saved.get("best_val_ema_top1", -1.0)
+        # If only the validation of the epoch is missing, its report has the rate of its last step.
+        if self.step:
+            self.scheduler.step_update(self.epoch * self.loader.steps + self.step - 1)
         # The history is not needed to train.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             history = json.loads((self.out / "train.json").read_text())

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
 from helpers import HANGS, ROOT, SHARED
 
 from dyvit_deploy.artifacts.files import atomic_write, unwritten, write_json, write_together
-from dyvit_deploy.artifacts.locks import remove_leftovers, scratch_folder, sole_use, writing
+from dyvit_deploy.artifacts.locks import own_tempdir, remove_leftovers, scratch_folder, sole_use, writing
 from dyvit_deploy.errors import ArtifactError, ConfigError
 
 # Runs the code in its first argument, which says something; then waits for the end of its input.
@@ -128,6 +129,15 @@ def test_the_scratch_folder_of_a_killed_process_is_removed_and_that_of_a_living_
         assert len(list(tmp_path.glob("dyvit-export-*/large"))) == 1 and folder.is_dir()
     living.end()
     assert names(tmp_path) == []
+
+
+def test_temporary_files_of_other_libraries_are_removed_with_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with own_tempdir("quantizer"):
+        # As after a kill: nobody removes it.
+        tempfile.mkdtemp(prefix="ort.quant.")
+        assert not list(tmp_path.glob("ort.quant.*"))
+    assert names(tmp_path) == [] and tempfile.gettempdir() == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "a.tmp", "line\nbreak.json"])
