@@ -15,13 +15,17 @@ libraries are translated where we call them, with ``raise ... from``.
 """
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 
 # A message lists so many choices.
 LISTED = 20
 # No word that a user meant is longer, and comparing takes the square of it.
 LONGEST_WORD = 100
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DyvitError(Exception):
@@ -88,3 +92,29 @@ def reason(error: BaseException, last: bool = False) -> str:
     is empty. `last`: the last line instead, for libraries whose messages begin with source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1 if last else 0].rstrip(".") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def foreign_errors(translated: Callable[[Exception], DyvitError]) -> Iterator[None]:
+    """Raises `translated(error)` for whatever error another library raises in the block.
+
+    Not translated: errors of this package, a full memory or disk, and mistakes in this package's own code, such as in a
+    function that the library calls back.
+    """
+    try:
+        yield
+    except (DyvitError, MemoryError):
+        raise
+    except Exception as error:
+        if (isinstance(error, OSError) and error.errno in DISK_FULL) or _own(error):
+            raise
+        raise translated(error) from error
+
+
+def _own(error: Exception) -> bool:
+    """True if no other library was called, or if one has called this package back."""
+    packages = [str(frame.f_globals.get("__name__")).split(".")[0]
+                for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = __name__.split(".")[0]
+    foreign = [package != own for package in packages]
+    return True not in foreign or False in foreign[foreign.index(True):]

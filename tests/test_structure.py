@@ -69,6 +69,32 @@ def printing(tree):
                 yield name
 
 
+# Modules, and attributes of os and signal, that Windows lacks.
+POSIX_MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog"}
+POSIX = {"os": {"fork", "forkpty", "killpg", "getuid", "geteuid", "getgid", "getegid", "getpgid", "setsid", "setpgid",
+                "mkfifo", "mknod", "chown", "lchown", "fchown", "fchmod", "nice", "getloadavg", "statvfs", "wait",
+                "wait3", "wait4", "sysconf", "uname", "sched_getaffinity", "sched_setaffinity", "register_at_fork",
+                "pread", "pwrite", "sync", "fdatasync", "posix_fallocate"},
+         "signal": {"SIGKILL", "SIGALRM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE", "alarm",
+                    "setitimer", "pause", "sigwait", "pthread_sigmask", "pthread_kill"}}
+POSIX_ALLOWED = {"machine/posix.py"}
+
+
+def posix_only(tree):
+    """What Windows does not have: imports, attributes, and a sync of a file that was opened for reading."""
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        yield from (name for name in names if name.split(".")[0] in POSIX_MODULES)
+        if isinstance(node, ast.ImportFrom) and node.module in POSIX:
+            yield from (a.name for a in node.names if a.name in POSIX[node.module])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr in POSIX.get(
+                node.value.id, ()):
+            yield ast.unparse(node)
+        if isinstance(node, ast.With) and "os.fsync(" in (text := ast.unparse(node)):
+            yield from (item for item in ("open('rb')", "open()") if item in text)
+
+
 def test_the_root_has_what_all_rooms_share_and_each_room_says_what_it_is_for():
     assert {p.stem for p in PACKAGE.glob("*.py")} == MODULES
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
@@ -133,6 +159,18 @@ def test_only_the_command_line_prints(path):
                                   "sys.stdout.write('x')", "self._console.print('x')"])
 def test_every_way_to_print_is_noticed(line):
     assert list(printing(ast.parse(line)))
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if short(f) not in POSIX_ALLOWED], ids=short)
+def test_what_windows_lacks_is_in_one_module(path):
+    assert not list(posix_only(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("line", ["import fcntl", "from resource import getrusage", "os.killpg(1, 9)",
+                                  "from signal import SIGKILL", "signal.SIGALRM",
+                                  "with path.open('rb') as file:\n    os.fsync(file.fileno())"])
+def test_everything_that_windows_lacks_is_noticed(line):
+    assert list(posix_only(ast.parse(line)))
 
 
 def test_every_public_name_resolves():

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError
+from .locks import remove, temporary_path, writing
 
 TIMM_PREFIX = "timm:"
 # The configuration of a model, which timm and transformers write beside its weights.
@@ -103,36 +103,116 @@ def check_target(path: str | Path) -> Path:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path, whose file replaces `path` if the block succeeds.
 
-    After a failure, including a full disk, an existing file is unchanged and no partial file remains.
-    Links are followed; a device or pipe is written directly.
+    After a failure, including a full disk, an existing file is unchanged and no partial file remains; what a killed
+    process leaves is removed by the next write. Links are followed; a device or pipe is written directly.
+
+    Raises:
+        ArtifactError: it cannot be written.
+        ConfigError: another process writes it.
     """
     path = check_target(path)
     if os.path.exists(path) and not os.path.isfile(path):
         yield path
         return
     path = Path(os.path.realpath(path))
-    temporary = path.parent / f".dyvit-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        # safetensors creates files that only their owner can read.
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ArtifactError(f"{path} could not be written ({error.strerror or error}); "
-                            "free space or choose another place.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    temporary = temporary_path(path)
+    with writing(path):
+        remove(temporary)
+        try:
+            with temporary.open("xb"):
+                mode = temporary.stat().st_mode
+            yield temporary
+            # safetensors creates files that only their owner can read.
+            temporary.chmod(mode)
+            sync(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise unwritten(path, error) from error
+        finally:
+            remove(temporary)
+
+
+@contextlib.contextmanager
+def write_together(path: str | Path, *others: str | Path, obsolete: Path | None = None) -> Iterator[tuple[Path, ...]]:
+    """Yields one temporary path per file of an artifact that is several files, with their final names in one folder;
+    all of them replace the files of those names if the block succeeds.
+
+    `path` is replaced first: a kill before the others are replaced leaves it with others that are missing or old. Its
+    reader must notice that by their hashes, and a repetition finds the file that they belong to.
+
+    Args:
+        path, others: in one folder, and no links to elsewhere.
+        obsolete: a file of the replaced artifact that is removed.
+
+    Raises:
+        ArtifactError: they cannot be written; nothing changed.
+        ConfigError: another process writes them.
+    """
+    places = [check_target(file) for file in (path, *others)]
+    main = Path(os.path.realpath(places[0]))
+    folder = temporary_path(main, "dir")
+    with writing(main):
+        remove(folder)
+        try:
+            folder.mkdir()
+            drafts = tuple(folder / place.name for place in places)
+            yield drafts
+            for draft in drafts:
+                sync(draft)
+            # Not removed yet: if the next step fails, it is put back.
+            if obsolete is not None:
+                os.replace(obsolete, folder / "obsolete")
+            try:
+                os.replace(drafts[0], main)
+            except OSError:
+                if obsolete is not None:
+                    os.replace(folder / "obsolete", obsolete)
+                raise
+            for draft, place in zip(drafts[1:], places[1:]):
+                os.replace(draft, os.path.realpath(place))
+        except OSError as error:
+            raise unwritten(main, error) from error
+        finally:
+            remove(folder)
+
+
+def sync(file: Path) -> None:
+    """Makes the operating system write the content of `file` to the disk."""
+    # Windows needs a writable handle.
+    with file.open("r+b") as written:
+        os.fsync(written.fileno())
+
+
+# What to do about the usual errors of writing, by their errno.
+_FREE_SPACE, _PERMISSIONS = "free space or choose another place", "change the permissions or choose another place"
+ADVICE = {errno.ENOSPC: _FREE_SPACE, errno.EDQUOT: _FREE_SPACE, errno.EACCES: _PERMISSIONS, errno.EPERM: _PERMISSIONS,
+          errno.EFBIG: "choose a place on a file system that takes files of this size",
+          errno.ENAMETOOLONG: "choose a shorter name", errno.ENOENT: "its folder was removed meanwhile, repeat this",
+          errno.EMFILE: "raise the limit of open files (ulimit -n)",
+          errno.EIO: "check the disk, or choose another place"}
+
+
+def unwritten(path: Path, error: OSError) -> ArtifactError:
+    """The error for a file that could not be written, with what the operating system says and what to do about it."""
+    what, about = error.strerror or str(error), error.filename
+    # An error in the block of `atomic_write` may be about a file that is read there. Copying names both files.
+    if about is not None and error.filename2 is None and Path(os.fsdecode(about)).parent not in (
+            path.parent, temporary_path(path, "dir")):
+        return ArtifactError(f"{path} was not written, because {os.fsdecode(about)} cannot be used ({what}); check "
+                             "that file and repeat this.")
+    return ArtifactError(f"{path} could not be written ({what}); "
+                         f"{ADVICE.get(error.errno or 0, 'choose another place')}.")
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def hash_files(files: Iterable[str | Path]) -> dict[str, str]:

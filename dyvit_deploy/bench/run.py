@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from ..artifacts.facts import library_versions
 from ..artifacts.files import require_source
+from ..artifacts.locks import scratch_folder
 from ..config import EngineRunConfig, LoadConfig
 from ..data.images import Track, no_track
 from ..errors import BackendError, ConfigError
@@ -55,7 +55,7 @@ def time_artifacts(artifacts: Sequence[str | Path], config: BenchConfig = BenchC
         stack.enter_context(on_cpus(config.cpus))
         # By default, ONNX Runtime would start a thread per core of the machine.
         config = dataclasses.replace(config, threads=config.threads or len(config.cpus))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-bench-")))
+        folder = stack.enter_context(scratch_folder("bench"))
 
         def opened(path: str | Path, plain: bool = False) -> TimedArtifact:
             settings = load_for(path, load)

@@ -6,7 +6,6 @@ images, and the input and the logits unless `io` is float16. The kept patches st
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifacts.locks import scratch_folder
 from ..data.images import ImageSet, Track, no_track
 from ..errors import ExportError
 from ..graph.names import SCORE_PATH, on_score_path
@@ -61,12 +61,12 @@ def to_half(path: str | Path, precision: str, images: ImageSet, float32_nodes: S
                *(f"^{re.escape(name)}(/|$)" for name in keep)]
     with OrtRunner(path, device="cpu") as runner:
         sample = {runner.input.name: runner.prepare(next(images.batches(SAMPLE)).images)}
-    with tempfile.TemporaryDirectory(prefix="dyvit-autocast-") as folder:
+    with scratch_folder("autocast") as folder:
         # mypy could take the names in `sample` for savez's own keywords.
-        np.savez(Path(folder) / "sample.npz", **sample)  # type: ignore[arg-type]
+        np.savez(folder / "sample.npz", **sample)  # type: ignore[arg-type]
         result = run(autocast.convert_to_mixed_precision, "convert the graph", str(path), AUTOCAST[precision],
                      nodes_to_exclude=exclude, data_max=np.inf, init_max=FLOAT16_LIMIT, keep_io_types=io == "float32",
-                     calibration_data=str(Path(folder) / "sample.npz"))
+                     calibration_data=str(folder / "sample.npz"))
     # AutoCast calls every dimension that it does not know "unk", as if all were equal; ONNX Runtime 1.22 and 1.23
     # believe it and reuse buffers of the wrong shape.
     del result.graph.value_info[:]

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import ExportError, reason
+from ..artifacts.locks import own_tempdir
+from ..errors import ExportError, foreign_errors, reason
 from ..optional import require
 
 EXTRA = "calib"
@@ -30,13 +31,12 @@ def require_modelopt(module: str = "modelopt.onnx") -> Any:
 
 def run(function: Callable[..., Any], what: str, *arguments: Any, **options: Any) -> Any:
     """Calls a function of ModelOpt. `what` completes the message of its ExportError: "ModelOpt could not ..."."""
-    with quiet(), onnxruntime_restored():
-        try:
-            return function(*arguments, **options)
-        # ModelOpt passes on the errors of five libraries.
-        except Exception as error:
-            raise ExportError(f"ModelOpt could not {what} ({reason(error)}); try another version of nvidia-modelopt."
-                              ) from error
+    def translated(error: Exception) -> ExportError:
+        return ExportError(f"ModelOpt could not {what} ({reason(error)}); try another version of nvidia-modelopt.")
+
+    # ModelOpt passes on the errors of five libraries.
+    with own_tempdir("modelopt"), quiet(), onnxruntime_restored(), foreign_errors(translated):
+        return function(*arguments, **options)
 
 
 @contextlib.contextmanager

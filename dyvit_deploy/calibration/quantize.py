@@ -4,7 +4,6 @@ ModelOpt. These libraries insert the nodes; `policy.py` selects the products, an
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts.locks import own_tempdir, scratch_folder
 from ..errors import DataError
 from ..graph.files import fits_one_file, weight_bytes
 from ..graph.read import CARRIERS, PRODUCTS, Graph, Product, load_graph
@@ -44,14 +44,15 @@ def quantize_cpu(source: str | Path | Graph, ranges: Ranges, products: Sequence[
             limit = np.float32(max(_range_of(ranges, product.node, index).threshold, SMALLEST))
             data[tensor] = calibrate.TensorData(lowest=-limit, highest=limit)
     int8 = quantization.QuantType.QInt8
-    made = quantizer(
-        Graph.of(source).copy(), per_channel=True, reduce_range=False, weight_qType=int8, activation_qType=int8,
-        tensors_range=calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data),
-        nodes_to_quantize=[p.node for p in products], nodes_to_exclude=[], op_types_to_quantize=list(PRODUCTS),
-        # TensorRT takes no int32 bias, and without quantized outputs no runtime gains by one.
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
-                       "OpTypesToExcludeOutputQuantization": list(PRODUCTS)})
-    made.quantize_model()
+    with own_tempdir("quantizer"):
+        made = quantizer(
+            Graph.of(source).copy(), per_channel=True, reduce_range=False, weight_qType=int8, activation_qType=int8,
+            tensors_range=calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data),
+            nodes_to_quantize=[p.node for p in products], nodes_to_exclude=[], op_types_to_quantize=list(PRODUCTS),
+            # TensorRT takes no int32 bias, and without quantized outputs no runtime gains by one.
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+                           "OpTypesToExcludeOutputQuantization": list(PRODUCTS)})
+        made.quantize_model()
     made.model.topological_sort()
     return made.model.model
 
@@ -71,8 +72,8 @@ def quantize_tensorrt(source: str | Path | Graph, precision: str, ranges: Ranges
         DataError: `ranges` lacks an input of a product.
     """
     modelopt, graph = require_modelopt("modelopt.onnx.quantization"), Graph.of(source)
-    with tempfile.TemporaryDirectory(prefix="dyvit-quantize-") as folder:
-        out = Path(folder) / "model.onnx"
+    with scratch_folder("quantize") as folder:
+        out = folder / "model.onnx"
         name = graph.structure.graph.input[0].name
         run(modelopt.quantize, "quantize the graph", str(graph.path), {"int8": "int8", "float8": "fp8"}[precision],
             calibration_data={name: sample}, calibration_method="max", calibration_eps=["cpu"],

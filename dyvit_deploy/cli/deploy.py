@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ..artifacts.locks import sole_use
 from ..calibration.config import CalibrationConfig
 from ..calibration.targets import REPOSITORY
 from ..config import LoadConfig
@@ -123,8 +124,9 @@ def calibrate(model: str, out: str, calibration: CalibrationConfig) -> None:
     """Collect the ranges of a float32 ONNX file on real images, for dyvit export --ranges."""
     from ..calibration.collect import calibrate as run
 
-    ranges = run(model, calibration, show_progress)
-    ranges.save(out)
+    with sole_use(out):
+        ranges = run(model, calibration, show_progress)
+        ranges.save(out)
     show(ranges, None)
     note(*ranges.notes)
     note(f"Next: dyvit export CHECKPOINT --int8 --ranges {out} -o model.int8.onnx")

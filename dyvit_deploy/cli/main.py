@@ -10,7 +10,7 @@ import click
 from ..artifacts.facts import own_version
 from ..errors import DyvitError, did_you_mean
 from . import deploy, measure, serve, show, train
-from .terminal import TYPED, complain, shown_notes
+from .terminal import TYPED, ask_for_report, complain, shown_notes
 
 
 class Commands(click.Group):
@@ -35,6 +35,12 @@ class Commands(click.Group):
         except MemoryError:
             complain("Not enough memory; use a smaller --batch or --images.")
             ctx.exit(1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        # Nobody foresaw it, so it is a mistake in this program: its traceback is shown, as Python does.
+        except Exception:
+            ask_for_report()
+            raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Before click consumes the list.

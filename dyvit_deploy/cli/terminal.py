@@ -6,11 +6,13 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.text import Text
 
+from ..artifacts.facts import own_version
 from ..artifacts.files import hash_files
 from ..artifacts.reports import save_report
 from ..errors import ConfigError
@@ -118,6 +120,18 @@ def shown_notes() -> Iterator[None]:
 def complain(text: str) -> None:
     """The one sentence of an error, from any process."""
     click.echo(f"dyvit{f' (rank {rank()})' if rank() else ''}: {text}", err=True)
+
+
+def ask_for_report() -> None:
+    """Adds a last line to the traceback that Python is going to print."""
+    printed, typed = sys.excepthook, typed_command()
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        printed(kind, error, trace)
+        complain(f"this is a mistake in dyvit {own_version()}, not in what you typed; please report it with the lines "
+                 f"above and the command: {typed}")
+
+    sys.excepthook = hook
 
 
 def fail_notes(failures: Iterable[str], advice: Iterable[str] = ()) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from rich.text import Text
 
 from ..artifacts.files import atomic_write, hash_files, make_folder, size_mib
+from ..artifacts.locks import sole_use
 from ..artifacts.reports import save_report
 from ..bench.config import BenchConfig
 from ..bench.report import BenchReport
@@ -34,6 +35,7 @@ from ..settings.tables import Table
 DEMO = Path(__file__).parent
 STUDENT, TEACHER = DEMO / "digits-s.safetensors", DEMO / "digits-s-dense.safetensors"
 TABLE_BATCH = 32
+RESULT = "quickstart.json"
 CHECK_IMAGES = 256
 # Of timing, per batch size.
 SECONDS = 8
@@ -102,10 +104,18 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
     """Runs every step that works on this machine and writes all results under `folder`.
 
     `say` receives, before each step, the command that does the same.
+
+    Raises:
+        ConfigError: another quickstart writes there.
+        ExportError: an artifact was rejected.
     """
     # Checked first: the exports before its first use take a minute.
     require("sklearn", extra="demo")
-    folder = make_folder(folder)
+    with sole_use(make_folder(folder) / RESULT):
+        return _run(Path(folder), say, track)
+
+
+def _run(folder: Path, say: Callable[[str], None], track: Track[Any]) -> QuickstartReport:
     commands: list[str] = []
 
     def announce(command: str) -> None:
@@ -140,7 +150,7 @@ def run_quickstart(folder: str | Path = "dyvit-quickstart", say: Callable[[str],
         announce(typed("report", folder))
     report = QuickstartReport(str(folder), rows, tuple(evals), tuple(checks.values()), timed, tuple(commands),
                               files=files)
-    save_report(folder / "quickstart.json", report, typed("quickstart", "-o", folder), files)
+    save_report(folder / RESULT, report, typed("quickstart", "-o", folder), files)
     if not installed("jinja2"):
         return report
     return dataclasses.replace(report, page=write_report(folder, track=track).path)

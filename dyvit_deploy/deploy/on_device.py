@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from ..artifacts.files import require_file
+from ..artifacts.locks import scratch_folder, sole_use
 from ..data.open import check_source, open_images
 from ..engine.build import (
     BuildReport,
@@ -41,11 +41,12 @@ def build_artifact(onnx: str | Path, path: str | Path, format: str, config: Buil
     onnx, path = require_file(onnx), checked_target(path)
     library = require_builder(format, config)
     if refit_doubt(format, library.version, effective(library.spec, config)) is None:
-        built = build_engine(onnx, path, format, config, progress.watch)
+        with sole_use(path):
+            built = build_engine(onnx, path, format, config, progress.watch)
         return EngineReport(built, notes=built.notes)
-    with tempfile.TemporaryDirectory(prefix="dyvit-build-") as name:
+    with sole_use(path), scratch_folder("build") as scratch:
         again = build_command(onnx, path, format, config)
-        made = build_engine(onnx, Path(name) / path.name, format, config, progress.watch, again)
+        made = build_engine(onnx, scratch / path.name, format, config, progress.watch, again)
         return _compare_and_place(made, onnx, path, None, progress)
 
 
@@ -63,8 +64,8 @@ def refit_artifact(plan: str | Path, onnx: str | Path, path: str | Path, data: s
     plan, onnx, path = require_file(plan), require_file(onnx), checked_refit(plan, path)
     if data is not None:
         check_source(data)
-    with tempfile.TemporaryDirectory(prefix="dyvit-refit-") as name:
-        made = refit_engine(plan, onnx, Path(name) / path.name, refit_command(plan, onnx, path))
+    with sole_use(path), scratch_folder("refit") as scratch:
+        made = refit_engine(plan, onnx, scratch / path.name, refit_command(plan, onnx, path))
         return _compare_and_place(made, onnx, path, data, progress)
 
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import ArtifactFacts, library_versions
 from ..artifacts.files import check_target, is_timm, require_source, size_mib
+from ..artifacts.locks import scratch_folder, sole_use
 from ..bench.config import BenchConfig
 from ..bench.report import Timing
 from ..calibration.collect import examine, ranges_for
@@ -63,7 +63,7 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
         checkpoint: see `load_model`.
 
     Raises:
-        ConfigError: a combination that the target cannot run.
+        ConfigError: a combination that the target cannot run; or another command writes `path`.
         DataError: calibration images or ranges that cannot be used.
         ExportError: the graph or engine does not have the requested precision.
         MissingDependency, BackendError: a library or GPU that it needs is not here.
@@ -73,7 +73,7 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
         return _export_engine(Path(checkpoint), Path(path), config, load, progress)
     progress.say(f"exporting {checkpoint}")
     config = dataclasses.replace(config, export=config.export.for_target(resolved.target))
-    with tempfile.TemporaryDirectory(prefix="dyvit-export-") as name:
+    with sole_use(path), scratch_folder("export") as scratch:
         # Opening a checkpoint imports torch.
         with collector_paused():
             from ..model.checkpoint import load_facts, open_checkpoint
@@ -83,11 +83,11 @@ def export_artifact(checkpoint: str | os.PathLike[str], path: str | Path, config
             small = fits_one_file(sum(tensor.nbytes for tensor in opened.state.values()))
             gate = Gate(opened if small else checkpoint, load, progress)
             if resolved.precision == "float32":
-                return _export_float32(opened, Path(path), config, load, gate, Path(name))
+                return _export_float32(opened, Path(path), config, load, gate, scratch)
             prune = load_facts(opened, load).prune
             # The gate compares kept tokens, unless the model's selector keeps no patch of the image.
             tokens = config.export.with_tokens or prune is None or prune.keeps_patches
-            parent = Path(name) / "float32.onnx"
+            parent = scratch / "float32.onnx"
             report = export_onnx(opened, parent, dataclasses.replace(config.export, with_tokens=tokens), load)
             del opened
         return_freed_memory()
@@ -195,8 +195,8 @@ def _beyond_training(facts: ArtifactFacts) -> list[str]:
 def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: LoadConfig,
                    progress: Progress) -> DeployReport:
     """A graph for TensorRT by way of `export_artifact`, then its engine."""
-    with tempfile.TemporaryDirectory(prefix="dyvit-engine-") as name:
-        graph = Path(name) / f"{path.stem}.onnx"
+    with sole_use(path), scratch_folder("engine") as scratch:
+        graph = scratch / f"{path.stem}.onnx"
         for_tensorrt = dataclasses.replace(config.precision, target="tensorrt")
         plain = dataclasses.replace(config, format="onnx", precision=for_tensorrt,
                                     build=BuildConfig(compute_capabilities=config.build.compute_capabilities))
@@ -207,7 +207,7 @@ def _export_engine(checkpoint: Path, path: Path, config: DeployConfig, load: Loa
             return dataclasses.replace(report, export=dataclasses.replace(report.export, path=str(kept)))
         progress.say(f"building the engine for {config.format}")
         again = export_command(checkpoint, path, config, load)
-        made = build_engine(graph, Path(name) / "engine.plan", config.format, config.build, progress.watch, again)
+        made = build_engine(graph, scratch / "engine.plan", config.format, config.build, progress.watch, again)
 
         def run(settings: CheckConfig) -> ParityReport:
             progress.say("comparing the engine with the checkpoint")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from ..artifacts.facts import ArtifactFacts, with_format
-from ..artifacts.files import atomic_write, sha256, write_json
+from ..artifacts.files import json_text, sha256, write_together
 from ..errors import ArtifactError, ConfigError, reason
 from ..settings.fields import JsonConfig
 from ..settings.untrusted import check_name, read_json
@@ -124,13 +124,10 @@ def sidecar_path(plan: Path) -> Path:
 
 
 def write_plan(path: Path, plan: bytes | memoryview, facts: EngineFacts) -> None:
-    """Writes the plan and its sidecar; after a failure between the two, their hashes differ."""
-    sidecar = sidecar_path(path)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(plan)
-        # The sidecar is written before the plan is moved into place. A failure in between leaves the new sidecar beside
-        # the old plan, which its hash reveals.
-        write_json(sidecar, {"format": FORMAT, **facts.to_dict()})
+    """Writes the plan and its sidecar, see `write_together`; the hash in the sidecar reveals an interruption."""
+    with write_together(path, sidecar_path(path)) as (draft, sidecar):
+        draft.write_bytes(plan)
+        sidecar.write_text(json_text({"format": FORMAT, **facts.to_dict()}))
 
 
 def read_sidecar(plan: Path) -> EngineFacts | None:

@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.files import atomic_write, check_target
+from ..artifacts.locks import writing
 from ..errors import ArtifactError
-from ..optional import require
 from .library import BuilderLibrary
 
 DAMAGED = "Failed to deserialize timing cache"
-
-
-def _lock(path: Path) -> Any:
-    return require("filelock").FileLock(f"{path}.lock")
 
 
 def load_timing_cache(library: BuilderLibrary, config: Any, path: Path) -> str | None:
@@ -24,12 +20,8 @@ def load_timing_cache(library: BuilderLibrary, config: Any, path: Path) -> str |
         A warning if the file is damaged, or of another library or GPU, and is replaced; else None.
     """
     check_target(path)
-    try:
-        with _lock(path):
-            content = path.read_bytes() if path.is_file() else b""
-    except OSError as error:
-        raise ArtifactError(f"The timing cache {path} cannot be read ({error.strerror or error}); choose another file."
-                            ) from error
+    with writing(path):
+        content = _read(path)
     before = len(library.logger.warnings)
     cache = config.create_timing_cache(content)
     damaged = cache is None or any(DAMAGED in message for message in library.logger.warnings[before:])
@@ -42,9 +34,20 @@ def load_timing_cache(library: BuilderLibrary, config: Any, path: Path) -> str |
         return None
     why = "is damaged" if damaged else "is of another GPU or version"
     kept = path.with_name(path.name + ".old")
-    # The file is renamed, not deleted, because it may not be a timing cache at all.
-    os.replace(path, kept)
+    with writing(path):
+        # Another build may have replaced it in the meantime; what it wrote is kept.
+        if path.is_file() and _read(path) == content:
+            # Renamed, not deleted, because it may not be a timing cache at all.
+            os.replace(path, kept)
     return f"The timing cache {path} {why}; it is replaced, and the old file is now {kept.name}."
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise ArtifactError(f"The timing cache {path} cannot be read ({error.strerror or error}); choose another file."
+                            ) from error
 
 
 def save_timing_cache(config: Any, path: Path) -> None:
@@ -52,8 +55,8 @@ def save_timing_cache(config: Any, path: Path) -> None:
     cache = config.get_timing_cache()
     if cache is None:
         return
-    with _lock(path):
-        if path.is_file() and (earlier := config.create_timing_cache(path.read_bytes())) is not None:
+    with writing(path):
+        if path.is_file() and (earlier := config.create_timing_cache(_read(path))) is not None:
             # The library ignores the timings of another GPU.
             cache.combine(earlier, False)
         with atomic_write(path) as temporary:

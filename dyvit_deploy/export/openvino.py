@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
-from ..artifacts.files import atomic_write, sha256
+from ..artifacts.files import sha256, write_together
+from ..artifacts.locks import scratch_folder
 from ..errors import ExportError, reason
 from ..optional import require
 from ..runners.openvino import WEIGHTS_KEY
@@ -23,8 +23,8 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
     """
     openvino = require("openvino", extra="openvino")
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix="dyvit-openvino-") as name:
-        draft = Path(name) / "model.xml"
+    with scratch_folder("openvino") as folder:
+        draft = folder / "model.xml"
         try:
             model = openvino.Core().read_model(str(graph))
         except RuntimeError as error:
@@ -36,9 +36,14 @@ def write_openvino(graph: str | Path, path: str | Path, facts: ArtifactFacts) ->
         model.set_rt_info(sha256(draft.with_suffix(".bin")), WEIGHTS_KEY)
         model.set_rt_info(facts.to_json(), METADATA_KEY)
         openvino.save_model(model, str(draft), compress_to_fp16=False)
-        with atomic_write(path.with_suffix(".bin")) as weights, atomic_write(path) as text:
-            shutil.copyfile(draft.with_suffix(".bin"), weights)
-            shutil.copyfile(draft, text)
+        copy_openvino(draft, path)
+
+
+def copy_openvino(source: Path, target: Path) -> None:
+    """Copies an .xml and its .bin, see `write_together`; the hash in the .xml reveals an interruption in between."""
+    with write_together(target, target.with_suffix(".bin")) as drafts:
+        for file, draft in zip((source, source.with_suffix(".bin")), drafts):
+            shutil.copyfile(file, draft)
 
 
 def _name_by_position(model: Any) -> None:

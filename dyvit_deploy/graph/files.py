@@ -11,13 +11,12 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..artifacts.files import atomic_write, check_target, require_file, sha256
-from ..errors import ArtifactError, ConfigError, reason
+from ..artifacts.files import atomic_write, check_target, require_file, sha256, write_together
+from ..errors import ArtifactError, ConfigError, foreign_errors, reason
 from ..optional import require
 from ..settings.untrusted import parse_json, typed
 from . import limits
@@ -71,12 +70,12 @@ def parse_graph(path: str | Path) -> Any:
     Raises:
         ArtifactError: it is not an ONNX file.
     """
-    try:
-        return require("onnx").load(str(path), load_external_data=False)
+    def translated(error: Exception) -> ArtifactError:
+        return ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); make or copy it again.")
+
     # protobuf and onnx share no base class.
-    except Exception as error:
-        raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
-                            "make or copy it again.") from error
+    with foreign_errors(translated):
+        return require("onnx").load(str(path), load_external_data=False)
 
 
 def write_graph(proto: Any, path: str | Path, folder: str | None = None) -> None:
@@ -101,8 +100,8 @@ def write_graph(proto: Any, path: str | Path, folder: str | None = None) -> None
 
 
 def write_pair(model: Any, path: str | Path, check: bool = False) -> None:
-    """Writes an onnx-ir model to `path` and its data file, which are replaced one right after the other; the hash in
-    the graph reveals an interruption in between. `model` cannot be used afterwards: its weights are in the files.
+    """Writes an onnx-ir model to `path` and its data file, see `write_together`; the hash in the graph reveals an
+    interruption in between. `model` cannot be used afterwards: its weights are in the files.
 
     Raises:
         ArtifactError: see `check_pair_target`; or they cannot be written; nothing changed.
@@ -110,24 +109,14 @@ def write_pair(model: Any, path: str | Path, check: bool = False) -> None:
     """
     onnx, ir = require("onnx"), require("onnx_ir")
     path, data = check_pair_target(path), data_path(path)
-    try:
-        # In a folder of their own, the two have their final names, by which the checker finds the data.
-        with tempfile.TemporaryDirectory(prefix=".dyvit-", dir=path.parent) as folder:
-            graph, weights = Path(folder) / path.name, Path(folder) / data.name
-            ir.external_data.unload_from_model(model, folder, data.name, size_threshold_bytes=DATA_BYTES)
-            model.metadata_props[DATA_KEY] = json.dumps(
-                {"file": data.name, "bytes": weights.stat().st_size, "sha256": sha256(weights)})
-            graph.write_bytes(ir.to_proto(model).SerializeToString())
-            if check:
-                onnx.checker.check_model(str(graph))
-            for file in (weights, graph):
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            os.replace(weights, data)
-            os.replace(graph, path)
-    except OSError as error:
-        raise ArtifactError(f"{path} could not be written ({error.strerror or error}); "
-                            "free space or choose another place.") from error
+    # In a folder of their own, the two have their final names, by which the checker finds the data.
+    with write_together(path, data) as (graph, weights):
+        ir.external_data.unload_from_model(model, graph.parent, data.name, size_threshold_bytes=DATA_BYTES)
+        model.metadata_props[DATA_KEY] = json.dumps(
+            {"file": data.name, "bytes": weights.stat().st_size, "sha256": sha256(weights)})
+        graph.write_bytes(ir.to_proto(model).SerializeToString())
+        if check:
+            onnx.checker.check_model(str(graph))
 
 
 def check_pair_target(path: str | Path) -> Path:
@@ -161,12 +150,14 @@ def copy_graph(source: str | Path, target: str | Path) -> None:
 
 @contextlib.contextmanager
 def _one_file(path: str | Path) -> Iterator[Path]:
-    """`atomic_write`, which also removes the data file of the graph that it replaces."""
+    """A temporary path for a graph in one file, which replaces `path`; the data file of a replaced graph is removed."""
     own = _own_data(path)
-    with atomic_write(path) as temporary:
-        yield temporary
-    if own is not None:
-        own.unlink(missing_ok=True)
+    if own is None:
+        with atomic_write(path) as temporary:
+            yield temporary
+    else:
+        with write_together(path, obsolete=own) as (draft,):
+            yield draft
 
 
 def _own_data(path: str | Path) -> Path | None:
@@ -221,7 +212,8 @@ def check_data(path: str | Path, proto: Any) -> tuple[Path, ...]:
     if sizes and (recorded := _recorded(path, proto)):
         for file, size in sizes.items():
             if (file.name, size) != (recorded["file"], recorded["bytes"]) or _digest(file) != recorded["sha256"]:
-                raise ArtifactError(f"{file} is not the file that {path.name} was written with; copy both again.")
+                raise ArtifactError(f"{file} is not the file that {path.name} was written with; copy both again, or "
+                                    "repeat the command that writes them if it was interrupted.")
     return tuple(sizes)
 
 
@@ -234,15 +226,16 @@ def load_data(path: str | Path, proto: Any, largest: int | None = None) -> None:
     Raises:
         ArtifactError: a data file cannot be read.
     """
+    def translated(error: Exception) -> ArtifactError:
+        return ArtifactError(f"The weights of {path} cannot be read ({reason(error)}); make or copy it again, with its "
+                             "data file.")
+
     helper, folder = require("onnx.external_data_helper"), os.path.dirname(os.path.realpath(path))
     for tensor in _tensors(proto):
         if tensor.data_location == tensor.EXTERNAL and (largest is None or math.prod(tensor.dims) <= largest):
-            try:
-                helper.load_external_data_for_tensor(tensor, folder)
             # onnx raises errors of its own for what it does not read.
-            except Exception as error:
-                raise ArtifactError(f"The weights of {path} cannot be read ({reason(error)}); make or copy it again, "
-                                    "with its data file.") from error
+            with foreign_errors(translated):
+                helper.load_external_data_for_tensor(tensor, folder)
     if largest is None:
         # It describes a file, and the graph is in memory now.
         for entry in [entry for entry in proto.metadata_props if entry.key == DATA_KEY]:
@@ -306,7 +299,7 @@ def _size(path: Path, file: Path) -> int:
                             "itself there.")
     if not file.is_file():
         raise ArtifactError(f"{file} is missing; {path.name} has its weights there, copy both files without renaming "
-                            f"{file.name}.")
+                            f"{file.name}, or repeat the command that writes them if it was interrupted.")
     return file.stat().st_size
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..optional import require
+from .posix import allowed_cores, peak_bytes, use_cores
 from .processes import gpu_number
 
 # The least compute capability of a GPU that supports each precision (TensorRT's support matrix).
@@ -18,9 +19,9 @@ LEAST_CAPABILITY = {"float8": 8.9, "bfloat16": 8.0, "int8": 7.5, "float16": 7.5,
 
 def machine() -> dict[str, Any]:
     """The facts about this machine in reports; `gpu` is the name of this process's GPU, or None."""
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {"processor": _processor(), "logical_cores": os.cpu_count(), "cpus": cpus, "system": platform.platform(),
-            "gpu": _gpu()}
+    cores = allowed_cores()
+    return {"processor": _processor(), "logical_cores": os.cpu_count(), "cpus": cores and sorted(cores),
+            "system": platform.platform(), "gpu": _gpu()}
 
 
 @contextlib.contextmanager
@@ -34,17 +35,17 @@ def on_cpus(cpus: Collection[int]) -> Iterator[None]:
     if not cpus:
         yield
         return
-    if not hasattr(os, "sched_setaffinity"):
+    allowed = allowed_cores()
+    if allowed is None:
         raise ConfigError("This system does not bind a process to cores; leave out --cpus.")
-    allowed = os.sched_getaffinity(0)
     if not set(cpus) <= allowed:
         raise ConfigError(f"Cores {sorted(set(cpus) - allowed)} are not among those of this process, "
                           f"{sorted(allowed)}; choose from them.")
-    os.sched_setaffinity(0, cpus)
+    use_cores(cpus)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, allowed)
+        use_cores(allowed)
 
 
 def _processor() -> str:
@@ -98,7 +99,5 @@ def peak_mib() -> float | None:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
-    if platform.system() == "Darwin":
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return None
+    peak = peak_bytes()
+    return None if peak is None else peak / 2**20

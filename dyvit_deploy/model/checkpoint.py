@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -353,7 +354,9 @@ def save_checkpoint(path: str | Path, model: DynamicViT, facts: ArtifactFacts,
         try:
             safetensors.torch.save_file(state, temporary, metadata={METADATA_KEY: facts.to_json()})
         except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error
+            # It has the number of the system's error in its text: "... (os error 28)".
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
 
 
 def read_resume(path: str | Path) -> dict[str, Tensor]:

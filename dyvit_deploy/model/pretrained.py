@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..artifacts.files import TIMM_PREFIX
 from ..config import ModelConfig
-from ..errors import CheckpointError, reason
+from ..errors import CheckpointError, foreign_errors, reason
 from . import build
 from .zoo import PRETRAINED
 
@@ -33,14 +33,15 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
     if not any(pretrained.get(key) for key in ("hf_hub_id", "url", "file")):
         raise CheckpointError(f"timm has no pretrained weights of {name}; choose another model or tag, or pass a "
                               f"checkpoint FILE --model {name}.")
-    try:
+    def translated(error: Exception) -> CheckpointError:
+        return CheckpointError(f"The weights of {name} could not be downloaded ({reason(error)}); download them on a "
+                               f"machine with a network and name the FILE instead: dyvit export FILE --model {name}, "
+                               "dyvit train --backbone FILE.")
+
+    # Each network library raises errors of its own.
+    with foreign_errors(translated):
         _require_reachable(pretrained.get("hf_hub_id"))
         model = timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True)
-    # Each network library raises errors of its own.
-    except Exception as error:
-        raise CheckpointError(f"The weights of {name} could not be downloaded ({reason(error)}); download them on a "
-                              f"machine with a network and name the FILE instead: dyvit export FILE --model {name}, "
-                              "dyvit train --backbone FILE.") from error
     state: dict[str, Tensor] = model.state_dict()
     return state
 

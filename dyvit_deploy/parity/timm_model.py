@@ -14,7 +14,7 @@ from PIL import Image
 from ..artifacts.files import CONFIG, TIMM_PREFIX
 from ..checkpoints.archive import read_json
 from ..config import LoadConfig
-from ..errors import ArtifactError, CheckpointError, reason
+from ..errors import ArtifactError, CheckpointError, foreign_errors, reason
 from ..machine.tf32 import full_float32
 from ..optional import require
 from ..runners.base import Runner
@@ -57,23 +57,23 @@ class TimmModel:
     def _read(self, file: Path, ema: bool) -> Any:
         from ..checkpoints.archive import PLAIN
 
-        try:
-            with self._torch.serialization.safe_globals(PLAIN):
-                return require("timm.models").load_state_dict(str(file), use_ema=ema, weights_only=True)
+        def translated(error: Exception) -> CheckpointError:
+            return CheckpointError(f"timm's loader cannot read {file} ({reason(error)}); {ELSEWHERE}")
+
         # Each kind of file has errors of its own.
-        except Exception as error:
-            raise CheckpointError(f"timm's loader cannot read {file} ({reason(error)}); {ELSEWHERE}") from error
+        with foreign_errors(translated), self._torch.serialization.safe_globals(PLAIN):
+            return require("timm.models").load_state_dict(str(file), use_ema=ema, weights_only=True)
 
     def _load(self, model: Any, state: Any, file: Path) -> None:
         if any(str(key).startswith(PREDICTORS) for key in state):
             raise CheckpointError(f"{file} has predictors that drop tokens, which timm's models do not have; "
                                   f"{ELSEWHERE}")
-        try:
-            adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        def translated(error: Exception) -> CheckpointError:
+            return CheckpointError(f"timm cannot load {file} as {self.name} ({reason(error, last=True)}); {ELSEWHERE}")
+
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        with foreign_errors(translated):
             result = model.load_state_dict(adapt(state, model) if adapt else state, strict=False)
-        except Exception as error:
-            raise CheckpointError(f"timm cannot load {file} as {self.name} ({reason(error, last=True)}); "
-                                  f"{ELSEWHERE}") from error
         for names, problem in ((result.missing_keys, "lacks"), (result.unexpected_keys, "has an unexpected")):
             if names:
                 raise CheckpointError(f"timm cannot load {file} as {self.name}, because it {problem} tensor "
@@ -110,9 +110,11 @@ def _create(name: str, folder: Path, classes: int, size: tuple[int, int] | None)
         described = read_json(folder / CONFIG).get("architecture")
     if described != bare:
         return create_timm(bare, **options)
-    try:
-        return require("timm").create_model(f"local-dir:{folder}", pretrained=False, **options)
+
+    def translated(error: Exception) -> CheckpointError:
+        return CheckpointError(f"timm cannot create the model of {folder / CONFIG} ({reason(error)}); correct that "
+                               "file, or move it away.")
+
     # What a configuration holds may be anything.
-    except Exception as error:
-        raise CheckpointError(f"timm cannot create the model of {folder / CONFIG} ({reason(error)}); correct that "
-                              "file, or move it away.") from error
+    with foreign_errors(translated):
+        return require("timm").create_model(f"local-dir:{folder}", pretrained=False, **options)

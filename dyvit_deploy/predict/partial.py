@@ -16,9 +16,10 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
-from ..errors import ArtifactError, ConfigError
+from ..artifacts.files import unwritten
+from ..errors import ConfigError
 from ..settings.untrusted import parse_json, typed
 from .predictor import Chunk
 from .report import Prediction, RowCounter
@@ -35,7 +36,7 @@ Row = tuple[str, str, tuple[str, ...], tuple[float, ...], str, bool]
 
 
 class PartialFile:
-    """The file with the unfinished rows, beside the file to write; locked while it is open."""
+    """The file with the unfinished rows, beside the file to write, whose lock must be held."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path, self._identity = path, dict(identity)
@@ -44,55 +45,32 @@ class PartialFile:
     def __enter__(self) -> PartialFile:
         """
         Raises:
-            ConfigError: another process uses it, or it belongs to another command.
+            ConfigError: it belongs to another command.
             ArtifactError: it cannot be written.
         """
         try:
-            self._file = self._open()
-        except BlockingIOError as error:
-            raise ConfigError(f"Another dyvit predict is writing {self.path}; wait for it, or name another file."
-                              ) from error
+            self.path.touch()
+            self._file = self.path.open("r+b")
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritten(self.path, error) from error
         try:
             self._check_header()
         except OSError as error:
-            # Closing fails, too, with what could not be written.
-            with suppress(OSError):
-                self._file.close()
-            raise self._unwritable(error) from error
+            self._close()
+            raise unwritten(self.path, error) from error
         except ConfigError:
-            self._file.close()
+            self._close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        # On a full disk, closing fails with the data that was not written. Closing also releases the lock.
+        self._close()
+
+    def _close(self) -> None:
+        # On a full disk, closing fails with the data that was not written.
         with suppress(OSError):
             self._file.close()
-
-    def _open(self) -> IO[bytes]:
-        """Opens and locks the file. A finished run removes it while holding the lock, so the opened file counts only if
-        it is still the one at the path."""
-        # Not available on every platform.
-        import fcntl
-        while True:
-            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
-                    return file
-            # Another run has ended and removed the file in between.
-            except FileNotFoundError:
-                pass
-            except BaseException:
-                file.close()
-                raise
-            file.close()
-
-    def _unwritable(self, error: OSError) -> ArtifactError:
-        return ArtifactError(f"{self.path} cannot be written ({error.strerror}); free space or choose another place.")
 
     def _check_header(self) -> None:
         header = _parse(self._file.readline())
@@ -148,8 +126,7 @@ class PartialFile:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            raise ArtifactError(f"{self.path} could not be written ({error.strerror}); free space, then repeat the "
-                                "command to resume.") from error
+            raise unwritten(self.path, error) from error
 
     def batches(self) -> Iterator[list[Prediction]]:
         """The rows of every batch, from the first on."""
@@ -158,7 +135,9 @@ class PartialFile:
             yield _predictions(json.loads(line))
 
     def remove(self) -> None:
-        """Deletes the file; call it while the lock is held, after the results are written."""
+        """Deletes the file; call it after the results are written."""
+        # Windows removes no open file.
+        self._close()
         self.path.unlink(missing_ok=True)
 
 

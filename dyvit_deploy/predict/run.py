@@ -1,6 +1,7 @@
 """Predicts the classes of many images: lists, reads and runs them, and writes the rows."""
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.files import check_target, is_timm, require_file, require_source, sha256
+from ..artifacts.locks import sole_use
 from ..config import LoadConfig
 from ..data.images import Track, no_track
 from ..data.listing import ImagePlace, count_images, list_images
@@ -42,17 +44,24 @@ def predict_images(artifact: str | Path, sources: str | Path | Sequence[str | Pa
         watch: called with the rows of each batch that this call predicts, in order.
 
     Raises:
-        ConfigError: more classes are requested than the model has, or the partial file is of another artifact or has
-            other settings.
+        ConfigError: more classes are requested than the model has, the partial file is of another artifact or has
+            other settings, or another run writes one of the files.
         ArtifactError: the artifact cannot be opened, or a file cannot be written.
         DataError: a source does not exist, or holds no image, or the labels are not those of the model.
         MissingDependency: shards need the extra `train`, Parquet the extra `predict`, "ray" the extra `ray`.
         BackendError: the runtime or the cluster failed.
     """
+    with contextlib.ExitStack() as stack:
+        for file in config.files:
+            check_target(file)
+            stack.enter_context(sole_use(file))
+        return _predict(artifact, sources, config, load, track, watch)
+
+
+def _predict(artifact: str | Path, sources: str | Path | Sequence[str | Path], config: PredictConfig, load: LoadConfig,
+             track: Track[Any], watch: Callable[[list[Prediction]], None] | None) -> PredictReport:
     names = [str(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
     path = require_source(artifact)
-    for file in config.files:
-        check_target(file)
     if config.labels:
         require_file(config.labels)
     if config.parquet:

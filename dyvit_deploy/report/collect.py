@@ -19,6 +19,7 @@ from .records import Check, Eval, Records, Speed, read_report, read_sweep
 
 R = TypeVar("R", Check, Eval, Speed)
 IN_GRAPH = "as recorded in the graph"
+DAMAGED = "its facts are damaged, or were changed by hand; export it again."
 COMPILED = "as OpenVINO compiles it on the machine that wrote this page"
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..artifacts.facts import own_version
 from ..artifacts.files import atomic_write, check_target, require_file
+from ..artifacts.locks import sole_use
 from ..data.images import Track, no_track
 from ..data.open import check_source
 from ..errors import ConfigError
@@ -82,7 +83,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, config: Repo
         out: the file to write; None for report.html in the folder.
 
     Raises:
-        ConfigError: `out` does not have the suffix .html or .htm.
+        ConfigError: `out` does not have the suffix .html or .htm, or another command writes it.
         ArtifactError: the folder does not exist or has nothing of dyvit in it, or the file cannot be written.
         DataError: `config.data` has no images, or `config.labels` are not those of an artifact.
         MissingDependency: Jinja2 is not installed.
@@ -100,12 +101,13 @@ def write_report(folder: str | Path, out: str | Path | None = None, config: Repo
         require_file(config.labels)
     collection = collect(folder, track)
     check_target(path)
-    judgements = judge(collection, config.max_drop)
-    galleries = _galleries(collection, config, track)
-    notes = tuple(dict.fromkeys((*collection.skipped, *collection.absent(), *galleries.notes)))
-    content = _render(collection, judgements, galleries, notes)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+    with sole_use(path):
+        judgements = judge(collection, config.max_drop)
+        galleries = _galleries(collection, config, track)
+        notes = tuple(dict.fromkeys((*collection.skipped, *collection.absent(), *galleries.notes)))
+        content = _render(collection, judgements, galleries, notes)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
     return PageReport(str(path), len(content) / 2**10, judgements, (*notes, *_assumptions(judgements)))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 import collections
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..artifacts.locks import scratch_folder
 from ..optional import require
 
 # The two products of attention, as graphs that dyvit exports name them.
@@ -38,9 +38,9 @@ def onnxruntime_fusions(path: str | Path) -> Fusions:
         Exception: one of `ort.failures`: ONNX Runtime has no kernel for an operator of the graph.
     """
     ort, onnx = require("onnxruntime"), require("onnx")
-    with tempfile.TemporaryDirectory(prefix="dyvit-optimized-") as folder:
+    with scratch_folder("optimized") as folder:
         options = ort.SessionOptions()
-        options.log_severity_level, options.optimized_model_filepath = 4, str(Path(folder) / "optimized.onnx")
+        options.log_severity_level, options.optimized_model_filepath = 4, str(folder / "optimized.onnx")
         # Otherwise a graph above 2 GiB could not be written.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
         ort.InferenceSession(os.path.realpath(path), options, providers=["CPUExecutionProvider"])

@@ -39,7 +39,8 @@ def read_openvino(path: str | Path) -> tuple[Any, ArtifactFacts | None]:
     path = require_file(path)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
-        raise ArtifactError(f"{weights} is missing; an OpenVINO model is two files, copy both.")
+        raise ArtifactError(f"{weights} is missing; an OpenVINO model is two files: copy both, or repeat the "
+                            "export if it was interrupted.")
     try:
         model = core().read_model(str(path))
     except RuntimeError as error:
@@ -47,7 +48,8 @@ def read_openvino(path: str | Path) -> tuple[Any, ArtifactFacts | None]:
                             "make or copy it again, with its .bin.") from error
     text = _rt_info(model, METADATA_KEY)
     if text and _rt_info(model, WEIGHTS_KEY) != sha256(weights):
-        raise ArtifactError(f"{weights} is not the file that {path.name} was written with; copy both again.")
+        raise ArtifactError(f"{weights} is not the file that {path.name} was written with; copy both again, or repeat "
+                            "the export if it was interrupted.")
     return model, ArtifactFacts.from_json(text, str(path)) if text else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
 from ..artifacts.files import require_file
+from ..artifacts.locks import scratch_folder
 from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
 from ..graph.files import data_files, fits_one_file, has_data, weight_bytes, write_graph
 from ..graph.read import Graph, graph_facts
@@ -124,7 +124,7 @@ class OrtRunner(Runner):
 
     def _draft(self, proto: Any, folder: str | None = None) -> str:
         """A file of `proto` for as long as this runner is open; see `write_graph`."""
-        place = Path(self._folders.enter_context(tempfile.TemporaryDirectory(prefix="dyvit-session-")))
+        place = self._folders.enter_context(scratch_folder("session"))
         write_graph(proto, place / "model.onnx", folder)
         return str(place / "model.onnx")
 
@@ -209,8 +209,8 @@ class OrtRunner(Runner):
                                "Nsight Systems.")
         options = self._options()
         try:
-            with tempfile.TemporaryDirectory(prefix="dyvit-profile-") as folder:
-                options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "ort")
+            with scratch_folder("profile") as folder:
+                options.enable_profiling, options.profile_file_prefix = True, str(folder / "ort")
                 return onnxruntime_layers(self._open(self._model, options), {self.input.name: feed}, runs)
         except failures() as error:
             raise BackendError(f"ONNX Runtime cannot profile {self.name} here ({reason(error)}); profile its float32 "

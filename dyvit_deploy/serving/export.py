@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import shutil
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 
-from ..artifacts.files import atomic_write, make_folder, require_source
+from ..artifacts.files import make_folder, require_source
+from ..artifacts.locks import scratch_folder, sole_use
 from ..calibration.targets import FORMAT_SUFFIXES
 from ..config import KeepRequest, LoadConfig
 from ..data.label_files import read_labels
@@ -22,14 +22,23 @@ from ..engine.build import BuildPlan
 from ..engine.config import BuildConfig
 from ..errors import ConfigError
 from ..export.memory import collector_paused
+from ..export.openvino import copy_openvino
 from ..graph.files import copy_graph
 from ..optional import require
 from ..runners.open import is_checkpoint, is_engine
 from ..settings.tables import Table
 from .config import ServingConfig
 from .interface import Servable, check_same_model, read_servable
+from .journal import undo_unfinished
 from .pbtxt import to_pbtxt
-from .repository import model_folders, model_name, version_exists, write_model_folders, write_readme
+from .repository import (
+    ModelFolder,
+    model_folders,
+    model_name,
+    unfinished,
+    version_exists,
+    write_readme,
+)
 
 if TYPE_CHECKING:
     from ..model.checkpoint import RawCheckpoint
@@ -89,24 +98,25 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
             with the plain name.
 
     Raises:
-        ConfigError: options that contradict one another, an engine that was not made from the checkpoint, or
-            a name that is taken.
+        ConfigError: options that contradict one another, an engine that was not made from the checkpoint, a name
+            that is taken, or another export into the repository is running.
         DataError: `serving.labels` are not those of the model.
         ArtifactError, ExportError: `source` cannot be read, or an artifact or the repository cannot be written.
     """
     folder, source = Path(folder), require_source(source)
-    # Opening a checkpoint imports torch.
-    with collector_paused():
-        checkpoint = _check(source, folder, serving, config, load)
-    loads = _loads(load)
-    with tempfile.TemporaryDirectory(prefix="dyvit-serving-") as name:
-        served, exports = dict[float, Servable](), []
+    with sole_use(folder.resolve(), name=folder), scratch_folder("serving") as scratch:
+        undo_unfinished(folder)
+        # Opening a checkpoint imports torch.
+        with collector_paused():
+            checkpoint = _check(source, folder, serving, config, load)
+        served, exports = dict[float, Servable](), list[DeployReport]()
+        loads = _loads(load)
         for ratio, one in loads.items():
             if len(loads) > 1:
                 progress.say(f"keep ratio {ratio:g}")
             artifact: Path | str = serving.engine or source
             if not serving.engine and checkpoint is not None:
-                artifact = Path(name) / f"{ratio:g}" / f"model{FORMAT_SUFFIXES[serving.graph]}"
+                artifact = scratch / f"{ratio:g}" / f"model{FORMAT_SUFFIXES[serving.graph]}"
                 graph = dataclasses.replace(config, format=serving.graph)
                 exports.append(export_artifact(checkpoint, artifact, graph, one, progress))
                 if not exports[-1]:
@@ -116,9 +126,14 @@ def export_repository(source: str | Path, folder: str | Path, serving: ServingCo
                 _check_origin(served[ratio], checkpoint, one)
         progress.say(f"writing {folder}")
         models = model_folders(served, serving)
-        write_model_folders(folder, models, serving.version)
-    notes = write_readme(folder)
-    cores = [folder / model.name / str(serving.version) for model in models if model.servable]
+        with unfinished(folder, models, serving.version):
+            notes = write_readme(folder)
+    return _report(folder, models, serving.version, exports, notes)
+
+
+def _report(folder: Path, models: Sequence[ModelFolder], version: int, exports: Sequence[DeployReport],
+            notes: Sequence[str]) -> RepositoryReport:
+    cores = [folder / model.name / str(version) for model in models if model.servable]
     return RepositoryReport(
         str(folder), {model.name: model.config.get("backend", "ensemble") for model in models},
         tuple(_with_path(export, place / Path(export.path).name) for export, place in zip(exports, cores)),
@@ -220,11 +235,7 @@ def _save_rejected(report: DeployReport, folder: Path) -> DeployReport:
     if made.suffix == FORMAT_SUFFIXES["onnx"]:
         copy_graph(made, kept)
         return _with_path(report, kept)
-    # OpenVINO's weights are in a file of their own.
-    for suffix in {made.suffix, ".bin"}:
-        if made.with_suffix(suffix).is_file():
-            with atomic_write(kept.with_suffix(suffix)) as temporary:
-                shutil.copyfile(made.with_suffix(suffix), temporary)
+    copy_openvino(made, kept)
     return _with_path(report, kept)
 
 

@@ -1,19 +1,20 @@
 """Writes a Triton model repository, completely or not at all, and checks an existing one against its artifacts."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import ArtifactFacts
-from ..artifacts.files import atomic_write, make_folder
+from ..artifacts.files import atomic_write, make_folder, unwritten
+from ..artifacts.locks import remove, temporary_path
 from ..data import preprocess as preprocessing
 from ..data.label_files import read_labels
 from ..errors import ArtifactError, ConfigError, ExportError
@@ -23,6 +24,7 @@ from ..optional import require
 from ..settings.untrusted import parse_json, typed
 from .config import ServingConfig
 from .interface import SERVED, Servable, read_servable
+from .journal import begin, finish, require_finished, undo_unfinished
 from .pbtxt import (
     ENSEMBLE,
     KINDS,
@@ -143,11 +145,14 @@ def _max_batch(servables: Any, wanted: int | None) -> int:
     return wanted or min(limits.values(), default=MAX_BATCH)
 
 
-def write_model_folders(folder: Path, models: Sequence[ModelFolder], version: int) -> None:
-    """Writes all model folders or none: they are made beside the repository, then moved into it, and removed again if
-    that fails.
+@contextlib.contextmanager
+def unfinished(folder: Path, models: Sequence[ModelFolder], version: int) -> Iterator[None]:
+    """Writes all model folders or none: they are made beside the repository and moved into it, then the block runs;
+    after a failure in either they are removed again.
 
-    An existing model may get one more version if nothing else about it changes.
+    An existing model may get one more version if nothing else about it changes. The lock of `folder` must be held.
+    Folders are moved in the order of `models`, each after those that it needs, so that Triton loads whatever a kill
+    leaves; `undo_unfinished` removes that.
 
     Raises:
         ConfigError: the repository has a different model of that name, or that version of it.
@@ -155,31 +160,35 @@ def write_model_folders(folder: Path, models: Sequence[ModelFolder], version: in
     """
     new = [model for model in models if not _is_there(folder, model, version)]
     folder = make_folder(folder).resolve()
-    moved: list[Path] = []
+    places = [Path(model.name, str(version)) if (folder / model.name).exists() else Path(model.name) for model in new]
+    staging = _staging(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix=".dyvit-", dir=_staging(folder)) as name:
-            for model in new:
-                _write(Path(name) / model.name, model)
-            for model in new:
-                inner = str(version) if (folder / model.name).exists() else ""
-                os.rename(Path(name) / model.name / inner, folder / model.name / inner)
-                moved.append(folder / model.name / inner)
+        remove(staging)
+        staging.mkdir()
+        for model in new:
+            _write(staging / model.name, model)
+        begin(folder, places)
+        for place in places:
+            os.rename(staging / place, folder / place)
+        yield
+        finish(folder)
     # Ctrl-C must leave nothing half-written either.
     except BaseException as error:
-        for place in moved:
-            shutil.rmtree(place, ignore_errors=True)
+        undo_unfinished(folder)
         if not isinstance(error, OSError):
             raise
-        raise ArtifactError(f"{folder} could not be written ({error.strerror or error}); free space or choose another "
-                            "place.") from error
+        raise unwritten(folder, error) from error
+    finally:
+        remove(staging)
 
 
 def _staging(folder: Path) -> Path:
     """The folder in which model folders are made before they are moved into the repository: beside the repository,
     because a polling server would load what is inside; inside it only if it is a file system of its own, into which
     nothing can be moved."""
-    beside = folder.parent
-    return beside if beside.stat().st_dev == folder.stat().st_dev and os.access(beside, os.W_OK) else folder
+    beside = temporary_path(folder, "dir")
+    same = folder.parent.stat().st_dev == folder.stat().st_dev and os.access(folder.parent, os.W_OK)
+    return beside if same else folder / beside.name
 
 
 def _is_there(folder: Path, model: ModelFolder, version: int) -> bool:
@@ -232,6 +241,11 @@ def read_repository(folder: str | Path) -> list[ServedModel]:
                             f"-o {folder}.")
     if (folder / CONFIG).is_file():
         raise ArtifactError(f"{folder} is one model; name the repository that it is in, {folder.resolve().parent}.")
+    require_finished(folder)
+    return _read_models(folder)
+
+
+def _read_models(folder: Path) -> list[ServedModel]:
     configs = {path.parent.name: read_pbtxt(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
     found = [_read_model(folder, name, configs, version, artifact) for name in configs
              for version, artifact in _artifacts(folder / name)]
@@ -346,7 +360,7 @@ def write_readme(folder: Path) -> list[str]:
     if target.exists() and README_MARK not in target.read_text("utf-8", "replace"):
         return [f"{target} was not written by dyvit, and was left as it is."]
     try:
-        models = read_repository(folder)
+        models = _read_models(folder)
     # A model that was there before cannot be read.
     except (ArtifactError, ExportError) as error:
         return [f"{target} was not written: {error}"]

@@ -20,7 +20,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.locks import scratch_folder
 from ..errors import BackendError, ConfigError, MissingDependency, reason
+from ..machine.posix import kill_group
 
 # The oldest release that the tests run; the Python models need some of its features.
 OLDEST = (2, 51)
@@ -146,8 +148,7 @@ def backend_folder(triton: Triton, needed: Sequence[str]) -> Iterator[Path]:
     if not missing and not triton.bundled:
         yield triton.backends
         return
-    with tempfile.TemporaryDirectory(prefix="dyvit-backends-") as name:
-        folder = Path(name)
+    with scratch_folder("backends") as folder:
         for backend in triton.backends.iterdir() if triton.backends.is_dir() else ():
             # In the wheel, the Python backend has no stub.
             if triton.stub and backend.name == "python":
@@ -254,8 +255,7 @@ class Server:
         # Also after a second Ctrl-C, which ends the wait above.
         finally:
             # Kills what is left of the server and its Python processes.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process)
             process.wait()
 
     def notes(self) -> list[str]:
@@ -305,8 +305,8 @@ def _without_spaces(repository: Path) -> Iterator[Path]:
     if not re.search(r"\s", str(repository)):
         yield repository
         return
-    with tempfile.TemporaryDirectory(prefix="dyvit-repository-") as name:
-        link = Path(name) / "repository"
+    with scratch_folder("repository") as folder:
+        link = folder / "repository"
         link.symlink_to(repository)
         yield link
 

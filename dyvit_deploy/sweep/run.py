@@ -1,14 +1,17 @@
 """A sweep: exports missing artifacts, measures their quality, times them in turns, and stores each result at once."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.facts import library_versions
 from ..artifacts.files import make_folder, require_file, sha256, size_mib
+from ..artifacts.locks import sole_use
 from ..bench.config import BenchConfig
 from ..bench.process import make_feed
 from ..bench.report import Timing
@@ -31,10 +34,10 @@ from ..parity.compare import ParityReport, check_artifacts
 from ..parity.config import CheckConfig
 from ..runners.open import open_runner
 from ..settings.notes import assume
-from .chart import draw_charts
+from .chart import FILES, draw_charts
 from .grid import GridPoint, SweepConfig, at_ratio, check_runnable
 from .report import Skipped, SweepReport, with_front
-from .store import DENSE_FILE, Artifact, Latency, Store, machine_name, open_store, read_store
+from .store import DENSE_FILE, NAME, Artifact, Latency, Store, machine_name, open_store, read_store
 from .target import SweepRow
 
 # The most images of a comparison, which holds them in memory.
@@ -54,11 +57,14 @@ def run_sweep(checkpoint: str | Path | None, out: str | Path, config: SweepConfi
 
     Raises:
         ArtifactError: the checkpoint or the folder cannot be used, or the folder holds another checkpoint's sweep.
-        ConfigError: the artifacts in the folder were made with other options.
+        ConfigError: the artifacts in the folder were made with other options, or another sweep runs there.
         DataError: the images cannot be used, or have classes that the model does not know.
         ExportError: no combination is left, or none of them runs.
     """
-    return _Sweep(checkpoint, Path(out), config, load, progress).run()
+    # A finished sweep can also be read where nothing may be written.
+    only_read = os.path.isdir(out) and not os.access(out, os.W_OK)
+    with contextlib.nullcontext() if only_read else sole_use(Path(out) / NAME):
+        return _Sweep(checkpoint, Path(out), config, load, progress).run()
 
 
 class _Sweep:
@@ -254,10 +260,16 @@ class _Sweep:
         report = with_front(SweepReport(self.checkpoint, str(self.out), self.config, tuple(rows), tuple(rejected),
                                         tuple(self.skipped), tuple(self._notes(rows) + _run_notes(runs)), runs))
         try:
-            charts = draw_charts(report, self.out, new)
+            charts = draw_charts(report, self.out, new or self._charts_are_older())
         except MissingDependency as error:
             return dataclasses.replace(report, notes=(*report.notes, f"No chart was drawn: {error}"))
         return dataclasses.replace(report, charts=charts)
+
+    def _charts_are_older(self) -> bool:
+        """True if the results were written after the charts: a sweep was interrupted in between."""
+        charts = [self.out / name for name in FILES]
+        written = (self.out / NAME).stat().st_mtime_ns
+        return any(chart.stat().st_mtime_ns < written for chart in charts if chart.is_file())
 
     def _row(self, artifact: Artifact, timing: Latency) -> SweepRow:
         path = self.out / artifact.file

@@ -150,6 +150,17 @@ class Store(JsonConfig):
             raise ConfigError("a timing belongs to no run")
 
     def save(self, folder: Path) -> None:
+        """Writes the file.
+
+        Raises:
+            ArtifactError: another sweep has written it since this store was opened.
+        """
+        # `run_sweep` has a lock, which some network file systems ignore. A store only grows.
+        written = read_store(folder)
+        if written and (len(written.runs) > len(self.runs) or any(not self.find(a.candidate)
+                                                                  for a in written.artifacts)):
+            raise ArtifactError(f"{folder / NAME} was written by another sweep in the meantime; run this command "
+                                "again, which goes on from there.")
         write_json(folder / NAME, {"format": FORMAT, **dataclasses.asdict(self)})
 
     def find(self, candidate: GridPoint) -> Artifact | None:

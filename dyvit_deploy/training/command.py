@@ -1,6 +1,7 @@
 """Trains a dense model, or a dense teacher and then its pruned student."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -9,18 +10,19 @@ import torch
 
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import make_folder
+from ..artifacts.locks import sole_use
 from ..config import KeepRequest, ModelConfig, PruneConfig, default_stages
 from ..data.labels import class_numbers, numbering, require_labels
 from ..data.open import open_images
 from ..errors import ConfigError, TrainingError
 from ..evaluation.evaluate import evaluate
-from ..machine.processes import claim_share
+from ..machine.processes import claim_share, is_first
 from ..model import build
 from ..model.checkpoint import Backbone, load_backbone, load_model, read_checkpoint
 from ..model.dynamicvit import DynamicViT
 from ..runners.pytorch import PyTorchRunner, torch_device
 from ..settings.notes import assume
-from .loop import VAL_BATCH, Run
+from .loop import LAST, VAL_BATCH, Run
 from .plan import TrainConfig, TrainPhase
 from .recipe import Recipe, make_recipe, read_recipe
 from .report import EventCallback, TrainReport
@@ -38,7 +40,8 @@ def train(config: TrainConfig, watch: EventCallback = lambda _: None) -> TrainRe
 
     Raises:
         TrainingError: a loss became NaN, a process or worker died, or there is nothing to resume.
-        ConfigError, DataError, CheckpointError: the options, the data or the backbone cannot be used.
+        ConfigError, DataError, CheckpointError: the options, the data or the backbone cannot be used; or another
+            training writes there.
     """
     config = _merge_recipe_file(config)
     # A recipe refuses 0 epochs, which are allowed if nothing is trained.
@@ -55,6 +58,14 @@ def train(config: TrainConfig, watch: EventCallback = lambda _: None) -> TrainRe
     if config.eval_only:
         return _validate_only(config, recipe, facts)
     out = Path(config.out)
+    # The first of several processes writes for all.
+    with sole_use(out / LAST) if is_first() else contextlib.nullcontext():
+        return _train(config, recipe, facts, watch)
+
+
+def _train(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts, watch: EventCallback) -> TrainReport:
+    """Trains the teacher, if there is one to train, and then the model."""
+    out, model, prune = Path(config.out), facts.model, facts.prune
     _check_folder(config, out, prune)
     # Fails for an unsupported student before its teacher trains for an hour.
     if prune:
@@ -97,7 +108,7 @@ def _resolve(config: TrainConfig) -> tuple[ModelConfig, tuple[str, ...], PruneCo
 def _validate_only(config: TrainConfig, recipe: Recipe, facts: ArtifactFacts) -> TrainReport:
     """Validates the model that training would start from, or resume."""
     claim_share()
-    last = Path(config.out) / "last.safetensors"
+    last = Path(config.out) / LAST
     if config.resume:
         model, facts = load_model(last)
     elif config.backbone is None:
@@ -154,17 +165,17 @@ def _check_options(config: TrainConfig, recipe: Recipe, model: ModelConfig, prun
 
 
 def _check_folder(config: TrainConfig, out: Path, prune: PruneConfig | None) -> None:
-    if (out / "last.safetensors").exists() and not config.resume:
+    if (out / LAST).exists() and not config.resume:
         raise TrainingError(f"{out} already contains a run; pass --resume to continue it, or choose another folder.")
-    if config.resume and not any((folder / "last.safetensors").exists() for folder in (out, out / "dense")):
+    if config.resume and not any((folder / LAST).exists() for folder in (out, out / "dense")):
         raise TrainingError(f"There is nothing to resume in {out}; check the folder or leave out --resume.")
-    if prune and config.backbone is None and (out / "last.safetensors").exists() and not (out / "dense").exists():
+    if prune and config.backbone is None and (out / LAST).exists() and not (out / "dense").exists():
         raise TrainingError(f"The run in {out} started from a backbone; pass the same --backbone.")
 
 
 def _train_teacher(config: TrainConfig, folder: Path, watch: EventCallback) -> Path:
     """Trains or resumes the dense backbone in `folder`, unless it is finished; returns its best checkpoint."""
-    last = folder / "last.safetensors"
+    last = folder / LAST
     resume = config.resume and last.exists()
     facts = read_checkpoint(last).facts if resume else None
     training = (facts and facts.training) or {}

@@ -1,10 +1,10 @@
 """The files of a run that people read: the recipe, a CSV row per epoch, and TensorBoard curves."""
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from timm.utils import update_summary
 
 from ..artifacts.files import atomic_write
 from ..machine.processes import is_first
@@ -38,21 +38,36 @@ class Logs:
         for name, value in (*curves.items(), *((f"kept/{s}", kept) for s, kept in enumerate(step.kept))):
             self._writer.add_scalar(f"{step.phase}/{name}", value, number)
 
-    def epoch(self, report: EpochReport) -> None:
-        """A finished epoch."""
+    def epochs(self, reports: Sequence[EpochReport]) -> None:
+        """All finished epochs; the last of them has just finished."""
         if self._out is None:
             return
-        scores = {"top1": report.top1} | ({} if report.ema_top1 is None else {"ema_top1": report.ema_top1})
-        kept = {f"kept_{stage}": share for stage, share in enumerate(report.kept)}
-        update_summary(report.epoch, {"loss": report.loss, **report.parts, **kept}, scores, self._out / "log.csv",
-                       lr=report.lr)
+        rows = [_row(report) for report in reports]
+        # Written whole each time: an appended line can be torn, or be missing after a kill.
+        with atomic_write(self._out / "log.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[-1]), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         if self._writer is not None:
-            for name, value in (scores | {"epoch_loss": report.loss}).items():
+            report = reports[-1]
+            for name, value in (_scores(report) | {"epoch_loss": report.loss}).items():
                 self._writer.add_scalar(f"{report.phase}/{name}", value, report.epoch)
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _row(report: EpochReport) -> dict[str, Any]:
+    """An epoch with the column names of timm's summary.csv."""
+    kept = {f"kept_{stage}": share for stage, share in enumerate(report.kept)}
+    trained = {"loss": report.loss, **report.parts, **kept}
+    return {"epoch": report.epoch, **{f"train_{name}": value for name, value in trained.items()},
+            **{f"eval_{name}": value for name, value in _scores(report).items()}, "lr": report.lr}
+
+
+def _scores(report: EpochReport) -> dict[str, float]:
+    return {"top1": report.top1} | ({} if report.ema_top1 is None else {"ema_top1": report.ema_top1})
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

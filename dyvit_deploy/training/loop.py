@@ -35,6 +35,8 @@ from .state import StopRequest, restore, resume_tensors
 from .step import Draws, TrainingStep, draw
 
 VAL_BATCH = 100
+# From which a run resumes.
+LAST = "last.safetensors"
 # Data workers per process.
 WORKERS = 2
 Sums = dict[str, float]
@@ -48,7 +50,7 @@ class Run:
     def __init__(self, phase: TrainPhase, backbone: Backbone | None, watch: EventCallback) -> None:
         config, self.recipe, self.facts = phase.config, phase.recipe, phase.facts
         self.config, self.phase, self.watch, self.out = config, phase.name, watch, Path(config.out)
-        self._last = self.out / "last.safetensors"
+        self._last = self.out / LAST
         self.fabric = make_fabric(config.device, self.recipe)
         self.devices = device_names(self.fabric.device)
         self.share = Share(self.recipe.batch, rank(), world_size(), config.accumulate)
@@ -262,8 +264,8 @@ class Run:
         self.reports.append(report)
         gathered = gather_over_ranks((self.skipped, bool(stop)))
         self.skipped = sorted({line for lines, _ in gathered for line in lines})
+        logs.epochs(self.reports)
         self._save(better, better_ema)
-        logs.epoch(report)
         self.watch(report)
         return any(stop_requested for _, stop_requested in gathered)
 
@@ -276,9 +278,10 @@ class Run:
                 save_checkpoint(self.out / "best.safetensors", self.model, facts)
             if better_ema and self.ema:
                 save_checkpoint(self.out / "best-ema.safetensors", self.ema.module, facts)
+            save_report(self.out / "train.json", self._report(), self.config.command)
+            # The last of the files: killed before, the run resumes from the earlier one, and writes the others again.
             save_checkpoint(self._last, self.model, facts, resume=resume_tensors(
                 self.model, self.optimizer, self.ema and self.ema.module, self._scaler))
-            save_report(self.out / "train.json", self._report(), self.config.command)
         # Other processes read the files written here.
         self.fabric.barrier()
 
@@ -314,6 +317,9 @@ class Run:
         self._other_data = saved.get("data") if saved.get("data") != self.config.data else None
         self.epoch, self.step, self.sums = saved["epoch"], saved.get("step", 0), saved.get("sums", {})
         self.best, self.best_ema = saved["best_val_top1"], saved.get("best_val_ema_top1", -1.0)
+        # If only the validation of the epoch is missing, its report has the rate of its last step.
+        if self.step:
+            self.scheduler.step_update(self.epoch * self.loader.steps + self.step - 1)
         # The history is not needed to train.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             history = json.loads((self.out / "train.json").read_text())

@@ -10,6 +10,7 @@ from typing import Any
 from ..artifacts.facts import ArtifactFacts
 from ..artifacts.files import make_folder
 from ..artifacts.kinds import SUFFIXES
+from ..artifacts.locks import TEMPORARY, sole_use
 from ..config import ImageSpec, LoadConfig, with_orientation
 from ..data.images import Batch, Track, no_track
 from ..data.listing import count_images, list_images
@@ -39,7 +40,8 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
         sources: image files, folders, .tar shards, or wds/FOLDER; empty if `config.data` names a data set.
 
     Raises:
-        ConfigError: an artifact does not output its kept patches, two cannot be compared, or options contradict.
+        ConfigError: an artifact does not output its kept patches, two cannot be compared, options contradict, or
+            another command writes figures into `folder`.
         DataError: there is no image, or none can be read, or `config.labels` are not those of the model.
         MissingDependency: matplotlib is not installed.
     """
@@ -56,6 +58,7 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
         make: Callable[..., Drawing] = (
             HeatMapDrawing if config.heatmap else DifferenceDrawing if config.diff else ImageDrawing)
         folder, short_names = make_folder(folder), _short_names(artifacts)
+        stack.enter_context(sole_use(folder / "figures", name=folder))
         drawing, count = make(folder, config, short_names, images.total), 0
         for batch in track(images.batches(config.batch), "drawing", -(-images.total // config.batch)):
             read = [DecodedImage(images.short(name), pixels, None) for name, pixels in zip(batch.names, batch.images)]
@@ -63,7 +66,8 @@ def visualize(artifacts: Sequence[str | Path], sources: Sequence[str | Path] = (
                 drawing.add(*views)
             count += len(read)
         drawn = drawing.finish(count)
-        others = sum(path.is_file() for path in folder.iterdir()) - drawn.files - (drawn.overview is not None)
+        files = sum(path.is_file() and not TEMPORARY.match(path.name) for path in folder.iterdir())
+        others = files - drawn.files - (drawn.overview is not None)
         return VisualizeReport(short_names, images.name, count, str(folder), drawn, tuple(images.skipped), others)
 
 

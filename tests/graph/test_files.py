@@ -186,15 +186,15 @@ def test_an_interruption_between_the_two_files_is_noticed_when_they_are_opened(w
     replace = os.replace
 
     def interrupted(source, target):
-        if str(target) == str(pair):
+        if str(target) == f"{pair}.data":
             raise KeyboardInterrupt
         replace(source, target)
     proto = load_graph(whole)
     for tensor in proto.graph.initializer:
         if len(tensor.raw_data) > DATA_BYTES:
             tensor.raw_data = bytes(len(tensor.raw_data))
-    monkeypatch.setattr(files.os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.os, "replace", interrupted)
         write_graph(proto, pair)
     with pytest.raises(ArtifactError, match=r"is not the file that m\.onnx was written with"):
         open_runner(pair)

@@ -1,6 +1,7 @@
 """The files of a Triton repository, and refused settings, without a server."""
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from dyvit_deploy.calibration.config import PrecisionConfig
 from dyvit_deploy.config import KeepRequest, LoadConfig
 from dyvit_deploy.data import preprocess
 from dyvit_deploy.deploy.config import DeployConfig
+from dyvit_deploy.deploy.report import Progress
 from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.errors import ArtifactError, ConfigError, DataError, ExportError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.model import checkpoint as checkpoints
 from dyvit_deploy.model.checkpoint import save_checkpoint
+from dyvit_deploy.serving import journal
 from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository, plan_repository
 from dyvit_deploy.serving.interface import read_servable
@@ -256,6 +259,46 @@ def test_what_was_moved_is_taken_back_when_a_later_folder_cannot_be(tmp_path, ch
     with pytest.raises(KeyboardInterrupt):
         export_repository(checkpoint, tmp_path / "repo")
     assert list((tmp_path / "repo").iterdir()) == []
+
+
+def test_what_a_killed_export_moved_is_refused_and_replaced_by_its_repetition(tmp_path, checkpoint):
+    export_repository(checkpoint, tmp_path / "repo", load=RATIOS)
+    whole = sorted(path.name for path in (tmp_path / "repo").iterdir())
+    # As if it had been killed before the ensembles and the router arrived.
+    (tmp_path / "repo" / journal.NAME).write_text(json.dumps([name for name in whole if name != "README.md"]))
+    for name in whole:
+        if name.endswith("-images") or name == "tiny":
+            shutil.rmtree(tmp_path / "repo" / name)
+    with pytest.raises(ArtifactError, match="was interrupted; repeat it"):
+        read_repository(tmp_path / "repo")
+    assert export_repository(checkpoint, tmp_path / "repo", load=RATIOS)
+    assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == whole
+    assert len(read_repository(tmp_path / "repo")) == 2
+
+
+@pytest.mark.parametrize("text", ['["../other"]', '["a/.."]', '["/tmp"]', '["a/b"]', '[".."]', '["link/1"]', "[3", "7",
+                                  '["a\\\\..\\\\b"]'])
+def test_a_journal_from_elsewhere_removes_nothing_outside_of_its_models(tmp_path, checkpoint, text):
+    other = tmp_path / "other"
+    (other / "1").mkdir(parents=True)
+    (tmp_path / "repo" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "repo" / "link").symlink_to(other)
+    (tmp_path / "repo" / journal.NAME).write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ArtifactError, match="remove it"):
+        export_repository(checkpoint, tmp_path / "repo")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_second_export_into_a_repository_is_refused_by_its_name(tmp_path, checkpoint):
+    said = []
+
+    def say(text):
+        if text.startswith("writing"):
+            with pytest.raises(ConfigError, match=f"Another dyvit is writing {tmp_path / 'repo'}"):
+                export_repository(checkpoint, tmp_path / "repo", ServingConfig(name="b"))
+            said.append(text)
+    assert export_repository(checkpoint, tmp_path / "repo", progress=Progress(say=say)) and said
 
 
 def test_class_names_with_line_breaks_stay_one_line_each(tmp_path, quick_export):

@@ -210,6 +210,39 @@ def test_a_moving_average_is_saved_beside_the_weights(data):
     assert without.best_ema is None and not (data / "without" / "best-ema.safetensors").exists()
 
 
+def test_a_second_training_in_a_folder_is_refused_by_name_and_disturbs_nothing(data):
+    refused = []
+
+    def watch(event):
+        if isinstance(event, EpochReport):
+            with pytest.raises(ConfigError, match=f"Another dyvit is writing {data}/run/last.safetensors"):
+                train(config(data, keep=KeepRequest(ratio=1.0), resume=True))
+            refused.append(event)
+    report = train(config(data, keep=KeepRequest(ratio=1.0)), watch)
+    assert len(refused) == len(report.epochs) == 2
+    assert not [path.name for path in (data / "run").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("stop", [3, 4], ids=["before validation", "after validation"])
+def test_a_run_that_ends_before_its_last_checkpoint_is_resumed_to_the_same_log(data, monkeypatch, stop):
+    from dyvit_deploy.training import loop
+    save, saved = loop.save_checkpoint, []
+
+    def killed(path, *given, **options):
+        saved.append(path.name)
+        # Each epoch writes it after its steps, and after its validation.
+        if saved.count("last.safetensors") == stop:
+            raise KeyboardInterrupt
+        save(path, *given, **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "save_checkpoint", killed)
+        train(config(data, keep=KeepRequest(ratio=1.0)))
+    resumed = train(config(data, keep=KeepRequest(ratio=1.0), resume=True))
+    undisturbed = train(config(data, "other", keep=KeepRequest(ratio=1.0)))
+    assert (data / "run" / "log.csv").read_text() == (data / "other" / "log.csv").read_text()
+    assert [epoch.loss for epoch in resumed.epochs] == [epoch.loss for epoch in undisturbed.epochs]
+
+
 def test_a_run_writes_its_recipe_a_csv_and_curves(data):
     train(config(data, tensorboard=True, keep=KeepRequest(ratio=1.0)))
     lines = (data / "run" / "log.csv").read_text().splitlines()
