@@ -9,8 +9,12 @@ import click
 
 from ..artifacts.facts import own_version
 from ..errors import DyvitError, did_you_mean
+from ..machine.processes import in_group, leave_group
 from . import deploy, measure, serve, show, train
 from .terminal import TYPED, complain, shown_notes
+
+# The commands whose work torchrun can spread over processes.
+DISTRIBUTED = ("train", "eval")
 
 
 class Commands(click.Group):
@@ -49,8 +53,12 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(own_version(), prog_name="dyvit")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """DynamicViT from checkpoint to production: train, export, check, bench."""
+    # Also before a library reads ranks that another job left in the environment.
+    if context.invoked_subcommand not in DISTRIBUTED or not in_group():
+        leave_group()
 
 
 for command in (train.train, deploy.export, deploy.build, deploy.refit, deploy.calibrate, deploy.sensitivity,
