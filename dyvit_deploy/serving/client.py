@@ -103,5 +103,7 @@ def input_spec(tensor: Tensor) -> TensorSpec:
 
 def to_outputs(tensors: Mapping[str, NDArray[Any]]) -> Outputs:
     """The output tensors of a model by name, `logits` and, if it has them, `kept_0`, `kept_1`, ..., as Outputs."""
-    kept = [tensors[name] for name in sorted(tensors) if name.startswith("kept_")]
+    # By number: as text, kept_10 comes before kept_2.
+    stages = sorted((name for name in tensors if name.startswith("kept_")), key=lambda name: int(name[5:]))
+    kept = [tensors[name] for name in stages]
     return Outputs(tensors["logits"].astype(np.float32, copy=False), tuple(kept))
