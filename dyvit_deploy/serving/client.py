@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from types import TracebackType
 from typing import Any
 
@@ -74,7 +75,8 @@ class Client:
             response = self._client.infer(model, inputs, outputs=requested, parameters=dict(parameters or {}) or None)
         except self._failure as error:
             raise Refused(f"Triton refused a request to {model}: {reason(error)}.") from error
-        except OSError as error:
+        # Of the HTTP client's own exceptions, some are no OSError: a server that stops closes the connection.
+        except (OSError, HTTPException) as error:
             raise BackendError(f"Triton does not answer ({reason(error)}); is the server still running?") from error
         return {name: response.as_numpy(name) for name in outputs}
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, ConfigError, MissingDependency, reason
+from ..optional import SETTINGS
 
 # The oldest release that the tests run; the Python models need some of its features.
 OLDEST = (2, 51)
@@ -232,7 +233,8 @@ class Server:
                    *(["--allow-gpu-metrics=false"] if self._triton.bundled else []), *self._arguments]
         try:
             return subprocess.Popen(command, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
-                                    env=os.environ | self._triton.environment | {"PYTHONDONTWRITEBYTECODE": "1"})
+                                    env=SETTINGS | os.environ | self._triton.environment
+                                    | {"PYTHONDONTWRITEBYTECODE": "1"})
         except OSError as error:
             raise BackendError(f"{self._triton.binary} cannot be started ({error.strerror}); install Triton again.",
                                ) from error

@@ -15,7 +15,7 @@ from helpers import dyvit, photo_folder, plan_file, tiny_checkpoint
 from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.errors import BackendError, ConfigError, MissingDependency
 from dyvit_deploy.serving import check, server
-from dyvit_deploy.serving.client import Address, to_outputs
+from dyvit_deploy.serving.client import Address, Client, to_outputs
 from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository
 from dyvit_deploy.serving.repository import read_repository
@@ -131,6 +131,18 @@ def test_a_server_that_is_not_there_is_one_sentence(repository):
         port = free.getsockname()[1]
     result = dyvit("serve", repository, "--check", "--url", f"127.0.0.1:{port}")
     assert result.exit_code == 1 and "check the address" in result.output
+
+
+def test_a_server_that_closes_the_connection_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        def close():
+            connection, _ = listening.accept()
+            connection.recv(1)
+            connection.close()
+        threading.Thread(target=close, daemon=True).start()
+        with pytest.raises(BackendError, match="Triton does not answer"), \
+                Client(Address(f"127.0.0.1:{listening.getsockname()[1]}")) as client:
+            client.infer("m", {"images": np.zeros((1, 3, 4, 4), np.float32)}, ["logits"])
 
 
 def test_a_port_that_is_taken_is_named(tmp_path, repository, monkeypatch):
