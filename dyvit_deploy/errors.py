@@ -16,6 +16,8 @@ libraries are translated where we call them, with ``raise ... from``.
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 # A message lists so many choices.
@@ -71,6 +73,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         return f" Did you mean {close[0]!r}?"
     more = f", ... ({len(choices)} in all)" if len(choices) > LISTED else ""
     return f" Choose one of: {', '.join(choices[:LISTED])}{more}."
+
+
+# What libraries say that could not get memory, or not map a file into it, in whatever exception of theirs.
+NO_MEMORY = re.compile(r"failed to map segment|cannot allocate|can't allocate|failed to allocate|unable to allocate|"
+                       r"out of memory|bad_alloc|can't start new thread", re.I)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if the machine's memory, or the limit of this process, was too small for what raised `error`."""
+    return (isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+            or bool(NO_MEMORY.search(str(error))))
 
 
 def reason(error: BaseException, last: bool = False) -> str:

@@ -35,6 +35,8 @@ CLASSES = "classes.txt"
 NO_LABEL, MOST_DIGITS = (-1, ""), 30
 # Size of the buffer of encoded images from which a stream draws at random.
 SHUFFLE_BUFFER = 1000
+# An image takes more bytes of a shard than that, even compressed.
+LEAST_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class ShardImages:
         self.skipped: list[str] = []
         self._shards, count, self.split = _find_shards(Path(folder), split)
         names = _class_names(Path(folder))
+        room = sum(path.stat().st_size for path in self._shards) // LEAST_BYTES
+        if count is not None and not 0 <= count <= room:
+            raise DataError(f"The info file of {self.name} counts {count} images, and its {split} shards have room for "
+                            f"{room} at most; correct num_samples, or remove the file.")
         if count is None or names is None:
             # This reads every header of all shards.
             scans = [scan_shard(path) for path in self._shards]
@@ -195,7 +201,7 @@ def _info(folder: Path) -> dict[str, tuple[list[Path], int]]:
     try:
         return {name: ([folder / file for file in split["filenames"]], int(split["num_samples"]))
                 for name, split in json.loads(path.read_text())["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not timm's description of shards ({reason(error)}); it needs, under splits, each "
                         "split's filenames and num_samples; fix it, or remove it.") from error
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.files import atomic_write, check_target, require_file, sha256
+from ..artifacts.files import atomic_write, check_target, native_path, require_file, sha256
 from ..errors import ArtifactError, reason
 from ..optional import require
 from . import limits
@@ -110,7 +110,7 @@ def write_pair(model: Any, path: str | Path, check: bool = False) -> None:
                 {"file": data.name, "bytes": weights.stat().st_size, "sha256": sha256(weights)})
             graph.write_bytes(ir.to_proto(model).SerializeToString())
             if check:
-                onnx.checker.check_model(str(graph))
+                onnx.checker.check_model(native_path(graph))
             for file in (weights, graph):
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
