@@ -47,14 +47,14 @@ MODEL, RATIO, BATCH = "deit-s", 0.7, 8
 SETTLED = 1000
 
 
-def process_mib(group: int) -> float:
-    """Proportional memory (MiB) of the processes of a group; shared pages count once."""
+def process_mib(group: int, fields: tuple[str, ...] = ("Pss:",)) -> float:
+    """Proportional memory (MiB) of the processes of a group, by `fields` of smaps_rollup; shared pages count once."""
     total = 0
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if int((place / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group:
                 lines = (place / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                total += sum(int(line.split()[1]) for line in lines if line.startswith(fields))
         except (OSError, ValueError, IndexError):
             # The process has just ended.
             continue

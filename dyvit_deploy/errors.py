@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
@@ -85,6 +86,17 @@ def shorten(value: object, longest: int = 60) -> str:
     text = repr(value[:longest] if isinstance(value, (str, bytes, list, tuple)) else value)
     cut = len(text) > longest or (isinstance(value, (str, bytes, list, tuple)) and len(value) > longest)
     return f"{text[:longest]}..." if cut else text
+
+
+# What libraries say that could not get memory, or not map a file into it, in whatever exception of theirs.
+NO_MEMORY = re.compile(r"failed to map segment|cannot allocate|can't allocate|failed to allocate|unable to allocate|"
+                       r"out of memory|bad_alloc|can't start new thread", re.I)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if the machine's memory, or the limit of this process, was too small for what raised `error`."""
+    return (isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+            or bool(NO_MEMORY.search(str(error))))
 
 
 def reason(error: BaseException, last: bool = False) -> str:

@@ -3,9 +3,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from typing import Any
 
 from .errors import MissingDependency
+
+# Set before the first import, unless the user did. From 1.29 on, ONNX Runtime would report its use over the network,
+# and write an identifier to the file .ses in TMPDIR, through a link that someone else put there.
+SETTINGS = {"ORT_DISABLE_TELEMETRY": "1"}
 
 
 def require(module: str, extra: str | None = None) -> Any:
@@ -16,6 +21,8 @@ def require(module: str, extra: str | None = None) -> Any:
     Raises:
         MissingDependency: the library is not installed; the message contains the pip command that installs it.
     """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,7 +1,9 @@
+import os
+import subprocess
 import sys
 
 import pytest
-from helpers import tiny_checkpoint
+from helpers import HANGS, ROOT, tiny_checkpoint
 
 from dyvit_deploy.calibration.config import CalibrationConfig, PrecisionConfig
 from dyvit_deploy.calibration.targets import FORMAT_SUFFIXES
@@ -9,7 +11,7 @@ from dyvit_deploy.deploy.config import DeployConfig
 from dyvit_deploy.deploy.pipeline import export_artifact
 from dyvit_deploy.errors import MissingDependency
 from dyvit_deploy.machine.openvino import core
-from dyvit_deploy.optional import installed, require
+from dyvit_deploy.optional import SETTINGS, installed, require
 
 
 def test_an_absent_library_names_its_extra(monkeypatch):
@@ -24,6 +26,28 @@ def test_a_library_that_breaks_inside_shows_its_own_error(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_it_needs"):
         require("broken_library")
+
+
+def test_onnx_runtime_writes_no_identifier_through_a_link_in_tmpdir(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "tmp" / ".ses").symlink_to(tmp_path / "precious")
+    # In CI it writes none anyway.
+    known = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "CI")}
+    script = "from dyvit_deploy.optional import require; require('onnxruntime')"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=known | {"TMPDIR": str(tmp_path / "tmp")}, check=True,
+                   timeout=HANGS)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_the_user_may_choose_to_report(monkeypatch):
+    [name] = SETTINGS
+    monkeypatch.setenv(name, "0")
+    require("json")
+    assert os.environ[name] == "0"
+    monkeypatch.delenv(name)
+    require("json")
+    assert os.environ[name] == "1"
 
 
 def test_installed_does_not_import(tmp_path, monkeypatch):

@@ -43,6 +43,13 @@ Preprocessing preprocessing_of(json const& facts) {
   return result;
 }
 
+DataType input_of(std::string const& type) {
+  if (type == "float32") return DataType::float32;
+  if (type == "uint8") return DataType::uint8;
+  throw Error("An artifact claims an input of type " + json(type).dump() + ", and only float32 and uint8 can be run here; "
+              "export it again.");
+}
+
 }  // namespace
 
 Metadata metadata_of(json const& facts) {
@@ -57,7 +64,7 @@ Metadata metadata_of(json const& facts) {
   for (json const& count : value_or<std::vector<json>>(facts, "keep_counts", {}))
     result.kept_counts.push_back(positive(count, largest_count, "a number of kept patches"));
   result.precision = value_or<std::string>(facts, "precision", "float32");
-  result.input = value_or<std::string>(facts, "input", "float32") == "uint8" ? DataType::uint8 : DataType::float32;
+  result.input = input_of(value_or<std::string>(facts, "input", "float32"));
   return result;
 }
 

@@ -3,12 +3,17 @@
 
 #include <onnxruntime_cxx_api.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 namespace dyvit {
 
 // One environment per process, as ONNX Runtime requires. It logs nothing: exceptions are translated where they are caught.
+// Unless the user chose otherwise, it reports nothing either: it would write an identifier to the file .ses in TMPDIR, through
+// a link that someone else put there.
 inline Ort::Env& environment() {
+  static int const chosen = setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  static_cast<void>(chosen);
   static Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "dyvit");
   return env;
 }

@@ -45,3 +45,12 @@ TEST_CASE("sizes that cannot be are refused") {
   CHECK(has(refused("/keep_counts/0", nullptr), "a number of kept patches of null"));
   CHECK(has(refused("/keep_counts", 7), "cannot be read ("));
 }
+
+TEST_CASE("an input of a type that is not run is refused, not read as float32") {
+  CHECK(refused("/input", "uint8") == "");
+  CHECK(refused("/input", "float32") == "");
+  for (char const* type : {"float16", "bfloat16", "int8", ""}) {
+    CAPTURE(type);
+    CHECK(has(refused("/input", type), "only float32 and uint8 can be run here"));
+  }
+}

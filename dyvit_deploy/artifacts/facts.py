@@ -5,7 +5,6 @@ metadata properties, and an engine in the JSON file beside it.
 """
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import platform
@@ -158,16 +157,20 @@ def with_format(values: Any, supported: int, where: str, advice: str) -> dict[st
 
 def library_versions(*distributions: str) -> dict[str, str]:
     """The versions of this package, of Python, and of the installed ones among `distributions`."""
-    versions = {"dyvit-deploy": own_version(), "python": platform.python_version()}
-    for name in distributions:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    found = {name: version_of(name) for name in distributions}
+    return {"dyvit-deploy": own_version(), "python": platform.python_version()} | {
+        name: version for name, version in found.items() if version}
+
+
+def version_of(distribution: str) -> str | None:
+    """The version of an installed distribution; None if it is not installed, or if its metadata is damaged."""
+    try:
+        # An interrupted installation may leave a folder without metadata, or with half of it.
+        return importlib.metadata.version(distribution) or None
+    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def own_version() -> str:
-    try:
-        return importlib.metadata.version("dyvit-deploy")
     # A source tree that is not installed has no version.
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    return version_of("dyvit-deploy") or "unknown"

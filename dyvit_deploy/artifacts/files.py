@@ -42,9 +42,24 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
+def native_path(path: str | Path) -> str:
+    """`path` for libraries that take text and open the file of its UTF-8 form, whatever the locale.
+
+    Raises:
+        ArtifactError: the name on disk is not UTF-8.
+    """
+    name = os.fsencode(path)
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"The name of {name.decode('utf-8', 'replace')} is not UTF-8, so most libraries cannot "
+                            "open it; rename it.") from error
+
+
 def require_file(path: str | Path) -> Path:
-    """`path` as a Path. Raises ArtifactError unless it is a readable, non-empty file."""
+    """`path` as a Path. Raises ArtifactError unless it is a readable, non-empty file with a name in UTF-8."""
     path = Path(path)
+    native_path(path)
     try:
         status = path.stat()
     except OSError as error:

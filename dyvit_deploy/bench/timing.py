@@ -1,6 +1,7 @@
 """Times calls in turns, and computes confidence intervals of the results."""
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from .config import BenchConfig
 
 # Counted runs of one candidate in a row.
 TURN = 3
+# How many times as many runs there are at the next look at whether they are stable.
+GROWTH = 1.1
 # 95 % of a normal distribution is within this many standard deviations of its mean.
 Z95 = 1.96
 
@@ -25,7 +28,7 @@ def alternate(calls: Sequence[Callable[[], Any]], config: BenchConfig) -> list[l
         for _ in range(config.warmup):
             call()
     samples: list[list[float]] = [[] for _ in calls]
-    order = list(zip(calls, samples))
+    order, due = list(zip(calls, samples)), config.min_runs
     end = time.perf_counter() + config.seconds
     while time.perf_counter() < end or len(samples[0]) < config.min_runs:
         for call, times in order:
@@ -35,8 +38,11 @@ def alternate(calls: Sequence[Callable[[], Any]], config: BenchConfig) -> list[l
                 call()
                 times.append(time.perf_counter() - started)
         order.reverse()
-        if len(samples[0]) >= config.min_runs and all(is_stable(times, config.stable) for times in samples):
-            break
+        if len(samples[0]) >= due:
+            if all(is_stable(times, config.stable) for times in samples):
+                break
+            # This sorts all samples: after every round it would take more time than the calls, if those are short.
+            due = math.ceil(len(samples[0]) * GROWTH)
     return samples
 
 

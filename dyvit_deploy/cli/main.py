@@ -2,15 +2,20 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 from typing import Any
 
 import click
 
 from ..artifacts.facts import own_version
-from ..errors import DyvitError, did_you_mean
+from ..errors import ArtifactError, DyvitError, did_you_mean, is_out_of_memory, reason
+from ..machine.processes import in_group, leave_group
 from . import deploy, measure, serve, show, train
-from .terminal import TYPED, ask_for_report, complain, shown_notes
+from .terminal import TYPED, accept_any_text, ask_for_report, complain, shown_notes
+
+# The commands whose work torchrun can spread over processes.
+DISTRIBUTED = ("train", "eval")
 
 
 class Commands(click.Group):
@@ -26,14 +31,14 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             complain("interrupted")
             ctx.exit(130)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (MemoryError, ImportError, RuntimeError, OSError) as error:
+            if is_out_of_memory(error):
+                complain(self._memory_advice(ctx, error))
+            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                where = error.filename or "that of the results, or of temporary files in TMPDIR"
+                complain(f"The disk is full ({where}); free space, or choose a place on another disk.")
+            else:
                 raise
-            where = error.filename or "that of the results, or of temporary files in TMPDIR"
-            complain(f"The disk is full ({where}); free space, or choose a place on another disk.")
-            ctx.exit(1)
-        except MemoryError:
-            complain("Not enough memory; use a smaller --batch or --images.")
             ctx.exit(1)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -42,7 +47,22 @@ class Commands(click.Group):
             ask_for_report()
             raise
 
+    def _memory_advice(self, ctx: click.Context, error: Exception) -> str:
+        """A sentence about too little memory; it names --batch only where a batch may be the cause."""
+        what = f"({reason(error)})" if str(error) else ""
+        if isinstance(error, ImportError):
+            return f"Not enough memory to load a library {what}; close other programs, or raise the limit (ulimit -v)."
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        options = {option for parameter in command.params for option in parameter.opts} if command else set()
+        smaller = "lower --batch if it is large, or " if "--batch" in options else ""
+        return " ".join(filter(None, ("Not enough memory", what))) + f"; {smaller}close other programs."
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # An empty path would be the current directory.
+        for number, argument in enumerate(args, 1):
+            if not argument or (argument.startswith("--") and argument.endswith("=")):
+                ctx.fail(f"Argument {number} is empty ({argument!r}), perhaps by a variable that is not set; give it a "
+                         "value, or leave it out.")
         # Before click consumes the list.
         ctx.meta[TYPED] = shlex.join(["dyvit", *args])
         return super().parse_args(ctx, args)
@@ -55,8 +75,18 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(own_version(), prog_name="dyvit")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """DynamicViT from checkpoint to production: train, export, check, bench."""
+    accept_any_text()
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ArtifactError("The current directory does not exist any more, which libraries do not take; change to "
+                            "another one.") from error
+    # Also before a library reads ranks that another job left in the environment.
+    if context.invoked_subcommand not in DISTRIBUTED or not in_group():
+        leave_group()
 
 
 for command in (train.train, deploy.export, deploy.build, deploy.refit, deploy.calibrate, deploy.sensitivity,

@@ -139,8 +139,10 @@ class BuildBar:
     def update(self, step: BuildStep) -> None:
         """Shows one step of the builder."""
         if self._task is None:
-            self._progress.start()
             self._task = self._progress.add_task("building", total=None)
+        # Also for a second build: the first one ended with a stop.
+        if not self._progress.live.is_started:
+            self._progress.start()
         if step.phase != self._phase:
             self._phase = step.phase
             self._progress.reset(self._task, total=step.steps, description=step.phase.lower())
@@ -148,3 +150,4 @@ class BuildBar:
         # Other bars may follow.
         if step.depth == 0 and step.step == step.steps:
             self._progress.stop()
+            self._phase = ""

@@ -1,7 +1,9 @@
 """What commands say: results on standard output, everything else on standard error."""
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -115,6 +117,23 @@ def shown_notes() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+def accept_any_text() -> None:
+    """Lets standard output and error take any text: bytes of file names that are not text pass as they are, and other
+    characters that the terminal's encoding lacks become question marks."""
+    codecs.register_error("dyvit", _encoded)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dyvit")
+
+
+def _encoded(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    wrong = error.object[error.start:error.end]
+    # Python reads the byte 0xE4 of a name as U+DCE4.
+    return b"".join(bytes([ord(letter) - 0xDC00]) if "\udc80" <= letter <= "\udcff" else b"?"
+                    for letter in wrong), error.end
 
 
 def complain(text: str) -> None:

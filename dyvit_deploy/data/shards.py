@@ -38,6 +38,8 @@ LONGEST_FILE = 1000
 NO_LABEL, MOST_DIGITS = (-1, ""), 30
 # Size of the buffer of encoded images from which a stream draws at random.
 SHUFFLE_BUFFER = 1000
+# An image takes more bytes of a shard than that, even compressed.
+LEAST_BYTES = 64
 
 
 class InfoSplit(TypedDict):
@@ -79,6 +81,10 @@ class ShardImages:
         self.skipped: list[str] = []
         self._shards, count, self.split = _find_shards(Path(folder), split)
         names = _class_names(Path(folder))
+        room = sum(path.stat().st_size for path in self._shards) // LEAST_BYTES
+        if count is not None and not 0 <= count <= room:
+            raise DataError(f"The info file of {self.name} counts {count} images, and its {split} shards have room for "
+                            f"{room} at most; correct num_samples, or remove the file.")
         if count is None or names is None:
             # This reads every header of all shards.
             scans = [scan_shard(path) for path in self._shards]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..artifacts.files import atomic_write, check_target, require_file, sha256, write_together
+from ..artifacts.files import atomic_write, check_target, native_path, require_file, sha256, write_together
 from ..errors import ArtifactError, ConfigError, foreign_errors, reason
 from ..optional import require
 from ..settings.untrusted import parse_json, typed
@@ -116,7 +116,7 @@ def write_pair(model: Any, path: str | Path, check: bool = False) -> None:
             {"file": data.name, "bytes": weights.stat().st_size, "sha256": sha256(weights)})
         graph.write_bytes(ir.to_proto(model).SerializeToString())
         if check:
-            onnx.checker.check_model(str(graph))
+            onnx.checker.check_model(native_path(graph))
 
 
 def check_pair_target(path: str | Path) -> Path:

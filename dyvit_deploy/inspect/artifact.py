@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.text import Text
 
 from ..artifacts.facts import ArtifactFacts
-from ..artifacts.files import is_timm, require_source, sha256, size_mib
+from ..artifacts.files import is_timm, native_path, require_source, sha256, size_mib
 from ..artifacts.kinds import CHECKPOINT, ENGINE, ONNX, OPENVINO, kind_of
 from ..config import LoadConfig, PruneConfig
 from ..engine.build import describe
@@ -169,7 +169,7 @@ def _inspect_onnx(path: Path) -> InspectReport:
     facts = graph_facts(proto, str(path))
     try:
         # Checked by path, because the weights may be in a file beside it.
-        onnx.checker.check_model(str(path.resolve()))
+        onnx.checker.check_model(native_path(path.resolve()))
     except onnx.checker.ValidationError as error:
         raise ArtifactError(f"{path} is not a whole ONNX file ({reason(error)}); "
                             "make or copy it again.") from error

@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rich.text import Text
 
-from ..artifacts.facts import library_versions
+from ..artifacts.facts import library_versions, version_of
 from ..engine.library import LIBRARY_SPECS, PORTABLE, gpu_problem, open_library
 from ..engine.preflight import OTHER_LIBRARY
 from ..errors import BackendError, DyvitError, reason
@@ -65,7 +64,8 @@ def _torch_devices() -> str:
 def _ort_devices() -> str:
     from ..runners.ort import cuda_works
 
-    if {"onnxruntime", "onnxruntime-gpu"} <= {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}:
+    # By name: the metadata of other packages may be damaged.
+    if version_of("onnxruntime") and version_of("onnxruntime-gpu"):
         raise RuntimeError("onnxruntime and onnxruntime-gpu overwrite each other; uninstall both, then install one")
     return "cpu, cuda" if cuda_works() else "cpu"
 
@@ -130,7 +130,7 @@ def diagnose() -> DoctorReport:
 def _examine(probe: _Probe) -> Backend:
     if not installed(probe.module):
         return Backend(probe.name, MISSING, None, "", probe.does, probe.fix)
-    version = _version(probe.distributions)
+    version = next(filter(None, map(version_of, probe.distributions)), None)
     try:
         require(probe.module)
         devices = probe.devices()
@@ -141,11 +141,3 @@ def _examine(probe: _Probe) -> Backend:
         return Backend(probe.name, UNUSABLE, version, reason(error), probe.does, repair)
     return Backend(probe.name, READY, version, devices, probe.does, None)
 
-
-def _version(distributions: tuple[str, ...]) -> str | None:
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None

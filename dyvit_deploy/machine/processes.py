@@ -1,6 +1,7 @@
 """Processes that torchrun or accelerate started for one job: their ranks, their share of the machine, their exchange.
 
-The ranks come from the environment, without torch: `dyvit --help` and every command ask for them.
+The ranks come from the environment, without torch: `dyvit --help` and every command ask for them. They count only
+beside the variable that torchrun itself sets: RANK and WORLD_SIZE alone may be left over from another job.
 """
 from __future__ import annotations
 
@@ -13,15 +14,48 @@ from typing import Any
 from ..errors import BackendError, reason
 from ..optional import require
 
+# Set by torchrun in every process that it starts; `accelerate launch` starts torchrun.
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+# The other variables that libraries read a group of processes from. NODE_RANK is Lightning's own.
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+         "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def in_group() -> bool:
+    """True in a process that torchrun started."""
+    return STARTED_BY_TORCHRUN in os.environ
+
+
+def leave_group() -> None:
+    """Removes the variables of a group from the environment of this process, and so from those it starts."""
+    for name in (STARTED_BY_TORCHRUN, *RANKS):
+        os.environ.pop(name, None)
+
+
+def _number(name: str, alone: int) -> int:
+    """The number in a variable that torchrun sets; `alone` outside a group."""
+    text = os.environ.get(name, "")
+    return int(text) if in_group() and text.isdecimal() else alone
+
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
     """How many processes share the job."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def local_world_size() -> int:
+    """How many processes of the job run on this machine."""
+    return _number("LOCAL_WORLD_SIZE", world_size())
+
+
+def machine_count() -> int:
+    """How many machines share the job."""
+    return _number("GROUP_WORLD_SIZE", 1)
 
 
 def is_first() -> bool:
@@ -34,12 +68,12 @@ def gpu_number() -> int:
     if world_size() == 1:
         return 0
     count: int = require("torch").cuda.device_count()
-    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, count)
+    return _number("LOCAL_RANK", 0) % max(1, count)
 
 
 def cpu_share() -> int:
     """How many of the machine's cores this process may use, at least 1."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+    return max(1, (os.cpu_count() or 1) // local_world_size())
 
 
 def claim_share() -> int:

@@ -23,11 +23,12 @@ from ..data.preprocess import normalise
 from ..data.reading import IndexedImages
 from ..data.walk import FORMATS
 from ..errors import ConfigError, DataError
-from ..runners.base import Outputs, Runner, join_outputs
+from ..runners.base import Outputs, Runner
 from ..runners.open import is_checkpoint, open_runner
 from ..settings.preprocessing import Preprocess
-from .compare import BatchParity, ParityReport, compare_outputs, default_tolerance
+from .compare import BatchParity, ParityReport, default_tolerance, in_batches, judge
 from .config import CheckConfig
+from .images import InBatches
 from .reference import Reference, read_reference
 from .timm_model import TimmModel
 from .tolerance import PrecisionTolerance, Tolerance
@@ -88,27 +89,30 @@ def weights_file(checkpoint: str | Path) -> Path:
 
 def _with_file(checkpoint: str | Path, reference: Reference, config: CheckConfig, load: LoadConfig,
                track: Track[Any]) -> ParityReport:
-    notes, whole = [], len(reference.images)
-    if whole > config.images:
-        reference = reference.first(config.images)
-        notes.append(f"Compared the first {config.images} of {whole} images; --images {whole} compares all.")
+    notes, count = [], min(reference.count, config.images)
+    if reference.count > count:
+        notes.append(f"Compared the first {count} of {reference.count} images; --images {reference.count} compares "
+                     "all.")
     with open_runner(checkpoint, load=load, device=config.device) as runner:
         _check_fits(reference, runner)
-        compared = None
         if reference.grey:
             notes.append("The preprocessing of images of one channel was not compared.")
-        elif reference.files:
-            spec = runner.image_spec()
-            own = np.stack(list(reference.prepared(spec)))
-            compared = compare_pixels(normalise(own, spec.preprocess), reference.images, spec.preprocess)
-        else:
+        elif not reference.files:
             notes.append(f"{reference.name} names no image files, so the preprocessing was not compared; add them as "
                          "the array files.")
+        spec, pixels = runner.image_spec(), PixelComparison(runner.preprocess)
+        comparisons, size = _comparisons(runner, config, count), max(config.batches)
+        for part in track(reference.batches(size, count), f"running {runner.name}", -(-count // size)):
+            if part.files and not reference.grey:
+                own = np.stack(list(reference.prepared(part.files, spec)))
+                pixels.add(normalise(own, spec.preprocess), part.images)
+            for comparison in comparisons:
+                comparison.add(part.feed, Outputs(part.logits), part.names)
         tolerance = _tolerance(runner, config)
-        batches = compare_batches(runner, reference.feed, Outputs(reference.logits), reference.names, config, track)
+        batches = _finished(comparisons, tolerance)
     report = ParityReport(reference.name, weights_file(checkpoint).name, reference.name, tolerance, batches,
                           tuple(notes), independent=True)
-    return _with_pixels(report, compared)
+    return _with_pixels(report, pixels)
 
 
 class RandomPhotos(IndexedImages):
@@ -149,32 +153,30 @@ def _with_timm(checkpoint: str | Path, name: str, data: str | None, config: Chec
     with open_runner(checkpoint, load=dataclasses.replace(load, keep=DENSE), device=config.device) as runner:
         model = TimmModel(name, file, runner, load)
         photos = _photos(data, runner.image_spec(), config.images)
-        own, other, logits, names = [], [], [], list[str]()
-        size = max(config.batches)
-        for batch in track(photos.batches(size), f"running {name} in timm", -(-len(photos) // size)):
+        pixels, size = PixelComparison(runner.preprocess, f", in timm {model.preparation}"), max(config.batches)
+        comparisons = _comparisons(runner, config, len(photos))
+        for batch in track(photos.batches(size), f"running {name} in timm, and {runner.name}", -(-len(photos) // size)):
             # Not decoded by this package's rules, which are part of what is compared.
             opened = [photos.photo(file) if isinstance(photos, RandomPhotos) else
                       Image.open(file, formats=tuple(FORMATS)).convert("RGB")
                       for file in batch.names]
-            own.append(runner.prepare(batch.images))
-            other.append(model.prepare(opened))
-            logits.append(model.logits(other[-1]))
-            names += batch.names
-        feed = np.concatenate(own)
-        compared = compare_pixels(feed, np.concatenate(other), runner.preprocess, f", in timm {model.preparation}")
+            own, other = runner.prepare(batch.images), model.prepare(opened)
+            pixels.add(own, other)
+            expected = Outputs(model.logits(other))
+            for comparison in comparisons:
+                comparison.add(own, expected, batch.names)
         tolerance = _tolerance(runner, config)
-        batches = compare_batches(runner, feed, Outputs(np.concatenate(logits)), names, config, track)
+        batches = _finished(comparisons, tolerance)
     notes = () if data else ("Compared on random pixels, which real images may contradict; pass --data FOLDER.",)
     report = ParityReport(name, file.name, photos.name, tolerance, batches, notes, tuple(photos.skipped),
                           independent=True)
-    return _with_pixels(report, compared)
+    return _with_pixels(report, pixels)
 
 
-def _with_pixels(report: ParityReport, compared: tuple[float | None, str] | None) -> ParityReport:
-    """The report with the result of `compare_pixels`, and with advice if it failed."""
-    error, failure = compared or (None, "")
-    notes = report.notes
-    if compared and not failure:
+def _with_pixels(report: ParityReport, pixels: PixelComparison) -> ParityReport:
+    """The report with the result of a comparison of pixels, and with advice if it failed."""
+    error, failure, notes = pixels.error, pixels.failure, report.notes
+    if error is not None and not failure:
         notes += (f"Images are prepared alike: normalised pixels differ by {error:.1e} at most.",)
     differs = any(batch.failures for batch in report.batches)
     advice = [line for line, needed in ((ADVICE_IMAGES, failure), (ADVICE_MODEL, differs and not failure)) if needed]
@@ -184,7 +186,7 @@ def _with_pixels(report: ParityReport, compared: tuple[float | None, str] | None
 
 def _check_fits(reference: Reference, runner: Runner) -> None:
     assert runner.facts is not None
-    model, size, classes = runner.facts.model, reference.images.shape[2:], reference.logits.shape[1]
+    model, size, classes = runner.facts.model, reference.size, reference.classes
     if size != model.image_size:
         given, wanted = ("x".join(map(str, sides)) for sides in (size, model.image_size))
         raise DataError(f"The images of {reference.name} have {given} pixels, and {runner.name} takes {wanted}; pass "
@@ -194,32 +196,51 @@ def _check_fits(reference: Reference, runner: Runner) -> None:
                         f"{model.classes}; compare logits of the same model.")
 
 
-def compare_batches(runner: Runner, feed: Pixels, expected: Outputs, names: Sequence[str], config: CheckConfig,
-                    track: Track[Any]) -> tuple[BatchParity, ...]:
-    """Runs `runner` on prepared images [B, 3, height, width] at every batch size, and compares with `expected`."""
-    tolerance, results = _tolerance(runner, config), []
-    for batch in sorted({min(size, len(feed)) for size in config.batches}):
-        starts = range(0, len(feed), batch)
-        got = join_outputs([runner.infer(feed[start:start + batch]) for start in
-                            track(starts, f"running {runner.name} at batch {batch}", len(starts))])
-        results.append(compare_outputs(expected, got, batch, tolerance, names))
-    return tuple(results)
+def _comparisons(runner: Runner, config: CheckConfig, count: int) -> list[InBatches]:
+    """What runs `runner` on prepared images [B, 3, height, width], at most `count`, at every batch size."""
+    tolerance = _tolerance(runner, config)
+    return [in_batches(runner.infer, batch, count, tolerance)
+            for batch in sorted({min(size, count) for size in config.batches})]
+
+
+def _finished(comparisons: Sequence[InBatches], tolerance: Tolerance | PrecisionTolerance) -> tuple[BatchParity, ...]:
+    """The verdict at every batch size; of those that became the number of images, one."""
+    for part in comparisons:
+        part.finish()
+    return tuple(judge(part.comparison, batch, tolerance)
+                 for batch, part in {part.batch: part for part in comparisons}.items())
 
 
 def _tolerance(runner: Runner, config: CheckConfig) -> Tolerance | PrecisionTolerance:
     return config.tolerance or default_tolerance(runner, runner, config.error)
 
 
-def compare_pixels(own: Pixels, other: Pixels, preprocess: Preprocess, theirs: str = "") -> tuple[float | None, str]:
-    """The largest difference between normalised images [B, 3, height, width], and a sentence if that is more than one
-    of the 255 steps of a colour: decoders and resizing may round that much differently. `theirs` describes the other
-    preparation."""
-    if own.shape != other.shape:
-        sizes = ["x".join(map(str, pixels.shape[2:])) for pixels in (own, other)]
-        return None, f"the images have {sizes[0]} pixels here, in the other model {sizes[1]}"
-    error, limit = float(np.abs(own.astype(np.float64) - other).max()), 1 / (255 * min(preprocess.std))
-    # Rounding of float32 may add to exactly one step.
-    if error <= limit * 1.01:
-        return error, ""
-    return error, (f"the images are prepared differently, by up to {error:.1e} where {limit:.1e} is allowed; here "
-                   f"{preprocess.describe()}{theirs}")
+class PixelComparison:
+    """Compares images as prepared here and elsewhere. `theirs` describes the other preparation.
+
+    error: the largest difference between normalised images so far; None without any, or if their sizes differ.
+    """
+
+    def __init__(self, preprocess: Preprocess, theirs: str = "") -> None:
+        self.error: float | None = None
+        self._preprocess, self._theirs = preprocess, theirs
+        self._sizes = ""
+
+    def add(self, own: Pixels, other: Pixels) -> None:
+        """Images [B, 3, height, width], normalised."""
+        if own.shape != other.shape:
+            here, there = ("x".join(map(str, pixels.shape[2:])) for pixels in (own, other))
+            self._sizes = f"the images have {here} pixels here, in the other model {there}"
+        else:
+            self.error = max(self.error or 0.0, float(np.abs(own.astype(np.float64) - other).max()))
+
+    @property
+    def failure(self) -> str:
+        """A sentence if images differ by more than one of the 255 steps of a colour: decoders and resizing may round
+        that much differently."""
+        limit = 1 / (255 * min(self._preprocess.std))
+        # Rounding of float32 may add to exactly one step.
+        if self._sizes or self.error is None or self.error <= limit * 1.01:
+            return self._sizes
+        return (f"the images are prepared differently, by up to {self.error:.1e} where {limit:.1e} is allowed; here "
+                f"{self._preprocess.describe()}{self._theirs}")

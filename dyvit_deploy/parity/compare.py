@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,14 +18,13 @@ from ..artifacts.facts import ArtifactFacts
 from ..config import LoadConfig
 from ..data.images import ImageSet, Track, no_track
 from ..data.open import open_images
-from ..errors import DataError
-from ..runners.base import Outputs, Runner, join_outputs, run_in_batches, take
+from ..runners.base import Outputs, Runner, run_in_batches
 from ..runners.open import is_checkpoint, load_for, open_runner
 from ..settings.tables import Table
 from ..statistics.counts import exact
 from .config import CheckConfig
-from .kept_tokens import StageOverlap, near_cut, stage_overlaps
-from .tolerance import TOLERANCES, PrecisionTolerance, Tolerance, mismatches, relative_error, uncertainty
+from .images import Comparison, InBatches, Rows
+from .tolerance import TOLERANCES, PrecisionTolerance, Tolerance, error_of_squares, mismatches, uncertainty
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
 
     The reference runs once, at the largest batch size. The candidate runs at each batch size, because
     an artifact that is correct at batch 1 can be wrong at others; one with a fixed batch runs at that
-    batch size only. If there are fewer images than a batch, they are repeated to fill it.
+    batch size only. If there are fewer images than a batch, they are repeated to fill it. Images are streamed:
+    memory does not grow with their number, but for some numbers per image.
 
     Raises:
         DataError: the artifacts have different numbers of classes, or keep different numbers of tokens.
@@ -164,29 +165,34 @@ def compare(reference: Runner, candidate: Runner, images: ImageSet, config: Chec
     notes = _notes(reference, candidate, images)
     for runner, other in ((reference, candidate), (candidate, reference)):
         runner.assumed_preprocess = other.preprocess
-    outputs, pixels, names = [], [], []
-    total = -(-len(images) // largest)
-    for data in track(images.batches(largest), f"running {reference.name}", total):
-        outputs.append(run_in_batches(reference, data.images, largest))
-        pixels.append(data.images)
-        names += data.names
-    expected, all_pixels = join_outputs(outputs), np.concatenate(pixels)
-    results = []
-    for batch in sizes:
-        # Repeats the images if they are fewer than the batch.
-        fill = np.resize(np.arange(len(names)), max(len(names), batch))
-        starts = range(0, len(fill), batch)
-        outputs = [run_in_batches(candidate, all_pixels[fill[start:start + batch]], batch) for start in
-                   track(starts, f"running {candidate.name} at batch {batch}", len(starts))]
-        got = join_outputs(outputs)
-        results.append(compare_outputs(take(expected, fill), got, batch, tolerance, [names[i] for i in fill]))
-    if len(names) < largest:
-        notes.append(f"{len(names)} images were repeated to fill batch {largest}.")
-    if (expected.kept or got.kept) and not (expected.kept and got.kept):
+    comparisons = [in_batches(functools.partial(run_in_batches, candidate, batch=batch), batch, len(images), tolerance)
+                   for batch in sizes]
+    count, total = 0, -(-len(images) // largest)
+    for data in track(images.batches(largest), f"running {reference.name} and {candidate.name}", total):
+        expected = run_in_batches(reference, data.images, largest)
+        count += len(data.names)
+        for part in comparisons:
+            part.add(data.images, expected, data.names)
+    for part in comparisons:
+        part.finish(repeat=True)
+    results = tuple(judge(part.comparison, part.batch, tolerance) for part in comparisons)
+    if count < largest:
+        notes.append(f"{count} images were repeated to fill batch {largest}.")
+    if comparisons[0].comparison.one_sided:
         notes.append("Kept tokens were not compared, because one artifact does not output them; export it with "
                      "--with-tokens.")
-    return ParityReport(reference.name, candidate.name, images.name, tolerance, tuple(results), tuple(notes),
-                        tuple(images.skipped), distinct=len(names) if len(names) < largest else None)
+    return ParityReport(reference.name, candidate.name, images.name, tolerance, results, tuple(notes),
+                        tuple(images.skipped), distinct=count if count < largest else None)
+
+
+def in_batches(run: Callable[[NDArray[Any]], Outputs], batch: int, count: int,
+               tolerance: Tolerance | PrecisionTolerance) -> InBatches:
+    """What compares a candidate, called by `run`, at one batch size on `count` images or fewer."""
+    return InBatches(run, batch, Comparison(max(count, batch), _tie(tolerance)))
+
+
+def _tie(tolerance: Tolerance | PrecisionTolerance) -> float:
+    return (tolerance if isinstance(tolerance, Tolerance) else Tolerance()).tie
 
 
 def default_tolerance(reference: Runner, candidate: Runner, error: float | None = None,
@@ -221,53 +227,43 @@ def compare_outputs(expected: Outputs, got: Outputs, batch: int, tolerance: Tole
     Raises:
         DataError: the outputs are not of the same model and schedule.
     """
-    _check_comparable(expected, got)
-    finite: NDArray[np.bool_]
-    count = len(expected.logits)
-    finite = np.isfinite(np.concatenate([got.logits, expected.logits], axis=1)).all(axis=1)  # [B]
-    with np.errstate(invalid="ignore"):
-        error = np.abs(got.logits.astype(np.float64) - expected.logits)    # [B, classes]
-    error = np.where(finite[:, None], error, np.inf)
-    per_image = error.max(axis=1)                                          # [B]
-    scores = expected.scores or got.scores
-    exact = tolerance if isinstance(tolerance, Tolerance) else Tolerance()
-    overlaps = stage_overlaps(expected.kept, got.kept, scores, exact.tie) if expected.kept and got.kept else []
-    agreement = float((expected.logits.argmax(axis=1) == got.logits.argmax(axis=1)).mean())
-    relative = relative_error(expected.logits, got.logits)
+    comparison = Comparison(len(names), _tie(tolerance))
+    comparison.add(expected, got, names)
+    return judge(comparison, batch, tolerance)
+
+
+def judge(comparison: Comparison, batch: int, tolerance: Tolerance | PrecisionTolerance) -> BatchParity:
+    """The verdict on all images of a comparison that ran at `batch`."""
+    rows, count = comparison.rows, len(comparison)
+    agreement, finite = float(rows["same_top1"].mean()), rows["finite"]
+    relative = error_of_squares(rows["difference"], rows["signal"])
+    forgiven = tuple(rows["forgiven"].mean(axis=0).tolist())
     failures = [] if finite.all() else [f"{int((~finite).sum())} of {count} images give NaN or infinity"]
     tied_images = 0
     if isinstance(tolerance, PrecisionTolerance):
-        failures += mismatches(agreement, relative, [o.mean for o in overlaps], count, tolerance)
+        failures += mismatches(agreement, relative, comparison.overlaps, count, tolerance)
     else:
-        tied_images, differences = _differences(expected, got, per_image, tolerance, overlaps, names)
+        tied_images, differences = _differences(rows, tolerance, comparison.names)
         failures += differences
-    # Infinite errors give NaN here, which `_finite` turns into None.
-    with np.errstate(invalid="ignore"):
-        largest, mean, p99, cosine = (_finite(value) for value in (
-            error.max(), error.mean(), np.quantile(error, 0.99), _cosine(expected.logits, got.logits).min()))
-    return BatchParity(
-        batch, count, largest, mean, p99, _finite(relative), cosine, int((~finite).sum()), agreement,
-        tuple(float(o.mean) for o in overlaps), tuple(float(o.forgiven.mean()) for o in overlaps if scores),
-        tied_images, tuple(failures))
+    largest, mean, p99, cosine = (_finite(value) for value in (
+        rows["max_error"].max(), rows["mean_error"].mean(), comparison.p99_error, rows["cosine"].min()))
+    return BatchParity(batch, count, largest, mean, p99, _finite(relative), cosine, int((~finite).sum()), agreement,
+                       tuple(map(float, comparison.overlaps)), forgiven, tied_images, tuple(failures))
 
 
-def _differences(expected: Outputs, got: Outputs, per_image: NDArray[np.float64], tolerance: Tolerance,
-                 overlaps: Sequence[StageOverlap], names: Sequence[str]) -> tuple[int, list[str]]:
-    """How many images differ only because of a tie, and the failures of the others.
-
-    `per_image` is the largest logit error of each image [B], infinite if a logit is not finite.
+def _differences(rows: Rows, tolerance: Tolerance, names: Sequence[str]) -> tuple[int, list[str]]:
+    """How many images differ only because of a tie, and the failures of the others; `rows` are those of `Comparison`.
     """
-    count = len(names)
-    scores, finite = expected.scores or got.scores, np.isfinite(per_image)
-    limit = tolerance.logits * np.where(finite, np.maximum(1.0, np.abs(expected.logits).max(axis=1)), 1.0)
+    count, per_image, finite = len(rows), rows["max_error"], rows["finite"]
+    limit = tolerance.logits * np.where(finite, np.maximum(1.0, rows["magnitude"]), 1.0)
     wrong: NDArray[np.bool_] = per_image > limit
-    if overlaps:
-        differ = np.stack([o.plain < 1 for o in overlaps]).any(axis=0)
-        tied = differ & np.stack([o.forgiven > 1 - 1e-9 for o in overlaps]).all(axis=0)
+    tied: NDArray[np.bool_] = rows["near_cut"]
+    compared = rows["plain"].shape[1] > 0
+    if compared:
+        differ = (rows["plain"] < 1).any(axis=1)
+        known = rows["forgiven"].shape[1] > 0
+        tied = differ & (rows["forgiven"] > 1 - 1e-9).all(axis=1) & known
         wrong |= differ
-    else:
-        kept = expected.kept if expected.scores else got.kept
-        tied = near_cut(kept, scores, tolerance.tie) if scores else np.zeros(count, bool)
     tied_images = int((wrong & tied & finite).sum())
     wrong &= ~tied | ~finite
     failures = []
@@ -275,30 +271,12 @@ def _differences(expected: Outputs, got: Outputs, per_image: NDArray[np.float64]
         worst = int(np.where(wrong, per_image, -1).argmax())
         failures.append(f"{int(wrong.sum())} of {count} images differ, the worst ({names[worst]}) by a logit error of "
                         f"{per_image[worst]:.1e} where {limit[worst]:.1e} is allowed"
-                        + (f" and kept-token overlap {min(o.plain[worst] for o in overlaps):.3f}" if overlaps else ""))
+                        + (f" and kept-token overlap {rows['plain'][worst].min():.3f}" if compared else ""))
     by_chance = max(Fraction(1), exact(tolerance.tied_images) * count)
     if tied_images > min(by_chance, Fraction(count - 1)):
         failures.append(f"{tied_images} of {count} images differ because of tied scores, more than chance explains; "
                         "compare more images")
     return tied_images, failures
-
-
-def _check_comparable(expected: Outputs, got: Outputs) -> None:
-    if expected.logits.shape != got.logits.shape:
-        raise DataError(f"The artifacts give logits of shape {list(expected.logits.shape)} and "
-                        f"{list(got.logits.shape)}; compare artifacts of the same model.")
-    reference_counts, candidate_counts = ([k.shape[1] for k in out.kept] for out in (expected, got))
-    if reference_counts and candidate_counts and reference_counts != candidate_counts:
-        raise DataError(f"The artifacts keep {reference_counts} and {candidate_counts} tokens; compare artifacts of "
-                        "one schedule.")
-
-
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Cosine similarity of the rows of `a` and `b`: [B]."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    cosine: NDArray[np.float64] = (x * y).sum(axis=1) / np.where(norms > 0, norms, 1)
-    return cosine
 
 
 def _finite(value: Any) -> float | None:

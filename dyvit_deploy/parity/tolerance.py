@@ -68,9 +68,21 @@ def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
     The mean of each image is subtracted first, because adding a constant to all logits of an image changes no
     prediction. The error is infinite if a logit is not finite.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
+    return error_of_squares(*squares(expected, got))
+
+
+def squares(expected: NDArray[np.float32], got: NDArray[np.float32],
+            ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Per image, the sum of squares of the difference of logits [B, classes], and that of the expected logits: [B]."""
+    with np.errstate(invalid="ignore"):
         x, y = (a.astype(np.float64) - a.mean(axis=1, keepdims=True, dtype=np.float64) for a in (expected, got))
-        error = np.sqrt(((x - y) ** 2).mean()) / np.sqrt((x ** 2).mean())
+        return ((x - y) ** 2).sum(axis=1), (x ** 2).sum(axis=1)
+
+
+def error_of_squares(difference: NDArray[np.float64], signal: NDArray[np.float64]) -> float:
+    """The `relative_error` of all images together."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.sqrt(difference.sum() / signal.sum())
     return float(error) if np.isfinite(error) else float("inf")
 
 

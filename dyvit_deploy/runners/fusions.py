@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..artifacts.files import native_path
 from ..artifacts.locks import scratch_folder
 from ..optional import require
 
@@ -43,7 +44,7 @@ def onnxruntime_fusions(path: str | Path) -> Fusions:
         options.log_severity_level, options.optimized_model_filepath = 4, str(folder / "optimized.onnx")
         # Otherwise a graph above 2 GiB could not be written.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
-        ort.InferenceSession(os.path.realpath(path), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(native_path(os.path.realpath(path)), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
     fused = collections.Counter(node.op_type for node in nodes if node.domain)
     return Fusions(len(nodes), sum(fused[name] for name in ATTENTION_OPERATORS), dict(fused.most_common()))

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts.facts import METADATA_KEY, ArtifactFacts
-from ..artifacts.files import require_file
+from ..artifacts.files import native_path, require_file
 from ..artifacts.locks import scratch_folder
-from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, reason
+from ..errors import ArtifactError, BackendError, ConfigError, did_you_mean, is_out_of_memory, reason
 from ..graph.files import data_files, fits_one_file, has_data, weight_bytes, write_graph
 from ..graph.read import Graph, graph_facts
 from ..machine.processes import gpu_number
@@ -126,7 +126,7 @@ class OrtRunner(Runner):
         """A file of `proto` for as long as this runner is open; see `write_graph`."""
         place = self._folders.enter_context(scratch_folder("session"))
         write_graph(proto, place / "model.onnx", folder)
-        return str(place / "model.onnx")
+        return native_path(place / "model.onnx")
 
     def _watched(self, graph: Graph) -> str | bytes:
         """What a session that also gives the tensors of `watch` is opened from."""
@@ -258,8 +258,8 @@ class OrtRunner(Runner):
         return outputs
 
     def _failed(self, batch: int, error: Exception) -> BackendError:
-        return BackendError(f"ONNX Runtime could not run {self.name} at batch {batch}: {reason(error)}; check its "
-                            "input, or export it again.")
+        fix = "use a smaller batch" if is_out_of_memory(error) else "check its input, or export it again"
+        return BackendError(f"ONNX Runtime could not run {self.name} at batch {batch}: {reason(error)}; {fix}.")
 
     def _infer(self, feed: NDArray[Any]) -> Outputs:
         logits, *kept = self._run([self._logits, *self._kept], feed)
@@ -279,7 +279,7 @@ class OrtRunner(Runner):
 def _file(path: Path) -> str:
     """The file that a session of the graph `path` is opened from, after a check of its data files."""
     # ONNX Runtime looks for data files beside a link, not beside the graph that it leads to.
-    return str(path.resolve() if data_files(path) else path)
+    return native_path(path.resolve() if data_files(path) else path)
 
 
 def _with_outputs(graph: Graph, names: Sequence[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ SERVED_SUFFIXES = (*FORMATS["JPEG"], *FORMATS["PNG"], *FORMATS["WEBP"])
 FIRST_PORT = 8000
 # Bytes of the largest request that is sent.
 LARGEST = 256 << 20
+# The most images that are sent to count batches, because their tensors wait in memory.
+COUNTED = 64
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def check_serving(repository: str | Path, config: ServeConfig = ServeConfig(),
         rows, batching, refused, failures = [], {}, set[str](), list[str]()
         for model in models:
             images = _encoded(config.data, model, config.images)
-            check = _ModelCheck(address, model, images)
+            check = _ModelCheck(stack, address, model, images)
             rows += check.compare(track)
             batching[model.name] = check.count_batches()
             refused_requests, errors = check.send_bad_requests()
@@ -166,10 +169,13 @@ def server_for(repository: str | Path, models: Sequence[ServedModel], config: Se
 
 
 class Encoded(NamedTuple):
-    """The name and the content of an image file."""
+    """An image file: its name, and what reads its content. Neither that nor its pixels are kept in memory."""
 
     name: str
-    content: bytes
+    read: Callable[[], bytes]
+
+    def decoded(self) -> Image.Image:
+        return decode(io.BytesIO(self.read()))
 
 
 def _encoded(source: str, model: ServedModel, limit: int) -> list[Encoded]:
@@ -179,21 +185,27 @@ def _encoded(source: str, model: ServedModel, limit: int) -> list[Encoded]:
         left_out = LeftOut()
         paths = list(walk(source, IMAGE_SUFFIXES, left_out))
         left_out.tell(source)
-        return [image for path in paths[:limit] if (image := _read_file(path))] or _no_images(source)
+        return [Encoded(path, functools.partial(_as_sent, path)) for path in paths[:limit]
+                if _is_readable(path)] or _no_images(source)
     images = open_images(source, model.servable.facts.model, limit=limit)
-    return [Encoded(name, _png(pixels)) for batch in images.batches(BATCH)
+    # A data set has images of the model's size, which are small.
+    return [Encoded(name, functools.partial(bytes, _png(pixels))) for batch in images.batches(BATCH)
             for name, pixels in zip(batch.names, batch.images)]
 
 
-def _read_file(path: str) -> Encoded | None:
-    """The file as it is sent; None if it cannot be read."""
+def _is_readable(path: str) -> bool:
     try:
-        content = Path(path).read_bytes()
-        image = decode(io.BytesIO(content))
+        decode(path)
     except UNREADABLE:
-        return None
-    as_it_is = path.lower().endswith(SERVED_SUFFIXES)
-    return Encoded(path, content if as_it_is else _png(np.asarray(image)))
+        return False
+    return True
+
+
+def _as_sent(path: str) -> bytes:
+    """The content of a file, as PNG if Triton is not given its format."""
+    if path.lower().endswith(SERVED_SUFFIXES):
+        return Path(path).read_bytes()
+    return _png(np.asarray(decode(path)))
 
 
 def _no_images(source: str) -> list[Encoded]:
@@ -207,21 +219,27 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 class _ModelCheck:
-    """Checks one model of a server; `expected` are the outputs of its artifact in a local runner."""
+    """Checks one model of a server; `expected` are the outputs of its artifact in a local runner, which is closed with
+    `stack`."""
 
-    def __init__(self, address: Address, model: ServedModel, images: list[Encoded]) -> None:
+    def __init__(self, stack: contextlib.ExitStack, address: Address, model: ServedModel,
+                 images: list[Encoded]) -> None:
         self.address, self.model, self.images = address, model, images
         self.servable, self.batch = model.servable, min(BATCH, model.max_batch, len(images))
         self.names = [output.name for output in self.servable.outputs]
-        opened = [decode(io.BytesIO(image.content)) for image in images]
-        # Raw pixels have no EXIF orientation.
-        self.raw = [np.asarray(upright(image) if model.orient else image) for image in opened]
-        spec = with_orientation(self.servable.facts.model, model.orient)
-        self.pixels = np.stack([resize_and_crop(image, spec) for image in opened])
-        with open_runner(self.servable.path) as local:
-            self.expected = run_in_batches(local, self.pixels, self.batch)
-            self.feed = local.prepare(self.pixels)
-            self.tolerance = default_tolerance(local, local)
+        self.local = stack.enter_context(open_runner(self.servable.path))
+        self.tolerance = default_tolerance(self.local, self.local)
+        self.spec = with_orientation(self.servable.facts.model, model.orient)
+        parts = [slice(start, start + self.batch) for start in range(0, len(images), self.batch)]
+        self.expected = join_outputs([run_in_batches(self.local, self.pixels(part), self.batch) for part in parts])
+
+    def pixels(self, rows: slice) -> NDArray[np.uint8]:
+        """Some of the images at the model's input size, uint8 [B, height, width, 3]."""
+        return np.stack([resize_and_crop(image.decoded(), self.spec) for image in self.images[rows]])
+
+    def feed(self, rows: slice) -> dict[str, NDArray[Any]]:
+        """Some of the images as the model's input."""
+        return {self.servable.input.name: self.local.prepare(self.pixels(rows))}
 
     def compare(self, track: Track[Any]) -> list[ServedParity]:
         """Sends the images in every way, and compares the outputs."""
@@ -239,22 +257,24 @@ class _ModelCheck:
         """The ways to send images: a label, the batch size, and a function that sends a slice of the images."""
         for protocol in ("http", "grpc") if self.address.grpc else ("http",):
             for batch in sorted({1, self.batch}):
-                yield f"tensors, {protocol}, batch {batch}", batch, self._sender(
-                    protocol, self.model.name, lambda rows: {self.servable.input.name: self.feed[rows]})
+                yield f"tensors, {protocol}, batch {batch}", batch, self._sender(protocol, self.model.name, self.feed)
         if self.model.ensemble:
             yield f"image files, batch {self.batch}", self.batch, self._sender("http", self.model.ensemble, self._files)
-            yield "raw images", 1, self._sender("http", self.model.ensemble,
-                                                lambda rows: {"raw": np.stack(self.raw[rows])})
+            yield "raw images", 1, self._sender("http", self.model.ensemble, self._raw)
             for router in self.model.routers:
                 yield f"image files to {router}", self.batch, self._sender(
                     "http", router, self._files, {"keep_ratio": self.model.keep_ratio})
         for router in self.model.routers:
-            yield f"tensors to {router}", self.batch, self._sender(
-                "http", router, lambda rows: {self.servable.input.name: self.feed[rows]},
-                {"keep_ratio": self.model.keep_ratio})
+            yield f"tensors to {router}", self.batch, self._sender("http", router, self.feed,
+                                                                   {"keep_ratio": self.model.keep_ratio})
 
     def _files(self, rows: slice) -> dict[str, NDArray[Any]]:
-        return {"encoded": np.array([[image.content] for image in self.images[rows]], dtype=object)}
+        return {"encoded": np.array([[image.read()] for image in self.images[rows]], dtype=object)}
+
+    def _raw(self, rows: slice) -> dict[str, NDArray[Any]]:
+        # Raw pixels have no EXIF orientation.
+        opened = [image.decoded() for image in self.images[rows]]
+        return {"raw": np.stack([np.asarray(upright(image) if self.model.orient else image) for image in opened])}
 
     def _sender(self, protocol: str, name: str, feeds: Callable[[slice], dict[str, NDArray[Any]]],
                 parameters: dict[str, Any] | None = None) -> Callable[[slice], Outputs]:
@@ -265,14 +285,14 @@ class _ModelCheck:
 
     def count_batches(self) -> dict[str, int]:
         """Sends concurrent single-image requests; returns their number, and in how many executions they ran."""
-        before = self._statistics()
+        before, [feed] = self._statistics(), self.feed(slice(COUNTED)).values()
 
         def send(rows: range) -> None:
             with TritonRunner(self.address, self.model.name, self.servable) as runner:
                 for row in rows:
-                    runner.infer(self.feed[row:row + 1])
+                    runner.infer(feed[row:row + 1])
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(send, [range(first, len(self.images), THREADS) for first in range(THREADS)]))
+            list(pool.map(send, [range(first, len(feed), THREADS) for first in range(THREADS)]))
         after = self._statistics()
         return {"requests": after[0] - before[0], "executions": after[1] - before[1]}
 
@@ -284,7 +304,7 @@ class _ModelCheck:
     def send_bad_requests(self) -> tuple[list[str], list[str]]:
         """Sends bad requests, which the server must refuse and survive; returns the refused ones, and failures."""
         image = self.servable.input.name
-        one = self.feed[:1]
+        one = self.feed(slice(1))[image]
         bad: dict[str, tuple[str, dict[str, NDArray[Any]]]] = {
             "a wrong shape": (self.model.name, {image: one[:, :, :-1]}),
             "a wrong rank": (self.model.name, {image: one[0]}),
@@ -294,7 +314,7 @@ class _ModelCheck:
             bad["a batch above the maximum"] = (self.model.name,
                                                 {image: np.repeat(one, self.model.max_batch + 1, axis=0)})
         if self.model.ensemble:
-            broken = np.array([[self.images[0].content[:100]]], dtype=object)
+            broken = np.array([[self.images[0].read()[:100]]], dtype=object)
             bad["a damaged image file"] = (self.model.ensemble, {"encoded": broken})
         refused, failures = [], []
         for label, (name, feeds) in bad.items():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from types import TracebackType
 from typing import Any
 
@@ -74,7 +75,8 @@ class Client:
             response = self._client.infer(model, inputs, outputs=requested, parameters=dict(parameters or {}) or None)
         except self._failure as error:
             raise Refused(f"Triton refused a request to {model}: {reason(error)}.") from error
-        except OSError as error:
+        # Of the HTTP client's own exceptions, some are no OSError: a server that stops closes the connection.
+        except (OSError, HTTPException) as error:
             raise BackendError(f"Triton does not answer ({reason(error)}); is the server still running?") from error
         return {name: response.as_numpy(name) for name in outputs}
 
@@ -103,5 +105,7 @@ def input_spec(tensor: Tensor) -> TensorSpec:
 
 def to_outputs(tensors: Mapping[str, NDArray[Any]]) -> Outputs:
     """The output tensors of a model by name, `logits` and, if it has them, `kept_0`, `kept_1`, ..., as Outputs."""
-    kept = [tensors[name] for name in sorted(tensors) if name.startswith("kept_")]
+    # By number: as text, kept_10 comes before kept_2.
+    stages = sorted((name for name in tensors if name.startswith("kept_")), key=lambda name: int(name[5:]))
+    kept = [tensors[name] for name in stages]
     return Outputs(tensors["logits"].astype(np.float32, copy=False), tuple(kept))

@@ -23,6 +23,7 @@ from typing import Any
 from ..artifacts.locks import scratch_folder
 from ..errors import BackendError, ConfigError, MissingDependency, reason
 from ..machine.posix import kill_group
+from ..optional import SETTINGS
 
 # The oldest release that the tests run; the Python models need some of its features.
 OLDEST = (2, 51)
@@ -135,9 +136,16 @@ def _bundled(environment: Path) -> Triton | None:
         raise BackendError(f"The Triton in {environment} does not support Python {version}; make the environment with "
                            f"another Python: {', '.join(sorted(p.name for p in stub.parent.parent.iterdir()))}.")
     bundled = Path(packages) / "nvidia_pytriton.libs"
-    paths = {"PATH": f"{python.absolute().parent}{os.pathsep}{os.environ.get('PATH', '')}",
-             "LD_LIBRARY_PATH": f"{libraries}{os.pathsep}{bundled}"}
+    paths = {"PATH": _first_in("PATH", python.absolute().parent),
+             "LD_LIBRARY_PATH": _first_in("LD_LIBRARY_PATH", libraries, bundled)}
     return Triton(root / "bin" / "tritonserver", root / "backends", paths, True, stub)
+
+
+def _first_in(variable: str, *folders: str | Path) -> str:
+    """The value of a variable of this environment that lists folders, with these before all others."""
+    # An empty entry would be the current directory.
+    known = [folder for folder in os.environ.get(variable, "").split(os.pathsep) if folder]
+    return os.pathsep.join([*map(str, folders), *known])
 
 
 @contextlib.contextmanager
@@ -226,7 +234,8 @@ class Server:
                    *(["--allow-gpu-metrics=false"] if self._triton.bundled else []), *self._arguments]
         try:
             return subprocess.Popen(command, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True,
-                                    env=os.environ | self._triton.environment | {"PYTHONDONTWRITEBYTECODE": "1"})
+                                    env=SETTINGS | os.environ | self._triton.environment
+                                    | {"PYTHONDONTWRITEBYTECODE": "1"})
         except OSError as error:
             raise BackendError(f"{self._triton.binary} cannot be started ({error.strerror}); install Triton again.",
                                ) from error

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import torch
@@ -11,7 +10,14 @@ from timm.scheduler import CosineLRScheduler
 
 from ..errors import ConfigError
 from ..machine.hardware import machine
-from ..machine.processes import claim_share, gather_over_ranks, world_size
+from ..machine.processes import (
+    claim_share,
+    gather_over_ranks,
+    in_group,
+    local_world_size,
+    machine_count,
+    world_size,
+)
 from ..model.dynamicvit import DynamicViT
 from ..optional import installed, require
 from ..runners.pytorch import torch_device
@@ -21,7 +27,8 @@ from .recipe import Recipe
 FABRIC = "lightning.fabric" if installed("lightning") and not installed("lightning_fabric") else "lightning_fabric"
 # The distributions that contain it, under either name.
 FABRIC_DISTRIBUTIONS = ("lightning-fabric", "lightning", "pytorch-lightning")
-_fabric, _plugins, _strategies = (require(FABRIC + part) for part in ("", ".plugins", ".strategies"))
+_fabric, _plugins, _strategies, _environments = (
+    require(FABRIC + part) for part in ("", ".plugins", ".strategies", ".plugins.environments"))
 _MixedPrecision: Any = _plugins.MixedPrecision
 
 # Fabric's names for the mixed precisions.
@@ -48,7 +55,7 @@ def make_fabric(device: str | None, recipe: Recipe) -> Any:
         raise ConfigError("A CPU cannot train in fp16; choose --precision bf16 or fp32.")
     # At level INFO, Fabric logs which precision it uses.
     logging.getLogger(FABRIC).setLevel(logging.WARNING)
-    local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    local = local_world_size()
     if kind == "cuda" and local > torch.cuda.device_count():
         raise ConfigError(f"{local} processes need as many GPUs, but this machine has {torch.cuda.device_count()}; "
                           "lower --nproc-per-node.")
@@ -56,7 +63,10 @@ def make_fabric(device: str | None, recipe: Recipe) -> Any:
     shared = _strategies.DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
     strategy: Any = shared if world_size() > 1 else "auto"
     precision = _Mixed(MIXED[recipe.precision], kind) if recipe.precision in MIXED else _plugins.Precision()
-    fabric = _fabric.Fabric(accelerator=kind, strategy=strategy, devices=local, num_nodes=nodes, plugins=[precision])
+    # Fabric would otherwise also believe the variables of another job, and those of SLURM, MPI or LSF.
+    environment = _environments.TorchElasticEnvironment() if in_group() else _environments.LightningEnvironment()
+    fabric = _fabric.Fabric(accelerator=kind, strategy=strategy, devices=local, num_nodes=machine_count(),
+                            plugins=[precision, environment])
     fabric.launch()
     return fabric
 

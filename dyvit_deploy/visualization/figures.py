@@ -180,7 +180,9 @@ def _page(canvas: Pixels, labels: Sequence[_Label]) -> Any:
     figure.add_artist(image)
     # parse_math is off, because a $ in a file name would start a formula.
     for label in labels:
-        figure.text(label.x / width, 1 - label.y / height, label.short(), fontsize=label.size * 72 / DPI,
+        # matplotlib takes no text with bytes of a file name that is not UTF-8.
+        text = label.short().encode("utf-8", "replace").decode("utf-8")
+        figure.text(label.x / width, 1 - label.y / height, text, fontsize=label.size * 72 / DPI,
                     weight=label.weight, va="center", parse_math=False)
     return figure
 

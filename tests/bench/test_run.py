@@ -104,6 +104,18 @@ def test_timing_of_what_never_settles_ends_with_its_time(clock):
     assert clock.now >= 5 and len(samples[0]) == 12                        # four rounds, the last of which passes 5 s
 
 
+def test_looking_whether_the_times_are_stable_takes_no_time_of_its_own(clock, monkeypatch):
+    """Each look sorts all times so far, which after every round of short calls would be most of the work."""
+    sorted_times = []
+    monkeypatch.setattr(timing_module, "is_stable", lambda times, width: sorted_times.append(len(times)))
+
+    def call():
+        clock.now += 1e-4
+    [times] = alternate([call], BenchConfig(warmup=0, seconds=1, min_runs=10))
+    assert len(times) > 5000 and sum(sorted_times) < 20 * len(times)
+    assert sorted_times[0] < 10 + TURN and all(b <= 1.1 * a + TURN + 1 for a, b in zip(sorted_times, sorted_times[1:]))
+
+
 def test_stability_is_about_the_median_not_the_tail():
     steady = [1.0] * 50 + [9.0] * 5
     assert is_stable(steady, 0.02)

@@ -71,6 +71,14 @@ def test_names_come_from_a_list_and_counts_from_an_info_file(folder):
     assert images.skipped[0].endswith("000011: its class 2 is not one of the 2 classes")
 
 
+@pytest.mark.parametrize("count", ["1000000000000", "-1", "1e400"])
+def test_a_count_that_the_shards_cannot_hold_is_refused_before_memory_is_asked_for(folder, count):
+    split = {"filenames": ["train-0001.tar"], "num_samples": "COUNT"}
+    (folder / "_info.json").write_text(json.dumps({"splits": {"train": split}}).replace('"COUNT"', count))
+    with pytest.raises(DataError, match="num_samples"):
+        opened(folder)
+
+
 def damage(kind, data):
     middle = len(data) // 2 // 512 * 512
     return {"cut in an image": data[:middle + 100], "cut between files": data[:middle], "empty": b"",

@@ -196,6 +196,18 @@ def test_a_build_bar_makes_way_for_the_next_bar(monkeypatch):
     assert "timing kernels" in screen.file.getvalue() and "comparing" in screen.file.getvalue()
 
 
+def test_a_build_bar_starts_again_for_a_second_build(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(progress, "errors", lambda: screen)
+    with progress.BuildBar() as bar:
+        for _ in range(2):
+            bar.update(BuildStep("Building engine", 0, 0, 2))
+            [task] = bar._progress.tasks
+            assert bar._progress.live.is_started and (task.completed, task.total) == (0, 2)
+            bar.update(BuildStep("Building engine", 0, 2, 2))
+            assert not bar._progress.live.is_started
+
+
 FULL = DeployConfig(
     "rtx", ExportConfig(with_tokens=True, input="uint8", allow_large_k=True),
     PrecisionConfig("int8", rest="bfloat16", gate=False, max_drop=0.5),

@@ -3,6 +3,7 @@ import json
 import sys
 from types import ModuleType
 
+import pytest
 from helpers import needs_rtx
 
 from dyvit_deploy.inspect import doctor
@@ -29,6 +30,18 @@ def test_an_absent_backend_comes_with_its_pip_line(monkeypatch):
     without(monkeypatch, "openvino")
     row = state(diagnose(), "OpenVINO")
     assert row.state == MISSING and row.fix == "pip install 'dyvit-deploy[openvino]'"
+
+
+@pytest.mark.parametrize("metadata", [None, b"", b"\xff\xfe"])
+def test_damaged_packages_are_no_fault_of_a_backend(monkeypatch, tmp_path, metadata):
+    """An interrupted installation leaves such folders, of strangers and of libraries that are recorded in reports."""
+    for name in ("a_stranger", "scipy", "timm"):
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+        if metadata is not None:
+            (tmp_path / f"{name}-1.0.dist-info" / "METADATA").write_bytes(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+    report = diagnose()
+    assert state(report, "ONNX Runtime").state == READY and "timm" not in report.versions
 
 
 def test_a_backend_that_breaks_on_import_is_not_called_ready(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from dyvit_deploy.artifacts.files import sha256
 from dyvit_deploy.errors import ArtifactError
 from dyvit_deploy.model.checkpoint import load_model
-from dyvit_deploy.parity.against import compare_pixels
+from dyvit_deploy.parity.against import PixelComparison
 from dyvit_deploy.parity.reference import read_reference
 from dyvit_deploy.settings.preprocessing import Preprocess
 
@@ -299,5 +299,9 @@ def test_images_that_differ_by_one_step_of_a_colour_and_its_rounding_are_prepare
     half = Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3)
     own = np.full((1, 3, 2, 2), 0.3, np.float32)
     step = np.float32(1 / 255 / 0.5)
-    assert compare_pixels(own, own + step * np.float32(1.00001), half)[1] == ""
-    assert "prepared differently" in compare_pixels(own, own + 2 * step, half)[1]
+    pixels = PixelComparison(half)
+    pixels.add(own, own + step * np.float32(1.00001))
+    assert not pixels.failure
+    pixels.add(own, own + 2 * step)
+    pixels.add(own, own)
+    assert "prepared differently" in pixels.failure and pixels.error == pytest.approx(2 * step, rel=1e-5)

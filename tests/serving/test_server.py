@@ -1,19 +1,24 @@
 """Servers that are missing, too old, broken, or occupy a port: one sentence each."""
+import contextlib
 import http.server
 import json
 import os
 import socket
 import stat
 import threading
+import tracemalloc
 
+import numpy as np
 import pytest
-from helpers import dyvit, plan_file, tiny_checkpoint
+from helpers import dyvit, photo_folder, plan_file, tiny_checkpoint
 
 from dyvit_deploy.engine.config import BuildConfig
 from dyvit_deploy.errors import BackendError, ConfigError, MissingDependency
-from dyvit_deploy.serving import server
+from dyvit_deploy.serving import check, server
+from dyvit_deploy.serving.client import Address, Client, to_outputs
 from dyvit_deploy.serving.config import ServingConfig
 from dyvit_deploy.serving.export import export_repository
+from dyvit_deploy.serving.repository import read_repository
 from dyvit_deploy.serving.server import Ports, Server, check_version, find_triton
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is missing: pip install 'dyvit-deploy[triton]'")
@@ -70,6 +75,45 @@ def test_an_environment_with_numpy_2_is_refused_because_it_would_give_wrong_tens
         find_triton(tmp_path / "env")
 
 
+@pytest.mark.parametrize("known", ["", "/opt/mine:/opt/yours", ":/opt/mine:"])
+def test_the_libraries_of_the_user_stay_on_the_path_of_the_server(tmp_path, monkeypatch, known):
+    monkeypatch.setenv("LD_LIBRARY_PATH", known)
+    packages = tmp_path / "env/lib/site-packages"
+    script(packages / "pytriton/tritonserver/bin/tritonserver", "")
+    script(packages / "pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub", "")
+    probed = json.dumps(["1.26.4", "3.11", "/lib", str(packages)])
+    script(tmp_path / "env/bin/python", f"#!/bin/sh\necho '{probed}'\n")
+    environment = find_triton(tmp_path / "env").environment
+    own = ["/lib", str(packages / "nvidia_pytriton.libs")]
+    # An empty entry would be the current directory.
+    assert environment["LD_LIBRARY_PATH"].split(":") == own + [folder for folder in known.split(":") if folder]
+    assert environment["PATH"].split(":")[1:] == os.environ["PATH"].split(":")
+
+
+def test_kept_tokens_of_more_than_ten_stages_stay_in_order():
+    kept = {f"kept_{stage}": np.full((1, 1), stage) for stage in (10, 11, *range(10))}
+    outputs = to_outputs(kept | {"logits": np.zeros((1, 5), np.float32)})
+    assert [int(stage[0, 0]) for stage in outputs.kept] == list(range(12))
+
+
+def test_the_check_of_a_server_does_not_keep_the_images(tmp_path, repository):
+    [model] = read_repository(repository)
+    photo_folder(tmp_path / "photos", count=24, side=600)
+
+    def peak(count):
+        tracemalloc.start()
+        with contextlib.ExitStack() as stack:
+            images = check._encoded(str(tmp_path / "photos"), model, count)
+            checked = check._ModelCheck(stack, Address("nowhere"), model, images)
+            assert len(images) == count and len(checked.expected.logits) == count
+            found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found / 2**20
+    peak(4)
+    # Each image has 1.03 MiB of pixels.
+    assert peak(24) - peak(8) < 3
+
+
 @pytest.mark.parametrize("answering, words", [
     ({"name": "triton", "version": "2.10.0"}, "is version 2.10.0; its Python models need 2.51 or later"),
     ({"name": "something"}, "does not answer as a Triton"), ([1], "does not answer as a Triton"),
@@ -87,6 +131,18 @@ def test_a_server_that_is_not_there_is_one_sentence(repository):
         port = free.getsockname()[1]
     result = dyvit("serve", repository, "--check", "--url", f"127.0.0.1:{port}")
     assert result.exit_code == 1 and "check the address" in result.output
+
+
+def test_a_server_that_closes_the_connection_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        def close():
+            connection, _ = listening.accept()
+            connection.recv(1)
+            connection.close()
+        threading.Thread(target=close, daemon=True).start()
+        with pytest.raises(BackendError, match="Triton does not answer"), \
+                Client(Address(f"127.0.0.1:{listening.getsockname()[1]}")) as client:
+            client.infer("m", {"images": np.zeros((1, 3, 4, 4), np.float32)}, ["logits"])
 
 
 def test_a_port_that_is_taken_is_named(tmp_path, repository, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,9 @@ class TritonPythonModel:
         self._spec = json.loads(parameters["spec"]["string_value"], object_hook=lambda d: SimpleNamespace(**d))
         # Threads help, because Pillow releases Python's lock while it decodes.
         self._pool = ThreadPoolExecutor(self._spec.threads)
+        # All of them start now and work once, so that memory does not grow when load first needs the last one.
+        ready = threading.Barrier(self._spec.threads)
+        list(self._pool.map(lambda _: self._first(ready), range(self._spec.threads)))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         # All requests are started first, so that they overlap.
@@ -46,6 +50,13 @@ class TritonPythonModel:
                     for pixels in raw.as_numpy()]
         return [self._pool.submit(self._image, functools.partial(Image.open, io.BytesIO(content), formats=FORMATS))
                 for content in encoded.as_numpy().reshape(-1)]
+
+    def _first(self, ready: threading.Barrier) -> None:
+        """The first work of a thread, once all have started."""
+        ready.wait()
+        file = io.BytesIO()
+        Image.new("RGB", (512, 512)).save(file, "jpeg")
+        self._image(functools.partial(Image.open, file, formats=FORMATS))
 
     def _image(self, read: Any) -> np.ndarray:
         """uint8 [height, width, 3] of the model's size."""
