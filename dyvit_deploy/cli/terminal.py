@@ -20,6 +20,7 @@ from ..artifacts.reports import save_report
 from ..errors import ConfigError
 from ..machine.processes import is_first, rank
 from ..settings.notes import LOGGER
+from ..settings.tables import printable
 from .progress import console, errors
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def show_lines(lines: Iterable[str]) -> None:
 def note(*lines: str) -> None:
     """Lines for people, apart from the results; from the first of several processes."""
     for line in lines if is_first() else ():
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
 
 
 class NotesHandler(logging.Handler):
@@ -100,7 +101,8 @@ class NotesHandler(logging.Handler):
         text = record.getMessage()
         if text not in self._shown and is_first():
             self._shown.add(text)
-            errors().print(Text(text, "yellow" if record.levelno >= logging.WARNING else "dim"), soft_wrap=True)
+            style = "yellow" if record.levelno >= logging.WARNING else "dim"
+            errors().print(Text(printable(text), style), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -138,7 +140,7 @@ def _encoded(error: UnicodeError) -> tuple[bytes, int]:
 
 def complain(text: str) -> None:
     """The one sentence of an error, from any process."""
-    click.echo(f"dyvit{f' (rank {rank()})' if rank() else ''}: {text}", err=True)
+    click.echo(printable(f"dyvit{f' (rank {rank()})' if rank() else ''}: {text}"), err=True)
 
 
 def ask_for_report() -> None:
@@ -182,4 +184,4 @@ def kept_when_stopped(partial: Path | None) -> Iterator[None]:
 
 def step(text: str) -> None:
     """One line per step of long work, on standard error."""
-    errors().print(Text(f"{text} ...", "dim"), soft_wrap=True)
+    errors().print(Text(printable(f"{text} ..."), "dim"), soft_wrap=True)

@@ -6,6 +6,14 @@ from typing import Any
 from rich import table
 from rich.text import Text
 
+# Control characters, which would move the cursor of a terminal or colour it; lines and tabs are meant.
+ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7f, 0xa0)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters as \\x1b and the like: it may come from the name of a file."""
+    return text.translate(ESCAPED)
+
 
 class Table(table.Table):
     """A table of rich without markup and emoji codes.
@@ -25,4 +33,6 @@ class Table(table.Table):
 
 
 def _plain(content: Any) -> Any:
-    return Text(content) if isinstance(content, str) else content
+    if isinstance(content, Text) and printable(content.plain) != content.plain:
+        return Text(printable(content.plain), content.style)
+    return Text(printable(content)) if isinstance(content, str) else content

@@ -35,6 +35,8 @@ VALID = {Path: Path, ModelConfig: lambda name: tiny_config(name=name),
              (BatchProfile(1, 1, 1, name),), {name: ["float32", [None, 3]]}, {name: ["float32", [None]]},
              {name: "float32"}, {"file": name}, name)}
 FIELDS = {"Backend.state": lambda _: READY, "SweepRow.run": lambda _: 0, "Artifact.rejected": lambda name: (name,),
+          "Artifact.precision": lambda _: "int8", "Artifact.backend": lambda _: "onnx",
+          "Artifact.file": lambda name: name.replace("/", ""),
           "Verdict.state": lambda _: FAIL, "Ranges.method": lambda _: "max",
           "SweepReport.runs": lambda name: ({"machine": {"processor": name, "logical_cores": 2}},)}
 BRACKETS, CLOSING = "zzq[bold]x:cat:", "a[/b]"
@@ -150,3 +152,13 @@ def test_charts_show_dollars_as_they_are(tmp_path, name):
     pytest.importorskip("matplotlib")
     bar_chart(tmp_path / "chart.svg", [name, "b"], [1.0, 2.0], f"title {name}", "ms")
     assert (tmp_path / "chart.svg").stat().st_size
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path):
+    """They would clear it, colour it, or write over what is there."""
+    name = "a\x1b[31m\x9bb\r.safetensors"
+    tiny_checkpoint(tmp_path).rename(tmp_path / name)
+    shown = [dyvit("inspect", tmp_path / name), dyvit("inspect", tmp_path / name.upper())]
+    assert [result.exit_code for result in shown] == [0, 1]
+    for result in shown:
+        assert "\\x1b[31" in result.output.lower() and not set(result.output) & set("\x1b\x9b\r")
