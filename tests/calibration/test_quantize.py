@@ -15,6 +15,7 @@ from dyvit_deploy.data.open import open_images
 from dyvit_deploy.errors import DataError, ExportError
 from dyvit_deploy.graph.names import SCORE_PATH
 from dyvit_deploy.graph.read import load_graph, matrix_products, product_precisions, summary
+from dyvit_deploy.runners.base import ForeignImages
 from dyvit_deploy.runners.ort import OrtRunner
 
 
@@ -24,7 +25,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantize")
     graph, photos = tiny_graph(folder), photo_folder(folder / "photos", 8)
     ranges = calibrate(graph, CalibrationConfig(str(photos), method="mse", attention=True))
-    [batch] = open_images(str(photos), ranges, limit=2).batches(2)
+    [batch] = open_images(str(photos), ForeignImages(ranges.image_size, ranges.preprocess), limit=2).batches(2)
     return graph, quantizable(load_graph(graph)), ranges, OrtRunner(graph).prepare(batch.images)
 
 

@@ -17,6 +17,7 @@ from dyvit_deploy.errors import ArtifactError, ConfigError, DataError
 from dyvit_deploy.export.config import ExportConfig
 from dyvit_deploy.export.onnx import export_onnx
 from dyvit_deploy.graph.read import load_graph, weights_fingerprint
+from dyvit_deploy.runners.base import ForeignImages
 from dyvit_deploy.runners.ort import OrtRunner
 
 
@@ -120,7 +121,7 @@ def test_a_folder_of_noise_is_recognised_and_photos_are_not(made):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     assert (np.abs(neighbour_correlation(noise)) < 0.1).all()
-    [batch] = open_images(str(made[1]), made[2]).batches(100)
+    [batch] = open_images(str(made[1]), ForeignImages(made[2].image_size, made[2].preprocess)).batches(100)
     assert (neighbour_correlation(batch.images) > 0.8).all()
     with pytest.raises(DataError, match="is noise"):
         check_images("x", list("abcde"), neighbour_correlation(noise).tolist(), False)

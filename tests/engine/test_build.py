@@ -231,7 +231,7 @@ def test_other_free_dimensions_are_refused(tmp_path):
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_engine(graphs, tmp_path, monkeypatch):
     build_engine(graphs("float32"), tmp_path / "e.plan", "rtx")
     before = (tmp_path / "e.plan").read_bytes(), sidecar_path(tmp_path / "e.plan").read_text()
-    monkeypatch.setattr(engine.sidecar, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(engine.sidecar, "json_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(ArtifactError, match=r"could not be written .*No space left.*free space"):
         build_engine(graphs("float32"), tmp_path / "e.plan", "rtx", BuildConfig(TWO))
     assert before == ((tmp_path / "e.plan").read_bytes(), sidecar_path(tmp_path / "e.plan").read_text())

@@ -124,7 +124,7 @@ def test_two_processes_evaluate_as_one_does(tmp_path):
                           "-m", "dyvit_deploy", *command, str(tmp_path / "two.json")],
                          capture_output=True, text=True, cwd=ROOT, timeout=HANGS)
     assert two.returncode == 0, two.stderr
-    assert two.stdout.count("top-1") == 1 and two.stderr.count("broken.png") == 1
+    assert two.stdout.count("│ top-1 ") == 1 and two.stderr.count("broken.png") == 1
     alone, shared = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert shared.pop("dyvit")["files"] == alone.pop("dyvit")["files"]  # the commands differ
     assert shared.pop("processes") == 2 and alone.pop("processes") == 1 and alone["images"] == 11

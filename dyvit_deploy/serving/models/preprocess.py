@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
@@ -55,7 +56,8 @@ class TritonPythonModel:
         """The first work of a thread, once all have started."""
         ready.wait()
         file = io.BytesIO()
-        Image.new("RGB", (512, 512)).save(file, "jpeg")
+        side = min(512, math.isqrt(self._spec.max_pixels))
+        Image.new("RGB", (side, side)).save(file, "jpeg")
         self._image(functools.partial(Image.open, file, formats=FORMATS))
 
     def _image(self, read: Any) -> np.ndarray:
