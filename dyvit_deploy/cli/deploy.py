@@ -1,6 +1,7 @@
 """The commands from a checkpoint to an artifact: export, build, refit, calibrate, sensitivity, and quickstart."""
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 
@@ -144,12 +145,15 @@ def sensitivity(model: str, precision: str, chart: str | None, calibration: Cali
     """Show which layers of a float32 ONNX file cost accuracy, one at a time."""
     from ..calibration.sensitivity import measure_sensitivity
 
-    report = measure_sensitivity(model, precision, calibration, show_progress)
-    show(report, json_file)
-    skipped_notes(report.skipped)
-    if chart:
-        report.chart(chart)
-        note(f"Drawn to {chart}.")
+    with contextlib.ExitStack() as stack:
+        for file in filter(None, (json_file, chart)):
+            stack.enter_context(sole_use(file))
+        report = measure_sensitivity(model, precision, calibration, show_progress)
+        show(report, json_file)
+        skipped_notes(report.skipped)
+        if chart:
+            report.chart(chart)
+            note(f"Drawn to {chart}.")
 
 
 def export_triton(checkpoint: str, out: str, serving: ServingConfig, config: DeployConfig, load: LoadConfig,
