@@ -31,6 +31,9 @@ class TimedArtifact:
     load: LoadConfig = LoadConfig()
 
 
+# Rewrites of what drops tokens, which a dense model does not have.
+OF_DROPPING = frozenset({"split-predictor", "one-gather"})
+NONE: frozenset[str] = frozenset()
 # Writes the dense backbone of a candidate's model for the same backend. Takes the candidate, the path to write without
 # its suffix, and whether to apply the candidate's rewrites; returns the path with it.
 DenseMaker = Callable[[TimedArtifact, Path, bool], Path]
@@ -60,44 +63,52 @@ def with_baselines(candidates: list[TimedArtifact], given: str | Path | None, fo
             candidate.baseline = baseline
         return [baseline, *candidates], []
     notes: list[str] = []
-    built: list[TimedArtifact] = []
-    dense = {(_match_key(c), _is_rewritten(c)): c for c in candidates if c.runner.facts and _is_baseline(c)}
-
-    def find(candidate: TimedArtifact, rewritten: bool) -> TimedArtifact | None:
-        key = _match_key(candidate), rewritten
-        if key not in dense and make_dense is not None:
-            made = opened(make_dense(candidate, folder / f"dense-{len(built)}", rewritten), plain=True)
-            assert candidate.runner.facts is not None
-            made.runner.name = f"dense {candidate.runner.facts.model.name}{', rewritten' * rewritten}"
-            made.stand_in, dense[key] = True, made
-            built.append(made)
-            if rewritten:
-                made.baseline = find(candidate, False)
-        return dense.get(key)
-
+    dense = _Dense(candidates, folder, opened, make_dense)
     for candidate in candidates:
-        runner = candidate.runner
+        runner, rewrites = candidate.runner, _rewrites(candidate)
         if runner.facts is None:
             notes.append(f"{runner.name} was not written by dyvit, so its dense baseline is unknown; pass --baseline "
                          "FILE to compare it with another artifact.")
-            continue
-        own, rewritten = _is_baseline(candidate), _is_rewritten(candidate)
-        if own and not rewritten:
+        elif _is_baseline(candidate) and not rewrites:
             notes.append(f"{runner.name} drops no tokens: it is its own baseline.")
-            continue
-        try:
-            candidate.baseline = find(candidate, False)
-            candidate.rewritten = find(candidate, True) if rewritten and not own else None
-        except (MissingDependency, ExportError, BackendError) as error:
-            # Only an engine's baseline may need a library or a GPU that is missing here.
-            if not is_engine(candidate.path):
-                raise
-            notes.append(f"{runner.name} has no dense baseline here ({str(error).rstrip('.')}); pass --baseline FILE "
-                         "to compare it.")
-            continue
-        if candidate.baseline is None:
-            notes.append(f"{runner.name} has no dense baseline; pass one to compare it.")
-    return [*built, *candidates], notes
+        else:
+            try:
+                candidate.baseline = dense.find(candidate, NONE)
+                if rewrites and not _is_baseline(candidate):
+                    candidate.rewritten = dense.find(candidate, rewrites)
+                reason = "has no dense baseline; pass one to compare it." if candidate.baseline is None else ""
+            except (MissingDependency, ExportError, BackendError) as error:
+                # Only an engine's baseline may need a library or a GPU that is missing here.
+                if not is_engine(candidate.path):
+                    raise
+                reason = f"has no dense baseline here ({str(error).rstrip('.')}); pass --baseline FILE to compare it."
+            notes += [f"{runner.name} {reason}"] if reason else []
+    return [*dense.made, *candidates], notes
+
+
+class _Dense:
+    """The dense artifacts that others are compared with: those among the candidates, and those `made` for them."""
+
+    def __init__(self, candidates: list[TimedArtifact], folder: Path, opened: Callable[..., TimedArtifact],
+                 make: DenseMaker | None) -> None:
+        self.made: list[TimedArtifact] = []
+        self._folder, self._opened, self._make = folder, opened, make
+        self._known = {(_match_key(c), _rewrites(c)): c for c in candidates if c.runner.facts and _is_baseline(c)}
+
+    def find(self, candidate: TimedArtifact, rewrites: frozenset[str]) -> TimedArtifact | None:
+        """The dense artifact for `candidate` with these rewrites, all of the candidate's or NONE; None if it cannot be
+        made."""
+        key = _match_key(candidate), rewrites
+        if key not in self._known and self._make is not None:
+            path = self._folder / f"dense-{len(self.made)}"
+            made = self._opened(self._make(candidate, path, bool(rewrites)), plain=True)
+            assert candidate.runner.facts is not None
+            made.runner.name = f"dense {candidate.runner.facts.model.name}{', rewritten' if rewrites else ''}"
+            made.stand_in, self._known[key] = True, made
+            self.made.append(made)
+            if rewrites:
+                made.baseline = self.find(candidate, NONE)
+        return self._known.get(key)
 
 
 def _is_baseline(candidate: TimedArtifact) -> bool:
@@ -106,10 +117,11 @@ def _is_baseline(candidate: TimedArtifact) -> bool:
     return bool(runner.facts and runner.facts.dense) and (_keeps_precision(candidate) or runner.precision == "float32")
 
 
-def _is_rewritten(candidate: TimedArtifact) -> bool:
-    """True for a graph with rewrites that a runtime does not make itself."""
+def _rewrites(candidate: TimedArtifact) -> frozenset[str]:
+    """The rewrites of a graph that its dense model can have, too. What runs with PyTorch or TensorRT counts as without:
+    these fuse what they want themselves."""
     facts = candidate.runner.facts
-    return bool(facts and facts.forms) and not _keeps_precision(candidate)
+    return NONE if facts is None or _keeps_precision(candidate) else frozenset(facts.forms) - OF_DROPPING
 
 
 def _keeps_precision(candidate: TimedArtifact) -> bool:

@@ -1,10 +1,13 @@
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import fake_runner, needs_openvino, tiny_checkpoint
+from helpers import fake_runner, needs_openvino, tiny_checkpoint, tiny_model
 
 from dyvit_deploy.bench import run as bench_module, timing as timing_module
+from dyvit_deploy.bench.baselines import TimedArtifact, with_baselines
 from dyvit_deploy.bench.config import BenchConfig
 from dyvit_deploy.bench.process import make_feed, measure_start
 from dyvit_deploy.bench.report import Timing
@@ -159,6 +162,29 @@ def test_dense_artifacts_in_the_list_serve_as_baselines(files, tmp_path):
     assert tiny.ceiling > 1 and tiny.speedup == pytest.approx(plain.latency_ms_p50 / tiny.latency_ms_p50)
     assert tiny.speedup_rewritten == pytest.approx(rewritten.latency_ms_p50 / tiny.latency_ms_p50)
     assert plain.speedup is None and rewritten.speedup and rewritten.speedup_rewritten is None
+
+
+def test_a_graph_is_compared_with_a_dense_one_of_its_own_rewrites(tmp_path):
+    _, facts = tiny_model()
+    forms = {"all": ("split-predictor", "fold-scale", "read-block"), "some": ("split-predictor", "fold-scale"),
+             "of dropping alone": ("split-predictor", "one-gather"), "none": ()}
+
+    def artifact(name, forms, prune):
+        runner = SimpleNamespace(name=name, facts=dataclasses.replace(facts, forms=forms, prune=prune), label="ort",
+                                 backend="ONNX Runtime", precision="float32", input=SimpleNamespace(dtype="float32"))
+        return TimedArtifact(runner, f"{name}.onnx", 1.0)
+
+    def make(candidate, path, rewritten):
+        made[path] = artifact(path.name, candidate.runner.facts.forms if rewritten else (), None)
+        return path
+    made: dict = {}
+    candidates = [artifact(name, found, facts.prune) for name, found in forms.items()]
+    with_baselines(candidates, None, tmp_path, lambda path, plain: made[path], make)
+    everything, some, dropping, none = candidates
+    assert len(made) == 3 and len({id(c.baseline) for c in candidates}) == 1
+    assert everything.rewritten.runner.facts.forms == forms["all"]
+    assert some.rewritten.runner.facts.forms == forms["some"]
+    assert dropping.rewritten is none.rewritten is None and everything.rewritten.baseline is everything.baseline
 
 
 def timing(name, precision, ms, backend="ONNX Runtime cpu", batch=8, gmacs=3.0, speedup=None, stand_in=False):
